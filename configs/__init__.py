@@ -1,0 +1,1 @@
+"""Settings: their definition, loading, presets; and the family of errors."""

@@ -1,0 +1,330 @@
+"""Every setting of HybridMedNet: its name, type, default and help text stand here and nowhere else.
+
+Edit the defaults below, write a YAML file (see configs/*.yaml), or say `--set SECTION.key=value`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from configs.errors import ConfigError
+from configs.section import Section
+
+SAMPLE_FOLDER = "./data/sample_chest_xray"
+
+
+def _setting(default: Any, help_text: str, **limits: Any) -> Any:
+    return Field(default, description=help_text, **limits)
+
+
+class GradientCheckpointing(Section):
+    """Recompute activations in the backward pass instead of keeping them."""
+
+    section_name: ClassVar[str] = "MODEL.gradient_checkpointing"
+
+    enabled: bool = _setting(False, "Trade compute for memory by recomputing activations.")
+
+
+class ModelSettings(Section):
+    """The network: backbone → (FPN) → attention → fusion → head."""
+
+    section_name: ClassVar[str] = "MODEL"
+
+    name: str = _setting("HybridMedNet", "Name of the model; begins the name of a run's folder.")
+    task: Literal["multi_label", "multi_class", "binary"] = _setting(
+        "multi_label", "multi_label: findings side by side; multi_class: exactly one; binary. Unset: as the data are."
+    )
+    input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = _setting(
+        (224, 224),
+        "Height and width the network is built for; follows DATA.image_size where only that is set.",
+    )
+    in_channels: Literal[1, 3] = _setting(3, "Channels of the network's input; pictures are converted.")
+    num_classes: PositiveInt = _setting(14, "Outputs of the head; taken from the data where it is not set.")
+    num_coarse_classes: PositiveInt = _setting(3, "Coarse outputs; follows coarse_groups where they are used.")
+    coarse_groups: dict[str, list[str]] | None = _setting(
+        None, "Coarse class → its findings. Null: 'any finding' and 'no finding'."
+    )
+    backbone: str = _setting("convnext_base", "Any name that models.backbones.list_backbones() gives.")
+    pretrained: bool | str = _setting(True, "true: the published weights; false: random; or a path to a file.")
+    fpn: Literal["auto"] | bool = _setting("auto", "Feature pyramid network; auto: for classic ResNets.")
+    fpn_channels: PositiveInt = _setting(256, "Channels of every level of the feature pyramid network.")
+    fusion_channels: PositiveInt = _setting(512, "Channels after fusion: the width of the vector the head reads.")
+    fusion_stride: Literal["auto", 4, 8, 16, 32] = _setting(
+        "auto", "Stride at which levels are fused; auto: 4 for classic ResNets, else 16."
+    )
+    dropout: float = _setting(0.5, "Dropout in the head.", ge=0, lt=1)
+    drop_path: float = _setting(0.0, "Stochastic depth in the backbone.", ge=0, lt=1)
+    hierarchical: bool = _setting(False, "A coarse output beside the findings, which feeds them.")
+    attention: Literal["auto", "none", "cbam", "multi_scale", "cross_scale"] = _setting(
+        "auto", "auto: CBAM for classic ResNets, else as the two switches below say."
+    )
+    use_modern_attention: bool = _setting(True, "With attention: auto. False: CBAM.")
+    use_cross_scale_attention: bool = _setting(True, "With attention: auto. False: multi_scale.")
+    num_heads: PositiveInt = _setting(8, "Heads of multi_scale and cross_scale attention.")
+    gradient_checkpointing: GradientCheckpointing = Field(
+        default_factory=GradientCheckpointing, description="Recompute activations to save memory."
+    )
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _bool_words(cls, value: Any) -> Any:
+        return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+class TrainSettings(Section):
+    """The optimisation."""
+
+    section_name: ClassVar[str] = "TRAIN"
+
+    batch_size: PositiveInt = _setting(32, "Pictures in a micro-batch.")
+    epochs: PositiveInt = _setting(50, "Passes over the training split.")
+    optimizer: Literal["adamw", "sgd"] = _setting("adamw", "No weight decay on norms and biases in either.")
+    learning_rate: float = _setting(1e-4, "Peak learning rate.", gt=0)
+    min_learning_rate: float = _setting(0.0, "Where cosine and plateau end.", ge=0)
+    weight_decay: float = _setting(1e-4, "Decoupled for adamw, L2 for sgd.", ge=0)
+    momentum: float = _setting(0.9, "Momentum of sgd.", ge=0, lt=1)
+    lr_scheduler: Literal["cosine", "onecycle", "plateau", "constant"] = _setting(
+        "cosine", "How the learning rate goes on after the warm-up."
+    )
+    warmup_epochs: float = _setting(5, "Epochs of linear warm-up (parts of one are allowed).", ge=0)
+    plateau_patience: PositiveInt = _setting(3, "plateau: epochs without a better score before a cut.")
+    plateau_factor: float = _setting(0.3, "plateau: what the learning rate is multiplied by.", gt=0, lt=1)
+    gradient_accumulation_steps: PositiveInt = _setting(1, "Micro-batches in one optimizer step.")
+    gradient_clip_norm: float | None = _setting(1.0, "Largest global gradient norm; null: no clipping.", gt=0)
+    mixed_precision: bool | Literal["auto", "bf16", "fp16"] = _setting(
+        True, "true or auto: bf16 where the hardware has it, else fp16 on CUDA, else float32."
+    )
+    ema_decay: float = _setting(0.0, "Decay of the moving average of weights used to evaluate; 0: none.", ge=0, lt=1)
+    early_stopping_patience: NonNegativeInt = _setting(10, "Epochs without a better score; 0: never stop early.")
+    max_nonfinite_steps: PositiveInt = _setting(10, "Steps in a row with NaN or Inf before the run stops.")
+    channels_last: Literal["auto"] | bool = _setting("auto", "Memory format; auto: for convolutional backbones.")
+    compile: bool = _setting(False, "torch.compile the model.")
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    seed: NonNegativeInt = _setting(0, "Seed of weights, splits, order and augmentation.")
+
+
+class DataSettings(Section):
+    """Pictures, labels, splits and how they become tensors."""
+
+    section_name: ClassVar[str] = "DATA"
+
+    data_dir: str | None = _setting(SAMPLE_FOLDER, "Folder or .npz; null or the sample folder: made if missing.")
+    labels_file: str | None = _setting(None, "Labels CSV; null: labels.csv in data_dir.")
+    format: Literal["auto", "csv", "nih", "folders", "medmnist"] = _setting("auto", "auto: recognised.")
+    class_names: list[str] | None = _setting(None, "The classes, in order; null: taken from the data.")
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = _setting(
+        224, "Side, or height and width, of the network's input in pixels."
+    )
+    resize: Literal["stretch", "letterbox"] = _setting("stretch", "letterbox keeps the aspect and pads with black.")
+    mean: list[float] | None = _setting(None, "Channel means of the [0, 1] picture; null: the backbone's.")
+    std: list[float] | None = _setting(None, "Channel deviations; null: the backbone's.")
+    num_workers: NonNegativeInt = _setting(4, "Processes that load; 0: the training process itself.")
+    train_split: float = _setting(0.7, "Share of patients to train on, where the data bring no split.", gt=0, lt=1)
+    val_split: float = _setting(0.15, "Share of patients to validate on.", gt=0, lt=1)
+    test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
+    allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
+    allow_missing_images: bool = _setting(False, "Train without the listed files that are missing (counted).")
+    max_bad_images: NonNegativeInt = _setting(0, "How many undecodable pictures to tolerate, each named.")
+    uncertain_labels: Literal["ignore", "zeros", "ones", "smooth"] = _setting(
+        "ignore", "What -1 means: masked, 0, 1, or a soft 0.55–0.85 in training (masked in evaluation)."
+    )
+    augment: bool = _setting(True, "Random changes of training pictures.")
+    use_albumentations: bool = _setting(False, "Augment by albumentations instead of the light affine one.")
+    horizontal_flip: float = _setting(
+        0.0, "Probability of a mirror image; laterality matters in chest films.", ge=0, le=1
+    )
+    sample_count: PositiveInt = _setting(1200, "Pictures to draw when the sample data are made.")
+    sample_size: int = _setting(128, "Their side in pixels.", ge=64, le=512)
+
+
+class LossSettings(Section):
+    """What is minimised: masked, in float32, mean over valid labels."""
+
+    section_name: ClassVar[str] = "LOSS"
+
+    type: Literal["bce", "focal", "asymmetric", "cross_entropy"] = _setting(
+        "bce", "cross_entropy goes with task: multi_class, and only with it."
+    )
+    pos_weight: Literal["auto"] | list[float] | None = _setting(
+        None, "Weight of positives in bce: a list, or auto = negatives / positives of the training split."
+    )
+    label_smoothing: float = _setting(0.0, "Towards 0.5 (multi-label) or uniform (multi-class).", ge=0, lt=1)
+    focal_gamma: float = _setting(2.0, "Focal loss: focusing exponent.", ge=0)
+    asymmetric_gamma_positive: float = _setting(0.0, "Asymmetric loss: exponent on positives.", ge=0)
+    asymmetric_gamma_negative: float = _setting(4.0, "Asymmetric loss: exponent on negatives.", ge=0)
+    asymmetric_clip: float = _setting(0.05, "Asymmetric loss: probability margin on negatives.", ge=0, lt=1)
+    coarse_weight: float = _setting(0.4, "Hierarchical: weight of the coarse loss.", ge=0)
+    fine_weight: float = _setting(0.6, "Hierarchical: weight of the loss of the findings.", ge=0)
+    consistency_weight: float = _setting(0.2, "Hierarchical: weight of coarse-fine disagreement.", ge=0)
+
+
+class CheckpointSettings(Section):
+    """What is kept of a run."""
+
+    section_name: ClassVar[str] = "CHECKPOINT"
+
+    save_dir: str = _setting("./checkpoints", "One folder a run is made in here.")
+    save_freq: NonNegativeInt = _setting(5, "Also keep epoch_NNNN.pth every so many epochs; 0: none.")
+    save_best: bool = _setting(True, "Keep best_model.pth by mean AUROC on the validation split.")
+
+
+class LoggingSettings(Section):
+    """What is said, where."""
+
+    section_name: ClassVar[str] = "LOGGING"
+
+    log_dir: str = _setting("./logs", "TensorBoard files, one folder a run.")
+    tensorboard: bool = _setting(True, "Write TensorBoard scalars.")
+    print_freq: PositiveInt = _setting(10, "Optimizer steps between plain log lines and scalars.")
+    format: Literal["text", "json"] = _setting("text", "Log lines as text, or one JSON object a line.")
+    progress: Literal["auto", "bar", "plain"] = _setting("auto", "auto: a bar on a terminal, lines elsewhere.")
+    run_name: str | None = _setting(None, "Folder of the run; null: name, backbone, attention and time.")
+
+
+class Config(Section):
+    """All settings; two instances share nothing. See `from_yaml` for files and overrides."""
+
+    MODEL: ModelSettings = Field(default_factory=ModelSettings)
+    TRAIN: TrainSettings = Field(default_factory=TrainSettings)
+    DATA: DataSettings = Field(default_factory=DataSettings)
+    LOSS: LossSettings = Field(default_factory=LossSettings)
+    CHECKPOINT: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    LOGGING: LoggingSettings = Field(default_factory=LoggingSettings)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+        """Read a YAML file, then apply overrides such as 'TRAIN.batch_size=16'.
+
+        Raises ConfigError that lists every problem of file and overrides at once.
+        """
+        from configs.loading import load_config
+
+        return load_config(path, overrides)
+
+    @classmethod
+    def from_overrides(cls, overrides: list[str] | tuple[str, ...]) -> Config:
+        """The defaults with overrides such as 'MODEL.backbone=resnet50'."""
+        from configs.loading import load_config
+
+        return load_config(None, overrides)
+
+    def to_yaml(self) -> str:
+        """Every setting, as YAML that `from_yaml` reads back to an equal Config.
+
+        Settings that follow from others are left out while nobody has set or resolved them.
+        """
+        import yaml
+
+        settings = self.model_dump(mode="json")
+        for section, key in _DERIVED:
+            if not self[section].is_set(key):
+                del settings[section][key]
+        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the network's input, from DATA.image_size and MODEL.input_size.
+
+        Raises ConfigError where both are given and differ.
+        """
+        data, model = _pair(self.DATA.image_size), _pair(self.MODEL.input_size)
+        if self.DATA.is_set("image_size") and self.MODEL.is_set("input_size") and data != model:
+            raise ConfigError(f"DATA.image_size {data} and MODEL.input_size {model} differ: set one, or both alike")
+        return model if self.MODEL.is_set("input_size") else data
+
+    def without_pretrained(self) -> Config:
+        """A copy for a model whose weights all come from a checkpoint."""
+        config = self.model_copy(deep=True)
+        config.MODEL.pretrained = False
+        return config
+
+    def problems(self) -> list[str]:
+        """Contradictions between settings that are each fine alone; empty where there are none."""
+        found = []
+        total = self.DATA.train_split + self.DATA.val_split + self.DATA.test_split
+        if abs(total - 1) > 1e-6:
+            found.append(f"DATA.train_split + val_split + test_split is {total:g}: they must add up to 1")
+        multi_class = self.MODEL.task == "multi_class"
+        if self.LOSS.is_set("type") and multi_class != (self.LOSS.type == "cross_entropy"):
+            fit = "cross_entropy" if multi_class else "bce, focal or asymmetric"
+            found.append(f"LOSS.type: '{self.LOSS.type}' does not fit MODEL.task '{self.MODEL.task}': use {fit}")
+        if self.LOSS.pos_weight is not None and self.LOSS.type != "bce":
+            found.append(f"LOSS.pos_weight works with LOSS.type 'bce' only, not '{self.LOSS.type}'")
+        if self.MODEL.hierarchical and self.MODEL.task != "multi_label":
+            found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{self.MODEL.task}'")
+        if self.MODEL.gradient_checkpointing.enabled:
+            found.append("MODEL.gradient_checkpointing.enabled: this version cannot recompute activations yet; false")
+        for key in ("mean", "std"):
+            values = self.DATA[key]
+            if values is not None and len(values) not in (1, self.MODEL.in_channels):
+                found.append(f"DATA.{key} has {len(values)} values for MODEL.in_channels={self.MODEL.in_channels}")
+        if self.DATA.std and min(self.DATA.std) <= 0:
+            found.append(f"DATA.std {self.DATA.std} must be positive")
+        try:
+            self.image_shape()
+        except ConfigError as error:
+            found.append(str(error))
+        return found
+
+    def resolve(self, class_names: tuple[str, ...], exclusive: bool = False) -> Config:
+        """A copy in which what depends on the data and on other settings is written out.
+
+        class_names: the classes the data have; exclusive: each picture has exactly one of them.
+        Raises ConfigError where they contradict the settings.
+        """
+        config = self.model_copy(deep=True)
+        count = len(class_names)
+        if self.MODEL.is_set("num_classes") and self.MODEL.num_classes != count:
+            raise ConfigError(
+                f"MODEL.num_classes is {self.MODEL.num_classes}, but the data have {count} classes "
+                f"({', '.join(class_names[:20])}): leave it unset, or name the classes in DATA.class_names"
+            )
+        if not self.MODEL.is_set("task"):
+            config.MODEL.task = "multi_class" if exclusive else "binary" if count == 1 else "multi_label"
+        if config.MODEL.task == "binary" and count != 1:
+            raise ConfigError(f"MODEL.task 'binary' needs one class, the data have {count}: use multi_class")
+        config.MODEL.num_classes = count
+        config.DATA.class_names = list(class_names)
+        config.MODEL.input_size = config.DATA.image_size = self.image_shape()
+        if config.MODEL.task == "multi_class" and not self.LOSS.is_set("type"):
+            config.LOSS.type = "cross_entropy"
+        if config.MODEL.hierarchical:
+            config.MODEL.num_coarse_classes = _coarse_count(config, class_names)
+        problems = config.problems()
+        if problems:
+            raise ConfigError("with these data the configuration has problems:\n  " + "\n  ".join(problems))
+        return config
+
+
+# Settings whose default gives way to the data or to another setting; `resolve` writes them out.
+_DERIVED = (
+    ("MODEL", "task"),
+    ("MODEL", "input_size"),
+    ("MODEL", "num_classes"),
+    ("MODEL", "num_coarse_classes"),
+    ("DATA", "image_size"),
+    ("LOSS", "type"),
+)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _coarse_count(config: Config, class_names: tuple[str, ...]) -> int:
+    groups = config.MODEL.coarse_groups
+    for name, members in (groups or {}).items():
+        unknown = sorted(set(members) - set(class_names))
+        if unknown or not members:
+            raise ConfigError(
+                f"MODEL.coarse_groups: '{name}' names {unknown or 'nothing'}; the classes are {', '.join(class_names)}"
+            )
+    count = len(groups) if groups else 2
+    if config.MODEL.is_set("num_coarse_classes") and config.MODEL.num_coarse_classes != count:
+        raise ConfigError(
+            f"MODEL.num_coarse_classes is {config.MODEL.num_coarse_classes}, but MODEL.coarse_groups makes {count}: "
+            "leave num_coarse_classes unset, or name as many groups"
+        )
+    return count

@@ -1,0 +1,30 @@
+"""The one family of errors that a user can cause or cure; scripts print the message and exit with `exit_code`.
+
+It lives here, at the bottom of the import graph, because `configs` may import no other folder.
+"""
+
+
+class HybridMedNetError(Exception):
+    """Base of all errors with a message for the user: what, which value, what is allowed, what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(HybridMedNetError):
+    """A config file, an override or an assignment is wrong."""
+
+
+class DataError(HybridMedNetError):
+    """Pictures, labels or splits are missing, contradictory or unreadable."""
+
+
+class ModelError(HybridMedNetError):
+    """A model cannot be built as asked, or its weights cannot be had."""
+
+
+class CheckpointError(HybridMedNetError):
+    """A checkpoint cannot be written, read or used."""
+
+
+class TrainingError(HybridMedNetError):
+    """Training cannot go on, for instance because the loss is no longer finite."""

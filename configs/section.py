@@ -1,0 +1,168 @@
+"""A typed group of settings that reads like a dict and names every mistake in the user's words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from configs.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Settings with types, defaults and help; `section.key`, `section['key']` and `section.get('key')` all work.
+
+    Every assignment is checked: an unknown key or a bad value is a ConfigError and changes nothing.
+    """
+
+    section_name: ClassVar[str] = "Config"
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError(f"{str(value).lower()} is not a value for this key")
+        return value
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        try:
+            super().__setattr__(key, value)
+        except ValidationError as error:
+            raise ConfigError("; ".join(describe_errors(error, type(self), self.section_name))) from None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self, key, value)
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in type(self).model_fields:
+            raise ConfigError(unknown_name(f"{self.section_name}.{key}", key, type(self).model_fields))
+        return getattr(self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of `key`, or `default` where there is no such key."""
+        return getattr(self, key) if key in self.keys() else default
+
+    def __contains__(self, key: object) -> bool:
+        return key in type(self).model_fields
+
+    def keys(self) -> list[str]:
+        """The names of all settings, in the order of their definition."""
+        return list(type(self).model_fields)
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(self.keys())
+
+    def items(self) -> list[tuple[str, Any]]:
+        """(name, value) pairs."""
+        return [(key, getattr(self, key)) for key in self.keys()]
+
+    def is_set(self, key: str) -> bool:
+        """Whether a file, an override or an assignment gave `key`, rather than its default."""
+        return key in self.model_fields_set
+
+
+def unknown_name(where: str, name: str, known: Iterable[str]) -> str:
+    """'unknown setting TRAIN.batchsize: did you mean 'batch_size'?', or the list of what there is."""
+    names = list(known)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}"
+    return f"unknown setting {where}: {hint}"
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+    """One sentence a problem: which key, which value, what is allowed. Problems of a union are told once."""
+    problems: dict[str, str] = {}
+    for detail in error.errors():
+        key, field_model = _locate(detail, model)
+        text = _describe(detail, field_model, f"{where}.{key}", key.rsplit(".", 1)[-1])
+        if key in problems and "is not allowed" in problems[key]:
+            continue
+        problems[key] = text
+    return list(problems.values())
+
+
+def _locate(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    """The dotted name of the setting an error is about, and the section it belongs to."""
+    path, current = [], model
+    for part in detail["loc"]:
+        path.append(str(part))
+        field = current.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            break
+        current = field.annotation
+    return ".".join(path), current
+
+
+def _describe(detail: ErrorDetails, model: type[BaseModel], where: str, key: str) -> str:
+    if detail["type"] in ("extra_forbidden", "no_such_attribute"):
+        return unknown_name(where, key, model.model_fields)
+    field = model.model_fields.get(key)
+    if field is None:
+        return f"{where}: {detail['msg']}"
+    allowed = allowed_values(field)
+    value = detail["input"] if len(detail["loc"]) <= 1 or not isinstance(detail["input"], dict) else "a mapping"
+    close = difflib.get_close_matches(str(value).lower(), _choices(field.annotation), n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{where}: {value!r} is not allowed: {allowed}{hint}"
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The strings that an annotation lists as literals, however deep in unions."""
+    found = [arg for arg in get_args(annotation) if isinstance(arg, str)]
+    for arg in get_args(annotation):
+        if not isinstance(arg, str):
+            found += _choices(arg)
+    return found
+
+
+_TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+_BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+
+
+def allowed_values(field: Any) -> str:
+    """What a field takes, in words: 'a whole number at least 1', 'one of cosine, constant', 'text or null'."""
+    words = _type_words(field.annotation)
+    bounds = [
+        f"{text} {getattr(rule, name):g}"
+        for rule in field.metadata
+        for name, text in _BOUND_WORDS.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return " or ".join(words) + (f" ({' and '.join(bounds)})" if bounds else "")
+
+
+def _type_words(annotation: Any) -> list[str]:
+    if hasattr(annotation, "__metadata__"):  # Annotated[int, Gt(0)]
+        return _type_words(annotation.__origin__)
+    if annotation in _TYPE_WORDS:
+        return [_TYPE_WORDS[annotation]]
+    arguments = get_args(annotation)
+    if arguments and all(isinstance(argument, (str, int)) for argument in arguments):
+        return ["one of " + ", ".join(map(str, arguments))]
+    origin = getattr(annotation, "__origin__", None)
+    if origin is dict:
+        return ["a mapping of names"]
+    if origin in (list, tuple):
+        return [f"a list, each {_type_words(arguments[0])[0]}" if arguments else "a list"]
+    return [word for argument in arguments for word in _type_words(argument)] or ["a valid value"]
+
+
+def default_text(field: Any) -> str:
+    """The default as YAML would write it."""
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value) if isinstance(value, tuple) else value)
