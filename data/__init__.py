@@ -1,0 +1,1 @@
+"""Pictures and labels: readers, catalogues, splits, transforms, loaders. `data.builder` reads the config."""

@@ -1,0 +1,142 @@
+"""From a Config to catalogue, split and loaders: the only file of this folder that reads the config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from configs.default_config import SAMPLE_FOLDER, Config
+from configs.errors import DataError
+from data.formats import open_source
+from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
+from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.phantom import write_phantom
+from data.sample import SPLITS, Catalogue
+from data.splits import assign_splits, read_split
+from data.transforms import AlbumentationsAugmentation, LightAugmentation, Preprocess
+
+logger = logging.getLogger(__name__)
+
+# Evaluation keeps no gradients, so that twice the batch fits.
+EVALUATION_BATCH_FACTOR = 2
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The loaders of a run; test is None where the split is empty."""
+
+    train: PictureLoader
+    val: PictureLoader
+    test: PictureLoader | None
+    preprocess: Preprocess
+    coarse_groups: tuple[CoarseGroup, ...]
+
+    def train_labels(self) -> Labels:
+        """The labels of the training split alone."""
+        rows, labels = self.train.indices, self.train.labels
+        return Labels(labels.target[rows], labels.mask[rows])
+
+
+def open_data(config: Config) -> Catalogue:
+    """The catalogue that the DATA section names; sample data are drawn first where they are asked for and missing."""
+    data = config.DATA
+    folder = Path(data.data_dir or SAMPLE_FOLDER)
+    if not folder.exists() and folder.resolve() == Path(SAMPLE_FOLDER).resolve():
+        logger.info("drawing %d sample pictures into %s", data.sample_count, folder)
+        write_phantom(folder, data.sample_count, data.sample_size)
+    catalogue = open_source(folder, data.labels_file, data.format, data.class_names, data.allow_missing_images)
+    for note in catalogue.notes:
+        logger.warning("%s", note)
+    if config.MODEL.task == "multi_class" and not catalogue.exclusive:
+        catalogue = _as_exclusive(catalogue)
+    return catalogue
+
+
+def split_data(config: Config, catalogue: Catalogue, saved: Path | None = None) -> np.ndarray:
+    """'train', 'val' or 'test' for each picture: as saved, as the data say, or drawn by patient."""
+    if saved is not None:
+        return read_split(saved, catalogue)
+    data = config.DATA
+    fractions = (data.train_split, data.val_split, data.test_split)
+    assignment = assign_splits(catalogue, fractions, config.TRAIN.seed, data.allow_patient_overlap)
+    counts = {split: int((assignment == split).sum()) for split in SPLITS}
+    logger.info("pictures: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
+    if data.test_split > 0 and not counts["test"]:
+        logger.warning("the test split is empty: results are reported on val")
+    return assignment
+
+
+def build_loaders(
+    config: Config,
+    catalogue: Catalogue,
+    assignment: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pin_memory: bool = False,
+) -> Loaders:
+    """Loaders of the three splits.
+
+    config: resolved. mean, std: the backbone's normalisation, used where DATA.mean and DATA.std are null.
+    """
+    evaluation = _preprocess(config, mean, std)
+    training = _preprocess(config, mean, std, _augmentation(config)) if config.DATA.augment else evaluation
+    groups = _coarse_groups(config, catalogue.class_names)
+    bad = BadPictures(config.DATA.max_bad_images)
+
+    def loader(split: str) -> PictureLoader:
+        train = split == "train"
+        dataset = PictureDataset(catalogue, training if train else evaluation, config.TRAIN.seed)
+        batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
+        batches = EpochBatches(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
+        labels = _labels(config, catalogue, groups, train)
+        return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory)
+
+    test = loader("test") if (assignment == "test").any() else None
+    return Loaders(loader("train"), loader("val"), test, evaluation, groups)
+
+
+def _preprocess(config: Config, mean: Sequence[float], std: Sequence[float], augmentation=None) -> Preprocess:
+    data = config.DATA
+    return Preprocess(
+        config.image_shape(), config.MODEL.in_channels, data.mean or mean, data.std or std, data.resize, augmentation
+    )
+
+
+def _augmentation(config: Config) -> LightAugmentation | AlbumentationsAugmentation:
+    make = AlbumentationsAugmentation if config.DATA.use_albumentations else LightAugmentation
+    return make(horizontal_flip=config.DATA.horizontal_flip)
+
+
+def _labels(config: Config, catalogue: Catalogue, groups: Sequence[CoarseGroup], train: bool) -> Labels:
+    """Soft targets are for training; scores of a label that nobody was sure of mean nothing."""
+    policy = config.DATA.uncertain_labels
+    policy = "ignore" if policy == "smooth" and not train else policy
+    target, mask = apply_uncertain(catalogue.label_matrix(), policy, config.TRAIN.seed)
+    coarse = coarse_targets(target, mask, groups) if groups else (None, None)
+    return Labels(target, mask, *coarse)
+
+
+def _coarse_groups(config: Config, class_names: Sequence[str]) -> tuple[CoarseGroup, ...]:
+    if not config.MODEL.hierarchical:
+        return ()
+    groups = config.MODEL.coarse_groups
+    if not groups:
+        return default_groups(class_names)
+    return tuple(CoarseGroup(name, tuple(class_names.index(m) for m in members)) for name, members in groups.items())
+
+
+def _as_exclusive(catalogue: Catalogue) -> Catalogue:
+    """A labels table for one-of-many training: each row must name exactly one class."""
+    labels = catalogue.label_matrix()
+    wrong = np.flatnonzero(~(((labels == 1).sum(1) == 1) & ((labels == 0).sum(1) == labels.shape[1] - 1)))
+    if len(wrong):
+        names = ", ".join(catalogue.samples[i].image for i in wrong[:5])
+        raise DataError(
+            f"MODEL.task 'multi_class' needs exactly one class a picture; {len(wrong)} of {len(labels)} have none, "
+            f"several or an unsure one ({names}, …): use MODEL.task=multi_label, or mend the labels"
+        )
+    return replace(catalogue, exclusive=True)

@@ -1,0 +1,132 @@
+"""A folder a class, with or without train, val and test above."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import DataError
+from data.dicom import looks_like_dicom
+from data.picture_files import FileReader
+from data.readers import PICTURE_SUFFIXES
+from data.sample import Catalogue, Sample
+from data.tables import SPLIT_NAMES, some
+
+# A folder with one of these has its labels elsewhere: it is not a folder a class.
+_NOT_CLASSES = ("images", "image", "masks", "labels", "annotations")
+
+
+def open_folders(data_dir: Path, class_names: Sequence[str] | None = None) -> Catalogue:
+    """The catalogue of data_dir/<class>/**/<picture>, or data_dir/<train|val|test>/<class>/**/<picture>.
+
+    Classes are exclusive, their names sorted (class_names may give another order). Splits are the folders above,
+    if there is one called train; 'valid' and 'validation' are val. Patients are not known. Hidden files are skipped;
+    empty class folders and files that are no pictures are notes.
+
+    Raises DataError for classes that differ between splits or from class_names, fewer than two classes, folders
+    beside the splits, links that leave data_dir.
+    """
+    root = data_dir.resolve()
+    splits = _split_folders(root)
+    names = _class_names(root, splits, class_names)
+    samples: list[Sample] = []
+    notes = ["folders name no patients: each picture counts as a patient of its own"]
+    skipped: list[str] = []
+    for split, folder in splits:
+        for position, name in enumerate(names):
+            pictures = _pictures(root, folder / name, skipped)
+            if not pictures:
+                notes.append(f"class folder '{(folder / name).relative_to(root).as_posix()}' is empty")
+            label = np.eye(len(names), dtype=np.float32)[position]
+            samples += [Sample(picture, label, split=split) for picture in pictures]
+    if skipped:
+        notes.append(f"{len(skipped)} files are no pictures and left out: {some(sorted(skipped))}")
+    if not samples:
+        raise DataError(f"the class folders of '{data_dir}' hold no pictures ({', '.join(PICTURE_SUFFIXES)})")
+    reader = FileReader(root, tuple(sample.image for sample in samples))
+    return Catalogue(names, tuple(samples), reader, exclusive=True, notes=tuple(notes))
+
+
+def has_class_folders(data_dir: Path) -> bool:
+    """Whether a folder looks like open_folders' layout: split folders, or two or more class folders with pictures."""
+    folders = _subfolders(data_dir)
+    if any(folder.name.lower() in _NOT_CLASSES for folder in folders):
+        return False
+    if any(SPLIT_NAMES.get(folder.name.lower()) == "train" for folder in folders):
+        return True
+    return sum(1 for folder in folders if _holds_picture(folder)) >= 2
+
+
+def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
+    """(split, folder) pairs, or [(None, root)] where there is no folder called train."""
+    folders = _subfolders(root)
+    splits = [(SPLIT_NAMES.get(folder.name.lower()), folder) for folder in folders]
+    if not any(split == "train" for split, _ in splits):
+        return [(None, root)]
+    beside = [folder.name for split, folder in splits if split is None]
+    if beside:
+        raise DataError(f"'{root}' has split folders and, beside them, {some(beside)}: move those elsewhere")
+    given = [split for split, _ in splits]
+    if len(set(given)) < len(given):
+        raise DataError(f"'{root}' has two folders for one split: {', '.join(folder.name for folder in folders)}")
+    return list(splits)
+
+
+def _class_names(
+    root: Path, splits: Sequence[tuple[str | None, Path]], class_names: Sequence[str] | None
+) -> tuple[str, ...]:
+    found = {folder.name: {child.name for child in _subfolders(folder)} for _, folder in splits}
+    everything = set().union(*found.values())
+    lacking = [
+        f"{split} lacks {some(sorted(everything - names))}" for split, names in found.items() if names < everything
+    ]
+    if lacking:
+        raise DataError(f"the class folders of '{root}' differ between its splits: {'; '.join(lacking)}")
+    if len(everything) < 2:
+        raise DataError(f"'{root}' has {len(everything)} class folders; two or more are needed")
+    if class_names and set(class_names) != everything:
+        raise DataError(f"DATA.class_names are {some(class_names, 20)}, the folders {some(sorted(everything), 20)}")
+    return tuple(class_names or sorted(everything))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _pictures(root: Path, folder: Path, skipped: list[str]) -> list[str]:
+    """Sorted paths, relative to root, of the pictures below a class folder; what is none goes into skipped."""
+    found = []
+    for path in _files(folder):
+        name = path.relative_to(root).as_posix()
+        if not name.isprintable():  # surrogates of a name that is not UTF-8: it could not be written to split.csv
+            raise DataError(f"the file name {name!a} is not readable text: rename it")
+        if not _is_picture(path):
+            skipped.append(name)
+        elif not path.resolve().is_relative_to(root):
+            raise DataError(f"'{name}' is a link that leaves data_dir, to '{path.resolve()}'")
+        else:
+            found.append(name)
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """Visible files below a folder, sorted; linked folders inside are not entered."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _holds_picture(folder: Path) -> bool:
+    return any(_is_picture(path) for path in _files(folder))
+
+
+def _is_picture(path: Path) -> bool:
+    if path.suffix:
+        return path.suffix.lower() in PICTURE_SUFFIXES
+    with path.open("rb") as file:
+        return looks_like_dicom(file.read(256))

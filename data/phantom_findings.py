@@ -1,0 +1,420 @@
+"""The sample pictures' drawing tools, and one painter for each of the 14 findings.
+
+A picture is kept as separate layers (`Film`) until the end, as a finding acts on what a
+radiograph is made of: fluid takes the air out of a lung, a pneumothorax takes its vessels.
+All lengths are fractions of the picture's side: x runs right, y runs down, the
+patient's right side is on the picture's left (side -1). A lateral film shows the patient
+facing left; there side -1 is the front of the chest and side +1 the back.
+
+The names are those of NIH ChestX-ray14 (Wang et al. 2017, arXiv:1705.02315); the shapes
+follow the Fleischner Society's glossary (Hansell et al. 2008, doi:10.1148/radiol.2462070712).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import cos, sin
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]  # float32 unless a docstring says otherwise
+Mask = NDArray[np.bool_]
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A chest's measures before it is drawn; findings that move organs change these."""
+
+    seed: int  # ribs and vessels
+    centre: float = 0.5
+    half_width: float = 0.385  # of the inner chest at its base
+    top: float = 0.09  # of the lungs
+    domes: tuple[float, float] = (0.72, 0.745)  # diaphragm, right and left
+    drop: float = 0.13  # from a dome to its costophrenic angle
+    heart: float = 0.45  # cardiothoracic ratio
+    shift: float = 0.0  # of heart and mediastinum
+    air: float = 1.0  # darkness of the lungs
+    vessels: float = 1.0
+    breast: float = 0.0
+    bubble: float = 0.05  # half width of the gastric bubble
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where and how a patient has one finding: zone 0 is upper, 1 middle, 2 lower."""
+
+    strength: float  # 0 to 1, visible from 0
+    side: int
+    zone: int
+    scale: float  # about 1
+    seed: int
+
+
+@dataclass
+class Film:
+    """An undeveloped picture: layers and landmarks; arrays are float32 [width, width]."""
+
+    lateral: bool
+    lungs: dict[int, Array]  # side: 0 to 1
+    inset: dict[int, Array]  # side: distance to the chest wall, positive inside
+    floor: dict[int, Array]  # side: height of the diaphragm, [1, width]
+    centres: dict[tuple[int, int], Point]  # (side, zone)
+    hila: dict[int, Point]
+    hiatus: Point  # where a hernia comes through
+    heart: Array
+    soft: Array
+    air: Array
+    marks: Array
+    bone: Array
+    extra: Array
+
+    @property
+    def width(self) -> int:
+        return self.air.shape[0]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The lungs told apart: both from the front, one (its back wall) from the side."""
+        return (1,) if self.lateral else (-1, 1)
+
+    def fill(self, opacity: Array, density: float) -> None:
+        """Replaces air by something of `density` where `opacity` (0 to 1) is set."""
+        self.air *= 1 - density * opacity
+        self.marks *= 1 - 0.8 * density * opacity
+
+
+@lru_cache(maxsize=4)
+def grid(width: int) -> tuple[Array, Array]:
+    """x as [1, width] and y as [width, 1]: pixel centres, 0 to 1."""
+    line = (np.arange(width, dtype=np.float32) + 0.5) / width
+    return line[None, :], line[:, None]
+
+
+def step(value: Array, soft: float) -> Array:
+    """0 to 1 around value 0, over about `soft` on each side."""
+    t = np.clip(value / (2 * soft) + 0.5, 0, 1).astype(np.float32)
+    return t * t * (3 - 2 * t)
+
+
+def radius(width: int, centre: Point, axes: Point, tilt: float = 0.0) -> Array:
+    """Distance from `centre` in units of an ellipse's half axes; `tilt` in radians."""
+    x, y = grid(width)
+    dx, dy = x - centre[0], y - centre[1]
+    u = (dx * cos(tilt) + dy * sin(tilt)) / axes[0]
+    v = (dy * cos(tilt) - dx * sin(tilt)) / axes[1]
+    return np.sqrt(u * u + v * v)
+
+
+def ellipse(width: int, centre: Point, axes: Point, tilt: float = 0.0, soft: float = 0.06) -> Array:
+    """A filled ellipse, 1 inside; `soft` is a part of its half axes."""
+    return step(1 - radius(width, centre, axes, tilt), soft)
+
+
+def glow(width: int, centre: Point, axes: Point, tilt: float = 0.0) -> Array:
+    """A hill of height 1 that is level at its top and reaches 0 on the ellipse."""
+    r = radius(width, centre, axes, tilt)
+    return np.clip(1 - r * r, 0, 1) ** 2
+
+
+def noise(rng: np.random.Generator, width: int, cells: int) -> Array:
+    """A smooth random field of mean 0 and deviation about 1, `cells` bumps a side."""
+    coarse = rng.standard_normal((cells, cells)).astype(np.float32)
+    return cv2.resize(coarse, (width, width), interpolation=cv2.INTER_CUBIC)
+
+
+def strokes(width: int, curves: Sequence, thick: float, blur: float = 0.0) -> Array:
+    """Lines of thickness `thick` through points [n, 2], 0 to 1; `blur` is a deviation."""
+    canvas = np.zeros((width, width), np.uint8)  # cv2 smooths edges in 8 bits only
+    points = [np.rint(np.asarray(c) * width * 16).astype(np.int32) for c in curves]
+    pixels = thick * width
+    cv2.polylines(canvas, points, False, 255, max(1, round(pixels)), cv2.LINE_AA, 4)
+    drawn = canvas.astype(np.float32) * (min(1.0, pixels) / 255)
+    return cv2.GaussianBlur(drawn, (0, 0), blur * width) if blur else drawn
+
+
+def polygon(width: int, points: Sequence[Point], blur: float) -> Array:
+    """A filled polygon, 0 to 1."""
+    canvas = np.zeros((width, width), np.uint8)
+    corners = np.rint(np.asarray(points) * width * 16).astype(np.int32)
+    cv2.fillPoly(canvas, [corners], 255, cv2.LINE_AA, 4)
+    return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), blur * width)
+
+
+def branches(
+    rng: np.random.Generator, start: Point, headings: NDArray, length: float, levels: int = 3
+) -> list[NDArray]:
+    """Curves [n, 7, 2] of a tree that grows from `start`, one array a level."""
+    origins = np.tile(np.asarray(start, dtype=np.float64), (len(headings), 1))
+    lengths = length * rng.uniform(0.7, 1.25, len(headings))
+    tree = []
+    for _ in range(levels):
+        bend = rng.normal(0, 0.7, len(headings))[:, None] * np.linspace(0, 1, 6)
+        turn = headings[:, None] + bend
+        moves = np.stack([np.cos(turn), np.sin(turn)], -1) * lengths[:, None, None] / 6
+        path = origins[:, None] + np.concatenate([0 * moves[:, :1], moves.cumsum(1)], 1)
+        tree.append(path)
+        origins = np.concatenate([path[:, 3], path[:, 5]])
+        fork = rng.uniform(0.35, 0.8, len(headings))
+        headings = np.concatenate([turn[:, 3] + fork, turn[:, 5] - fork])
+        lengths = np.tile(lengths, 2) * 0.6
+    return tree
+
+
+def bend(shape: Shape, finding: str, spot: Spot) -> Shape:
+    """The chest `shape` as `finding` deforms it; most findings leave it alone."""
+    s = spot.strength
+    if finding == "Cardiomegaly":
+        return replace(shape, heart=max(shape.heart + 0.07, 0.545 + 0.14 * s))
+    if finding == "Emphysema":
+        return replace(
+            shape,
+            domes=(shape.domes[0] + 0.03 + 0.06 * s, shape.domes[1] + 0.03 + 0.06 * s),
+            drop=shape.drop * (0.6 - 0.4 * s),
+            half_width=shape.half_width * 1.04,
+            heart=shape.heart * (0.88 - 0.14 * s),
+            air=shape.air * (1.05 + 0.13 * s),
+            vessels=shape.vessels * (0.75 - 0.2 * s),
+        )
+    if finding in ("Atelectasis", "Pneumothorax"):
+        towards = 1 if finding == "Atelectasis" else -1
+        lift = (0.035 + 0.035 * s) * (finding == "Atelectasis")
+        right, left = shape.domes
+        domes = (right - lift, left) if spot.side < 0 else (right, left - lift)
+        return replace(shape, domes=domes, shift=shape.shift + towards * spot.side * 0.015)
+    return shape
+
+
+def paint_atelectasis(film: Film, spot: Spot) -> Mask:
+    """Plates, or a wedge with its tip at the hilum; `bend` raises the diaphragm."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    x0, y0 = film.centres[spot.side, spot.zone]
+    if rng.random() < 0.35:
+        hx, hy = film.hila[spot.side]
+        away = np.array([x0 - hx, y0 - hy]) * 1.25
+        across = np.array([-away[1], away[0]]) * 0.32 * spot.scale
+        corners = [np.array([hx, hy]), (hx, hy) + away + across, (hx, hy) + away - across]
+        drawn = polygon(w, [tuple(c) for c in corners], 0.006)
+    else:
+        lines = []
+        for k in range(rng.integers(2, 4)):
+            middle = np.array([x0, y0 + 0.05 * (k - 0.7)]) + rng.normal(0, 0.012, 2)
+            tilt, half = rng.normal(0, 0.22), 0.1 * spot.scale * rng.uniform(0.6, 1.2)
+            end = half * np.array([cos(tilt), sin(tilt)])
+            lines.append([middle - end, middle + (0, -0.1 * half), middle + end])
+        drawn = strokes(w, lines, 0.014 * spot.scale, 0.0035)
+    drawn *= np.maximum(film.lungs[-1], film.lungs[1])
+    film.fill(drawn, 0.6)
+    film.extra += (0.08 + 0.1 * spot.strength) * drawn
+    return drawn > 0.35
+
+
+def paint_cardiomegaly(film: Film, spot: Spot) -> Mask:
+    """The heart, which `bend` has enlarged."""
+    film.extra += 0.02 * film.heart
+    return film.heart > 0.5
+
+
+def paint_effusion(film: Film, spot: Spot) -> Mask:
+    """Fluid in the costophrenic angle; its level climbs the chest wall (meniscus)."""
+    side = 1 if film.lateral else spot.side
+    _, y = grid(film.width)
+    lung, inset = film.lungs[side], np.clip(film.inset[side], 0, 1)
+    deepest = float(np.where(lung.max(0) > 0.5, film.floor[side][0], 0).max())
+    height = (0.12 + 0.12 * spot.strength) * spot.scale
+    climb = (0.09 + 0.05 * spot.strength) / (1 + (inset / 0.05) ** 2)
+    fluid = lung * step(y - (deepest - height - climb), 0.012)
+    film.fill(fluid, 0.97)
+    film.extra += 0.05 * fluid
+    return fluid > 0.5
+
+
+def paint_infiltration(film: Film, spot: Spot) -> Mask:
+    """Ill-defined mottling over a wide zone, vessels still to be seen through it."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    x0, y0 = film.centres[spot.side, spot.zone]
+    window = glow(w, (x0, y0), (0.2 * spot.scale, 0.23 * spot.scale), rng.uniform(-0.5, 0.5))
+    mottle = step(noise(rng, w, 20) + 0.5 * noise(rng, w, 36) + 0.35, 0.9)
+    lung = np.maximum(film.lungs[-1], film.lungs[1])
+    haze = np.minimum(1, 1.3 * window) * mottle * lung
+    film.air *= 1 - (0.68 + 0.22 * spot.strength) * haze
+    return (window * lung) > 0.3
+
+
+def paint_mass(film: Film, spot: Spot) -> Mask:
+    """One round, slightly lobed opacity of more than 3 cm (a chest is about 30 cm wide)."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    x0, y0 = film.centres[spot.side, spot.zone]
+    x, y = grid(w)
+    angle = np.arctan2(y - y0, x - x0)
+    lobes = sum(0.035 * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 4))
+    size = 0.062 * spot.scale * (1 + lobes)
+    r = radius(w, (x0, y0), (1.0, 1.0)) / size
+    drawn = step(1 - r, 0.14)
+    film.fill(drawn, 0.5)
+    film.extra += (0.09 + 0.1 * spot.strength) * drawn * (1.1 - 0.35 * np.minimum(r, 1) ** 2)
+    return drawn > 0.5
+
+
+def paint_nodule(film: Film, spot: Spot) -> Mask:
+    """One to four small round opacities around one place."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    drawn = np.zeros((w, w), np.float32)
+    places = [film.centres[spot.side, spot.zone]] + list(film.centres.values())
+    picked = [0, *rng.choice(np.arange(1, len(places)), rng.integers(0, 4), replace=False)]
+    for k in picked:
+        x0, y0 = np.asarray(places[k]) + rng.normal(0, 0.022, 2)
+        size = rng.uniform(0.021, 0.03) * spot.scale
+        drawn = np.maximum(drawn, ellipse(w, (x0, y0), (size, size), soft=0.3))
+    film.extra += (0.21 + 0.12 * spot.strength) * drawn
+    return drawn > 0.5
+
+
+def paint_pneumonia(film: Film, spot: Spot) -> Mask:
+    """A patchy lobar opacity with air bronchograms: dark branches from the hilum."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    hilum, (x0, y0) = film.hila[spot.side], film.centres[spot.side, spot.zone]
+    window = ellipse(w, (x0, y0), (0.125 * spot.scale, 0.135 * spot.scale), soft=0.4)
+    patches = step(noise(rng, w, 12) + 0.75, 0.9)
+    lung = film.lungs[spot.side]
+    opacity = window * (0.5 + 0.5 * patches) * lung
+    film.fill(opacity, 0.8 + 0.2 * spot.strength)
+    heading = np.arctan2(y0 - hilum[1], x0 - hilum[0]) + np.linspace(-0.6, 0.6, 5)
+    near = ((2 * hilum[0] + x0) / 3, (2 * hilum[1] + y0) / 3)
+    tubes = np.concatenate(branches(rng, near, heading, 0.16, 2))
+    film.extra -= 0.15 * strokes(w, list(tubes), 0.008, 0.0015) * opacity
+    return (window * lung) > 0.4
+
+
+def paint_pneumothorax(film: Film, spot: Spot) -> Mask:
+    """A rim without markings outside a fine pleural line; the lung has drawn back."""
+    side = -1 if film.lateral else spot.side
+    _, y = grid(film.width)
+    lung, inset = film.lungs[side], film.inset[side]
+    depth = np.clip(1.35 - 1.1 * y, 0.35, 1.3)
+    gap = (0.09 + 0.07 * spot.strength) * spot.scale * depth * (1.3 if film.lateral else 1)
+    rim = lung * step(gap - inset, 0.004)
+    line = np.clip(1 - ((inset - gap) / 0.0065) ** 2, 0, 1) * lung
+    film.marks *= 1 - rim
+    film.air *= 1 + (0.22 + 0.1 * spot.strength) * rim
+    film.air *= 1 - 0.2 * lung * (1 - rim)
+    film.extra += (0.16 + 0.06 * spot.strength) * line
+    return rim > 0.5
+
+
+def paint_consolidation(film: Film, spot: Spot) -> Mask:
+    """A dense, even opacity that a fissure cuts off along a straight line."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    x0, y0 = film.centres[spot.side, spot.zone]
+    x, y = grid(w)
+    slope = rng.uniform(-0.25, 0.25)
+    below = y - (y0 + slope * (x - x0))
+    fissure = step((below if spot.zone else -below) + 0.06, 0.006)
+    r = radius(w, (x0, y0), (0.15 * spot.scale, 0.14 * spot.scale))
+    lobe = fissure * step(1 - r + 0.06 * noise(rng, w, 9), 0.12) * film.lungs[spot.side]
+    film.fill(lobe, 0.97)
+    film.extra += (0.01 + 0.04 * spot.strength) * lobe
+    return lobe > 0.5
+
+
+def paint_edema(film: Film, spot: Spot) -> Mask:
+    """Bat wings around both hila, wide vessels, and Kerley B lines at the bases."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    wings, lines = np.zeros((w, w), np.float32), []
+    for side in film.sides:
+        hx, hy = film.hila[side]
+        centre = (hx + side * 0.045 * (not film.lateral), hy + 0.03)
+        wings = np.maximum(wings, glow(w, centre, (0.17, 0.25)) * film.lungs[side])
+        for k in range(7):
+            row = int((0.58 + 0.02 * k) * w)
+            inside = np.flatnonzero((film.inset[side][row] > 0.006) & (film.lungs[side][row] > 0.5))
+            if len(inside):
+                edge = inside[-1 if side > 0 else 0] / w
+                lines.append([(edge, row / w), (edge - side * 0.045, row / w - 0.006)])
+    haze = np.minimum(1, 1.5 * wings) * (0.8 + 0.2 * step(noise(rng, w, 26), 1))
+    film.marks *= 1.1 + 0.3 * spot.strength
+    film.air *= 1 - (0.42 + 0.36 * spot.strength) * haze
+    film.extra += (0.07 + 0.07 * spot.strength) * strokes(w, [np.array(p) for p in lines], 0.005)
+    return wings > 0.25
+
+
+def paint_emphysema(film: Film, spot: Spot) -> Mask:
+    """Bullae in the upper lungs; `bend` has inflated them and flattened the diaphragm."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    lung = np.maximum(film.lungs[-1], film.lungs[1])
+    for side in (-1, 1):
+        x0, y0 = np.asarray(film.centres[side, 0]) + rng.normal(0, 0.02, 2)
+        size = rng.uniform(0.035, 0.06) * spot.scale
+        r = radius(w, (x0, y0), (size, 1.2 * size))
+        film.air *= 1 + 0.12 * step(1 - r, 0.05) * lung
+        film.marks *= 1 - 0.8 * step(1 - r, 0.1)
+        film.extra += 0.06 * np.clip(1 - ((r - 1) / 0.12) ** 2, 0, 1) * lung
+    return lung > 0.5
+
+
+def paint_fibrosis(film: Film, spot: Spot) -> Mask:
+    """A net of fine lines, densest at the bases and under the pleura."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    _, y = grid(w)
+    window = np.zeros((w, w), np.float32)
+    for side in film.sides:
+        rise = y - film.floor[side] + 0.27 * spot.scale
+        rim = 0.55 + 0.45 * step(0.1 - film.inset[side], 0.06)
+        window = np.maximum(window, step(rise - 0.03, 0.1) * rim * film.lungs[side])
+    ridges = [np.clip(1 - (noise(rng, w, n) / 0.42) ** 2, 0, 1) for n in (26, 36)]
+    net = np.maximum(*ridges) * window
+    film.extra += (0.085 + 0.12 * spot.strength) * net * (1 - 0.7 * film.heart)
+    film.air *= 1 - 0.15 * window
+    return window > 0.4
+
+
+def paint_pleural_thickening(film: Film, spot: Spot) -> Mask:
+    """A bright band along the chest wall, widest at the apex or at mid height."""
+    rng, w = np.random.default_rng(spot.seed), film.width
+    _, y = grid(w)
+    side = 1 if film.lateral else spot.side
+    middle = (0.26, 0.42, 0.5)[spot.zone]
+    reach = np.clip(1.15 - ((y - middle) / (0.24 * spot.scale)) ** 2, 0, 1)
+    uneven = 1 + 0.15 * noise(rng, w, 14)
+    thick = (0.03 + 0.018 * spot.strength) * spot.scale * reach * uneven
+    band = film.lungs[side] * step(thick - film.inset[side], 0.003)
+    film.fill(band, 0.9)
+    film.extra += (0.05 + 0.07 * spot.strength) * band
+    return band > 0.5
+
+
+def paint_hernia(film: Film, spot: Spot) -> Mask:
+    """A round shadow behind the heart: a wall, gas above, a level, fluid below."""
+    w, (x0, y0) = film.width, film.hiatus
+    size = (0.058 + 0.024 * spot.strength) * spot.scale
+    r = radius(w, (x0 + 0.015 * spot.side, y0 - 0.5 * size), (1.15 * size, size))
+    _, y = grid(w)
+    inside = step(1 - r, 0.05)
+    gas = inside * step((y0 - 0.42 * size) - y, 0.004)
+    wall = np.clip(1 - ((r - 1) / 0.12) ** 2, 0, 1)
+    film.fill(inside, 0.85)
+    film.extra += 0.06 * wall + 0.05 * (inside - gas) - (0.1 + 0.1 * spot.strength) * gas
+    return inside > 0.5
+
+
+Painter = Callable[[Film, Spot], Mask]
+
+PAINTERS: dict[str, Painter] = {
+    "Atelectasis": paint_atelectasis,
+    "Cardiomegaly": paint_cardiomegaly,
+    "Effusion": paint_effusion,
+    "Infiltration": paint_infiltration,
+    "Mass": paint_mass,
+    "Nodule": paint_nodule,
+    "Pneumonia": paint_pneumonia,
+    "Pneumothorax": paint_pneumothorax,
+    "Consolidation": paint_consolidation,
+    "Edema": paint_edema,
+    "Emphysema": paint_emphysema,
+    "Fibrosis": paint_fibrosis,
+    "Pleural_Thickening": paint_pleural_thickening,
+    "Hernia": paint_hernia,
+}

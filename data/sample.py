@@ -1,0 +1,56 @@
+"""What the data folder agrees on: one record a picture, and the catalogue that a labels source becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and what is known about it.
+
+    image: name that errors, split.csv and predictions show (path relative to data_dir, or 'train[17]' of an .npz).
+    labels: float32 [num_classes]; 1 present, 0 absent, -1 uncertain, NaN unknown. Multi-class: one-hot.
+    patient_id: '' where the source names none; such a picture is a patient of its own.
+    split: 'train', 'val', 'test', or None where the source does not say.
+    meta: what else the source says ('view', 'age', 'sex', any further column), as strings.
+    """
+
+    image: str
+    labels: np.ndarray
+    patient_id: str = ""
+    split: str | None = None
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """What may not be torn between splits: the patient, or the picture itself where no patient is named."""
+        return self.patient_id or f"image:{self.image}"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every picture of a source, its classes, and how one is read.
+
+    read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1];
+    raises DataError naming the picture if it cannot be decoded.
+    exclusive: exactly one class a picture (folders, multi-class .npz).
+    notes: counted warnings met on the way, each a sentence.
+    """
+
+    class_names: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    read: Callable[[int], np.ndarray]
+    exclusive: bool = False
+    notes: tuple[str, ...] = ()
+
+    def label_matrix(self) -> np.ndarray:
+        """float32 [num_samples, num_classes] with the codes of Sample.labels."""
+        if not self.samples:
+            return np.empty((0, len(self.class_names)), np.float32)
+        return np.stack([sample.labels for sample in self.samples])

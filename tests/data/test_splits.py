@@ -1,0 +1,313 @@
+"""Splits: patients whole, classes spread, the source's own kept, the file verified; on NIH's real tables too."""
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import DataError
+from data.formats import open_source
+from data.sample import Catalogue, Sample
+from data.splits import assign_splits, patient_overlap, read_split, split_hash, write_split
+from data.stratify import stratify_groups
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")
+
+
+def no_pictures(index: int) -> np.ndarray:
+    raise AssertionError("a split needs no pictures")
+
+
+def catalogue_of(labels, patients=None, splits=None) -> Catalogue:
+    labels = np.asarray(labels, np.float32)
+    patients = [""] * len(labels) if patients is None else patients
+    splits = [None] * len(labels) if splits is None else splits
+    samples = tuple(
+        Sample(f"{index:04d}.png", row, str(patient), split)
+        for index, (row, patient, split) in enumerate(zip(labels, patients, splits))
+    )
+    return Catalogue(tuple(f"c{index}" for index in range(labels.shape[1])), samples, no_pictures)
+
+
+def random_catalogue(rows: int = 2000, seed: int = 0, splits=None) -> Catalogue:
+    """Patients of 1 to 12 pictures, five classes of 0.5 % to 40 %."""
+    rng = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(rows), rng.integers(1, 13, rows))[:rows]
+    labels = rng.random((rows, 5)) < np.array([0.005, 0.02, 0.1, 0.25, 0.4])
+    return catalogue_of(labels, patients, splits)
+
+
+def shares(assignment: np.ndarray) -> dict[str, float]:
+    return {split: float((assignment == split).mean()) for split in ("train", "val", "test")}
+
+
+# ---- drawing
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patients_stay_whole_and_classes_are_spread(seed):
+    catalogue = random_catalogue(seed=seed)
+    assignment = assign_splits(catalogue, seed=seed)
+    assert not patient_overlap(catalogue, assignment)
+    labels = catalogue.label_matrix()
+    for split, fraction in zip(("train", "val", "test"), (0.7, 0.15, 0.15)):
+        chosen = assignment == split
+        assert abs(chosen.mean() - fraction) < 0.01
+        for positives, total in zip(labels[chosen].sum(0), labels.sum(0)):
+            assert abs(positives - fraction * total) <= max(2, 0.03 * total)
+
+
+def test_rare_class_reaches_every_split():
+    labels = np.zeros((300, 2))
+    labels[:7, 0] = 1
+    labels[:, 1] = np.arange(300) % 2
+    assignment = assign_splits(catalogue_of(labels))
+    assert Counter(assignment[:7].tolist()) == {"train": 5, "val": 1, "test": 1}
+
+
+def test_same_seed_same_split_and_another_seed_another():
+    catalogue = random_catalogue()
+    first = assign_splits(catalogue, seed=1)
+    np.testing.assert_array_equal(first, assign_splits(catalogue, seed=1))
+    assert (first != assign_splits(catalogue, seed=2)).mean() > 0.1
+
+
+def test_pictures_without_patient_are_their_own():
+    labels = np.eye(2)[np.arange(100) % 2]
+    assert shares(assign_splits(catalogue_of(labels))) == {"train": 0.7, "val": 0.15, "test": 0.15}
+
+
+def test_one_large_patient_does_not_overfill_a_small_split():
+    patients = [0] * 40 + list(range(1, 61))
+    for seed in range(10):
+        assignment = assign_splits(catalogue_of(np.ones((100, 1)), patients), seed=seed)
+        assert set(assignment[:40]) == {"train"}
+        assert shares(assignment) == {"train": 0.7, "val": 0.15, "test": 0.15}
+
+
+def test_a_share_of_zero_gets_nothing():
+    assignment = assign_splits(random_catalogue(), (0.8, 0.2, 0.0))
+    assert shares(assignment)["test"] == 0
+    assert shares(assignment)["val"] == pytest.approx(0.2, abs=0.01)
+
+
+def test_unknown_and_uncertain_labels_do_not_count():
+    labels = np.where(np.arange(200)[:, None] % 2 == 0, np.nan, -1.0)
+    assert shares(assign_splits(catalogue_of(labels)))["train"] == pytest.approx(0.7)
+
+
+def test_stratify_groups_is_constant_within_groups():
+    rng = np.random.default_rng(0)
+    groups = [f"g{number}" for number in rng.integers(0, 50, 400)]
+    chosen = stratify_groups((rng.random((400, 3)) < 0.2).astype(np.float32), groups, (0.5, 0.3, 0.2), 0)
+    assert all(len({chosen[i] for i in range(400) if groups[i] == group}) == 1 for group in set(groups))
+    assert set(chosen.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.2, 0.2), (1.2, -0.1, -0.1), (0.5, 0.5), (float("nan"), 0.5, 0.5)])
+def test_fractions_must_sum_to_one(fractions):
+    with pytest.raises(DataError, match="sum"):
+        assign_splits(random_catalogue(50), fractions)
+
+
+# ---- the source's own
+
+
+def test_given_splits_are_kept():
+    given = ["train", "val", "test"] * 20
+    assignment = assign_splits(catalogue_of(np.ones((60, 1)), splits=given))
+    assert assignment.tolist() == given
+    assert assignment.dtype.kind == "U"
+
+
+@pytest.mark.parametrize("pool", ["train", None])
+def test_val_is_cut_by_patient_where_there_is_none(pool):
+    """'train' and 'test' folders, or NIH's official lists, whose train_val pictures have no split."""
+    splits = ["test"] * 400 + [pool] * 1600
+    catalogue = random_catalogue(splits=splits)
+    patients = [int(sample.patient_id) + 10_000 * (sample.split == "test") for sample in catalogue.samples]
+    catalogue = catalogue_of(catalogue.label_matrix(), patients, splits)
+    assignment = assign_splits(catalogue)
+    assert (assignment[:400] == "test").all() and not (assignment[400:] == "test").any()
+    assert (assignment[400:] == "val").mean() == pytest.approx(0.15 / 0.85, abs=0.01)
+    assert not patient_overlap(catalogue, assignment)
+
+
+def test_train_alone_gives_no_test():
+    assert shares(assign_splits(catalogue_of(np.ones((100, 1)), splits=["train"] * 100)))["test"] == 0
+
+
+def test_what_is_not_val_is_train():
+    assignment = assign_splits(catalogue_of(np.ones((10, 1)), splits=["val"] * 3 + [None] * 7))
+    assert assignment.tolist() == ["val"] * 3 + ["train"] * 7
+
+
+@pytest.mark.parametrize(
+    "splits, says",
+    [
+        (["train"] * 4 + ["val"] * 4 + [None] * 2, "2 of 10 pictures have no split while others have: 0008.png"),
+        (["train"] * 4 + [None] * 6, "6 of 10"),
+        (["test"] * 10, "train and val split is empty"),
+        (["val"] * 5 + ["test"] * 5, "train split is empty"),
+    ],
+)
+def test_incomplete_splits_are_refused(splits, says):
+    with pytest.raises(DataError, match=says):
+        assign_splits(catalogue_of(np.ones((10, 1)), splits=splits))
+
+
+def test_too_few_patients():
+    with pytest.raises(DataError, match="val split is empty"):
+        assign_splits(catalogue_of(np.ones((10, 1)), patients=[1] * 10))
+    with pytest.raises(DataError, match="no pictures"):
+        assign_splits(catalogue_of(np.ones((0, 1))))
+
+
+def test_patient_in_two_splits(caplog):
+    patients = ["p1", "p1", "p2", "p3", "p3", "p4"]
+    catalogue = catalogue_of(np.ones((6, 1)), patients, ["train", "val", "train", "val", "test", "train"])
+    with pytest.raises(DataError) as error:
+        assign_splits(catalogue)
+    for words in ("2 patients", "train and val share 1", "val and test share 1", "p1, p3", "allow_patient_overlap"):
+        assert words in str(error.value)
+    assignment = assign_splits(catalogue, allow_patient_overlap=True)
+    assert patient_overlap(catalogue, assignment) == {("train", "val"): ["p1"], ("val", "test"): ["p3"]}
+    assert "2 patients stand in more than one split" in caplog.text
+
+
+# ---- the file
+
+
+def test_split_file_round_trip(tmp_path):
+    catalogue = random_catalogue(300)
+    assignment = assign_splits(catalogue)
+    digest = write_split(tmp_path / "split.csv", catalogue, assignment)
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue), assignment)
+    text = (tmp_path / "split.csv").read_text()
+    body, last = text[: text.rindex("#")], text.splitlines()[-1]
+    assert last == f"# sha256: {digest}" == f"# sha256: {hashlib.sha256(body.encode()).hexdigest()}"
+    assert digest == split_hash(catalogue, assignment)
+    assert next(csv.reader(body.splitlines())) == ["image", "patient_id", "split"]
+    assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]
+    order = np.random.default_rng(0).permutation(300)
+    shuffled = dataclasses.replace(catalogue, samples=tuple(catalogue.samples[index] for index in order))
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", shuffled), assignment[order])
+    assert split_hash(shuffled, assignment[order]) == digest
+    other = np.where(np.arange(300) == 5, "test", assignment)
+    assert split_hash(catalogue, other) != digest or assignment[5] == "test"
+
+
+def test_split_file_with_awkward_names(tmp_path):
+    samples = tuple(
+        Sample(name, np.ones(1, np.float32), "p,1") for name in ('a,"b".png', "# sha256: x", "new\nline", "胸.png")
+    )
+    catalogue = Catalogue(("c",), samples, no_pictures)
+    assignment = np.array(["train", "val", "test", "train"])
+    write_split(tmp_path / "split.csv", catalogue, assignment)
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue), assignment)
+
+
+def test_damaged_split_files(tmp_path):
+    catalogue = random_catalogue(30)
+    path = tmp_path / "split.csv"
+    write_split(path, catalogue, assign_splits(catalogue))
+    whole = path.read_text()
+    for damaged in (whole.replace("train", "test", 1), whole[:-30], whole[:200], "", whole.replace("sha256", "sha1")):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match="damaged or was edited"):
+            read_split(path, catalogue)
+    body = "image,split\n0000.png,train\n"
+    path.write_text(f"{body}# sha256: {hashlib.sha256(body.encode()).hexdigest()}\n")
+    with pytest.raises(DataError, match="not a split file"):
+        read_split(path, catalogue)
+    with pytest.raises(DataError, match="cannot read"):
+        read_split(tmp_path / "none.csv", catalogue)
+
+
+def test_split_of_other_pictures(tmp_path):
+    catalogue = random_catalogue(30)
+    write_split(tmp_path / "split.csv", catalogue, assign_splits(catalogue))
+    fewer = dataclasses.replace(catalogue, samples=catalogue.samples[:25])
+    with pytest.raises(DataError, match=r"5 of its 30 are not in the data \(0025\.png"):
+        read_split(tmp_path / "split.csv", fewer)
+    write_split(tmp_path / "fewer.csv", fewer, assign_splits(fewer))
+    with pytest.raises(DataError, match="5 of the data's 30 are not in it"):
+        read_split(tmp_path / "fewer.csv", catalogue)
+    moved = tuple(dataclasses.replace(sample, patient_id="x") for sample in catalogue.samples)
+    with pytest.raises(DataError, match="another patient for 30 pictures"):
+        read_split(tmp_path / "split.csv", dataclasses.replace(catalogue, samples=moved))
+
+
+# ---- the real ones
+
+
+@needs_data
+def test_leaky_split_stops_with_the_patients_named():
+    catalogue = open_source(SHARED / "nih_leaky64")
+    with pytest.raises(DataError) as error:
+        assign_splits(catalogue)
+    for words in ("train and val share 15", "train and test share 8", "val and test share 9", "nih00116"):
+        assert words in str(error.value)
+    assignment = assign_splits(catalogue, allow_patient_overlap=True)
+    assert Counter(assignment.tolist()) == {"train": 600, "val": 200, "test": 200}
+    without = tuple(dataclasses.replace(sample, split=None) for sample in catalogue.samples)
+    drawn = dataclasses.replace(catalogue, samples=without)
+    assert not patient_overlap(drawn, assign_splits(drawn))
+
+
+@needs_data
+def test_nih_sample_keeps_its_split():
+    catalogue = open_source(SHARED / "nih_sample")
+    assert Counter(assign_splits(catalogue).tolist()) == {"train": 1099, "val": 265}
+
+
+@pytest.fixture(scope="module")
+def chestxray14(tmp_path_factory) -> Catalogue:
+    """NIH's own tables and lists over 112,120 empty files in its twelve folders."""
+    root = tmp_path_factory.mktemp("chestxray14")
+    for name in ("Data_Entry_2017_v2020.csv.gz", "train_val_list.txt.gz", "test_list.txt.gz"):
+        (root / name).write_bytes((SHARED / "nih_tables" / name).read_bytes())
+    folders = [root / f"images_{number:03d}" / "images" for number in range(1, 13)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    with gzip.open(root / "Data_Entry_2017_v2020.csv.gz", "rt") as file:
+        next(file)
+        for number, line in enumerate(file):
+            path = f"{folders[number % 12]}/{line.partition(',')[0]}"
+            os.close(os.open(path, os.O_CREAT))
+    return open_source(root)
+
+
+@needs_data
+def test_official_lists(chestxray14):
+    assert len(chestxray14.samples) == 112_120 and not chestxray14.notes
+    assert Counter(sample.split for sample in chestxray14.samples) == {None: 86_524, "test": 25_596}
+    assert len({sample.patient_id for sample in chestxray14.samples}) == 30_805
+    assignment = assign_splits(chestxray14)
+    official = np.array([sample.split == "test" for sample in chestxray14.samples])
+    np.testing.assert_array_equal(assignment == "test", official)
+    assert not patient_overlap(chestxray14, assignment)
+    labels = chestxray14.label_matrix()
+    val, pool = labels[assignment == "val"], labels[~official]
+    assert len(val) / len(pool) == pytest.approx(0.15 / 0.85, abs=0.001)
+    np.testing.assert_allclose(val.mean(0), pool.mean(0), rtol=0.05)
+
+
+@needs_data
+def test_drawing_from_all_of_nih(chestxray14, tmp_path):
+    samples = tuple(dataclasses.replace(sample, split=None) for sample in chestxray14.samples)
+    catalogue = dataclasses.replace(chestxray14, samples=samples)
+    assignment = assign_splits(catalogue, seed=3)
+    labels = catalogue.label_matrix()
+    for split, fraction in zip(("train", "val", "test"), (0.7, 0.15, 0.15)):
+        assert (assignment == split).mean() == pytest.approx(fraction, abs=0.001)
+        np.testing.assert_allclose(labels[assignment == split].mean(0), labels.mean(0), rtol=0.08)
+    write_split(tmp_path / "split.csv", catalogue, assignment)
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue), assignment)

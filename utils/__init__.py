@@ -1,0 +1,1 @@
+"""What all folders may use: checkpoints, metrics, plots, logs, seeds, the folder of a run."""
