@@ -1,0 +1,101 @@
+"""Published and local weights for backbones: where they are found and what their tensors are called."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from urllib.parse import urlparse
+
+from torch import Tensor
+
+from configs.errors import CheckpointError, ModelError
+from utils.checkpoint import read_weights
+
+WAYS_ON = (
+    "Three ways on: MODEL.pretrained=false trains from random weights; "
+    "MODEL.pretrained=/path/to/file takes a .pth or .safetensors file that you have; "
+    "configs/quickstart.yaml is a preset that needs none."
+)
+
+
+def read_backbone_weights(path: str) -> dict[str, Tensor]:
+    """Tensors of a local file under the names timm uses. Raises ModelError with the ways on."""
+    try:
+        return rename_efficientnet_lite(read_weights(path))
+    except CheckpointError as error:
+        raise ModelError(f"MODEL.pretrained: {error}. {WAYS_ON}") from None
+
+
+def find_weights(pretrained_cfg, name: str) -> dict[str, Tensor]:
+    """Tensors of the published weights, from the local cache or the model hub.
+
+    Raises ModelError that says why they cannot be had and names the ways on: never a start from scratch.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository = getattr(pretrained_cfg, "hf_hub_id", None)
+    if not repository:
+        raise ModelError(f"no published weights are known for '{name}'. {WAYS_ON}")
+    offline = not _hub_can_be_reached()
+    try:
+        path = hf_hub_download(repository, "model.safetensors", local_files_only=offline)
+    except (OSError, ValueError) as error:  # the hub's own errors and httpx's are OSErrors or ValueErrors
+        why = "the model hub cannot be reached from here" if offline else " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the weights {repository} of '{name}' cannot be had: {why}, and they are not in the local cache. {WAYS_ON}"
+        ) from None
+    return read_weights(path)
+
+
+def _hub_can_be_reached() -> bool:
+    """False at once where the hub's name does not even resolve: its client would retry for most of a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+_LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+# Blocks in each stage of EfficientNet-Lite0, which the older files number throughout.
+_LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+
+
+def rename_efficientnet_lite(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the PyTorch EfficientNet-Lite0 release (`_blocks.5._bn0`) → timm's (`blocks.3.0.bn1`).
+
+    Other files pass through unchanged.
+    """
+    if "_conv_stem.weight" not in weights:
+        return dict(weights)
+    positions = [(stage, i) for stage, depth in enumerate(_LITE0_DEPTHS) for i in range(depth)]
+    return {_lite_name(name, positions): tensor for name, tensor in weights.items()}
+
+
+def _lite_name(name: str, positions: list[tuple[int, int]]) -> str:
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if match is None:
+        head, _, rest = name.partition(".")
+        return f"{_LITE_STEM.get(head, head)}.{rest}"
+    number, layer, rest = int(match[1]), match[2], match[3]
+    if number >= len(positions):
+        raise ModelError(f"these weights have more blocks than EfficientNet-Lite0: {name}")
+    stage, block = positions[number]
+    # The first stage does not expand: its project_conv is timm's conv_pw, and _bn1, _bn2 are bn1, bn2.
+    first = stage == 0
+    renamed = {
+        "_expand_conv": "conv_pw",
+        "_depthwise_conv": "conv_dw",
+        "_project_conv": "conv_pw" if first else "conv_pwl",
+        "_bn0": "bn1",
+        "_bn1": "bn1" if first else "bn2",
+        "_bn2": "bn2" if first else "bn3",
+    }[layer]
+    return f"blocks.{stage}.{block}.{renamed}.{rest}"

@@ -1,0 +1,73 @@
+"""Heads: a fused map → logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import BatchNorm1d, global_average_and_max
+
+
+class PooledFeatures(nn.Sequential):
+    """Mean and maximum over the map, mixed by a linear layer. [B, C, H, W] → [B, C]."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__(nn.Linear(2 * channels, channels), BatchNorm1d(channels), nn.ReLU(), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(global_average_and_max(x))
+
+
+class ClasswiseMLP(nn.Module):
+    """A two-layer network of its own for each class, all computed at once. [B, C] → [B, num_classes].
+
+    logit_k = w2_k · dropout(ReLU(W1_k x + b1_k)) + b2_k, with C/4 hidden units a class.
+    """
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        hidden = max(channels // 4, 1)
+        self.hidden = nn.Linear(channels, num_classes * hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.weight = nn.Parameter(torch.empty(num_classes, hidden))
+        self.bias = nn.Parameter(torch.empty(num_classes))
+        bound = hidden**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.hidden(x).relu()).unflatten(1, self.weight.shape)
+        return (hidden * self.weight).sum(-1) + self.bias
+
+
+class MultiLabelHead(nn.Module):
+    """A logit a class from a shared pooled vector. [B, C, H, W] → [B, num_classes]."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.feature_fusion = PooledFeatures(channels, dropout)
+        self.classifiers = ClasswiseMLP(channels, num_classes, dropout / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifiers(self.feature_fusion(x))
+
+
+class HierarchicalHead(nn.Module):
+    """Coarse logits first; the fine ones see them. [B, C, H, W] → ([B, num_coarse], [B, num_classes])."""
+
+    def __init__(self, channels: int, num_coarse_classes: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.feature_fusion = PooledFeatures(channels, dropout)
+        self.coarse_classifier = _mlp(channels, channels // 2, num_coarse_classes, dropout)
+        self.fine_classifier = _mlp(channels + num_coarse_classes, channels // 2, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.feature_fusion(x)
+        coarse = self.coarse_classifier(features)
+        return coarse, self.fine_classifier(torch.cat([features, coarse], dim=1))
+
+
+def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
+    )
