@@ -1,0 +1,58 @@
+"""Log lines: text for people or JSON for machines, on the terminal and in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from configs.errors import CheckpointError
+
+
+class TextFormatter(logging.Formatter):
+    """'12:31:07  message', with the level where it is not INFO."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        return f"{datetime.fromtimestamp(record.created):%H:%M:%S}  {level}{record.getMessage()}"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC, ISO 8601), level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _AboveProgressBar(logging.Handler):
+    """Writes to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_logging(style: str = "text") -> None:
+    """Send all loggers of the project to stderr as 'text' or 'json'."""
+    handler = _AboveProgressBar()
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    for noisy in ("timm", "matplotlib", "PIL", "pydicom", "httpx", "huggingface_hub", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log_to_file(path: Path) -> None:
+    """Append the same lines to a file."""
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write the log '{path}': {error}") from None
+    handler.setFormatter(logging.getLogger().handlers[0].formatter)
+    logging.getLogger().addHandler(handler)

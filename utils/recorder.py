@@ -1,0 +1,101 @@
+"""What a run leaves behind while it trains: metrics, TensorBoard, checkpoints, curves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.default_config import Config
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.metrics import format_metrics_table
+from utils.plots import plot_roc_curves, plot_training_curves
+from utils.run_folder import BEST, LAST, RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Listens to a Trainer (see its on_step, on_epoch and save).
+
+    config: its CHECKPOINT and LOGGING sections are followed.
+    description: what every checkpoint carries beside weights: config, class names, preprocessing; plain values.
+    first_step: where TensorBoard goes on after a resume.
+    """
+
+    def __init__(self, run: RunFolder, config: Config, description: Mapping[str, Any], first_step: int = 0) -> None:
+        self.run, self.description = run, dict(description)
+        self.save_freq, self.save_best = config.CHECKPOINT.save_freq, config.CHECKPOINT.save_best
+        self.writer = None
+        if config.LOGGING.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = Path(config.LOGGING.log_dir) / run.path.name
+            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def on_step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Scalars of an optimizer step."""
+        if self.writer is not None:
+            for name, value in figures.items():
+                self.writer.add_scalar(name, value, step)
+
+    def on_epoch(self, trainer, record: Mapping[str, Any], is_best: bool) -> None:
+        """Write the record, the checkpoints and the curves of an epoch."""
+        self.run.add_record(record)
+        self._scalars(record)
+        self.save(trainer)
+        if self.save_freq and record["epoch"] % self.save_freq == 0:
+            save_checkpoint(self._content(trainer), self.run.path / f"epoch_{record['epoch']:04d}.pth")
+        if is_best and self.save_best:
+            weights = trainer.ema.shadow if trainer.ema is not None else trainer.model.state_dict()
+            content = {**self.description, "model": weights, "metrics": self.run.history[-1]}
+            save_checkpoint(content, self.run.path / BEST)
+        plot_training_curves(self.run.history, self.run.path / "training_curves.png")
+        logger.info("%s", _summary(record, is_best))
+
+    def save(self, trainer) -> None:
+        """Write last.pth."""
+        save_checkpoint(self._content(trainer), self.run.path / LAST)
+
+    def report(self, trainer, split: str, loader) -> None:
+        """The results of the best epoch on a split: a table, a record, ROC curves."""
+        best = self.run.path / BEST
+        if best.is_file():
+            trainer.model.load_state_dict(load_checkpoint(best)["model"])
+            trainer.ema = None  # these are the averaged weights, where there are some
+        predictions = trainer.evaluate(loader, split)
+        metrics = predictions.metrics
+        path = self.run.path / "roc_curves.png"
+        title = f"ROC curves on {split}, epoch {trainer.state.best_epoch + 1}"
+        plot_roc_curves(predictions.scores, predictions.targets > 0.5, predictions.mask, metrics, path, title)
+        self.run.add_record({"split": split, "loss": predictions.loss, **metrics.as_dict()})
+        logger.info("%s, weights of epoch %d:\n%s", split, trainer.state.best_epoch + 1, format_metrics_table(metrics))
+        logger.info("results are in %s", self.run.path)
+        if self.writer is not None:
+            self.writer.close()
+
+    def _content(self, trainer) -> dict[str, Any]:
+        return {**self.description, **trainer.state_dict()}
+
+    def _scalars(self, record: Mapping[str, Any]) -> None:
+        names = ("train_loss", "val_loss", "mean_auroc", "mean_average_precision", "learning_rate", "skipped_steps")
+        figures = {f"epoch/{name}": record[name] for name in names if record[name] is not None}
+        figures |= {f"auroc/{row['name']}": row["auroc"] for row in record["per_class"] if row["auroc"] is not None}
+        self.on_step(record["step"], figures)
+
+
+def _summary(record: Mapping[str, Any], is_best: bool) -> str:
+    def show(value: float | None) -> str:
+        return "–" if value is None or math.isnan(value) else f"{value:.4f}"
+
+    parts = [
+        f"epoch {record['epoch']}: loss {show(record['train_loss'])}, validation {show(record['val_loss'])}",
+        f"AUROC {show(record['mean_auroc'])} over {record['defined_classes']} of {len(record['per_class'])} classes",
+        f"AP {show(record['mean_average_precision'])}",
+        f"{record['pictures_per_second']:.0f} pictures/s, {record['seconds']:.1f} s",
+    ]
+    if record["skipped_steps"]:
+        parts.append(f"{record['skipped_steps']} steps skipped")
+    return ", ".join(parts) + ("  (best)" if is_best else "")

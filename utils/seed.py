@@ -1,0 +1,30 @@
+"""Seeds of the global random number generators."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Python, NumPy and torch on all devices. Order and augmentation of pictures do not depend on these."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still use it
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict:
+    """The state of torch's generators, as tensors that a checkpoint can hold."""
+    state: dict = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict) -> None:
+    """Put back what `random_state` gave; CUDA's only where there are as many devices."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state.get("cuda", [])) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
