@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Train a medical-image classifier from one configuration.
+
+python train.py --config configs/quickstart.yaml
+python train.py --config configs/nih_chestxray14.yaml --set DATA.data_dir=/data/nih TRAIN.batch_size=16
+python train.py --resume                     # go on with the newest run
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from configs.default_config import Config
+from configs.errors import HybridMedNetError
+from utils.interrupt import Interrupted, StopRequest
+from utils.log import log_to_file, setup_logging
+from utils.run_folder import RunFolder, find_run
+
+logger = logging.getLogger("train")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; torch is not imported for it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Every setting, its default and meaning: docs/configuration.md. Presets: configs/*.yaml.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file; without it the defaults of configs/default_config.py"
+    )
+    parser.add_argument(
+        "--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="PATH",
+        nargs="?",
+        const="",
+        help="go on with a run's folder or checkpoint; alone: the newest",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; returns the exit code: 0, 2 for the user's errors, 130 or 143 after SIGINT or SIGTERM."""
+    options = parse_arguments(arguments)
+    setup_logging()
+    stop = StopRequest().install()
+    try:
+        train(options, stop)
+    except HybridMedNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as interrupted:
+        logger.warning("%s%s", interrupted, ": go on by --resume" if stop.save_before_leaving else "")
+        return interrupted.exit_code
+    return 0
+
+
+def train(options: argparse.Namespace, stop: StopRequest) -> None:
+    """The recipe: config → data → model → trainer → fit → test."""
+    resumed = (
+        find_run(options.resume, Config.from_overrides(options.set).CHECKPOINT.save_dir) if resuming(options) else None
+    )
+    config = load_settings(options, resumed)
+    setup_logging(config.LOGGING.format)
+
+    from data.builder import build_loaders, open_data, split_data
+    from models import HybridMedNet
+    from training.builder import build_trainer
+    from training.precision import choose_device
+    from utils.checkpoint import load_checkpoint
+    from utils.recorder import Recorder
+    from utils.seed import seed_everything
+
+    device = choose_device(config.TRAIN.device)
+    seed_everything(config.TRAIN.seed)
+    checkpoint = load_checkpoint(resumed) if resumed else None
+    catalogue = open_data(config)
+    config = config.resolve(catalogue.class_names, catalogue.exclusive)
+    assignment = split_data(config, catalogue, resumed.parent / "split.csv" if resumed else None)
+
+    model = HybridMedNet(config if checkpoint is None else config.without_pretrained()).to(device)
+    backbone = model.backbone
+    loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type == "cuda")
+    trainer = build_trainer(
+        config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups, backbone.prefers_channels_last
+    )
+    if checkpoint is not None:
+        trainer.load_state_dict(checkpoint)
+
+    run = open_run(config, model.attention_mode, resumed, trainer.state.epoch)
+    description = describe_run(run, config, catalogue, assignment, loaders.preprocess, trainer)
+    recorder = Recorder(run, config, description, trainer.state.global_step)
+    trainer.on_step, trainer.on_epoch, trainer.save = recorder.on_step, recorder.on_epoch, recorder.save
+    trainer.should_stop = stop
+
+    stop.save_before_leaving = True
+    trainer.fit(loaders.train, loaders.val)
+    stop.save_before_leaving = False
+    recorder.report(trainer, "test" if loaders.test else "val", loaders.test or loaders.val)
+
+
+def resuming(options: argparse.Namespace) -> bool:
+    return options.resume is not None
+
+
+def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:
+    """From --config, or the resumed run's own file, or the defaults; then the overrides."""
+    path = options.config or (resumed.parent / "config.yaml" if resumed else None)
+    return Config.from_yaml(path, options.set) if path else Config.from_overrides(options.set)
+
+
+def open_run(config: Config, attention: str, resumed: Path | None, last_epoch: int) -> RunFolder:
+    """The resumed run's folder, or a new one named after the model and the time."""
+    if resumed is not None:
+        return RunFolder.open(resumed.parent, last_epoch)
+    name = f"{config.MODEL.name}-{config.MODEL.backbone}-{attention}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name or name.replace("/", "_"))
+
+
+def describe_run(run: RunFolder, config: Config, catalogue, assignment, preprocess, trainer) -> dict:
+    """Write config, split and environment into the run's folder; what checkpoints carry of them."""
+    from data.splits import write_split
+    from utils.environment import describe_environment
+
+    log_to_file(run.path / "train.log")
+    run.write_text(run.config.name, config.to_yaml())
+    split_hash = write_split(run.split, catalogue, assignment)
+    run.write_json("environment.json", describe_environment(str(trainer.device), trainer.precision.name))
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    logger.info("run folder: %s", run.path)
+    logger.info(
+        "%s (%.1f M parameters), %d classes, %s on %s",
+        config.MODEL.backbone,
+        parameters / 1e6,
+        len(catalogue.class_names),
+        trainer.precision.name,
+        trainer.device,
+    )
+    return {
+        "config": config.model_dump(mode="json"),
+        "class_names": list(catalogue.class_names),
+        "preprocessing": preprocess.as_dict(),
+        "split_sha256": split_hash,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training: losses, optimizers, schedules, precision, the loop. `training.builder` reads the config."""

@@ -1,0 +1,127 @@
+"""Losses: masked, in float32, as sums, so that a window of micro-batches can be averaged exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, pos_weight: Tensor | None = None) -> Tensor:
+    """−[w t log p + (1 − t) log(1 − p)], p = sigmoid(logit). [B, K], [B, K] → [B, K]."""
+    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction="none")
+
+
+def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """(1 − p_t)^γ · BCE, p_t the probability of the true side. Lin et al., ICCV 2017, arXiv:1708.02002.
+
+    Without the paper's α, which balances classes: that is LOSS.pos_weight's task in bce. [B, K] → [B, K].
+    """
+    probability = logits.sigmoid()
+    wrong = probability * (1 - targets) + (1 - probability) * targets
+    return wrong.pow(gamma) * binary_cross_entropy(logits, targets)
+
+
+def asymmetric(
+    logits: Tensor, targets: Tensor, gamma_positive: float = 0.0, gamma_negative: float = 4.0, clip: float = 0.05
+) -> Tensor:
+    """−[t (1 − p)^γ₊ log p + (1 − t) q^γ₋ log(1 − q)], q = max(p − clip, 0). [B, K] → [B, K].
+
+    Ben-Baruch et al., ICCV 2021, arXiv:2009.14119; the weights keep their gradient, as in the paper's formula.
+    """
+    probability = logits.sigmoid()
+    shifted = (probability - clip).clamp(min=0)
+    positive = targets * (1 - probability).pow(gamma_positive) * F.logsigmoid(logits)
+    negative = (1 - targets) * shifted.pow(gamma_negative) * torch.log1p(-shifted.clamp(max=1 - 1e-7))
+    return -(positive + negative)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """−Σ_k t_k log softmax_k. [B, K], rows of targets add up to one → [B, 1]."""
+    return -(targets * logits.log_softmax(dim=1)).sum(1, keepdim=True)
+
+
+def smooth_targets(targets: Tensor, amount: float, exclusive: bool) -> Tensor:
+    """Towards 1/K (exclusive classes) or 1/2: (1 − a) t + a / K."""
+    if amount == 0:
+        return targets
+    return targets * (1 - amount) + amount / (targets.shape[1] if exclusive else 2)
+
+
+def balanced_pos_weight(target, mask, limit: float = 100.0) -> list[float]:
+    """Negatives / positives of each class among known labels, 1 where one side is missing, within [1/limit, limit].
+
+    target, mask: arrays [N, K].
+    """
+    positives = (target * mask).sum(0)
+    negatives = ((1 - target) * mask).sum(0)
+    return [float(min(max(n / p, 1 / limit), limit)) if p > 0 and n > 0 else 1.0 for p, n in zip(positives, negatives)]
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """A coarse class for the consistency term: rows of the fine output, and whether it means their absence."""
+
+    members: Sequence[int]
+    negated: bool = False
+
+
+@dataclass
+class TrainingLoss:
+    """The terms of the training loss, each a sum over valid labels, with its count and weight.
+
+    elementwise: logits, targets → [B, K] (or [B, 1] for exclusive classes).
+    groups: coarse classes of a hierarchical model, whose outputs are (coarse, fine); empty for a flat one.
+    weights: 'labels' for a flat model; 'coarse', 'fine' and 'consistency' for a hierarchical one.
+    """
+
+    elementwise: ElementwiseLoss
+    weights: Mapping[str, float] = field(default_factory=lambda: {"labels": 1.0})
+    exclusive: bool = False
+    label_smoothing: float = 0.0
+    groups: Sequence[GroupSpec] = ()
+
+    def counts(self, batch) -> dict[str, int]:
+        """How many valid labels each term has in a batch."""
+        labels = int(self._valid(batch.mask).sum())
+        if not self.groups:
+            return {"labels": labels}
+        return {"fine": labels, "coarse": int(batch.coarse_mask.sum()), "consistency": batch.coarse_mask.numel()}
+
+    def sums(self, outputs, batch) -> dict[str, Tensor]:
+        """The sum of each term over a batch, float32."""
+        if not self.groups:
+            return {"labels": self._labels(outputs, batch)}
+        coarse, fine = outputs[0].float(), outputs[1].float()
+        coarse_loss = binary_cross_entropy(coarse, batch.coarse_target)
+        return {
+            "fine": self._labels(fine, batch),
+            "coarse": torch.where(batch.coarse_mask, coarse_loss, 0.0).sum(),
+            "consistency": consistency(coarse, fine, self.groups).sum(),
+        }
+
+    def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> Tensor:
+        """Σ weight · sum / count; a term without valid labels adds nothing."""
+        terms = [self.weights[name] * value / max(counts[name], 1) for name, value in sums.items()]
+        return torch.stack(terms).sum()
+
+    def _labels(self, logits: Tensor, batch) -> Tensor:
+        targets = smooth_targets(batch.target, self.label_smoothing, self.exclusive)
+        loss = self.elementwise(logits.float(), targets)
+        return torch.where(self._valid(batch.mask), loss, 0.0).sum()
+
+    def _valid(self, mask: Tensor) -> Tensor:
+        return mask.all(1, keepdim=True) if self.exclusive else mask
+
+
+def consistency(coarse: Tensor, fine: Tensor, groups: Sequence[GroupSpec]) -> Tensor:
+    """(P(group) − max over its members of P(finding))², negated groups with 1 − max. [B, G], [B, K] → [B, G]."""
+    probability = fine.sigmoid()
+    implied = torch.stack([probability[:, list(group.members)].amax(1) for group in groups], dim=1)
+    negated = torch.tensor([group.negated for group in groups], device=fine.device)
+    return (coarse.sigmoid() - torch.where(negated, 1 - implied, implied)).square()

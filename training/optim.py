@@ -1,0 +1,127 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and filters decay; biases, norms, scales and what a module lists in `no_weight_decay()` do not."""
+    exempt = set()
+    for prefix, module in model.named_modules():
+        listed = getattr(module, "no_weight_decay", None)
+        if callable(listed):
+            exempt |= {f"{prefix}.{name}" if prefix else name for name in listed()}
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim < 2 or _listed(name, exempt) else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _listed(name: str, exempt: set[str]) -> bool:
+    """timm lists full names, or a part of one such as 'relative_position_bias_table'."""
+    return any(name == entry or name.endswith("." + entry.rpartition(".")[2]) for entry in exempt)
+
+
+def create_optimizer(
+    model: nn.Module, kind: str, learning_rate: float, weight_decay: float, momentum: float = 0.9
+) -> Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) or SGD with Nesterov momentum, fused kernels."""
+    groups = parameter_groups(model, weight_decay)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+    raise ValueError(f"unknown optimizer '{kind}': adamw or sgd")
+
+
+SCHEDULES = ("cosine", "onecycle", "plateau", "constant")
+
+
+class LearningRateSchedule:
+    """The learning rate as a function of the optimizer step, set before each step.
+
+    Linear warm-up over `warmup_steps`, then:
+    cosine: half a cosine from peak to minimum; constant: the peak; plateau: the peak, cut by `factor` after
+    `patience` epochs without a better score; onecycle: a cosine up from peak/25 over 30 % of all steps and a cosine
+    down to peak/10⁴ (Smith & Topin 2018, arXiv:1708.07120; learning rate only, and no separate warm-up).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        kind: str,
+        peak: float,
+        total_steps: int,
+        warmup_steps: int = 0,
+        minimum: float = 0.0,
+        patience: int = 3,
+        factor: float = 0.3,
+    ) -> None:
+        if kind not in SCHEDULES:
+            raise ValueError(f"unknown schedule '{kind}': one of {', '.join(SCHEDULES)}")
+        self.optimizer, self.kind, self.peak, self.minimum = optimizer, kind, peak, minimum
+        self.total_steps, self.warmup_steps = max(total_steps, 1), warmup_steps
+        self.patience, self.factor = patience, factor
+        self.step_number, self.cut, self.best, self.waited = 0, 1.0, -math.inf, 0
+        self._apply()
+
+    @property
+    def learning_rate(self) -> float:
+        """What the next optimizer step uses."""
+        return self.rate_at(self.step_number)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0."""
+        if self.kind == "onecycle":
+            return self._onecycle(step)
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.kind == "cosine":
+            span = max(self.total_steps - self.warmup_steps, 1)
+            return _cosine(self.peak, self.minimum, min((step - self.warmup_steps) / span, 1.0))
+        return max(self.peak * self.cut, self.minimum)
+
+    def _onecycle(self, step: int) -> float:
+        rise = max(int(0.3 * self.total_steps), 1)
+        if step < rise:
+            return _cosine(self.peak / 25, self.peak, step / rise)
+        return _cosine(self.peak, self.peak / 1e4, min((step - rise) / max(self.total_steps - rise, 1), 1.0))
+
+    def step(self) -> None:
+        """After an optimizer step that was really made."""
+        self.step_number += 1
+        self._apply()
+
+    def epoch_end(self, score: float) -> None:
+        """Tell the score of an epoch, higher is better; only plateau listens."""
+        if score > self.best:
+            self.best, self.waited = score, 0
+            return
+        self.waited += 1
+        if self.kind == "plateau" and self.waited >= self.patience:
+            self.cut, self.waited = self.cut * self.factor, 0
+            self._apply()
+
+    def _apply(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+
+    def state_dict(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("step_number", "cut", "best", "waited")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.state_dict():
+            setattr(self, name, state[name])
+        self._apply()
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

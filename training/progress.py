@@ -1,0 +1,38 @@
+"""Progress of an epoch: a bar on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts micro-batches of one pass.
+
+    style: 'bar', 'plain' or 'auto' (a bar where stderr is a terminal). every: batches between plain lines.
+    """
+
+    def __init__(self, total: int, title: str, style: str = "auto", every: int = 10, start: int = 0) -> None:
+        self.total, self.title, self.every, self.done = total, title, every, start
+        self.bar = None
+        if style == "bar" or (style == "auto" and sys.stderr.isatty()):
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=start, desc=title, leave=False, dynamic_ncols=True, unit="batch")
+
+    def advance(self, batches: int, **figures: float | str) -> None:
+        """Tell that so many batches are done, and what to show beside."""
+        before, self.done = self.done, self.done + batches
+        if self.bar is not None:
+            self.bar.set_postfix(figures, refresh=False)
+            self.bar.update(batches)
+        elif self.done // self.every > before // self.every or self.done == self.total:
+            shown = "  ".join(f"{name} {value}" for name, value in figures.items())
+            logger.info("%s  %d/%d  %s", self.title, self.done, self.total, shown)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()

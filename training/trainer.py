@@ -1,0 +1,365 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from configs.errors import TrainingError
+from training.ema import ExponentialMovingAverage
+from training.losses import TrainingLoss
+from training.optim import LearningRateSchedule
+from training.precision import Precision
+from training.progress import Progress
+from utils.interrupt import Interrupted
+from utils.metrics import Metrics, classification_metrics
+from utils.seed import random_state, set_random_state
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainerOptions:
+    """Numbers that the loop needs; see TRAIN and LOGGING in configs/default_config.py for their meaning."""
+
+    epochs: int
+    accumulation_steps: int = 1
+    clip_norm: float | None = 1.0
+    early_stopping_patience: int = 0
+    max_nonfinite_steps: int = 10
+    memory_format: torch.memory_format = torch.contiguous_format
+    progress: str = "plain"
+    print_freq: int = 10
+
+
+@dataclass
+class EpochSums:
+    """What an epoch has added up so far; plain numbers, so that an interrupted epoch can go on."""
+
+    batches: int = 0
+    loss: float = 0.0
+    steps: int = 0
+    skipped: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.steps if self.steps else math.nan
+
+
+@dataclass
+class Predictions:
+    """Scores of one split: probabilities, targets and masks [N, K], rows of the catalogue [N], the mean loss."""
+
+    scores: np.ndarray
+    targets: np.ndarray
+    mask: np.ndarray
+    index: np.ndarray
+    loss: float
+    metrics: Metrics
+
+
+@dataclass
+class TrainerState:
+    """Where training stands between two optimizer steps."""
+
+    epoch: int = 0
+    global_step: int = 0
+    nonfinite_in_a_row: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    sums: EpochSums = field(default_factory=EpochSums)
+
+
+class Trainer:
+    """Trains a model on batches; knows nothing of files, configs or architectures.
+
+    model: pictures → logits, or (coarse, fine) logits. should_stop() gives the number of a signal, or 0.
+    on_step(global_step, figures) and on_epoch(trainer, record, is_best) are told what happened; save(trainer) is
+    asked to write a checkpoint before the loop leaves on a signal.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: TrainingLoss,
+        optimizer: Optimizer,
+        schedule: LearningRateSchedule,
+        precision: Precision,
+        options: TrainerOptions,
+        class_names: tuple[str, ...],
+        ema: ExponentialMovingAverage | None = None,
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
+        self.precision, self.options, self.class_names, self.ema = precision, options, class_names, ema
+        self.scaler = precision.scaler()
+        self.device = next(model.parameters()).device
+        self.state = TrainerState()
+        self.forward: Callable = model
+        self.should_stop: Callable[[], int] = lambda: 0
+        self.on_step: Callable[[int, dict[str, float]], None] = lambda step, figures: None
+        self.on_epoch: Callable[[Trainer, dict[str, Any], bool], None] = lambda trainer, record, is_best: None
+        self.save: Callable[[Trainer], None] = lambda trainer: None
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self, train_loader, val_loader) -> None:
+        """Train until the last epoch or until the score stops rising. Raises TrainingError and Interrupted."""
+        while self.state.epoch < self.options.epochs and not self._out_of_patience():
+            started = time.perf_counter()
+            self.train_epoch(train_loader)
+            record = self._epoch_record(self.evaluate(val_loader, "validation"), started)
+            self._finish_epoch(record)
+        if self._out_of_patience():
+            logger.info("no better score in %d epochs: stopped early", self.options.early_stopping_patience)
+
+    def train_epoch(self, loader) -> None:
+        """One pass over the training split, or the rest of an interrupted one."""
+        self.model.train()
+        title = f"epoch {self.state.epoch + 1}/{self.options.epochs}"
+        sums = self.state.sums
+        bar = Progress(len(loader), title, self.options.progress, self.options.print_freq, sums.batches)
+        try:
+            for numbers, window in self._windows(loader):
+                started = time.perf_counter()
+                self.train_step(window, loader.names)
+                sums.batches = numbers[-1] + 1
+                sums.seconds += time.perf_counter() - started
+                bar.advance(len(numbers), loss=f"{sums.mean_loss:.4f}", skipped=sums.skipped)
+                self._leave_if_asked()
+        finally:
+            bar.close()
+
+    def _windows(self, loader) -> Iterator[tuple[list[int], list]]:
+        """Groups of micro-batches for one optimizer step each; the last of an epoch may be shorter."""
+        numbers, window = [], []
+        for number, batch in loader.epoch(self.state.epoch, self.state.sums.batches):
+            numbers.append(number)
+            if batch is not None:
+                window.append(batch.to(self.device, self.options.memory_format))
+            if len(numbers) == self.options.accumulation_steps:
+                yield numbers, window
+                numbers, window = [], []
+        if numbers:
+            yield numbers, window
+
+    def train_step(self, window: list, names: Callable | None = None) -> bool:
+        """One optimizer step over the window's micro-batches; False where it was skipped.
+
+        Each term of the loss is divided by the window's number of valid labels, so that the step is the same
+        however the pictures are cut into micro-batches.
+        """
+        counts = self._window_counts(window)
+        if not any(counts.values()):
+            return False
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers() if buffer.is_floating_point()]
+        loss_value = sum(self._backward(batch, counts) for batch in window)
+        self.scaler.unscale_(self.optimizer)
+        limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            self._skip_step(loss_value, norm, buffers, window, names)
+            return False
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count_step(loss_value, norm, sum(len(batch) for batch in window))
+        return True
+
+    def _window_counts(self, window: list) -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for batch in window:
+            for name, count in self.loss.counts(batch).items():
+                totals[name] = totals.get(name, 0) + count
+        return totals
+
+    def _backward(self, batch, counts: dict[str, int]) -> float:
+        with self.precision.autocast():
+            outputs = self.forward(batch.image)
+        loss = self.loss.total(self.loss.sums(outputs, batch), counts)
+        self.scaler.scale(loss).backward()
+        return float(loss.detach())
+
+    def _count_step(self, loss: float, norm: float, pictures: int) -> None:
+        state = self.state
+        rate = self.schedule.learning_rate
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        state.nonfinite_in_a_row = 0
+        state.global_step += 1
+        state.sums.loss += loss
+        state.sums.steps += 1
+        state.sums.pictures += pictures
+        if state.global_step % self.options.print_freq == 0:
+            figures = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
+            self.on_step(state.global_step, figures | self._throughput())
+
+    def _skip_step(self, loss: float, norm: float, buffers: list, window: list, names: Callable | None) -> None:
+        """Forget a window with NaN or Inf: gradients and running statistics as before, nothing moves on."""
+        calibrating = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 1
+        self.scaler.update()  # unscale_ has seen the infinities: the scale shrinks
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        state = self.state
+        state.sums.skipped += 1
+        state.nonfinite_in_a_row += not calibrating
+        images = [name for batch in window for name in names(batch.index)] if names else []
+        where = f"epoch {state.epoch + 1}, step {state.global_step}: loss {loss:g}, gradient norm {norm:g}"
+        logger.warning("skipped a step that is not finite (%s)", where)
+        if state.nonfinite_in_a_row >= self.options.max_nonfinite_steps:
+            raise TrainingError(
+                f"{state.nonfinite_in_a_row} steps in a row were not finite ({where}); the last one had the pictures "
+                f"{', '.join(images) or 'unknown'}. Lower TRAIN.learning_rate, set TRAIN.mixed_precision=false, "
+                "or look at these pictures"
+            )
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(self, loader, title: str) -> Predictions:
+        """Scores, loss and metrics of a split, with the averaged weights where there are some."""
+        averaged = self.ema.applied_to(self.model) if self.ema is not None else nullcontext()
+        with averaged:
+            predictions = self._evaluate(loader, title)
+        if predictions is None:
+            self._leave_if_asked()
+        assert predictions is not None
+        return predictions
+
+    @torch.inference_mode()
+    def _evaluate(self, loader, title: str) -> Predictions | None:
+        """None where a signal came: what is saved must not be the averaged weights."""
+        self.model.eval()
+        rows: list[tuple[np.ndarray, ...]] = []
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        bar = Progress(len(loader), title, self.options.progress, max(len(loader), 1))
+        for _, batch in loader.epoch(0):
+            if batch is not None:
+                batch = batch.to(self.device, self.options.memory_format)
+                with self.precision.autocast():
+                    outputs = self.forward(batch.image)
+                for name, value in self.loss.sums(outputs, batch).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+                for name, count in self.loss.counts(batch).items():
+                    counts[name] = counts.get(name, 0) + count
+                logits = outputs[1] if isinstance(outputs, tuple) else outputs
+                tensors = (self.probabilities(logits), batch.target, batch.mask, batch.index)
+                rows.append(tuple(tensor.cpu().numpy() for tensor in tensors))
+            bar.advance(1)
+            if self.should_stop():
+                break
+        bar.close()
+        if self.should_stop():
+            return None
+        if not rows:
+            raise TrainingError(f"{title}: not one picture of this split could be read")
+        scores, targets, mask, index = (np.concatenate(column) for column in zip(*rows))
+        loss = float(self.loss.total({n: torch.tensor(v) for n, v in sums.items()}, counts))
+        if not np.isfinite(scores).all():
+            raise TrainingError(f"{title}: the model gives NaN for {int((~np.isfinite(scores)).any(1).sum())} pictures")
+        metrics = classification_metrics(scores, (targets > 0.5).astype(np.float64), mask, self.class_names)
+        return Predictions(scores, targets, mask, index, loss, metrics)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """In float64: float32's sigmoid makes ties of confident scores. [B, K] → [B, K]."""
+        logits = logits.to("cpu", torch.float64)
+        return logits.softmax(dim=1) if self.loss.exclusive else logits.sigmoid()
+
+    # ------------------------------------------------------------------ epochs, stops, state
+
+    def _epoch_record(self, validation: Predictions, started: float) -> dict[str, Any]:
+        sums, metrics = self.state.sums, validation.metrics
+        return {
+            "epoch": self.state.epoch + 1,
+            "step": self.state.global_step,
+            "train_loss": sums.mean_loss,
+            "val_loss": validation.loss,
+            "learning_rate": self.schedule.learning_rate,
+            "skipped_steps": sums.skipped,
+            "seconds": round(time.perf_counter() - started, 3),
+            **self._throughput(""),
+            **metrics.as_dict(),
+        }
+
+    def _throughput(self, prefix: str = "system/") -> dict[str, float]:
+        sums = self.state.sums
+        figures = {f"{prefix}pictures_per_second": sums.pictures / sums.seconds if sums.seconds else math.nan}
+        if self.device.type == "cuda":
+            figures[f"{prefix}memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        else:
+            figures[f"{prefix}memory_mib"] = _resident_mib()
+        return figures
+
+    def _finish_epoch(self, record: dict[str, Any]) -> None:
+        """Score, best, schedule, then the next epoch; what is saved in on_epoch begins there."""
+        state = self.state
+        mean = record["mean_auroc"]
+        score = -record["val_loss"] if mean is None else mean
+        is_best = score > state.best_score
+        if is_best:
+            state.best_score, state.best_epoch = score, state.epoch
+        self.schedule.epoch_end(score)
+        state.epoch += 1
+        state.sums = EpochSums()
+        self.on_epoch(self, record, is_best)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.options.early_stopping_patience
+        return patience > 0 and self.state.epoch - 1 - self.state.best_epoch >= patience
+
+    def _leave_if_asked(self) -> None:
+        number = self.should_stop()
+        if number:
+            self.save(self)
+            raise Interrupted(number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that makes the rest of the run the same as if it had not been interrupted."""
+        state = self.state
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(),
+            "progress": {**vars(state), "sums": vars(state.sums).copy()},
+        }
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.model.load_state_dict(content["model"])
+        if self.ema is not None and content["ema"] is not None:
+            self.ema.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        self.scaler.load_state_dict(content["scaler"])
+        progress = dict(content["progress"])
+        self.state = TrainerState(**{**progress, "sums": EpochSums(**progress["sums"])})
+        set_random_state(content["random"])
+
+
+def _resident_mib() -> float:
+    """Largest resident memory of this process so far, in MiB; NaN where the system does not tell (Windows)."""
+    import sys
+
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 2**20 if sys.platform == "darwin" else size / 2**10
