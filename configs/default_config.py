@@ -25,7 +25,8 @@ class GradientCheckpointing(Section):
 
     section_name: ClassVar[str] = "MODEL.gradient_checkpointing"
 
-    enabled: bool = _setting(False, "Trade compute for memory by recomputing activations.")
+    enabled: bool = _setting(False, "Trade compute for memory; not available in this version, true is refused.")
+    segments: Literal["auto"] | PositiveInt = _setting("auto", "Into how many runs the blocks are cut.")
 
 
 class ModelSettings(Section):
@@ -254,8 +255,12 @@ class Config(Section):
             found.append(f"LOSS.pos_weight works with LOSS.type 'bce' only, not '{self.LOSS.type}'")
         if self.MODEL.hierarchical and self.MODEL.task != "multi_label":
             found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{self.MODEL.task}'")
-        if self.MODEL.gradient_checkpointing.enabled:
-            found.append("MODEL.gradient_checkpointing.enabled: this version cannot recompute activations yet; false")
+        checkpointing = self.MODEL.gradient_checkpointing
+        if checkpointing.enabled:
+            found.append(
+                f"MODEL.gradient_checkpointing (segments {checkpointing.segments}): this version cannot recompute "
+                "activations yet; set enabled to false and lower TRAIN.batch_size"
+            )
         for key in ("mean", "std"):
             values = self.DATA[key]
             if values is not None and len(values) not in (1, self.MODEL.in_channels):

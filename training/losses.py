@@ -24,7 +24,7 @@ def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
     """
     probability = logits.sigmoid()
     wrong = probability * (1 - targets) + (1 - probability) * targets
-    return wrong.pow(gamma) * binary_cross_entropy(logits, targets)
+    return _power(wrong, gamma) * binary_cross_entropy(logits, targets)
 
 
 def asymmetric(
@@ -36,9 +36,14 @@ def asymmetric(
     """
     probability = logits.sigmoid()
     shifted = (probability - clip).clamp(min=0)
-    positive = targets * (1 - probability).pow(gamma_positive) * F.logsigmoid(logits)
-    negative = (1 - targets) * shifted.pow(gamma_negative) * torch.log1p(-shifted.clamp(max=1 - 1e-7))
+    positive = targets * _power(1 - probability, gamma_positive) * F.logsigmoid(logits)
+    negative = (1 - targets) * _power(shifted, gamma_negative) * torch.log1p(-shifted.clamp(max=1 - 1e-7))
     return -(positive + negative)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """base^exponent for base ≥ 0; an exponent below 1 would have an infinite slope at 0, and 0 · inf is NaN."""
+    return base.clamp(min=torch.finfo(base.dtype).tiny).pow(exponent)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

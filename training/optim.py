@@ -12,22 +12,23 @@ from torch.optim import Optimizer
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and filters decay; biases, norms, scales and what a module lists in `no_weight_decay()` do not."""
-    exempt = set()
-    for prefix, module in model.named_modules():
+    exempt: set[nn.Parameter] = set()
+    for module in model.modules():
         listed = getattr(module, "no_weight_decay", None)
         if callable(listed):
-            exempt |= {f"{prefix}.{name}" if prefix else name for name in listed()}
+            names = set(listed())
+            exempt |= {parameter for name, parameter in module.named_parameters() if _listed(name, names)}
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or _listed(name, exempt) else decay).append(parameter)
+            (plain if parameter.ndim < 2 or parameter in exempt else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def _listed(name: str, exempt: set[str]) -> bool:
-    """timm lists full names, or a part of one such as 'relative_position_bias_table'."""
-    return any(name == entry or name.endswith("." + entry.rpartition(".")[2]) for entry in exempt)
+def _listed(name: str, entries: set[str]) -> bool:
+    """Modules list full names ('blocks.0.mlp.weight'), or the end of one such as 'relative_position_bias_table'."""
+    return any(name == entry or name.endswith(f".{entry}") for entry in entries)
 
 
 def create_optimizer(

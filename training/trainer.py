@@ -121,6 +121,7 @@ class Trainer:
             self.train_epoch(train_loader)
             record = self._epoch_record(self.evaluate(val_loader, "validation"), started)
             self._finish_epoch(record)
+            self._leave_if_asked()  # after the last epoch too: the report is not for one who asked to stop
         if self._out_of_patience():
             logger.info("no better score in %d epochs: stopped early", self.options.early_stopping_patience)
 
@@ -163,7 +164,7 @@ class Trainer:
         counts = self._window_counts(window)
         if not any(counts.values()):
             return False
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers() if buffer.is_floating_point()]
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         loss_value = sum(self._backward(batch, counts) for batch in window)
         self.scaler.unscale_(self.optimizer)
         limit = math.inf if self.options.clip_norm is None else self.options.clip_norm

@@ -22,7 +22,7 @@ class Recorder:
 
     config: its CHECKPOINT and LOGGING sections are followed.
     description: what every checkpoint carries beside weights: config, class names, preprocessing; plain values.
-    first_step: where TensorBoard goes on after a resume.
+    first_step: the optimizer steps that a resumed run has behind it; TensorBoard forgets later ones.
     """
 
     def __init__(self, run: RunFolder, config: Config, description: Mapping[str, Any], first_step: int = 0) -> None:
@@ -33,7 +33,7 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = Path(config.LOGGING.log_dir) / run.path.name
-            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+            self.writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:
         """Scalars of an optimizer step."""
