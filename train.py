@@ -64,9 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, stop: StopRequest) -> None:
     """The recipe: config → data → model → trainer → fit → test."""
-    resumed = (
-        find_run(options.resume, Config.from_overrides(options.set).CHECKPOINT.save_dir) if resuming(options) else None
-    )
+    resumed = find_resumed(options)
     config = load_settings(options, resumed)
     setup_logging(config.LOGGING.format)
 
@@ -106,8 +104,11 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     recorder.report(trainer, "test" if loaders.test else "val", loaders.test or loaders.val)
 
 
-def resuming(options: argparse.Namespace) -> bool:
-    return options.resume is not None
+def find_resumed(options: argparse.Namespace) -> Path | None:
+    """The checkpoint to go on from, None for a new run."""
+    if options.resume is None:
+        return None
+    return find_run(options.resume, load_settings(options, None).CHECKPOINT.save_dir)
 
 
 def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:

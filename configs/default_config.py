@@ -90,7 +90,9 @@ class TrainSettings(Section):
     lr_scheduler: Literal["cosine", "onecycle", "plateau", "constant"] = _setting(
         "cosine", "How the learning rate goes on after the warm-up."
     )
-    warmup_epochs: float = _setting(5, "Epochs of linear warm-up (parts of one are allowed).", ge=0)
+    warmup_epochs: float = _setting(
+        5, "Epochs of linear warm-up (parts of one are allowed); unset: a tenth of a run shorter than 10.", ge=0
+    )
     plateau_patience: PositiveInt = _setting(3, "plateau: epochs without a better score before a cut.")
     plateau_factor: float = _setting(0.3, "plateau: what the learning rate is multiplied by.", gt=0, lt=1)
     gradient_accumulation_steps: PositiveInt = _setting(1, "Micro-batches in one optimizer step.")
@@ -295,6 +297,8 @@ class Config(Section):
         config.MODEL.input_size = config.DATA.image_size = self.image_shape()
         if config.MODEL.task == "multi_class" and not self.LOSS.is_set("type"):
             config.LOSS.type = "cross_entropy"
+        if not self.TRAIN.is_set("warmup_epochs") and self.TRAIN.warmup_epochs > self.TRAIN.epochs / 2:
+            config.TRAIN.warmup_epochs = self.TRAIN.epochs / 10  # the default would leave a short run no training
         if config.MODEL.hierarchical:
             config.MODEL.num_coarse_classes = _coarse_count(config, class_names)
         problems = config.problems()
@@ -311,6 +315,7 @@ _DERIVED = (
     ("MODEL", "num_coarse_classes"),
     ("DATA", "image_size"),
     ("LOSS", "type"),
+    ("TRAIN", "warmup_epochs"),
 )
 
 

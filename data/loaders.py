@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -185,8 +187,18 @@ def _collate(items: list[tuple[int, Tensor | None, str | None]]):
 
 
 def _init_worker(_: int) -> None:
-    """One thread a worker; Ctrl-C in a terminal reaches workers too, but the main process decides what it means."""
+    """One thread a worker. Ctrl-C and a batch system's SIGTERM reach workers too, but the main process decides."""
     import cv2
 
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_main_process, daemon=True).start()
+
+
+def _obey_main_process() -> None:
+    """Leave on a SIGTERM of the main process (`Process.terminate`); it could not save if others ended its workers."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -21,6 +24,19 @@ class _OneValueBatchNorm(_BatchNorm):
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
+
+
+@contextmanager
+def running_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, every batch normalisation of `module` uses its running statistics and leaves them as they are."""
+    training = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    for norm in training:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.training = True
 
 
 class BatchNorm1d(_OneValueBatchNorm, nn.BatchNorm1d):
@@ -54,6 +70,10 @@ def pooled_tokens(x: Tensor, side: int) -> Tensor:
 
 
 def global_average_and_max(x: Tensor) -> Tensor:
-    """[B, C, *spatial] → [B, 2C]: the mean of every channel, then its maximum."""
+    """[B, C, *spatial] → [B, 2C]: the mean of every channel, then its maximum.
+
+    max, not amax: its gradient goes to one place by index. amax compares values again in the backward pass, which
+    gives 0/0 where torch.compile recomputes them in another precision.
+    """
     flat = x.flatten(2)
-    return torch.cat([flat.mean(-1), flat.amax(-1)], dim=1)
+    return torch.cat([flat.mean(-1), flat.max(-1).values], dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -25,8 +24,6 @@ from training.losses import (
 from training.optim import LearningRateSchedule, create_optimizer
 from training.precision import choose_precision
 from training.trainer import Trainer, TrainerOptions
-
-logger = logging.getLogger(__name__)
 
 
 def build_trainer(
@@ -53,7 +50,7 @@ def build_trainer(
         settings.lr_scheduler,
         settings.learning_rate,
         total_steps=steps * settings.epochs,
-        warmup_steps=_warmup_steps(config, steps),
+        warmup_steps=round(settings.warmup_epochs * steps),
         minimum=settings.min_learning_rate,
         patience=settings.plateau_patience,
         factor=settings.plateau_factor,
@@ -83,19 +80,6 @@ def build_trainer(
     if settings.compile:
         trainer.forward = torch.compile(model)
     return trainer
-
-
-def _warmup_steps(config: Config, steps_per_epoch: int) -> int:
-    """Warm-up longer than half of the run would leave no training: the default of 5 epochs yields, a set one stays."""
-    wanted, epochs = config.TRAIN.warmup_epochs, config.TRAIN.epochs
-    unused = config.TRAIN.lr_scheduler == "onecycle"
-    if unused or config.TRAIN.is_set("warmup_epochs") or wanted <= epochs / 2:
-        return round(wanted * steps_per_epoch)
-    shortened = epochs / 10
-    logger.info(
-        "TRAIN.warmup_epochs: the default of %g is too long for %d epochs, %g is used", wanted, epochs, shortened
-    )
-    return round(shortened * steps_per_epoch)
 
 
 def build_loss(config: Config, train_labels, coarse_groups: Sequence, device: torch.device) -> TrainingLoss:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from configs.errors import TrainingError
+from configs.errors import CheckpointError, TrainingError
 from training.ema import ExponentialMovingAverage
 from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
@@ -335,6 +335,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_kind": type(self.optimizer).__name__,
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random_state(),
@@ -342,10 +343,22 @@ class Trainer:
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.model.load_state_dict(content["model"])
-        if self.ema is not None and content["ema"] is not None:
-            self.ema.load_state_dict(content["ema"])
+        """Go on where `state_dict` was taken. CheckpointError where that was another model or optimizer."""
+        lacking = [key for key in self.state_dict() if key not in content]
+        if lacking:
+            raise CheckpointError(f"this checkpoint cannot be resumed, it lacks {', '.join(lacking)}: take last.pth")
+        kinds = content["optimizer_kind"], type(self.optimizer).__name__
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(f"the run to resume uses {kinds[0]}, TRAIN.optimizer now says {kinds[1]}")
+        try:
+            self.model.load_state_dict(content["model"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"the run to resume has another model than MODEL now says: {reason}") from None
+        if self.ema is not None:
+            self.ema = ExponentialMovingAverage(self.model, self.ema.decay)
+            if content["ema"] is not None:
+                self.ema.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
         self.scaler.load_state_dict(content["scaler"])

@@ -34,10 +34,12 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
             torch.save({"format_version": FORMAT_VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-        _check_readable(temporary)
+        _safe_load(temporary, "cpu", mmap=True)  # what cannot be read again must not replace what can
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError, pickle.PicklingError) as error:
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot write checkpoint '{path}': {error}") from None
+    except (OSError, RuntimeError, TypeError, AttributeError, pickle.PicklingError) as error:
         raise CheckpointError(f"cannot write checkpoint '{path}': {_first_line(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,10 +50,9 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     content = _safe_load(path, map_location)
     if not isinstance(content, dict) or "format_version" not in content:
         raise CheckpointError(f"'{path}' is not a checkpoint of this program")
-    if content["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(
-            f"'{path}' has format {content['format_version']}, this program reads up to {FORMAT_VERSION}: update it"
-        )
+    version = content["format_version"]
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(f"'{path}' has format {version!r}, this program reads up to {FORMAT_VERSION}: update it")
     return content
 
 
@@ -79,12 +80,12 @@ def _strip_prefixes(name: str) -> str:
     return name
 
 
-def _safe_load(path: Path, map_location: str | torch.device) -> Any:
+def _safe_load(path: Path, map_location: str | torch.device, mmap: bool = False) -> Any:
     if not path.is_file():
         raise CheckpointError(f"'{path}' does not exist")
     try:
         _check_readable(path)
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"'{path}' holds more than tensors and plain values, and is not opened for safety: {_first_line(error)}"

@@ -61,17 +61,18 @@ class Recorder:
 
     def report(self, trainer, split: str, loader) -> None:
         """The results of the best epoch on a split: a table, a record, ROC curves."""
-        best = self.run.path / BEST
+        best, epoch = self.run.path / BEST, trainer.state.epoch
         if best.is_file():
+            epoch = trainer.state.best_epoch + 1
             trainer.model.load_state_dict(load_checkpoint(best)["model"])
             trainer.ema = None  # these are the averaged weights, where there are some
         predictions = trainer.evaluate(loader, split)
         metrics = predictions.metrics
         path = self.run.path / "roc_curves.png"
-        title = f"ROC curves on {split}, epoch {trainer.state.best_epoch + 1}"
+        title = f"ROC curves on {split}, epoch {epoch}"
         plot_roc_curves(predictions.scores, predictions.targets > 0.5, predictions.mask, metrics, path, title)
         self.run.add_record({"split": split, "loss": predictions.loss, **metrics.as_dict()})
-        logger.info("%s, weights of epoch %d:\n%s", split, trainer.state.best_epoch + 1, format_metrics_table(metrics))
+        logger.info("%s, weights of epoch %d:\n%s", split, epoch, format_metrics_table(metrics))
         logger.info("results are in %s", self.run.path)
         if self.writer is not None:
             self.writer.close()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.layers import global_average_and_max
+
 
 class ChannelAttention(nn.Module):
     """sigmoid(fc(avgpool(x)) + fc(maxpool(x))), one bottleneck `fc` shared by both. [B, C, H, W] → [B, C, 1, 1]."""
@@ -19,7 +21,7 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        average, maximum = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        average, maximum = global_average_and_max(x)[:, :, None, None].chunk(2, dim=1)
         return torch.sigmoid(self.fc(average) + self.fc(maximum))
 
 
@@ -31,7 +33,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)))
+        return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], dim=1)))
 
 
 class CBAM(nn.Module):

@@ -7,6 +7,7 @@ timm's `forward_intermediates` gives channels-first maps for all of its families
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from configs.errors import ModelError
 from models.backbones.base import BaseVisionBackbone
 from models.backbones.weights import find_weights
+from models.layers import running_statistics
 
 LEVELS = 4
 
@@ -84,7 +86,10 @@ class TimmBackbone(BaseVisionBackbone):
                 f"this backbone is built for {self.image_size[0]}×{self.image_size[1]} pictures and got "
                 f"{x.shape[2]}×{x.shape[3]}: set MODEL.input_size to the size of the pictures"
             )
-        return self.body.forward_intermediates(x, indices=self.levels, intermediates_only=True, output_fmt="NCHW")
+        # One picture whose coarsest map is a single value has no variance to normalise by.
+        one_value = self.training and len(x) == 1 and max(x.shape[2:]) <= self.feature_strides[-1]
+        with running_statistics(self.body) if one_value else nullcontext():
+            return self.body.forward_intermediates(x, indices=self.levels, intermediates_only=True, output_fmt="NCHW")
 
 
 def _create(spec: TimmSpec, weights: bool | Mapping[str, Tensor], in_channels: int, drop_path: float, size) -> Any:

@@ -1,0 +1,473 @@
+"""train.py from the command line to the run's folder, on data that are drawn here."""
+
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from configs.default_config import Config
+from data.phantom import write_phantom
+from data.splits import read_split
+from data.transforms import Preprocess
+from models import HybridMedNet
+from utils.checkpoint import load_checkpoint
+
+ROOT = Path(train.__file__).resolve().parent
+SHARED = ROOT.parent / "shared" / "data"
+EPOCHS, SIZE = 2, 32
+
+NETWORK = {
+    "MODEL.backbone": "resnet18",
+    "MODEL.pretrained": "false",
+    "MODEL.fpn_channels": 16,
+    "MODEL.fusion_channels": 16,
+    "MODEL.fusion_stride": 16,
+    "DATA.image_size": SIZE,
+    "DATA.num_workers": 0,
+    "TRAIN.epochs": EPOCHS,
+    "TRAIN.batch_size": 4,
+    "TRAIN.device": "cpu",
+    "TRAIN.mixed_precision": "false",
+    "LOGGING.print_freq": 1,
+}
+
+
+def arguments(data: Path, runs: Path, name: str, **others) -> list[str]:
+    """--set …; others: SECTION__key=value."""
+    place = {
+        "DATA.data_dir": data,
+        "CHECKPOINT.save_dir": runs,
+        "LOGGING.log_dir": runs / "logs",
+        "LOGGING.run_name": name,
+    }
+    extra = {key.replace("__", "."): value for key, value in others.items()}
+    return ["--set", *(f"{key}={value}" for key, value in {**NETWORK, **place, **extra}.items())]
+
+
+@contextmanager
+def process_state():
+    """main() takes over logging, signals and the global random numbers: put them back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    random = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        torch.set_rng_state(random)
+
+
+def run_main(args: list[str]) -> int:
+    with process_state():
+        return train.main([str(arg) for arg in args])
+
+
+# What makes resuming hard: dropout, BatchNorm, windows of several batches, averaged weights.
+HARD = {"TRAIN__gradient_accumulation_steps": 2, "TRAIN__ema_decay": 0.9, "TRAIN__warmup_epochs": 0.5}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Where the cores are shared, a second thread costs ten times what it gives to networks this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    write_phantom(folder, 60, 64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(phantom, runs) -> Path:
+    """The folder of one undisturbed run."""
+    before = torch.get_rng_state()
+    assert run_main(arguments(phantom, runs, "undisturbed", **HARD)) == 0
+    assert torch.equal(before, torch.get_rng_state())
+    return runs / "undisturbed"
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    """Without what the clock and the machine put in."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "memory_mib")} for r in rows]
+
+
+# ---- what a run leaves behind
+
+
+def test_the_run_folder_is_complete(run):
+    wanted = {"config.yaml", "split.csv", "last.pth", "best_model.pth", "metrics.jsonl", "training_curves.png"}
+    wanted |= {"roc_curves.png", "environment.json", "train.log"}
+    assert {path.name for path in run.iterdir()} == wanted
+    for name in ("training_curves.png", "roc_curves.png"):
+        with Image.open(run / name) as image:
+            assert image.width > 300 and len(image.convert("L").getcolors(256)) > 3
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"] and environment["device"] == "cpu" and environment["precision"] == "fp32"
+    rows = metrics_of(run)
+    assert [row.get("epoch") for row in rows] == [1, 2, None] and rows[2]["split"] == "test"
+    assert len(rows[0]["per_class"]) == 14
+    log = (run / "train.log").read_text()
+    assert f"results are in {run}" in log and "epoch 2: loss" in log
+
+
+def test_the_config_is_written_out(run, phantom, runs):
+    config = Config.from_yaml(run / "config.yaml")
+    assert config.MODEL.num_classes == 14 and config.MODEL.task == "multi_label"
+    assert config.MODEL.input_size == config.DATA.image_size == (SIZE, SIZE)
+    given = Config.from_overrides(arguments(phantom, runs, "undisturbed", **HARD)[1:])
+    assert Config.from_overrides(arguments(phantom, runs, "x")[1:]).TRAIN.ema_decay != given.TRAIN.ema_decay
+    assert config.model_dump() == given.resolve(tuple(config.DATA.class_names)).model_dump()
+
+
+def test_the_split_is_by_patient(run, phantom):
+    with (run / "split.csv").open() as file:
+        rows = [row for row in csv.DictReader(line for line in file if not line.startswith("#"))]
+    assert len(rows) == 60 and {row["split"] for row in rows} == {"train", "val", "test"}
+    assert all(len({r["split"] for r in rows if r["patient_id"] == row["patient_id"]}) == 1 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["last.pth", "best_model.pth"])
+def test_checkpoints_need_nothing_else(run, name):
+    content = torch.load(run / name, weights_only=True)
+    config = Config.from_yaml(run / "config.yaml")
+    assert content["class_names"] == config.DATA.class_names
+    assert content["config"] == config.model_dump(mode="json")
+    preprocess = Preprocess.from_dict(content["preprocessing"])
+    assert preprocess.size == (SIZE, SIZE) and preprocess.channels == 3
+    assert content["split_sha256"] in (run / "split.csv").read_text()
+    model = HybridMedNet(Config(**content["config"]))
+    model.load_state_dict(content["model"])
+    picture = np.full((SIZE, SIZE), 128, np.uint8)
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(preprocess(picture))[None])
+    assert logits.shape == (1, 14) and logits.isfinite().all()
+
+
+def test_the_test_score_is_that_of_the_best_model(run, phantom):
+    """Scores worked out again from best_model.pth and split.csv alone, as predict will."""
+    from sklearn.metrics import roc_auc_score
+
+    from data.formats import open_source
+
+    content = load_checkpoint(run / "best_model.pth")
+    catalogue = open_source(phantom)
+    rows = np.flatnonzero(read_split(run / "split.csv", catalogue) == "test")
+    model, preprocess = HybridMedNet(Config(**content["config"])).eval(), Preprocess.from_dict(content["preprocessing"])
+    model.load_state_dict(content["model"])
+    with torch.no_grad():
+        pictures = torch.stack([torch.from_numpy(preprocess(catalogue.read(i))) for i in rows])
+        scores = model(pictures).double().sigmoid().numpy()
+    targets = catalogue.label_matrix()[rows]
+    result = metrics_of(run)[-1]
+    expected = [roc_auc_score(t, s) for t, s in zip(targets.T, scores.T) if 0 < t.sum() < len(t)]
+    assert result["defined_classes"] == len(expected) > 0
+    assert result["mean_auroc"] == pytest.approx(np.mean(expected), abs=0.02)  # near ties may fall the other way
+
+
+def test_the_best_epoch_is_kept(run):
+    scores = [row["mean_auroc"] for row in metrics_of(run)[:EPOCHS]]
+    best = load_checkpoint(run / "best_model.pth")
+    assert best["metrics"]["epoch"] == 1 + int(np.argmax(scores)) and best["metrics"]["mean_auroc"] == max(scores)
+
+
+def test_tensorboard_files_are_where_the_user_looks(run, runs):
+    assert list((runs / "logs" / "undisturbed").glob("events.out.tfevents.*"))
+
+
+# ---- other tasks
+
+
+def write_class_folders(root: Path) -> Path:
+    """Three kinds of picture: dark, bright, striped."""
+    for number, name in enumerate(("bright", "dark", "striped")):
+        for index in range(12):
+            pixels = np.random.default_rng(100 * number + index).integers(0, 40, (24, 24)).astype(np.uint8)
+            pixels[:: 2 if number == 2 else 1] += 200 if number != 1 else 0
+            (root / name).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(root / name / f"{index}.png"), pixels)
+    return root
+
+
+def write_npz(root: Path) -> Path:
+    arrays = {}
+    for split, count in (("train", 16), ("val", 8), ("test", 8)):
+        labels = np.arange(count) % 2
+        noise = np.random.default_rng(count).integers(0, 60, (count, 28, 28))
+        arrays[f"{split}_images"] = (noise + 150 * labels[:, None, None]).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels[:, None]
+    root.mkdir()
+    np.savez(root / "data.npz", **arrays)
+    return root / "data.npz"
+
+
+@pytest.mark.parametrize(
+    ("write", "task", "loss", "classes"),
+    [
+        (write_class_folders, "multi_class", "cross_entropy", ["bright", "dark", "striped"]),
+        (write_npz, "binary", "bce", ["positive"]),
+    ],
+)
+def test_other_tasks_are_recognised_and_learned(tmp_path, write, task, loss, classes):
+    data = write(tmp_path / "data")
+    options = {"TRAIN__epochs": 6, "TRAIN__batch_size": 7, "TRAIN__learning_rate": 3e-3}
+    assert run_main(arguments(data, tmp_path, "run", **options, MODEL__dropout=0, LOGGING__tensorboard="false")) == 0
+    config = Config.from_yaml(tmp_path / "run" / "config.yaml")
+    assert (config.MODEL.task, config.LOSS.type, config.DATA.class_names) == (task, loss, classes)
+    result = metrics_of(tmp_path / "run")[-1]
+    assert result["split"] == "test" and result["mean_auroc"] > 0.9
+
+
+def test_a_hierarchical_model_trains(phantom, tmp_path):
+    groups = "{lung: [Mass, Nodule, Pneumonia], heart: [Cardiomegaly], pleura: [Effusion, Pneumothorax]}"
+    args = arguments(phantom, tmp_path, "run", MODEL__hierarchical="true", MODEL__coarse_groups=groups, TRAIN__epochs=1)
+    assert run_main([*args, "LOGGING.tensorboard=false", "MODEL.attention=cross_scale"]) == 0
+    config = Config.from_yaml(tmp_path / "run" / "config.yaml")
+    assert config.MODEL.num_coarse_classes == 3
+    model = HybridMedNet(config)
+    model.load_state_dict(load_checkpoint(tmp_path / "run" / "last.pth")["model"])
+    coarse, fine = model.eval()(torch.zeros(2, 3, SIZE, SIZE))
+    assert coarse.shape == (2, 3) and fine.shape == (2, 14)
+
+
+# ---- errors of the user
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys, train\n"
+        "train.parse_arguments([])\n"
+        "try:\n    train.parse_arguments(['--help'])\n"
+        "except SystemExit as leave:\n    assert leave.code == 0\n"
+        "print('heavy:', sorted({'torch', 'timm', 'cv2', 'albumentations', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--resume" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stderr
+
+
+@pytest.fixture
+def complaint(phantom, tmp_path, capsys, monkeypatch):
+    """complaint(options…) → the error message of a run that must end with exit code 2 and leave no folder."""
+
+    def call(data: Path = phantom, args: list[str] | None = None, **options) -> str:
+        runs = tmp_path / "runs"
+        monkeypatch.chdir(tmp_path)
+        assert run_main(args if args is not None else arguments(data, runs, "run", **options)) == 2
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err + captured.out
+        errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and not (runs / "run").exists()
+        return captured.err[captured.err.index("error: ") :]
+
+    return call
+
+
+def test_unknown_settings_and_bad_values_are_told_together(complaint):
+    message = complaint(TRAIN__batchsize=8, MODEL__dropout="high", TRAIN__lr_scheduler="cosin")
+    assert "TRAIN.batchsize: did you mean 'batch_size'?" in message
+    assert "MODEL.dropout" in message and "did you mean 'cosine'" in message
+
+
+def test_missing_data(complaint, tmp_path):
+    assert str(tmp_path / "nowhere") in complaint(tmp_path / "nowhere")
+
+
+def test_an_unknown_backbone(complaint):
+    assert "resnet18" in complaint(MODEL__backbone="resnet-18")
+
+
+def test_a_missing_config_file(complaint):
+    assert "nothing.yaml" in complaint(args=["--config", "nothing.yaml"])
+
+
+def test_weights_that_cannot_be_had(complaint, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    message = complaint(MODEL__pretrained="true")
+    assert "Three ways on" in message and "MODEL.pretrained=false" in message and "quickstart" in message
+    assert "does not exist" in complaint(MODEL__pretrained=tmp_path / "weights.pth")
+
+
+def test_a_device_and_a_precision_that_are_not_there(complaint):
+    assert "cuda:99" in complaint(TRAIN__device="cuda:99")
+    assert "fp16" in complaint(TRAIN__mixed_precision="fp16")
+
+
+@pytest.mark.skipif(not (SHARED / "nih_leaky64").is_dir(), reason="no ../shared/data/nih_leaky64 here")
+def test_patients_in_two_splits(complaint):
+    message = complaint(SHARED / "nih_leaky64")
+    assert "nih00116" in message and "DATA.allow_patient_overlap" in message
+
+
+def test_an_existing_run_is_not_written_over(phantom, run, runs, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert run_main(arguments(phantom, runs, "undisturbed")) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_nothing_to_resume(complaint, tmp_path, run):
+    assert "no run in" in complaint(args=["--resume", "--set", f"CHECKPOINT.save_dir={tmp_path}"])
+    assert "there is no checkpoint" in complaint(args=["--resume", tmp_path / "gone"])
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    (tmp_path / "damaged" / "last.pth").write_bytes((run / "last.pth").read_bytes()[:5000])
+    assert "damaged" in complaint(args=["--resume", tmp_path / "damaged"])
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "reason"),
+    [
+        ("best_model.pth", "TRAIN.epochs=9", "lacks ema, optimizer"),
+        ("last.pth", "MODEL.fusion_channels=24", "another model"),
+        ("last.pth", "MODEL.backbone=resnet34", "another model"),
+        ("last.pth", "TRAIN.optimizer=sgd", "uses AdamW, TRAIN.optimizer now says SGD"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(complaint, run, file, setting, reason):
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert reason in complaint(args=["--resume", run / file, "--set", setting])
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+# ---- signals and resume
+
+
+def launch(args: list[str], cwd: Path) -> tuple[subprocess.Popen, threading.Event, list[str]]:
+    """A run in a process of its own, and an event for its first optimizer step."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *args]
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    stepped, lines = threading.Event(), []
+
+    def read() -> None:
+        for line in process.stderr:
+            lines.append(line)
+            if f"epoch 1/{EPOCHS}  " in line:
+                stepped.set()
+        stepped.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    return process, stepped, lines
+
+
+@pytest.fixture(scope="module")
+def stopped(phantom, runs, run):
+    """Two runs at once, stopped by SIGINT and SIGTERM after the first step: name → (exit code, lines, folder).
+
+    The signals go to the whole process group, data workers included, as a terminal and a batch system send them.
+    """
+    launched = {}
+    for name, workers in (("SIGINT", 0), ("SIGTERM", 2)):
+        options = {**HARD, "DATA__num_workers": workers}
+        launched[name] = launch(arguments(phantom, runs / name, name, **options), runs)
+    results = {}
+    for name, (process, stepped, lines) in launched.items():
+        try:
+            assert stepped.wait(120), "no first step in two minutes"
+            os.killpg(process.pid, getattr(signal, name))
+            code = process.wait(60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        results[name] = code, lines, runs / name / name
+    return results
+
+
+def same_outcome(one: Path, other: Path) -> None:
+    """Weights, averages, optimizer and random numbers, bit for bit, and every figure of every epoch."""
+    for name in ("last.pth", "best_model.pth"):
+        contents = [load_checkpoint(folder / name) for folder in (one, other)]
+        for key in ("model", "ema", "optimizer", "schedule", "random"):
+            flat = [dict(flatten(content.get(key))) for content in contents]
+            assert flat[0].keys() == flat[1].keys()
+            assert [path for path in flat[0] if not identical(flat[0][path], flat[1][path])] == []
+    assert metrics_of(one) == metrics_of(other)
+    assert (one / "split.csv").read_bytes() == (other / "split.csv").read_bytes()
+
+
+def flatten(value, path: str = ""):
+    if isinstance(value, dict):
+        for key in value:
+            yield from flatten(value[key], f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{path}.{index}")
+    else:
+        yield path, value
+
+
+def identical(one, other) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_saves_leaves_and_the_resumed_run_ends_alike(stopped, run, name, code, monkeypatch):
+    left, lines, folder = stopped[name]
+    text = "".join(lines)
+    assert left == code, text
+    assert "Traceback" not in text and f"stopped by {name}: go on by --resume" in lines[-1]
+    progress = load_checkpoint(folder / "last.pth")["progress"]
+    assert progress["epoch"] < EPOCHS and 0 < progress["global_step"] < 2 * 6, "the signal came too late to test"
+    monkeypatch.chdir(folder.parent)
+    # without a path: the newest run of the folder; with one: that run
+    where = ["--resume", "--set", f"CHECKPOINT.save_dir={folder.parent}"] if name == "SIGINT" else ["--resume", folder]
+    assert run_main(where) == 0
+    same_outcome(folder, run)
+
+
+def test_a_finished_run_goes_on_with_more_epochs(run, tmp_path):
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for path in run.iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    more = ["--set", f"TRAIN.epochs={EPOCHS + 1}", f"LOGGING.log_dir={tmp_path}/logs"]
+    assert run_main(["--resume", copied, *more]) == 0
+    rows = metrics_of(copied)
+    assert [row.get("epoch") for row in rows] == [1, 2, 3, None]
+    assert rows[:EPOCHS] == metrics_of(run)[:EPOCHS]
+    last = [load_checkpoint(folder / "last.pth") for folder in (run, copied)]
+    assert [content["progress"]["epoch"] for content in last] == [EPOCHS, EPOCHS + 1]
+    assert last[1]["progress"]["global_step"] * EPOCHS == last[0]["progress"]["global_step"] * (EPOCHS + 1)
+    assert last[1]["config"]["TRAIN"]["epochs"] == EPOCHS + 1
+
+
+def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for path in run.iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    assert run_main(["--resume", copied, "--set", f"LOGGING.log_dir={tmp_path}/logs"]) == 0
+    same_outcome(run, copied)

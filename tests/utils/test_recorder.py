@@ -1,0 +1,189 @@
+"""What a run leaves behind: TensorBoard read back by its own reader, checkpoints, metrics, curves."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from configs.default_config import Config
+from utils.checkpoint import load_checkpoint
+from utils.metrics import classification_metrics
+from utils.recorder import Recorder
+from utils.run_folder import RunFolder
+
+DESCRIPTION = {
+    "config": {"MODEL": {"backbone": "resnet18"}},
+    "class_names": ["a", "b"],
+    "preprocessing": {"size": [8, 8]},
+}
+
+
+class FakeTrainer:
+    """What a Recorder asks of a trainer: one number that is weight and score."""
+
+    def __init__(self, ema: bool = False) -> None:
+        self.model = nn.Linear(1, 1, bias=False)
+        self.state = SimpleNamespace(best_epoch=-1, epoch=0)
+        self.ema = SimpleNamespace(shadow={"weight": torch.tensor([[-7.0]])}) if ema else None
+
+    def set(self, value: float) -> None:
+        with torch.no_grad():
+            self.model.weight.fill_(value)
+
+    def state_dict(self) -> dict:
+        return {"model": self.model.state_dict(), "progress": {"epoch": 3}}
+
+    def evaluate(self, loader, title):
+        weight = self.model.weight.item()
+        scores = np.array([[0.1, 0.9], [0.8, 0.3], [0.6, 0.2], [0.3, 0.4]])
+        targets, mask = np.array([[0, 1], [1, 0], [0, 0], [1, 1]]), np.ones((4, 2), bool)
+        metrics = classification_metrics(scores, targets, mask, ["a", "b"])
+        return SimpleNamespace(scores=scores, targets=targets, mask=mask, loss=weight, metrics=metrics)
+
+
+def record(epoch: int, step: int, auroc: float | None = 0.5, loss: float = 0.7) -> dict:
+    return {
+        "epoch": epoch,
+        "step": step,
+        "train_loss": loss,
+        "val_loss": 0.6,
+        "learning_rate": 1e-3,
+        "skipped_steps": epoch,
+        "seconds": 1.0,
+        "pictures_per_second": 10.0,
+        "memory_mib": 100.0,
+        "mean_auroc": auroc,
+        "mean_average_precision": 0.25,
+        "defined_classes": 1,
+        "per_class": [
+            {"name": "a", "auroc": auroc, "average_precision": 0.25, "positives": 1, "negatives": 3},
+            {"name": "b", "auroc": None, "average_precision": None, "positives": 0, "negatives": 4},
+        ],
+    }
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(run, first_step, overrides) → a Recorder in tmp_path."""
+
+    def build(run: RunFolder | None = None, *overrides: str, first_step: int = 0) -> Recorder:
+        run = run or RunFolder.create(str(tmp_path / "runs"), "run")
+        return Recorder(
+            run, Config.from_overrides([f"LOGGING.log_dir={tmp_path}/logs", *overrides]), DESCRIPTION, first_step
+        )
+
+    return build
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def close(seen: list[tuple[int, float]], expected: list[tuple[int, float]]) -> bool:
+    return [s for s, _ in seen] == [s for s, _ in expected] and [v for _, v in seen] == pytest.approx(
+        [v for _, v in expected]
+    )
+
+
+def test_tensorboard_holds_the_scalars(make, tmp_path):
+    recorder, trainer = make(), FakeTrainer()
+    for step in (10, 20):
+        recorder.on_step(step, {"train/loss": step / 7, "system/memory_mib": 100.0 + step})
+    recorder.on_epoch(trainer, record(1, 25), True)
+    recorder.on_epoch(trainer, record(2, 50, auroc=None), False)
+    recorder.writer.close()
+    seen = scalars(tmp_path / "logs" / "run")
+    assert close(seen["train/loss"], [(10, 10 / 7), (20, 20 / 7)])
+    assert close(seen["system/memory_mib"], [(10, 110), (20, 120)])
+    assert close(seen["epoch/val_loss"], [(25, 0.6), (50, 0.6)])
+    assert close(seen["epoch/skipped_steps"], [(25, 1), (50, 2)])
+    assert close(seen["epoch/mean_auroc"], [(25, 0.5)]) and close(seen["auroc/a"], [(25, 0.5)])
+    assert "auroc/b" not in seen
+
+
+def test_a_resumed_run_replaces_later_scalars_and_keeps_earlier_ones(make, tmp_path):
+    """Saved at step 20, the first run went on to step 30 before it was killed."""
+    first, trainer = make(), FakeTrainer()
+    for step in (10, 20, 30):
+        first.on_step(step, {"train/loss": float(step)})
+        if step == 20:
+            first.on_epoch(trainer, record(1, 20), True)
+    first.writer.close()
+    second = make(RunFolder.open(first.run.path, 1), first_step=20)
+    second.on_step(30, {"train/loss": -30.0})
+    second.on_step(40, {"train/loss": -40.0})
+    second.writer.close()
+    seen = scalars(tmp_path / "logs" / "run")
+    assert close(seen["train/loss"], [(10, 10), (20, 20), (30, -30), (40, -40)])
+    assert close(seen["epoch/val_loss"], [(20, 0.6)])
+
+
+def test_tensorboard_can_be_left_out(make, tmp_path):
+    recorder = make(None, "LOGGING.tensorboard=false")
+    recorder.on_step(1, {"train/loss": 1.0})
+    recorder.on_epoch(FakeTrainer(), record(1, 1), True)
+    assert not (tmp_path / "logs").exists() and (recorder.run.path / "last.pth").is_file()
+
+
+def test_checkpoints_of_an_epoch(make):
+    recorder, trainer = make(None, "CHECKPOINT.save_freq=2", "LOGGING.tensorboard=false"), FakeTrainer()
+    for epoch, best in ((1, True), (2, True), (3, False), (4, False)):
+        trainer.set(epoch)
+        recorder.on_epoch(trainer, record(epoch, epoch), best)
+    folder = recorder.run.path
+    weights = {path.name: float(load_checkpoint(path)["model"]["weight"]) for path in folder.glob("*.pth")}
+    assert weights == {"last.pth": 4, "best_model.pth": 2, "epoch_0002.pth": 2, "epoch_0004.pth": 4}
+    for name in weights:
+        content = load_checkpoint(folder / name)
+        assert {key: content[key] for key in DESCRIPTION} == DESCRIPTION
+    assert load_checkpoint(folder / "best_model.pth")["metrics"]["epoch"] == 2
+    assert load_checkpoint(folder / "last.pth")["progress"] == {"epoch": 3}
+    assert [row["epoch"] for row in recorder.run.history] == [1, 2, 3, 4]
+    with Image.open(folder / "training_curves.png") as image:
+        assert image.width > 300 and len(image.convert("L").getcolors(256)) > 3
+
+
+def test_what_is_not_asked_for_is_not_kept(make):
+    recorder = make(None, "CHECKPOINT.save_freq=0", "CHECKPOINT.save_best=false", "LOGGING.tensorboard=false")
+    recorder.on_epoch(FakeTrainer(), record(1, 1), True)
+    assert [path.name for path in recorder.run.path.glob("*.pth")] == ["last.pth"]
+
+
+def test_the_best_model_is_the_averaged_one(make):
+    recorder, trainer = make(None, "LOGGING.tensorboard=false"), FakeTrainer(ema=True)
+    trainer.set(3)
+    recorder.on_epoch(trainer, record(1, 1), True)
+    assert float(load_checkpoint(recorder.run.path / "best_model.pth")["model"]["weight"]) == -7
+    assert float(load_checkpoint(recorder.run.path / "last.pth")["model"]["weight"]) == 3
+
+
+def test_the_report_is_about_the_best_weights(make, caplog):
+    caplog.set_level("INFO")
+    recorder, trainer = make(None, "LOGGING.tensorboard=false"), FakeTrainer()
+    for epoch, best in ((1, False), (2, True), (3, False)):
+        trainer.set(epoch)
+        recorder.on_epoch(trainer, record(epoch, epoch), best)
+    trainer.state.best_epoch = 1
+    recorder.report(trainer, "test", loader=None)
+    rows = (recorder.run.path / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 4 and '"split": "test"' in rows[-1] and '"loss": 2.0' in rows[-1]
+    assert "test, weights of epoch 2:" in caplog.text and "results are in" in caplog.text
+    assert len(recorder.run.history) == 3
+    with Image.open(recorder.run.path / "roc_curves.png") as image:
+        assert image.width > 300
+
+
+def test_an_epoch_without_defined_figures_is_summed_up(make, caplog):
+    caplog.set_level("INFO")
+    recorder = make(None, "LOGGING.tensorboard=false")
+    recorder.on_epoch(FakeTrainer(), {**record(1, 0, None, math.nan), "mean_average_precision": None}, False)
+    assert "epoch 1: loss –, validation 0.6000, AUROC – over 1 of 2 classes, AP –" in caplog.text
+    assert "1 steps skipped" in caplog.text

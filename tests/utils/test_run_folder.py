@@ -1,0 +1,144 @@
+"""A run's folder: never written over, found again, its metrics plain JSON lines."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.errors import CheckpointError
+from utils.run_folder import LAST, RunFolder, find_run
+
+
+def strict_rows(path: Path) -> list[dict]:
+    """Rows of a metrics.jsonl as any JSON reader takes them: no NaN, no Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_run(folder: Path, epochs: int = 5) -> RunFolder:
+    run = RunFolder.create(str(folder), "run")
+    for epoch in range(1, epochs + 1):
+        run.add_record({"epoch": epoch, "train_loss": 1 / epoch, "per_class": [{"name": "Mass", "auroc": 0.5}]})
+    return run
+
+
+# ---- records
+
+
+def test_records_are_json_lines_and_nan_is_null(tmp_path):
+    run = write_run(tmp_path, 1)
+    run.add_record(
+        {"epoch": 2, "train_loss": math.nan, "per_class": ({"name": "心脏", "auroc": -math.inf},), "step": 7}
+    )
+    run.add_record({"split": "test", "mean_auroc": math.inf})
+    expected = [
+        {"epoch": 1, "train_loss": 1.0, "per_class": [{"name": "Mass", "auroc": 0.5}]},
+        {"epoch": 2, "train_loss": None, "per_class": [{"name": "心脏", "auroc": None}], "step": 7},
+        {"split": "test", "mean_auroc": None},
+    ]
+    assert strict_rows(run.metrics) == expected
+    assert run.history == expected[:2]
+    assert "心脏" in run.metrics.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("last_epoch", [0, 2, 5, 9])
+def test_opening_a_run_forgets_what_came_later(tmp_path, last_epoch):
+    run = write_run(tmp_path)
+    run.add_record({"split": "test", "mean_auroc": 0.8})
+    rows = strict_rows(run.metrics)
+    again = RunFolder.open(run.path, last_epoch)
+    assert again.history == strict_rows(again.metrics) == rows[: min(last_epoch, 5)]
+    again.add_record({"epoch": last_epoch + 1})
+    assert strict_rows(run.metrics)[-1] == {"epoch": last_epoch + 1} == again.history[-1]
+    assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_half_written_last_line_is_dropped(tmp_path):
+    run = write_run(tmp_path, 3)
+    whole = strict_rows(run.metrics)
+    with run.metrics.open("a", encoding="utf-8") as file:
+        file.write('{"epoch": 4, "train_lo')
+    assert RunFolder.open(run.path, 9).history == whole == strict_rows(run.metrics)
+
+
+def test_a_run_without_metrics_opens(tmp_path):
+    assert RunFolder.open(tmp_path, 3).history == []
+
+
+def test_json_and_text_files_are_replaced_whole(tmp_path):
+    run = RunFolder.create(str(tmp_path), "run")
+    run.write_json("environment.json", {"cores": 2, "nan": math.nan, "list": (1, {"x": math.inf})})
+    assert json.loads((run.path / "environment.json").read_text()) == {
+        "cores": 2,
+        "nan": None,
+        "list": [1, {"x": None}],
+    }
+    run.write_text("config.yaml", "MODEL: é\n")
+    run.write_text("config.yaml", "other\n")
+    assert run.config.read_text(encoding="utf-8") == "other\n"
+    assert {path.name for path in run.path.iterdir()} == {"environment.json", "config.yaml"}
+    gone = RunFolder(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        gone.write_text("config.yaml", "x")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        gone.add_record({"epoch": 1})
+
+
+# ---- folders
+
+
+def test_a_run_is_never_written_over(tmp_path):
+    run = write_run(tmp_path)
+    content = run.metrics.read_bytes()
+    with pytest.raises(CheckpointError, match=r"exists already.*--resume") as error:
+        RunFolder.create(str(tmp_path), "run")
+    assert str(run.path) in str(error.value) and run.metrics.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="cannot make the run's folder"):
+        RunFolder.create(str(tmp_path / "file"), "run")
+    assert RunFolder.create(str(tmp_path / "a" / "b"), "run").path == tmp_path / "a" / "b" / "run"
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """Three runs of different age; the newest folder has no checkpoint."""
+    for age, name in enumerate(("newest", "a-middle", "z-oldest")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / LAST).write_bytes(b"x")
+        os.utime(tmp_path / name / LAST, (1_700_000_000 - age, 1_700_000_000 - age))
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def test_the_newest_run_is_found(runs):
+    assert find_run("", str(runs)) == runs / "newest" / LAST
+    os.utime(runs / "z-oldest" / LAST)
+    assert find_run("", str(runs)) == runs / "z-oldest" / LAST
+
+
+def test_a_run_is_found_by_folder_and_by_file(runs):
+    assert find_run(str(runs / "a-middle"), "elsewhere") == runs / "a-middle" / LAST
+    other = runs / "a-middle" / "epoch_0005.pth"
+    other.write_bytes(b"y")
+    assert find_run(str(other), "elsewhere") == other
+
+
+@pytest.mark.parametrize("resume", ["empty", "nowhere", "newest/epoch_0001.pth"])
+def test_a_run_that_is_not_there(runs, resume):
+    with pytest.raises(CheckpointError, match="there is no checkpoint") as error:
+        find_run(str(runs / resume), str(runs))
+    assert resume in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["empty", "nowhere"])
+def test_no_run_at_all(runs, folder):
+    with pytest.raises(CheckpointError, match=f"no run in '.*{folder}' has a last.pth"):
+        find_run("", str(runs / folder))
