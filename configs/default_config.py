@@ -267,6 +267,8 @@ class Config(Section):
             values = self.DATA[key]
             if values is not None and len(values) not in (1, self.MODEL.in_channels):
                 found.append(f"DATA.{key} has {len(values)} values for MODEL.in_channels={self.MODEL.in_channels}")
+        if isinstance(self.LOSS.pos_weight, list) and min(self.LOSS.pos_weight, default=0) <= 0:
+            found.append(f"LOSS.pos_weight {self.LOSS.pos_weight}: weights must be positive")
         if self.DATA.std and min(self.DATA.std) <= 0:
             found.append(f"DATA.std {self.DATA.std} must be positive")
         try:

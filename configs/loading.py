@@ -26,11 +26,13 @@ Settings = dict[str, dict[str, Any]]
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """safe_load that refuses a key given twice and numbers such as 012, which YAML 1.1 reads as 10."""
+    """safe_load that refuses a key given twice and numbers such as 012 and 1:30, which YAML 1.1 reads as 10 and 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float, bool)):
                 raise yaml.constructor.ConstructorError(None, None, "keys must be plain words", key_node.start_mark)
@@ -41,13 +43,26 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if re.fullmatch(r"[-+]?0[0-9_]+", node.value):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"'{node.value}' begins with 0: write it without, or in quotes", node.start_mark
-            )
+            _refuse(node, "begins with 0, which YAML reads as octal")
+        self._refuse_base_60(node)
         return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        self._refuse_base_60(node)
+        return super().construct_yaml_float(node)
+
+    def _refuse_base_60(self, node: yaml.ScalarNode) -> None:
+        if ":" in node.value:
+            _refuse(node, "has a colon, which YAML reads as base 60")
+
+
+def _refuse(node: yaml.ScalarNode, why: str) -> None:
+    text = f"'{node.value}' {why}: write it plainly, or in quotes"
+    raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_yaml_float)
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -169,7 +184,11 @@ def _parse_override(text: str, problems: list[str]) -> Settings:
     if not equals or len(parts) < 2 or not all(parts):
         problems.append(f"override '{text}': write SECTION.key=value, for example TRAIN.batch_size=16")
         return {}
-    nested: Any = _parse_yaml(value, f"the value of override '{text}'")
+    try:
+        nested: Any = _parse_yaml(value, f"the value of override '{text}'")
+    except ConfigError as error:
+        problems.append(str(error))
+        return {}
     for part in reversed(parts):
         nested = {part: nested}
     return normalise(nested, problems)

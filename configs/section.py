@@ -19,17 +19,21 @@ class Section(BaseModel):
     """
 
     section_name: ClassVar[str] = "Config"
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_as_number(cls, value: Any, info) -> Any:
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError(f"{str(value).lower()} is not a value for this key")
+            raise ValueError("true and false are no numbers")
+        if isinstance(value, (list, tuple)) and any(isinstance(item, bool) for item in value):
+            raise ValueError("true and false are no numbers")
         return value
 
     def __setattr__(self, key: str, value: Any) -> None:
+        if isinstance(value, Section):
+            value = value.model_copy(deep=True)  # two configs share nothing
         try:
             super().__setattr__(key, value)
         except ValidationError as error:
@@ -68,9 +72,9 @@ class Section(BaseModel):
 
 def unknown_name(where: str, name: str, known: Iterable[str]) -> str:
     """'unknown setting TRAIN.batchsize: did you mean 'batch_size'?', or the list of what there is."""
-    names = list(known)
+    names = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}"
+    hint = f"did you mean '{names[close[0]]}'?" if close else f"there are: {', '.join(names.values())}"
     return f"unknown setting {where}: {hint}"
 
 
@@ -88,13 +92,14 @@ def describe_errors(error: ValidationError, model: type[BaseModel], where: str) 
 
 def _locate(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
     """The dotted name of the setting an error is about, and the section it belongs to."""
-    path, current = [], model
-    for part in detail["loc"]:
+    path, current, parts = [], model, detail["loc"]
+    for depth, part in enumerate(parts, start=1):
         path.append(str(part))
         field = current.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+        nested = field.annotation if field is not None else None
+        if depth == len(parts) or not (isinstance(nested, type) and issubclass(nested, Section)):
             break
-        current = field.annotation
+        current = nested
     return ".".join(path), current
 
 
@@ -145,6 +150,8 @@ def allowed_values(field: Any) -> str:
 def _type_words(annotation: Any) -> list[str]:
     if hasattr(annotation, "__metadata__"):  # Annotated[int, Gt(0)]
         return _type_words(annotation.__origin__)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return ["a mapping of settings"]
     if annotation in _TYPE_WORDS:
         return [_TYPE_WORDS[annotation]]
     arguments = get_args(annotation)

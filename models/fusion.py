@@ -63,5 +63,5 @@ def mean_after_resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _growth_weights(old: int, new: int, like: Tensor) -> Tensor:
     """How much each of `old` samples adds to the mean of `new` linearly interpolated ones: [old]."""
-    identity = torch.eye(old, device=like.device)[None]
-    return F.interpolate(identity, size=new, mode="linear", align_corners=False)[0].mean(-1).to(like.dtype)
+    identity = torch.eye(old, device=like.device, dtype=like.dtype)[None]
+    return F.interpolate(identity, size=new, mode="linear", align_corners=False)[0].mean(-1)

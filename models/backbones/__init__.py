@@ -35,7 +35,7 @@ def create_backbone(
     if spec is None:
         raise ModelError(_unknown(name))
     weights = read_backbone_weights(pretrained) if isinstance(pretrained, str) else pretrained
-    return TimmBackbone(spec, weights, in_channels, feature_dim, drop_path, image_size)
+    return TimmBackbone(name, spec, weights, in_channels, feature_dim, drop_path, image_size)
 
 
 def _unknown(name: str) -> str:

@@ -52,12 +52,14 @@ TIMM_BACKBONES: dict[str, TimmSpec] = {
 class TimmBackbone(BaseVisionBackbone):
     """A timm model without its head, read at its four coarsest levels.
 
+    name: what the user calls it, for errors.
     image_size matters to families that are tied to it (Swin); others take any size.
     weights: True, False, or a mapping name → tensor already read from a file.
     """
 
     def __init__(
         self,
+        name: str,
         spec: TimmSpec,
         weights: bool | Mapping[str, Tensor] = False,
         in_channels: int = 3,
@@ -65,7 +67,7 @@ class TimmBackbone(BaseVisionBackbone):
         drop_path: float = 0.0,
         image_size: tuple[int, int] = (224, 224),
     ) -> None:
-        body = _create(spec, weights, in_channels, drop_path, image_size)
+        body = _create(name, spec, weights, in_channels, drop_path, image_size)
         levels = list(range(len(body.feature_info)))[-LEVELS:]
         config = body.pretrained_cfg
         super().__init__(
@@ -92,27 +94,62 @@ class TimmBackbone(BaseVisionBackbone):
             return self.body.forward_intermediates(x, indices=self.levels, intermediates_only=True, output_fmt="NCHW")
 
 
-def _create(spec: TimmSpec, weights: bool | Mapping[str, Tensor], in_channels: int, drop_path: float, size) -> Any:
+def _create(
+    name: str,
+    spec: TimmSpec,
+    weights: bool | Mapping[str, Tensor],
+    in_channels: int,
+    drop_path: float,
+    size: tuple[int, int],
+) -> Any:
     options: dict[str, Any] = {"in_chans": in_channels, "drop_path_rate": drop_path}
     if spec.sized:
         options["img_size"] = size
     if weights is False:
         return timm.create_model(spec.timm_name, pretrained=False, num_classes=0, **options)
     if weights is True:
-        weights = find_weights(timm.get_pretrained_cfg(spec.timm_name), spec.timm_name)
-    return _create_with_weights(spec.timm_name, dict(weights), options)
+        weights = find_weights(timm.get_pretrained_cfg(spec.timm_name), name)
+    return _create_with_weights(name, spec.timm_name, dict(weights), options)
 
 
 # What the last linear layer is called in the files that timm's loaders understand.
 _CLASSIFIERS = ("head.fc.weight", "head.weight", "fc.weight", "classifier.weight")
 
 
-def _create_with_weights(name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> Any:
+def _create_with_weights(name: str, timm_name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> Any:
     """Let timm convert and load the weights; as many classes as the file has make its loading strict."""
-    classes = next((weights[key].shape[0] for key in _CLASSIFIERS if key in weights), 0)
-    overlay = {"state_dict": weights, "num_classes": classes}
+    classes = next((len(weights[key]) for key in _CLASSIFIERS if key in weights and weights[key].ndim == 2), 0)
+    overlay = {"state_dict": dict(weights), "num_classes": classes}
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **options)
-    except (RuntimeError, KeyError, ValueError, AttributeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:600]
-        raise ModelError(f"these weights do not fit {name}: {reason}") from None
+        return timm.create_model(
+            timm_name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **options
+        )
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        expected = timm.create_model(timm_name, pretrained=False, num_classes=classes, **options).state_dict()
+        raise ModelError(f"these weights do not fit {name}: {_difference(expected, weights, error)}") from None
+
+
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], error: Exception) -> str:
+    """Both sides of a mismatch: names that only one has, shapes that differ; else the loader's own words."""
+    lacking = [key for key in expected if key not in found]
+    beyond = [key for key in found if key not in expected]
+    shapes = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    parts = [
+        f"{len(rows)} {what} ({', '.join(_one_of_each(rows)[:4])}, …)"
+        for rows, what in (
+            (lacking, "tensors of the network are not in the file"),
+            (beyond, "tensors of the file are not in the network"),
+            (shapes, "tensors have another shape"),
+        )
+        if rows
+    ]
+    return "; ".join(parts) or " ".join(str(error).split())[:600]
+
+
+def _one_of_each(names: list[str]) -> list[str]:
+    """The first name under each top-level module: 'conv1.weight', 'layer1.0.conv1.weight', …"""
+    return list({name.partition(".")[0]: name for name in reversed(names)}.values())[::-1]

@@ -88,6 +88,8 @@ def _lite_name(name: str, positions: list[tuple[int, int]]) -> str:
     if number >= len(positions):
         raise ModelError(f"these weights have more blocks than EfficientNet-Lite0: {name}")
     stage, block = positions[number]
+    if layer not in ("_expand_conv", "_depthwise_conv", "_project_conv", "_bn0", "_bn1", "_bn2"):
+        raise ModelError(f"these weights are of another EfficientNet than Lite0, which has no '{name}'")
     # The first stage does not expand: its project_conv is timm's conv_pw, and _bn1, _bn2 are bn1, bn2.
     first = stage == 0
     renamed = {

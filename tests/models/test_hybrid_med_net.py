@@ -1,0 +1,263 @@
+"""The whole network: every attention mode on every family builds, trains, is saved and read again, and can learn."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.default_config import Config
+from configs.errors import ModelError
+from models import HybridMedNet, list_backbones
+from models.attention import ATTENTION_MODES, CrossScaleAttention, MultiScaleAttention, PyramidCBAM
+from models.fpn import FeaturePyramidNetwork
+from models.hybrid_med_net import attention_mode
+from test_modern_models import smallest_of_each_family
+from utils.checkpoint import load_checkpoint, save_checkpoint
+
+FAMILIES = smallest_of_each_family(list_backbones())
+# Every family and every mode, without all pairs: test_modern_models.py has those.
+EACH_ONCE = [("resnet18", mode) for mode in ATTENTION_MODES] + [
+    (name, "auto") for name in FAMILIES if name != "resnet18"
+]
+MODULES = {
+    "none": nn.Identity,
+    "cbam": PyramidCBAM,
+    "multi_scale": MultiScaleAttention,
+    "cross_scale": CrossScaleAttention,
+}
+
+
+def config_of(backbone: str = "resnet18", size: int | tuple[int, int] = 64, **model) -> Config:
+    """Random weights, a narrow rest, 64 px."""
+    config = Config()
+    settings = {"backbone": backbone, "pretrained": False, "fusion_channels": 32, "fpn_channels": 64, "num_classes": 5}
+    for key, value in (settings | model).items():
+        config.MODEL[key] = value
+    config.DATA.image_size = size
+    return config
+
+
+def build(backbone: str = "resnet18", size: int | tuple[int, int] = 64, **model) -> HybridMedNet:
+    torch.manual_seed(0)
+    return HybridMedNet(config_of(backbone, size, **model))
+
+
+def total_loss(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    outputs = output if isinstance(output, tuple) else (output,)
+    return sum(F.binary_cross_entropy_with_logits(one, torch.ones_like(one)) for one in outputs)
+
+
+def parameters_without_gradient(model: nn.Module) -> list[str]:
+    return [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+def wake(model: nn.Module) -> nn.Module:
+    """Parameters that begin at zero (timm's last norms) hide the gradient of what is before them."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("attention", ATTENTION_MODES)
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_a_step_reaches_every_parameter(backbone, attention):
+    model = wake(build(backbone, attention=attention)).train()
+    assert isinstance(model.attention, MODULES[attention]) and model.attention_mode == attention
+    output = model(torch.randn(2, 3, 64, 64))
+    assert output.shape == (2, 5)
+    total_loss(output).backward()
+    assert parameters_without_gradient(model) == []
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
+
+
+@pytest.mark.parametrize("backbone, attention", EACH_ONCE)
+def test_saved_and_read_again_gives_identical_logits(backbone, attention, tmp_path):
+    model, x = build(backbone, attention=attention), torch.randn(2, 3, 64, 64)
+    model.train()(x)  # used statistics
+    save_checkpoint({"model": model.state_dict()}, tmp_path / "m.pth")
+    torch.manual_seed(1)
+    other = HybridMedNet(config_of(backbone, attention=attention))
+    other.load_state_dict(load_checkpoint(tmp_path / "m.pth")["model"], strict=True)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), other.eval()(x))
+
+
+@pytest.mark.parametrize("backbone, hierarchical", [*((name, False) for name in FAMILIES), ("resnet18", True)])
+def test_a_batch_of_one_trains(backbone, hierarchical):
+    model = build(backbone, hierarchical=hierarchical, num_coarse_classes=2).train()
+    total_loss(model(torch.randn(1, 3, 64, 64))).backward()
+    assert parameters_without_gradient(model) == []
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_a_picture_is_judged_by_itself(backbone):
+    """In eval mode its logits do not depend on what else is in the batch."""
+    model, x = build(backbone).eval(), torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        together = model(x)
+        for i in range(3):
+            torch.testing.assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_one_input_channel(backbone):
+    model = build(backbone, in_channels=1)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
+    with pytest.raises(RuntimeError):
+        model(torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("size", [(65, 71), (40, 104)], ids=str)
+@pytest.mark.parametrize("backbone, attention", EACH_ONCE)
+def test_odd_sizes(backbone, attention, size):
+    model = build(backbone, size, attention=attention).eval()
+    with torch.no_grad():
+        output = model(torch.randn(1, 3, *size))
+    assert output.shape == (1, 5) and output.isfinite().all()
+
+
+def test_hierarchical_outputs():
+    model = build(hierarchical=True, num_coarse_classes=3).eval()
+    with torch.no_grad():
+        coarse, fine = model(torch.randn(2, 3, 64, 64))
+    assert coarse.shape == (2, 3) and fine.shape == (2, 5)
+
+
+# ---- what auto means
+
+
+@pytest.mark.parametrize("modern", [True, False])
+@pytest.mark.parametrize("cross", [True, False])
+@pytest.mark.parametrize("classic", [True, False])
+def test_attention_auto(classic, modern, cross):
+    settings = Config().MODEL
+    settings.use_modern_attention, settings.use_cross_scale_attention = modern, cross
+    table = {(True, True): "cross_scale", (True, False): "multi_scale"}
+    assert attention_mode(settings, classic) == ("cbam" if classic else table.get((modern, cross), "cbam"))
+    for attention in ATTENTION_MODES:
+        settings.attention = attention
+        assert attention_mode(settings, classic) == attention
+
+
+def test_old_defaults_mean_cross_scale_for_convnext_and_cbam_for_resnets():
+    assert build("convnext_tiny").attention_mode == "cross_scale"
+    assert build("resnet18").attention_mode == "cbam"
+
+
+@pytest.mark.parametrize(
+    "backbone, settings, has_fpn, level",
+    [
+        ("resnet18", {}, True, 0),
+        ("resnet18", {"attention": "none"}, True, 0),
+        ("resnet18", {"attention": "multi_scale"}, False, 2),
+        ("resnet18", {"attention": "cross_scale", "fpn": True}, True, 2),
+        ("resnet18", {"fpn": False, "fusion_stride": 16}, False, 2),
+        ("convnext_tiny", {}, False, 2),
+        ("convnext_tiny", {"attention": "cbam"}, False, 2),
+        ("convnext_tiny", {"fpn": True, "fusion_stride": 4}, True, 0),
+        ("convnext_tiny", {"fusion_stride": 8}, False, 1),
+        ("convnext_tiny", {"fusion_stride": 32}, False, 3),
+    ],
+)
+def test_pyramid_and_stride_of_fusion(backbone, settings, has_fpn, level):
+    model = build(backbone, **settings)
+    assert isinstance(model.fpn, FeaturePyramidNetwork) == has_fpn
+    assert model.fusion.target_level == level
+    seen = {}
+    model.fusion.register_forward_hook(lambda _, features, fused: seen.update(features=features[0], fused=fused))
+    model.eval()(torch.randn(1, 3, 64, 64))
+    assert seen["fused"].shape[2:] == seen["features"][level].shape[2:] == (64 // 2 ** (level + 2),) * 2
+    assert {x.shape[1] for x in seen["features"]} == ({64} if has_fpn else set(model.backbone.feature_channels))
+
+
+def test_every_part_is_used():
+    """The output of each part depends on the one before: no part is built and left aside."""
+    model, x = wake(build("resnet18", attention="cbam")).eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(x)
+        for part in (model.backbone.body.layer1, model.backbone.body.layer4, model.fpn, model.attention, model.fusion):
+            state = copy.deepcopy(part.state_dict())
+            for parameter in part.parameters():
+                parameter.mul_(1.3)
+            assert (model(x) - before).abs().max() > 1e-6, type(part).__name__
+            part.load_state_dict(state)
+        assert torch.equal(model(x), before)
+
+
+def test_dropout_and_drop_path_reach_the_model():
+    x = torch.randn(2, 3, 64, 64)
+    heads = [m.p for m in build(dropout=0.3).modules() if isinstance(m, nn.Dropout)]
+    assert heads == [0.3, 0.15]
+
+    def two_passes(**settings) -> bool:
+        model = build("convnext_tiny", attention="none", **settings).train()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+            if isinstance(getattr(module, "gamma", None), nn.Parameter):
+                nn.init.ones_(module.gamma)
+        return torch.equal(model(x), model(x))
+
+    assert two_passes(dropout=0.0, drop_path=0.0)
+    assert not two_passes(dropout=0.3, drop_path=0.0)
+    assert not two_passes(dropout=0.0, drop_path=0.9)
+
+
+def test_an_unknown_backbone_is_refused():
+    with pytest.raises(ModelError, match="did you mean 'resnet18'"):
+        HybridMedNet(config_of("resnet_18"))
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+def test_copies_are_independent_and_equal(duplicate):
+    model, x = build("convnext_tiny").eval(), torch.randn(1, 3, 64, 64)
+    twin = duplicate(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), twin(x))
+        next(twin.classifier.parameters()).add_(1)
+        assert not torch.equal(model(x), twin(x))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_MODES)
+def test_channels_last_changes_nothing_but_speed(attention):
+    model, x = build("resnet18", attention=attention).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(
+            model(x.contiguous(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("attention", ATTENTION_MODES)
+def test_bfloat16_autocast_stays_near_float32(attention):
+    model, x = build("resnet18", attention=attention).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(x)
+    assert (low.float() - expected).abs().max() < 0.05 * max(1, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("backbone, attention", [("resnet18", "auto"), ("swin_tiny", "auto")])
+def test_eight_pictures_can_be_learnt(backbone, attention):
+    """Random pictures with random labels: 12 steps at least halve the loss."""
+    model = build(backbone, attention=attention, dropout=0.0, fusion_channels=128).train()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, 64, 64, generator=generator)
+    y = (torch.rand(8, 5, generator=generator) < 0.5).float()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, fused=True)
+    losses = []
+    for _ in range(12):
+        loss = F.binary_cross_entropy_with_logits(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
