@@ -165,7 +165,7 @@ def test_architecture(quick_backbone: str, attention: str) -> None:
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # see tests/models/conftest.py
+    torch.set_num_threads(1)  # see tests/conftest.py
     try:
         assert try_model(quick_backbone, attention, image_size=64).problems == ()
     finally:

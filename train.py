@@ -134,15 +134,10 @@ def describe_run(run: RunFolder, config: Config, catalogue, assignment, preproce
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, catalogue, assignment)
     run.write_json("environment.json", describe_environment(str(trainer.device), trainer.precision.name))
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    millions = sum(p.numel() for p in trainer.model.parameters()) / 1e6
     logger.info("run folder: %s", run.path)
     logger.info(
-        "%s (%.1f M parameters), %d classes, %s on %s",
-        config.MODEL.backbone,
-        parameters / 1e6,
-        len(catalogue.class_names),
-        trainer.precision.name,
-        trainer.device,
+        "%s, %.1f M parameters, %s on %s", config.MODEL.backbone, millions, trainer.precision.name, trainer.device
     )
     return {
         "config": config.model_dump(mode="json"),

@@ -85,15 +85,6 @@ def run_main(args: list[str]) -> int:
 HARD = {"TRAIN__gradient_accumulation_steps": 2, "TRAIN__ema_decay": 0.9, "TRAIN__warmup_epochs": 0.5}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Where the cores are shared, a second thread costs ten times what it gives to networks this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "phantom"

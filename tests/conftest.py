@@ -1,4 +1,4 @@
-"""What all tests of networks share."""
+"""What all tests share."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from threads, and on busy cores their barriers cost fifty times the work."""
+    """Tiny networks gain nothing from threads, and on busy cores their barriers cost ten times the work."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
