@@ -135,10 +135,7 @@ def describe_run(run: RunFolder, config: Config, catalogue, assignment, preproce
     split_hash = write_split(run.split, catalogue, assignment)
     run.write_json("environment.json", describe_environment(str(trainer.device), trainer.precision.name))
     millions = sum(p.numel() for p in trainer.model.parameters()) / 1e6
-    logger.info("run folder: %s", run.path)
-    logger.info(
-        "%s, %.1f M parameters, %s on %s", config.MODEL.backbone, millions, trainer.precision.name, trainer.device
-    )
+    logger.info("run %s: %.1f M parameters, %s on %s", run.path, millions, trainer.precision.name, trainer.device)
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(catalogue.class_names),
