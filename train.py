@@ -69,13 +69,14 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     setup_logging(config.LOGGING.format)
 
     from data.builder import build_loaders, open_data, split_data
-    from models import HybridMedNet
+    from models import HybridMedNet, check_backbone
     from training.builder import build_trainer
     from training.precision import choose_device
     from utils.checkpoint import load_checkpoint
     from utils.recorder import Recorder
     from utils.seed import seed_everything
 
+    check_backbone(config.MODEL.backbone)
     device = choose_device(config.TRAIN.device)
     seed_everything(config.TRAIN.seed)
     checkpoint = load_checkpoint(resumed) if resumed else None

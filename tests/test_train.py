@@ -296,6 +296,12 @@ def test_an_unknown_backbone(complaint):
     assert "resnet18" in complaint(MODEL__backbone="resnet-18")
 
 
+def test_an_unknown_backbone_is_told_before_any_data_are_opened(complaint, tmp_path):
+    message = complaint(args=["--set", "MODEL.backbone=convnxt_tiny"])
+    assert "did you mean 'convnext_tiny'?" in message
+    assert list(tmp_path.iterdir()) == [], "no sample pictures were drawn, no run was begun"
+
+
 def test_a_missing_config_file(complaint):
     assert "nothing.yaml" in complaint(args=["--config", "nothing.yaml"])
 

@@ -9,7 +9,7 @@ from models.backbones.base import BaseVisionBackbone
 from models.backbones.timm_backbones import TIMM_BACKBONES, TimmBackbone
 from models.backbones.weights import read_backbone_weights
 
-__all__ = ["BaseVisionBackbone", "create_backbone", "list_backbones"]
+__all__ = ["BaseVisionBackbone", "check_backbone", "create_backbone", "list_backbones"]
 
 
 def list_backbones() -> list[str]:
@@ -31,15 +31,17 @@ def create_backbone(
     feature_dim: length of the vector that `forward` gives; None: the channels of the coarsest level.
     Raises ModelError for an unknown name and for weights that cannot be had or do not fit.
     """
-    spec = TIMM_BACKBONES.get(name)
-    if spec is None:
-        raise ModelError(_unknown(name))
+    check_backbone(name)
+    spec = TIMM_BACKBONES[name]
     weights = read_backbone_weights(pretrained) if isinstance(pretrained, str) else pretrained
     return TimmBackbone(name, spec, weights, in_channels, feature_dim, drop_path, image_size)
 
 
-def _unknown(name: str) -> str:
+def check_backbone(name: str) -> None:
+    """ModelError with the nearest name if there is no backbone of this one."""
     names = list_backbones()
+    if name in names:
+        return
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}."
-    return f"unknown backbone '{name}': {hint} list_backbones() names all {len(names)}"
+    raise ModelError(f"unknown backbone '{name}': {hint} list_backbones() names all {len(names)}")
