@@ -3,62 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BatchNorm2d, resize_to
+from models.layers import conv_nd, norm_nd, resize_to, shrinks
+from utils.blocks import Block, State, run_plainly
 
 
 class DynamicFusion(nn.Module):
     """A weighted sum of all levels at the size of one of them; the weights are a softmax over levels.
 
-    y = Σ_i w_i · ReLU(BN_i(resize(conv_i(x_i)))), w = softmax(W · concat_i mean(resize(x_i)) + b).
+    y = Σ_i w_i · ReLU(norm_i(resize(conv_i(x_i)))), w = softmax(W · concat_i mean(resize(x_i)) + b).
 
     Convolutions of 1×1 are done at each level's own size: they commute with resizing, which is linear with
-    weights that add up to one. With target_level 0 this is the previous release's fusion, number by number.
+    weights that add up to one. With target_level 0, dims 2 and BatchNorm this is the previous release's fusion,
+    number by number.
 
-    Shapes: levels [B, channels[i], H_i, W_i], finest first → [B, out_channels, H_t, W_t], t = target_level.
+    dims, norm: spatial axes, and the normalisation of `norm_nd`.
+    Shapes: levels [B, channels[i], *spatial_i], finest first → [B, out_channels, *spatial_t], t = target_level.
     """
 
-    def __init__(self, channels: Sequence[int], out_channels: int = 512, target_level: int = 0) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        out_channels: int = 512,
+        target_level: int = 0,
+        dims: int = 2,
+        norm: str = "batch",
+    ) -> None:
         super().__init__()
         self.target_level = target_level
         self.scale_convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, out_channels, 1), BatchNorm2d(out_channels), nn.ReLU()) for c in channels
+            nn.Sequential(conv_nd(dims, c, out_channels, 1), norm_nd(norm, dims, out_channels), nn.ReLU())
+            for c in channels
         )
         self.weight_generator = nn.Linear(sum(channels), len(channels))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        height, width = features[self.target_level].shape[2:]
-        size = (height, width)
-        weights = self.level_weights(features, size)
-        fused: Tensor | None = None
-        for i, (x, branch) in enumerate(zip(features, self.scale_convs)):
-            conv, norm, activation = branch.children()
-            shrinks = x.shape[2] > size[0]
-            x = conv(resize_to(x, size)) if shrinks else resize_to(conv(x), size)
-            level = activation(norm(x)) * weights[:, i, None, None, None]
-            fused = level if fused is None else fused + level
-        assert fused is not None
+        (fused,) = run_plainly(self.steps(), tuple(features))
         return fused
 
-    def level_weights(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def steps(self) -> list[Block]:
+        """The levels' weights, then one step a level, finest first: levels in → (fused,) out."""
+        levels = [Block(f"fusion level {i}", partial(self._add_level, i)) for i in range(len(self.scale_convs))]
+        return [Block("fusion weights", self._begin), *levels]
+
+    def _begin(self, levels: State) -> State:
+        """levels → (*levels, weights, an empty map that tells the later steps the target's size)."""
+        target = levels[self.target_level]
+        size = target.shape[2:]
+        return (*levels, self.level_weights(levels, size), target.new_empty((0, 1, *size)))
+
+    def _add_level(self, i: int, state: State) -> State:
+        """(x_i, x_{i+1}, …, weights, sum so far) → (x_{i+1}, …, weights, sum); after the last level → (sum,)."""
+        x, *coarser, weights, fused = state
+        level = self._branch(i, x, fused.shape[2:]) * weights[:, i].reshape(-1, *[1] * (x.ndim - 1))
+        if i > 0:
+            level = fused + level
+        return (*coarser, weights, level) if coarser else (level,)
+
+    def _branch(self, i: int, x: Tensor, size: Sequence[int]) -> Tensor:
+        conv, norm, activation = self.scale_convs[i].children()
+        return activation(norm(conv(resize_to(x, size)) if shrinks(x, size) else resize_to(conv(x), size)))
+
+    def level_weights(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """How much each level counts: [B, levels], rows add up to one."""
         means = torch.cat([mean_after_resize(x, size) for x in features], dim=1)
         return self.weight_generator(means).softmax(dim=1)
 
 
-def mean_after_resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean of every channel of `resize_to(x, size)` without building it: [B, C, H, W] → [B, C].
+def mean_after_resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The mean of every channel of `resize_to(x, size)` without building it: [B, C, *spatial] → [B, C].
 
-    Bilinear growth counts border pixels differently, but separably: the mean is a weighted one.
+    Linear growth counts border samples differently, but separably: the mean is a weighted one.
     """
-    if x.shape[2] >= size[0]:
-        return resize_to(x, size).mean((2, 3))
-    rows, columns = (_growth_weights(old, new, x) for old, new in zip(x.shape[2:], size))
-    return torch.einsum("bchw,h,w->bc", x, rows, columns)
+    if shrinks(x, size):
+        return resize_to(x, size).mean(tuple(range(2, x.ndim)))
+    axes = "dhw"[-len(size) :]
+    weights = [_growth_weights(old, new, x) for old, new in zip(x.shape[2:], size)]
+    return torch.einsum(f"bc{axes},{','.join(axes)}->bc", x, *weights)
 
 
 def _growth_weights(old: int, new: int, like: Tensor) -> Tensor:

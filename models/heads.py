@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import BatchNorm1d, global_average_and_max
+from models.layers import global_average_and_max, norm_nd
 
 
 class PooledFeatures(nn.Sequential):
-    """Mean and maximum over the map, mixed by a linear layer. [B, C, H, W] → [B, C]."""
+    """Mean and maximum over the map, mixed by a linear layer. [B, C, *spatial] → [B, C].
 
-    def __init__(self, channels: int, dropout: float) -> None:
-        super().__init__(nn.Linear(2 * channels, channels), BatchNorm1d(channels), nn.ReLU(), nn.Dropout(dropout))
+    norm: of the mixed vector, see `norm_nd`.
+    """
+
+    def __init__(self, channels: int, dropout: float, norm: str = "batch") -> None:
+        mix, normalise = nn.Linear(2 * channels, channels), norm_nd(norm, 0, channels)
+        super().__init__(mix, normalise, nn.ReLU(), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(global_average_and_max(x))
@@ -41,11 +45,11 @@ class ClasswiseMLP(nn.Module):
 
 
 class MultiLabelHead(nn.Module):
-    """A logit a class from a shared pooled vector. [B, C, H, W] → [B, num_classes]."""
+    """A logit a class from a shared pooled vector. [B, C, *spatial] → [B, num_classes]."""
 
-    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5) -> None:
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5, norm: str = "batch") -> None:
         super().__init__()
-        self.feature_fusion = PooledFeatures(channels, dropout)
+        self.feature_fusion = PooledFeatures(channels, dropout, norm)
         self.classifiers = ClasswiseMLP(channels, num_classes, dropout / 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,13 +57,15 @@ class MultiLabelHead(nn.Module):
 
 
 class HierarchicalHead(nn.Module):
-    """Coarse logits first; the fine ones see them. [B, C, H, W] → ([B, num_coarse], [B, num_classes])."""
+    """Coarse logits first; the fine ones see them. [B, C, *spatial] → ([B, num_coarse], [B, num_classes])."""
 
-    def __init__(self, channels: int, num_coarse_classes: int, num_classes: int, dropout: float = 0.5) -> None:
+    def __init__(
+        self, channels: int, num_coarse_classes: int, num_classes: int, dropout: float = 0.5, norm: str = "batch"
+    ) -> None:
         super().__init__()
-        self.feature_fusion = PooledFeatures(channels, dropout)
-        self.coarse_classifier = _mlp(channels, channels // 2, num_coarse_classes, dropout)
-        self.fine_classifier = _mlp(channels + num_coarse_classes, channels // 2, num_classes, dropout)
+        self.feature_fusion = PooledFeatures(channels, dropout, norm)
+        self.coarse_classifier = _mlp(channels, channels // 2, num_coarse_classes, dropout, norm)
+        self.fine_classifier = _mlp(channels + num_coarse_classes, channels // 2, num_classes, dropout, norm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.feature_fusion(x)
@@ -67,7 +73,7 @@ class HierarchicalHead(nn.Module):
         return coarse, self.fine_classifier(torch.cat([features, coarse], dim=1))
 
 
-def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+def _mlp(inputs: int, hidden: int, outputs: int, dropout: float, norm: str) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(inputs, hidden), BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
+        nn.Linear(inputs, hidden), norm_nd(norm, 0, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
     )

@@ -1,15 +1,81 @@
-"""Small layers that the rest of the network is made of."""
+"""Small layers that the rest of the network is made of, for vectors, pictures and volumes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+NORMS = ("batch", "group")
+
+
+def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.Conv1d, nn.Conv2d or nn.Conv3d with these arguments; ValueError for other dims."""
+    return _of_dims({1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}, dims)(*args, **kwargs)
+
+
+def conv_transpose_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.ConvTranspose1d, 2d or 3d with these arguments; ValueError for other dims."""
+    return _of_dims({1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}, dims)(*args, **kwargs)
+
+
+def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.AvgPool1d, 2d or 3d with these arguments; ValueError for other dims."""
+    return _of_dims({1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}, dims)(*args, **kwargs)
+
+
+def linear(*args: Any, **kwargs: Any) -> nn.Linear:
+    """nn.Linear with these arguments: the member of this family that has no dims."""
+    return nn.Linear(*args, **kwargs)
+
+
+def norm_nd(kind: str, dims: int, channels: int) -> nn.Module:
+    """Normalisation of [B, channels, *spatial] with `dims` spatial axes; dims 0 or 1 serve vectors [B, channels].
+
+    kind: 'batch' for BatchNorm that also trains on one value a channel; 'group' for GroupNorm32, which sees no other
+    sample of the batch and so suits batches too small for statistics. ValueError for other kinds and dims.
+    """
+    batch_norm = _of_dims({0: BatchNorm1d, 1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}, dims)
+    if kind == "batch":
+        return batch_norm(channels)
+    if kind == "group":
+        return GroupNorm32(group_count(channels), channels)
+    raise ValueError(f"unknown norm '{kind}': one of {', '.join(NORMS)}")
+
+
+def group_count(channels: int) -> int:
+    """How many groups: the largest divisor of `channels` up to 32 that leaves 16 channels or more in a group.
+
+    Both numbers are from Wu & He 2018, arXiv:1803.08494, table 3. In a vector, or a map of one place, a group of one
+    channel would be normalised to nothing and one of two to its sign, so small widths get fewer groups.
+    """
+    most = max(min(32, channels // 16), 1)
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+def _of_dims(table: Mapping[int, Any], dims: int) -> Any:
+    if dims not in table:
+        raise ValueError(f"dims is {dims!r}: one of {', '.join(map(str, table))}")
+    return table[dims]
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation computed in float32 (float64 stays), returned in the input's type.
+
+    Half types lose the small differences of large sums, whether the module is one of them or autocast is on.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, *spatial] → the same shape and type."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = (None if p is None else p.to(wide) for p in (self.weight, self.bias))
+        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class _OneValueBatchNorm(_BatchNorm):
@@ -47,6 +113,10 @@ class BatchNorm2d(_OneValueBatchNorm, nn.BatchNorm2d):
     """nn.BatchNorm2d that accepts a batch of one 1×1 map in training."""
 
 
+class BatchNorm3d(_OneValueBatchNorm, nn.BatchNorm3d):
+    """nn.BatchNorm3d that accepts a batch of one 1×1×1 map in training."""
+
+
 class ChannelLayerNorm(nn.LayerNorm):
     """Layer normalisation over the channels of [B, C, *spatial] → tokens [B, N, C], N = product of spatial."""
 
@@ -54,19 +124,29 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(rearrange(x, "b c ... -> b (...) c"))
 
 
-def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, C, H, W] → [B, C, *size]: mean over areas where it shrinks, bilinear where it grows."""
+_ADAPTIVE_MEAN = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def shrinks(x: Tensor, size: Sequence[int]) -> bool:
+    """Whether no axis of [B, C, *spatial] grows on the way to `size`."""
+    return all(new <= old for new, old in zip(size, x.shape[2:], strict=True))
+
+
+def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, C, *spatial] → [B, C, *size]: mean over areas where it shrinks, (bi-, tri-)linear where an axis grows."""
+    size = tuple(size)
     if x.shape[2:] == size:
         return x
-    if all(new <= old for new, old in zip(size, x.shape[2:])):
-        return F.adaptive_avg_pool2d(x, size)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    if shrinks(x, size):
+        return _of_dims(_ADAPTIVE_MEAN, len(size))(x, size)
+    return F.interpolate(x, size=size, mode=_of_dims(_LINEAR_MODE, len(size)), align_corners=False)
 
 
 def pooled_tokens(x: Tensor, side: int) -> Tensor:
-    """[B, C, H, W] → [B, N, C]: means over a grid of at most side × side cells, row by row."""
-    height, width = x.shape[2:]
-    return rearrange(F.adaptive_avg_pool2d(x, (min(side, height), min(side, width))), "b c h w -> b (h w) c")
+    """[B, C, *spatial] → [B, N, C]: means over a grid of at most `side` cells an axis, row by row."""
+    cells = [min(side, length) for length in x.shape[2:]]
+    return rearrange(_of_dims(_ADAPTIVE_MEAN, len(cells))(x, cells), "b c ... -> b (...) c")
 
 
 def global_average_and_max(x: Tensor) -> Tensor:

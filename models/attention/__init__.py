@@ -2,25 +2,33 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from models.attention.cbam import CBAM, PyramidCBAM
 from models.attention.cross_scale import CrossScaleAttention
 from models.attention.multi_scale import MultiScaleAttention
+from models.attention.pyramid import NoAttention, PyramidAttention
 
-__all__ = ["ATTENTION_MODES", "CBAM", "CrossScaleAttention", "MultiScaleAttention", "PyramidCBAM", "create_attention"]
+__all__ = [
+    "ATTENTION_MODES",
+    "CBAM",
+    "CrossScaleAttention",
+    "MultiScaleAttention",
+    "NoAttention",
+    "PyramidAttention",
+    "PyramidCBAM",
+    "create_attention",
+]
 
 ATTENTION_MODES = ("none", "cbam", "multi_scale", "cross_scale")
 
 
-def create_attention(mode: str, channels: Sequence[int], num_heads: int = 8) -> nn.Module:
-    """The attention module for a pyramid with these channels; ValueError for an unknown mode."""
+def create_attention(mode: str, channels: Sequence[int], num_heads: int = 8, dims: int = 2) -> PyramidAttention:
+    """The attention module for a pyramid with these channels and `dims` spatial axes; ValueError for unknown modes."""
     if mode == "none":
-        return nn.Identity()
+        return NoAttention()
     if mode == "cbam":
-        return PyramidCBAM(channels)
+        return PyramidCBAM(channels, dims)
     if mode == "multi_scale":
-        return MultiScaleAttention(channels, num_heads)
+        return MultiScaleAttention(channels, num_heads, dims=dims)
     if mode == "cross_scale":
-        return CrossScaleAttention(channels, num_heads)
+        return CrossScaleAttention(channels, num_heads, dims=dims)
     raise ValueError(f"unknown attention mode '{mode}': one of {', '.join(ATTENTION_MODES)}")

@@ -7,30 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import global_average_and_max
+from models.attention.pyramid import PyramidAttention, level_step
+from models.layers import conv_nd, global_average_and_max
+from utils.blocks import Block
 
 
 class ChannelAttention(nn.Module):
-    """sigmoid(fc(avgpool(x)) + fc(maxpool(x))), one bottleneck `fc` shared by both. [B, C, H, W] → [B, C, 1, 1]."""
+    """sigmoid(fc(avgpool(x)) + fc(maxpool(x))), one bottleneck `fc` shared by both. [B, C, *spatial] → [B, C, 1 …]."""
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int, reduction: int = 16, dims: int = 2) -> None:
         super().__init__()
         hidden = max(channels // reduction, 1)
         self.fc = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False)
+            conv_nd(dims, channels, hidden, 1, bias=False), nn.ReLU(), conv_nd(dims, hidden, channels, 1, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        average, maximum = global_average_and_max(x)[:, :, None, None].chunk(2, dim=1)
+        pooled = global_average_and_max(x)
+        average, maximum = pooled.reshape(*pooled.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
         return torch.sigmoid(self.fc(average) + self.fc(maximum))
 
 
 class SpatialAttention(nn.Module):
-    """sigmoid(conv7x7([mean over channels, max over channels])). [B, C, H, W] → [B, 1, H, W]."""
+    """sigmoid(conv([mean over channels, max over channels])), 7 places an axis. [B, C, *spatial] → [B, 1, *spatial]."""
 
-    def __init__(self, kernel_size: int = 7) -> None:
+    def __init__(self, kernel_size: int = 7, dims: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = conv_nd(dims, 2, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], dim=1)))
@@ -39,25 +42,25 @@ class SpatialAttention(nn.Module):
 class CBAM(nn.Module):
     """Channel attention, then spatial attention, each multiplied in. Woo et al., ECCV 2018, arXiv:1807.06521.
 
-    Shapes: [B, C, H, W] → [B, C, H, W].
+    Shapes: [B, C, *spatial] → [B, C, *spatial], `dims` spatial axes.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int, reduction: int = 16, dims: int = 2) -> None:
         super().__init__()
-        self.channel_attention = ChannelAttention(channels, reduction)
-        self.spatial_attention = SpatialAttention()
+        self.channel_attention = ChannelAttention(channels, reduction, dims)
+        self.spatial_attention = SpatialAttention(dims=dims)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.channel_attention(x)
         return x * self.spatial_attention(x)
 
 
-class PyramidCBAM(nn.Module):
+class PyramidCBAM(PyramidAttention):
     """A CBAM of its own for each level. Levels in → levels out, same shapes."""
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], dims: int = 2) -> None:
         super().__init__()
-        self.cbam_modules = nn.ModuleList(CBAM(c) for c in channels)
+        self.cbam_modules = nn.ModuleList(CBAM(c, dims=dims) for c in channels)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return [cbam(x) for cbam, x in zip(self.cbam_modules, features)]
+    def steps(self) -> list[Block]:
+        return [level_step(i, cbam) for i, cbam in enumerate(self.cbam_modules)]

@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.attention.pooled import PooledAttention
+from models.attention.pyramid import PyramidAttention, grid_of
 from models.layers import pooled_tokens
+from utils.blocks import Block, State
 
 
-class CrossScaleAttention(nn.Module):
+class CrossScaleAttention(PyramidAttention):
     """Every place of a level queries the pooled tokens of all other levels.
 
     Tokens of all levels are brought to one width and marked with a learned embedding of their level.
-    With grid 7 a level sees at most 3 · 49 tokens, whatever the size of the picture.
+    With four levels a place sees at most 3 · 49 tokens of a picture and 3 · 64 of a volume, whatever its size.
 
-    Shapes: levels [B, channels[i], H_i, W_i] in → the same out. At least two levels.
+    grid: cells an axis; None: 7 in pictures, 4 in volumes.
+    Shapes: levels [B, channels[i], *spatial_i] in → the same out. At least two levels, else ValueError.
     """
 
-    def __init__(self, channels: Sequence[int], num_heads: int = 8, width: int = 256, grid: int = 7) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_heads: int = 8,
+        width: int = 256,
+        grid: int | None = None,
+        dims: int = 2,
+    ) -> None:
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"cross-scale attention needs two levels or more, got {len(channels)}")
-        self.grid = grid
+        self.grid = grid_of(dims, grid)
         self.projections = nn.ModuleList(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, width)) for c in channels)
         self.level_embeddings = nn.Parameter(torch.randn(len(channels), width) * 0.02)
         self.levels = nn.ModuleList(PooledAttention(c, width, num_heads) for c in channels)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def steps(self) -> list[Block]:
+        """The tokens of all levels, then one step a level: levels in → levels out."""
+        levels = [Block(f"attention level {i}", partial(self._attend, i)) for i in range(len(self.levels))]
+        return [Block("attention tokens", self._append_tokens), *levels]
+
+    def _append_tokens(self, levels: State) -> State:
+        """levels → (*levels, *tokens), tokens [B, N_i, width] for each level."""
         tokens = [
             project(pooled_tokens(x, self.grid)) + embedding
-            for project, x, embedding in zip(self.projections, features, self.level_embeddings)
+            for project, x, embedding in zip(self.projections, levels, self.level_embeddings, strict=True)
         ]
-        return [
-            attend(x, torch.cat(tokens[:i] + tokens[i + 1 :], dim=1))
-            for i, (attend, x) in enumerate(zip(self.levels, features))
-        ]
+        return (*levels, *tokens)
+
+    def _attend(self, i: int, state: State) -> State:
+        """Level i sees the tokens of the others; after the last level the tokens go."""
+        count = len(self.levels)
+        levels, tokens = list(state[:count]), state[count:]
+        levels[i] = self.levels[i](levels[i], torch.cat([*tokens[:i], *tokens[i + 1 :]], dim=1))
+        return tuple(levels) if i + 1 == count else (*levels, *tokens)

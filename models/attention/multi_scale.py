@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from models.attention.pooled import PooledAttention
+from models.attention.pyramid import PyramidAttention, grid_of, level_step
 from models.layers import pooled_tokens
+from utils.blocks import Block
 
 
-class MultiScaleAttention(nn.Module):
+class MultiScaleAttention(PyramidAttention):
     """Multi-head self-attention a level; keys and values are that level's own, pooled to a grid.
 
-    Shapes: levels [B, channels[i], H_i, W_i] in → the same out.
+    grid: cells an axis; None: 7 in pictures, 4 in volumes, which is about as many keys (49 and 64).
+    Shapes: levels [B, channels[i], *spatial_i] in → the same out.
     """
 
-    def __init__(self, channels: Sequence[int], num_heads: int = 8, grid: int = 7) -> None:
+    def __init__(self, channels: Sequence[int], num_heads: int = 8, grid: int | None = None, dims: int = 2) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid = grid_of(dims, grid)
         self.context_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
         self.levels = nn.ModuleList(PooledAttention(c, c, num_heads) for c in channels)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        contexts = [norm(pooled_tokens(x, self.grid)) for norm, x in zip(self.context_norms, features)]
-        return [attend(x, context) for attend, x, context in zip(self.levels, features, contexts)]
+    def steps(self) -> list[Block]:
+        return [level_step(i, partial(self._attend, i)) for i in range(len(self.levels))]
+
+    def _attend(self, i: int, x: Tensor) -> Tensor:
+        return self.levels[i](x, self.context_norms[i](pooled_tokens(x, self.grid)))

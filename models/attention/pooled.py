@@ -18,7 +18,7 @@ class PooledAttention(nn.Module):
     features are hardly changed at first. The cost is linear in the number of places: keys are pooled as in the
     spatial-reduction attention of PVT (Wang et al. 2021, arXiv:2102.12122), here by means over a fixed grid.
 
-    Shapes: x [B, C, H, W], context [B, N, context_channels] → [B, C, H, W].
+    Shapes: x [B, C, *spatial], context [B, N, context_channels] → [B, C, *spatial].
     """
 
     def __init__(self, channels: int, context_channels: int, num_heads: int, init_scale: float = 0.1) -> None:

@@ -1,18 +1,30 @@
 """Attention modules against direct formulas and explicit loops; who sees whom; cost linear in the number of places."""
 
+import copy
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.attention import ATTENTION_MODES, CBAM, CrossScaleAttention, MultiScaleAttention, create_attention
+from models.attention import (
+    ATTENTION_MODES,
+    CBAM,
+    CrossScaleAttention,
+    MultiScaleAttention,
+    PyramidCBAM,
+    create_attention,
+)
 from models.attention.pooled import PooledAttention
+from models.layers import pooled_tokens
 
 CHANNELS = [8, 16, 24]
 SIZES = [(12, 9), (6, 5), (3, 2)]
+VOLUME_SIZES = [(5, 6, 7), (3, 3, 4), (2, 2, 2)]
 ATTENDING = [mode for mode in ATTENTION_MODES if mode != "none"]
 
 
@@ -29,10 +41,27 @@ def randomised(module: nn.Module) -> nn.Module:
     return module.double()
 
 
+@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
 @pytest.mark.parametrize("mode", ATTENTION_MODES)
-def test_each_mode_keeps_shapes(mode):
-    for x, y in zip(levels(), create_attention(mode, CHANNELS, 4).double()(levels()), strict=True):
+def test_each_mode_keeps_shapes(mode, dims, sizes):
+    features = levels(sizes)
+    for x, y in zip(features, create_attention(mode, CHANNELS, 4, dims).double()(features), strict=True):
         assert x.shape == y.shape and x.dtype == y.dtype
+
+
+@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
+@pytest.mark.parametrize("mode", ATTENDING)
+def test_gradients_reach_every_parameter(mode, dims, sizes):
+    attention = randomised(create_attention(mode, CHANNELS, 4, dims))
+    sum(y.square().sum() for y in attention(levels(sizes, batch=6))).backward()
+    for name, parameter in attention.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("mode", ATTENDING)
+def test_other_numbers_of_axes_are_refused(mode):
+    with pytest.raises(ValueError, match="dims is 4: one of"):
+        create_attention(mode, CHANNELS, 4, dims=4)
 
 
 @pytest.mark.parametrize("mode", ATTENDING)
@@ -71,6 +100,25 @@ def test_cbam_is_its_formula(channels):
             score = (padded[:, :, i : i + 7, j : j + 7] * kernel).sum((1, 2, 3))
             expected[:, :, i, j] = x_channels[:, :, i, j] / (1 + (-score).exp())[:, None]
     torch.testing.assert_close(cbam(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_cbam_of_a_volume_is_its_formula():
+    cbam = randomised(CBAM(4, dims=3))
+    given = x = torch.randn(2, 4, 3, 5, 4, dtype=torch.float64)
+    first, second = (layer.weight.flatten(1) for layer in (cbam.channel_attention.fc[0], cbam.channel_attention.fc[2]))
+    gate = torch.zeros(2, 4, dtype=torch.float64)
+    for vector in (x.mean((2, 3, 4)), x.amax((2, 3, 4))):
+        gate += (vector @ first.T).clamp_min(0) @ second.T
+    x = x / (1 + (-gate).exp())[:, :, None, None, None]
+    padded = torch.zeros(2, 2, 9, 11, 10, dtype=torch.float64)
+    padded[:, :, 3:-3, 3:-3, 3:-3] = torch.stack([x.mean(1), x.amax(1)], dim=1)
+    expected = torch.empty_like(x)
+    for d, h, w in np.ndindex(3, 5, 4):
+        score = (padded[:, :, d : d + 7, h : h + 7, w : w + 7] * cbam.spatial_attention.conv.weight[0]).sum(
+            (1, 2, 3, 4)
+        )
+        expected[:, :, d, h, w] = x[:, :, d, h, w] / (1 + (-score).exp())[:, None]
+    torch.testing.assert_close(cbam(given), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_cbam_levels_share_nothing():
@@ -119,6 +167,18 @@ def test_pooled_attention_is_the_loop(channels, context_channels, heads):
         torch.testing.assert_close(module(x, context), looped_attention(module, x, context), rtol=1e-5, atol=1e-5)
 
 
+def test_pooled_attention_takes_a_volume_as_a_list_of_places():
+    module = randomised(PooledAttention(16, 20, 2))
+    x, context = torch.randn(2, 16, 3, 5, 2).double(), torch.randn(2, 7, 20).double()
+    torch.testing.assert_close(module(x, context).flatten(2), module(x.flatten(2), context), rtol=0, atol=0)
+
+
+def test_a_volume_has_about_as_many_keys_as_a_picture():
+    for kind in (MultiScaleAttention, CrossScaleAttention):
+        assert kind(CHANNELS, 4).grid ** 2 == 49 and kind(CHANNELS, 4, dims=3).grid ** 3 == 64
+        assert kind(CHANNELS, 4, grid=2, dims=3).grid == 2
+
+
 def test_a_fresh_module_changes_features_a_little():
     """gamma starts at 0.1, so that pretrained features are nearly kept."""
     torch.manual_seed(0)
@@ -141,7 +201,7 @@ def test_any_number_of_heads_works(channels, heads):
 
 def seen_by(module: nn.Module, features: list[torch.Tensor], target: int, place=(0, 0)) -> list[torch.Tensor]:
     """|d output[target] at one place / d level|, for each level; zeros where there is no path."""
-    output = module(features)[target][:, :, place[0], place[1]].sum()
+    output = module(features)[target][(slice(None), slice(None), *place)].sum()
     gradients = torch.autograd.grad(output, features, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g.abs() for g, x in zip(gradients, features)]
 
@@ -157,14 +217,16 @@ def test_multi_scale_sees_its_own_level_whole_and_no_other(target):
             assert gradient.abs().max() == 0
 
 
+@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
 @pytest.mark.parametrize("target", range(3))
-def test_cross_scale_sees_all_other_levels_and_of_its_own_only_the_place_itself(target):
-    features = levels()
-    seen = seen_by(randomised(CrossScaleAttention(CHANNELS, 4, width=12, grid=3)), features, target)
+def test_cross_scale_sees_all_other_levels_and_of_its_own_only_the_place_itself(target, dims, sizes):
+    features = levels(sizes)
+    module = randomised(CrossScaleAttention(CHANNELS, 4, width=12, grid=3, dims=dims))
+    seen = seen_by(module, features, target, (0,) * dims)
     for i, gradient in enumerate(seen):
         places = gradient.sum(1)
         if i == target:
-            assert (places[:, 0, 0] > 0).all()
+            assert (places.flatten(1)[:, 0] > 0).all()
             assert places.flatten(1)[:, 1:].abs().max() == 0, "its own tokens are among its keys"
         else:
             assert places.min() > 0
@@ -196,6 +258,58 @@ def test_cross_scale_keys_are_the_tokens_of_the_others(monkeypatch):
 def test_cross_scale_needs_two_levels():
     with pytest.raises(ValueError, match="two levels or more, got 1"):
         CrossScaleAttention([8])
+
+
+# ---- one step a level
+
+
+def previous_forward(attention: nn.Module, features: list[torch.Tensor]) -> list[torch.Tensor]:
+    """All levels at once, as before there were steps."""
+    if isinstance(attention, PyramidCBAM):
+        return [cbam(x) for cbam, x in zip(attention.cbam_modules, features)]
+    if isinstance(attention, MultiScaleAttention):
+        contexts = [norm(pooled_tokens(x, attention.grid)) for norm, x in zip(attention.context_norms, features)]
+    else:
+        parts = zip(attention.projections, features, attention.level_embeddings)
+        tokens = [project(pooled_tokens(x, attention.grid)) + embedding for project, x, embedding in parts]
+        contexts = [torch.cat(tokens[:i] + tokens[i + 1 :], dim=1) for i in range(len(tokens))]
+    return [attend(x, context) for attend, x, context in zip(attention.levels, features, contexts)]
+
+
+@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
+@pytest.mark.parametrize("mode", ATTENDING)
+def test_steps_are_all_levels_at_once_bit_for_bit(mode, dims, sizes):
+    attention = randomised(create_attention(mode, CHANNELS, 4, dims)).float()
+    features = [x.detach().float().requires_grad_() for x in levels(sizes)]
+    state = tuple(features)
+    for step in attention.steps():
+        state = step.run(state)
+    expected = previous_forward(attention, features)
+    inputs = [*features, *attention.parameters()]
+    for outputs in (state, attention(features)):
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+        mine = torch.autograd.grad(sum(y.square().sum() for y in outputs), inputs, retain_graph=True)
+        other = torch.autograd.grad(sum(y.square().sum() for y in expected), inputs, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+
+
+def test_names_of_steps():
+    assert create_attention("none", CHANNELS).steps() == []
+    for mode in ("cbam", "multi_scale"):
+        names = [step.name for step in create_attention(mode, CHANNELS, 4).steps()]
+        assert names == [f"attention level {i}" for i in range(3)]
+    cross_scale = create_attention("cross_scale", CHANNELS, 4)
+    assert [step.name for step in cross_scale.steps()] == ["attention tokens", *names]
+    state = cross_scale.float().steps()[0].run(tuple(x.float() for x in levels()))
+    assert len(state) == 6 and [t.shape[1] for t in state[3:]] == [49, 30, 6]
+
+
+@pytest.mark.parametrize("mode", ATTENTION_MODES)
+def test_attention_is_copied_and_pickled_after_use(mode):
+    attention, features = create_attention(mode, CHANNELS, 4).double(), levels()
+    expected = attention(features)
+    for again in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):
+        assert all(torch.equal(a, b) for a, b in zip(again(features), expected, strict=True))
 
 
 # ---- cost

@@ -1,5 +1,8 @@
 """DynamicFusion against the direct way: resize every level first, then convolve, normalise and weigh."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,33 +20,55 @@ PYRAMIDS = {
 }
 
 
+VOLUMES = {
+    "cube": [(8, 8, 8), (4, 4, 4), (2, 2, 2), (1, 1, 1)],
+    "odd": [(5, 9, 12), (3, 5, 6), (2, 3, 3), (1, 2, 2)],
+    "thin": [(1, 8, 8), (1, 4, 4), (1, 2, 2), (1, 1, 1)],
+}
+
+
 def direct_fusion(fusion: DynamicFusion, features: list[torch.Tensor], training: bool) -> torch.Tensor:
     """The formula as it stands, each step on full-size maps; F's functions where the module uses layers."""
     size = features[fusion.target_level].shape[2:]
     maps, means = [], []
     for x, (conv, norm, _) in zip(features, fusion.scale_convs):
-        finer = x.shape[2] > size[0]
-        resized = F.interpolate(x, size=size, mode="area") if finer else F.interpolate(x, size=size, mode="bilinear")
-        y = torch.einsum("bchw,oc->bohw", resized, conv.weight[:, :, 0, 0]) + conv.bias[:, None, None]
-        if training:
-            mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
-        else:
-            mean, variance = norm.running_mean, norm.running_var
-        y = (y - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
-        maps.append((y * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp_min(0))
-        means.append(resized.mean((2, 3)))
+        finer = any(old > new for old, new in zip(x.shape[2:], size))
+        mode = "area" if finer else {2: "bilinear", 3: "trilinear"}[len(size)]
+        resized = F.interpolate(x, size=size, mode=mode)
+        y = torch.einsum("bc...,oc->bo...", resized, conv.weight.flatten(1))
+        y = (y.movedim(1, -1) + conv.bias).movedim(-1, 1)
+        maps.append(direct_norm(norm, y, training).clamp_min(0))
+        means.append(resized.flatten(2).mean(-1))
     scores = torch.cat(means, 1) @ fusion.weight_generator.weight.T + fusion.weight_generator.bias
     weights = scores.exp() / scores.exp().sum(1, keepdim=True)
-    return torch.stack([w[:, None, None, None] * y for w, y in zip(weights.T, maps)]).sum(0)
+    return torch.stack([torch.einsum("b,b...->b...", w, y) for w, y in zip(weights.T, maps)]).sum(0)
 
 
-def used_fusion(target_level: int) -> DynamicFusion:
+def direct_norm(norm: nn.Module, y: torch.Tensor, training: bool) -> torch.Tensor:
+    rows = y.movedim(1, -1)  # [B, *spatial, C]
+    if isinstance(norm, nn.GroupNorm):
+        groups = y.reshape(len(y), norm.num_groups, -1)
+        groups = (groups - groups.mean(-1, keepdim=True)) / (
+            groups.var(-1, correction=0, keepdim=True) + norm.eps
+        ).sqrt()
+        rows = groups.reshape(y.shape).movedim(1, -1)
+    elif training:
+        flat = rows.flatten(0, -2)
+        rows = (rows - flat.mean(0)) / (flat.var(0, correction=0) + norm.eps).sqrt()
+    else:
+        rows = (rows - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    return (rows * norm.weight + norm.bias).movedim(-1, 1)
+
+
+def used_fusion(target_level: int, dims: int = 2, norm: str = "batch", out_channels: int = 5) -> DynamicFusion:
     torch.manual_seed(0)
-    fusion = DynamicFusion(CHANNELS, 5, target_level).double()
+    fusion = DynamicFusion(CHANNELS, out_channels, target_level, dims, norm).double()
     for module in fusion.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean):
-                tensor.normal_()
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | nn.GroupNorm):
+            module.weight.data.normal_()
+            module.bias.data.normal_()
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return fusion
 
@@ -57,7 +82,22 @@ def pyramid(sizes, batch: int = 3) -> list[torch.Tensor]:
 @pytest.mark.parametrize("sizes", PYRAMIDS.values(), ids=PYRAMIDS)
 def test_fusion_is_the_direct_formula(sizes, target_level, training):
     """1×1 convolutions commute with resizing; batch statistics and gradients are the same too."""
-    fusion, features = used_fusion(target_level).train(training), pyramid(sizes)
+    assert_direct(used_fusion(target_level).train(training), pyramid(sizes), training)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("target_level", [0, 2, 3])
+@pytest.mark.parametrize("sizes", VOLUMES.values(), ids=VOLUMES)
+def test_fusion_of_volumes_is_the_direct_formula(sizes, target_level, norm):
+    assert_direct(used_fusion(target_level, 3, norm, 32).train(), pyramid(sizes), training=True)
+
+
+@pytest.mark.parametrize("target_level", range(4))
+def test_fusion_with_group_norm_is_the_direct_formula(target_level):
+    assert_direct(used_fusion(target_level, norm="group", out_channels=32).train(), pyramid(PYRAMIDS["odd"], 1), True)
+
+
+def assert_direct(fusion: DynamicFusion, features: list[torch.Tensor], training: bool) -> None:
     expected = direct_fusion(fusion, features, training)
     result = fusion(features)
     # The means that decide on the weights are taken with float32 weights.
@@ -85,16 +125,79 @@ def test_weights_add_up_to_one_and_depend_on_the_picture():
     assert (weights[0] - weights[1]).abs().max() > 1e-3
 
 
+# ---- one step a level
+
+
+def previous_forward(fusion: DynamicFusion, features) -> torch.Tensor:
+    """All levels in one loop, as before there were steps."""
+    size = features[fusion.target_level].shape[2:]
+    weights = fusion.level_weights(features, size)
+    fused = None
+    for i, (x, (conv, norm, activation)) in enumerate(zip(features, fusion.scale_convs)):
+        finer = any(old > new for old, new in zip(x.shape[2:], size))
+        if finer:
+            x = conv(getattr(F, f"adaptive_avg_pool{len(size)}d")(x, tuple(size)))
+        elif x.shape[2:] == size:
+            x = conv(x)
+        else:
+            x = F.interpolate(conv(x), size=size, mode={2: "bilinear", 3: "trilinear"}[len(size)])
+        level = activation(norm(x)) * weights[:, i, None, None, None].reshape(-1, *[1] * (x.ndim - 1))
+        fused = level if fused is None else fused + level
+    return fused
+
+
+@pytest.mark.parametrize("target_level", range(4))
+@pytest.mark.parametrize("dims, sizes", [(2, PYRAMIDS["odd"]), (3, VOLUMES["odd"])], ids=["2d", "3d"])
+def test_steps_are_the_loop_bit_for_bit(dims, sizes, target_level):
+    fusion = used_fusion(target_level, dims).float().train()
+    other, features = copy.deepcopy(fusion), [x.detach().float().requires_grad_() for x in pyramid(sizes)]
+    state = tuple(features)
+    for step in fusion.steps():
+        state = step.run(state)
+    (mine,), expected = state, previous_forward(other, features)
+    assert torch.equal(mine, expected)
+    first = torch.autograd.grad(mine.square().sum(), [*features, *fusion.parameters()])
+    second = torch.autograd.grad(expected.square().sum(), [*features, *other.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(fusion.buffers(), other.buffers(), strict=True))
+
+
+def test_a_level_is_dropped_once_it_is_added():
+    fusion, state = used_fusion(2), tuple(pyramid(PYRAMIDS["odd"]))
+    counts = []
+    for step in fusion.steps():
+        state = step.run(state)
+        counts.append(len(state))
+    assert [step.name for step in fusion.steps()] == ["fusion weights", *(f"fusion level {i}" for i in range(4))]
+    assert counts == [6, 5, 4, 3, 1]
+
+
+def test_fusion_is_copied_and_pickled_after_use():
+    fusion, features = used_fusion(0).eval(), pyramid(PYRAMIDS["even"])
+    expected = fusion(features)
+    for again in (copy.deepcopy(fusion), pickle.loads(pickle.dumps(fusion))):
+        assert torch.equal(again(features), expected)
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match="unknown norm 'instance'"):
+        DynamicFusion(CHANNELS, 5, norm="instance")
+
+
 @pytest.mark.parametrize("target_level", range(4))
 def test_the_result_has_the_size_of_the_target_level(target_level):
     sizes = PYRAMIDS["floored"]
     assert used_fusion(target_level).eval()(pyramid(sizes)).shape == (3, 5, *sizes[target_level])
 
 
-def test_one_picture_trains_where_the_map_has_one_place():
-    fusion = used_fusion(3).train()
-    result = fusion(pyramid(PYRAMIDS["one place"], batch=1))
-    assert result.shape == (1, 5, 1, 1) and result.isfinite().all()
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("dims, sizes", [(2, PYRAMIDS["one place"]), (3, VOLUMES["cube"])], ids=["2d", "3d"])
+def test_one_picture_trains_where_the_map_has_one_place(dims, sizes, norm):
+    fusion = used_fusion(3, dims, norm, 32).train()
+    result = fusion(pyramid(sizes, batch=1))
+    assert result.shape == (1, 32, *[1] * dims) and result.isfinite().all()
+    result.square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in fusion.parameters())
 
 
 def test_mixed_precision_stays_near_float32():

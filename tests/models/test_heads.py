@@ -132,11 +132,30 @@ def test_fine_logits_depend_on_coarse_ones():
     assert (after[1] - before[1]).abs().amax(1).min() > 1e-4
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: MultiLabelHead(8, 3), lambda: HierarchicalHead(8, 2, 3)], ids=["flat", "hier"]
-)
-def test_one_picture_trains(make):
-    head = make().train()
-    output = head(torch.randn(1, 8, 2, 2))
-    for logits in output if isinstance(output, tuple) else (output,):
-        assert logits.isfinite().all()
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("spatial", [(2, 2), (1, 1), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("kind, classes", [(MultiLabelHead, (3,)), (HierarchicalHead, (2, 3))], ids=["flat", "hier"])
+def test_one_picture_or_volume_trains(kind, classes, spatial, norm):
+    torch.manual_seed(0)
+    head = kind(64, *classes, norm=norm).train()
+    output = head(torch.randn(1, 64, *spatial))
+    outputs = output if isinstance(output, tuple) else (output,)
+    assert [logits.shape for logits in outputs] == [(1, n) for n in classes]
+    sum(logits.square().sum() for logits in outputs).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+def test_group_norm_does_not_mix_the_pictures_of_a_batch():
+    torch.manual_seed(0)
+    head, x = MultiLabelHead(64, 3, dropout=0.0, norm="group").train(), torch.randn(4, 64, 3, 3)
+    torch.testing.assert_close(head(x)[1:2], head(x[1:2]), rtol=1e-5, atol=1e-6)
+    mixed = MultiLabelHead(64, 3, dropout=0.0).train()
+    assert (mixed(x)[1:2] - mixed(x[1:2])).abs().max() > 1e-2
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in head.modules())
+
+
+def test_heads_do_not_look_at_the_number_of_axes():
+    torch.manual_seed(0)
+    head, x = MultiLabelHead(12, 5).eval(), torch.randn(3, 12, 4, 6)
+    torch.testing.assert_close(head(x), head(x.reshape(3, 12, 2, 2, 6)))

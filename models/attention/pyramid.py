@@ -1,0 +1,48 @@
+"""What all attention modes share: levels in, levels of the same shapes out, one step a level."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from utils.blocks import Block, State, run_plainly
+
+# Cells an axis that keys and values are means over: 49 a picture's level, 64 a volume's. 7 in a volume would be 343.
+DEFAULT_GRID = {2: 7, 3: 4}
+
+
+class PyramidAttention(nn.Module, ABC):
+    """levels [B, C_i, *spatial_i] in → the same shapes out, as the sequence of `steps`."""
+
+    @abstractmethod
+    def steps(self) -> list[Block]:
+        """State in: the levels; state out: the levels. One step a level, so that checkpointing can cut between."""
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return list(run_plainly(self.steps(), tuple(features)))
+
+
+class NoAttention(PyramidAttention):
+    """Levels as they are, in no step."""
+
+    def steps(self) -> list[Block]:
+        return []
+
+
+def level_step(i: int, function: Callable[[Tensor], Tensor]) -> Block:
+    """The step that replaces level i by function(level i)."""
+    return Block(f"attention level {i}", partial(_replace_level, i, function))
+
+
+def _replace_level(i: int, function: Callable[[Tensor], Tensor], state: State) -> State:
+    return (*state[:i], function(state[i]), *state[i + 1 :])
+
+
+def grid_of(dims: int, grid: int | None) -> int:
+    """The grid asked for, or the default for this many axes; ValueError where there is none."""
+    if dims not in DEFAULT_GRID:
+        raise ValueError(f"dims is {dims!r}: one of {', '.join(map(str, DEFAULT_GRID))}")
+    return DEFAULT_GRID[dims] if grid is None else grid
