@@ -8,12 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from configs.errors import ConfigError
 from configs.section import Section
 
 SAMPLE_FOLDER = "./data/sample_chest_xray"
+SAMPLE_VOLUME_FOLDER = "./data/sample_chest_ct"
+
+_Flat = tuple[PositiveInt, PositiveInt]
+_Solid = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 def _setting(default: Any, help_text: str, **limits: Any) -> Any:
@@ -25,8 +29,16 @@ class GradientCheckpointing(Section):
 
     section_name: ClassVar[str] = "MODEL.gradient_checkpointing"
 
-    enabled: bool = _setting(False, "Trade compute for memory; not available in this version, true is refused.")
-    segments: Literal["auto"] | PositiveInt = _setting("auto", "Into how many runs the blocks are cut.")
+    enabled: bool = _setting(False, "Trade compute for memory; results are the same, bit for bit.")
+    segments: Literal["auto"] | PositiveInt = _setting(
+        "auto", "Runs the blocks are cut into, the last one kept. auto: the least recomputation that fits the budget."
+    )
+    fraction: float = _setting(
+        1.0, "At most this share of the blocks is recomputed, from the first on: less time, less saving.", gt=0, le=1
+    )
+    memory_budget_gb: float | None = _setting(
+        None, "For saved activations of a micro-batch, in 1e9 bytes; null: the least there can be.", gt=0
+    )
 
 
 class ModelSettings(Section):
@@ -38,9 +50,10 @@ class ModelSettings(Section):
     task: Literal["multi_label", "multi_class", "binary"] = _setting(
         "multi_label", "multi_label: findings side by side; multi_class: exactly one; binary. Unset: as the data are."
     )
-    input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = _setting(
+    input_size: PositiveInt | _Flat | _Solid = _setting(
         (224, 224),
-        "Height and width the network is built for; follows DATA.image_size where only that is set.",
+        "Height and width (volumes: depth, height, width) the network is built for; follows DATA.image_size where only "
+        "that is set.",
     )
     in_channels: Literal[1, 3] = _setting(3, "Channels of the network's input; pictures are converted.")
     num_classes: PositiveInt = _setting(14, "Outputs of the head; taken from the data where it is not set.")
@@ -48,7 +61,9 @@ class ModelSettings(Section):
     coarse_groups: dict[str, list[str]] | None = _setting(
         None, "Coarse class → its findings. Null: 'any finding' and 'no finding'."
     )
-    backbone: str = _setting("convnext_base", "Any name that models.backbones.list_backbones() gives.")
+    backbone: str = _setting(
+        "convnext_base", "Any name that models.backbones.list_backbones() gives, or timm/<any name of timm's>."
+    )
     pretrained: bool | str = _setting(True, "true: the published weights; false: random; or a path to a file.")
     fpn: Literal["auto"] | bool = _setting("auto", "Feature pyramid network; auto: for classic ResNets.")
     fpn_channels: PositiveInt = _setting(256, "Channels of every level of the feature pyramid network.")
@@ -65,6 +80,9 @@ class ModelSettings(Section):
     use_modern_attention: bool = _setting(True, "With attention: auto. False: CBAM.")
     use_cross_scale_attention: bool = _setting(True, "With attention: auto. False: multi_scale.")
     num_heads: PositiveInt = _setting(8, "Heads of multi_scale and cross_scale attention.")
+    norm: Literal["batch", "group"] = _setting(
+        "batch", "Normalisation in fusion and head; group: for micro-batches too small for batch statistics."
+    )
     gradient_checkpointing: GradientCheckpointing = Field(
         default_factory=GradientCheckpointing, description="Recompute activations to save memory."
     )
@@ -114,15 +132,32 @@ class DataSettings(Section):
 
     section_name: ClassVar[str] = "DATA"
 
-    data_dir: str | None = _setting(SAMPLE_FOLDER, "Folder or .npz; null or the sample folder: made if missing.")
+    data_dir: str | None = _setting(
+        SAMPLE_FOLDER,
+        "Folder or .npz; null or the sample folder: made if missing (volumes: null, this default or "
+        f"{SAMPLE_VOLUME_FOLDER}).",
+    )
     labels_file: str | None = _setting(None, "Labels CSV; null: labels.csv in data_dir.")
     format: Literal["auto", "csv", "nih", "folders", "medmnist"] = _setting("auto", "auto: recognised.")
     class_names: list[str] | None = _setting(None, "The classes, in order; null: taken from the data.")
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = _setting(
-        224, "Side, or height and width, of the network's input in pixels."
+    image_size: PositiveInt | _Flat | _Solid = _setting(
+        224,
+        "Side, or height and width, of the network's input in pixels; three numbers (depth, height, width) say that "
+        "the data are volumes.",
     )
-    resize: Literal["stretch", "letterbox"] = _setting("stretch", "letterbox keeps the aspect and pads with black.")
-    mean: list[float] | None = _setting(None, "Channel means of the [0, 1] picture; null: the backbone's.")
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = _setting(
+        None,
+        "Volumes: resample to these millimetres (z, y, x), then crop or pad about the centre; null: fit the whole "
+        "volume to image_size.",
+    )
+    window: tuple[float, float] | None = _setting(
+        None,
+        "Volumes: values (HU for CT) shown black and white, scaled to [0, 1]; null: 0.5 and 99.5 percentile of each.",
+    )
+    resize: Literal["stretch", "letterbox"] = _setting(
+        "stretch", "Pictures: letterbox keeps the aspect and pads with black."
+    )
+    mean: list[float] | None = _setting(None, "Channel means of the [0, 1] picture or volume; null: the backbone's.")
     std: list[float] | None = _setting(None, "Channel deviations; null: the backbone's.")
     num_workers: NonNegativeInt = _setting(4, "Processes that load; 0: the training process itself.")
     train_split: float = _setting(0.7, "Share of patients to train on, where the data bring no split.", gt=0, lt=1)
@@ -139,8 +174,12 @@ class DataSettings(Section):
     horizontal_flip: float = _setting(
         0.0, "Probability of a mirror image; laterality matters in chest films.", ge=0, le=1
     )
-    sample_count: PositiveInt = _setting(1200, "Pictures to draw when the sample data are made.")
-    sample_size: int = _setting(128, "Their side in pixels.", ge=64, le=512)
+    sample_count: PositiveInt = _setting(
+        1200, "Pictures to draw when the sample data are made; unset: 240 where they are volumes."
+    )
+    sample_size: int = _setting(
+        128, "Their side in pixels; unset: 64 for volumes, which have half as many slices.", ge=64, le=512
+    )
 
 
 class LossSettings(Section):
@@ -227,15 +266,20 @@ class Config(Section):
                 del settings[section][key]
         return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width) of the network's input, from DATA.image_size and MODEL.input_size.
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width) of the network's input, (depth, height, width) where it is a volume.
 
+        From DATA.image_size and MODEL.input_size; one number is the side of a picture, never of a volume.
         Raises ConfigError where both are given and differ.
         """
-        data, model = _pair(self.DATA.image_size), _pair(self.MODEL.input_size)
+        data, model = _shape(self.DATA.image_size), _shape(self.MODEL.input_size)
         if self.DATA.is_set("image_size") and self.MODEL.is_set("input_size") and data != model:
             raise ConfigError(f"DATA.image_size {data} and MODEL.input_size {model} differ: set one, or both alike")
         return model if self.MODEL.is_set("input_size") else data
+
+    def has_volumes(self) -> bool:
+        """Whether the data are volumes: whether `image_shape` has three numbers."""
+        return len(self.image_shape()) == 3
 
     def without_pretrained(self) -> Config:
         """A copy for a model whose weights all come from a checkpoint."""
@@ -257,12 +301,6 @@ class Config(Section):
             found.append(f"LOSS.pos_weight works with LOSS.type 'bce' only, not '{self.LOSS.type}'")
         if self.MODEL.hierarchical and self.MODEL.task != "multi_label":
             found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{self.MODEL.task}'")
-        checkpointing = self.MODEL.gradient_checkpointing
-        if checkpointing.enabled:
-            found.append(
-                f"MODEL.gradient_checkpointing (segments {checkpointing.segments}): this version cannot recompute "
-                "activations yet; set enabled to false and lower TRAIN.batch_size"
-            )
         for key in ("mean", "std"):
             values = self.DATA[key]
             if values is not None and len(values) not in (1, self.MODEL.in_channels):
@@ -271,10 +309,26 @@ class Config(Section):
             found.append(f"LOSS.pos_weight {self.LOSS.pos_weight}: weights must be positive")
         if self.DATA.std and min(self.DATA.std) <= 0:
             found.append(f"DATA.std {self.DATA.std} must be positive")
+        return found + self._problems_of_size()
+
+    def _problems_of_size(self) -> list[str]:
+        """Sizes that differ, and settings of pictures for volumes or the reverse."""
+        data = self.DATA
+        window = data.window
+        found = [] if window is None or window[0] < window[1] else [f"DATA.window {window}: low must be below high"]
         try:
-            self.image_shape()
+            volumes = self.has_volumes()
         except ConfigError as error:
-            found.append(str(error))
+            return [*found, str(error)]
+        if volumes and data.resize != "stretch":
+            found.append(f"DATA.resize '{data.resize}' is for pictures: DATA.spacing_mm keeps a volume's proportions")
+        if volumes and self.TRAIN.channels_last is True:
+            found.append("TRAIN.channels_last true is for pictures: leave it auto or false with volumes")
+        if volumes and data.use_albumentations:
+            found.append("DATA.use_albumentations is for pictures: leave it false with volumes")
+        for key in ("spacing_mm", "window"):
+            if not volumes and data[key] is not None:
+                found.append(f"DATA.{key} is for volumes: set DATA.image_size=[depth, height, width], or {key} to null")
         return found
 
     def resolve(self, class_names: tuple[str, ...], exclusive: bool = False) -> Config:
@@ -296,7 +350,8 @@ class Config(Section):
             raise ConfigError(f"MODEL.task 'binary' needs one class, the data have {count}: use multi_class")
         config.MODEL.num_classes = count
         config.DATA.class_names = list(class_names)
-        config.MODEL.input_size = config.DATA.image_size = self.image_shape()
+        size: Any = self.image_shape()
+        config.MODEL.input_size = config.DATA.image_size = size
         if config.MODEL.task == "multi_class" and not self.LOSS.is_set("type"):
             config.LOSS.type = "cross_entropy"
         if not self.TRAIN.is_set("warmup_epochs") and self.TRAIN.warmup_epochs > self.TRAIN.epochs / 2:
@@ -316,13 +371,15 @@ _DERIVED = (
     ("MODEL", "num_classes"),
     ("MODEL", "num_coarse_classes"),
     ("DATA", "image_size"),
+    ("DATA", "sample_count"),
+    ("DATA", "sample_size"),
     ("LOSS", "type"),
     ("TRAIN", "warmup_epochs"),
 )
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _coarse_count(config: Config, class_names: tuple[str, ...]) -> int:

@@ -144,7 +144,7 @@ def allowed_values(field: Any) -> str:
         for name, text in _BOUND_WORDS.items()
         if getattr(rule, name, None) is not None
     ]
-    return " or ".join(words) + (f" ({' and '.join(bounds)})" if bounds else "")
+    return " or ".join(dict.fromkeys(words)) + (f" ({' and '.join(bounds)})" if bounds else "")
 
 
 def _type_words(annotation: Any) -> list[str]:

@@ -9,20 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.default_config import SAMPLE_FOLDER, Config
+from configs.default_config import SAMPLE_FOLDER, SAMPLE_VOLUME_FOLDER, Config
 from configs.errors import DataError
 from data.formats import open_source
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
 from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
 from data.phantom import write_phantom
+from data.phantom_volumes import write_phantom_volumes
 from data.sample import SPLITS, Catalogue
 from data.splits import assign_splits, read_split
 from data.transforms import AlbumentationsAugmentation, LightAugmentation, Preprocess
+from data.volume_transforms import LightVolumeAugmentation, VolumePreprocess
 
 logger = logging.getLogger(__name__)
 
 # Evaluation keeps no gradients, so that twice the batch fits.
 EVALUATION_BATCH_FACTOR = 2
+# What DATA.sample_count and DATA.sample_size are for volumes while nobody has set them.
+SAMPLE_VOLUMES, SAMPLE_VOLUME_SIZE = 240, 64
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Loaders:
     train: PictureLoader
     val: PictureLoader
     test: PictureLoader | None
-    preprocess: Preprocess
+    preprocess: Preprocess | VolumePreprocess
     coarse_groups: tuple[CoarseGroup, ...]
 
     def train_labels(self) -> Labels:
@@ -43,17 +47,34 @@ class Loaders:
 
 def open_data(config: Config) -> Catalogue:
     """The catalogue that the DATA section names; sample data are drawn first where they are asked for and missing."""
-    data = config.DATA
-    folder = Path(data.data_dir or SAMPLE_FOLDER)
-    if not folder.exists() and folder.resolve() == Path(SAMPLE_FOLDER).resolve():
-        logger.info("drawing %d sample pictures into %s", data.sample_count, folder)
-        write_phantom(folder, data.sample_count, data.sample_size)
-    catalogue = open_source(folder, data.labels_file, data.format, data.class_names, data.allow_missing_images)
+    data, volumes = config.DATA, config.has_volumes()
+    folder = _data_folder(data.data_dir, volumes)
+    _draw_sample_data(config, folder, volumes)
+    catalogue = open_source(folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes)
     for note in catalogue.notes:
         logger.warning("%s", note)
     if config.MODEL.task == "multi_class" and not catalogue.exclusive:
         catalogue = _as_exclusive(catalogue)
     return catalogue
+
+
+def _data_folder(data_dir: str | None, volumes: bool) -> Path:
+    """data_dir, or the sample data of the kind that is trained on where it is null or the default."""
+    if data_dir is None or (volumes and Path(data_dir) == Path(SAMPLE_FOLDER)):
+        return Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
+    return Path(data_dir)
+
+
+def _draw_sample_data(config: Config, folder: Path, volumes: bool) -> None:
+    """Make the sample data if `folder` is their place and is not there."""
+    place = Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
+    if folder.exists() or folder.resolve() != place.resolve():
+        return
+    data = config.DATA
+    count = data.sample_count if data.is_set("sample_count") or not volumes else SAMPLE_VOLUMES
+    size = data.sample_size if data.is_set("sample_size") or not volumes else SAMPLE_VOLUME_SIZE
+    logger.info("drawing %d sample %s into %s", count, "volumes" if volumes else "pictures", folder)
+    (write_phantom_volumes if volumes else write_phantom)(folder, count, size)
 
 
 def split_data(config: Config, catalogue: Catalogue, saved: Path | None = None) -> np.ndarray:
@@ -99,14 +120,19 @@ def build_loaders(
     return Loaders(loader("train"), loader("val"), test, evaluation, groups)
 
 
-def _preprocess(config: Config, mean: Sequence[float], std: Sequence[float], augmentation=None) -> Preprocess:
-    data = config.DATA
-    return Preprocess(
-        config.image_shape(), config.MODEL.in_channels, data.mean or mean, data.std or std, data.resize, augmentation
-    )
+def _preprocess(
+    config: Config, mean: Sequence[float], std: Sequence[float], augmentation=None
+) -> Preprocess | VolumePreprocess:
+    data, size, channels = config.DATA, config.image_shape(), config.MODEL.in_channels
+    mean, std = data.mean or mean, data.std or std
+    if config.has_volumes():
+        return VolumePreprocess(size, channels, mean, std, data.spacing_mm, data.window, augmentation)
+    return Preprocess(size, channels, mean, std, data.resize, augmentation)
 
 
-def _augmentation(config: Config) -> LightAugmentation | AlbumentationsAugmentation:
+def _augmentation(config: Config) -> LightAugmentation | AlbumentationsAugmentation | LightVolumeAugmentation:
+    if config.has_volumes():
+        return LightVolumeAugmentation(horizontal_flip=config.DATA.horizontal_flip)
     make = AlbumentationsAugmentation if config.DATA.use_albumentations else LightAugmentation
     return make(horizontal_flip=config.DATA.horizontal_flip)
 

@@ -49,9 +49,11 @@ def read_dicom(path: Path, max_pixels: int | None = None) -> np.ndarray:
     import pydicom
 
     dataset = pydicom.dcmread(path, force=True)
-    _set_transfer_syntax(dataset)
+    set_transfer_syntax(dataset)
     _refuse_what_is_not_one_picture(dataset, max_pixels)
-    pixels = _decode_pixels(dataset)
+    pixels = decode_pixels(dataset)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise DataError(f"pixel data of shape {list(pixels.shape)} are not one picture")
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if photometric in ("MONOCHROME1", "MONOCHROME2"):
         return _render_grey(pixels, dataset, inverted=photometric == "MONOCHROME1")
@@ -98,7 +100,7 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
     return np.clip((values - center) / width + 0.5, 0.0, 1.0)
 
 
-def _set_transfer_syntax(dataset: Any) -> None:
+def set_transfer_syntax(dataset: Any) -> None:
     """Where the file meta does not name one, the uncompressed syntax of the encoding that was met."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -115,7 +117,10 @@ def _refuse_what_is_not_one_picture(dataset: Any, max_pixels: int | None) -> Non
         raise DataError("the DICOM file holds no pixel data")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise DataError(f"it holds {frames} frames; export the one to use as a single-frame file")
+        raise DataError(
+            f"it holds {frames} frames; export the one to use as a single-frame file, or train on volumes: "
+            "DATA.image_size=[depth, height, width]"
+        )
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if rows < 1 or columns < 1:
         raise DataError(f"Rows {rows} and Columns {columns} describe no picture")
@@ -123,8 +128,8 @@ def _refuse_what_is_not_one_picture(dataset: Any, max_pixels: int | None) -> Non
         raise DataError(f"{rows} x {columns} pixels exceed the limit of {max_pixels:,}")
 
 
-def _decode_pixels(dataset: Any) -> np.ndarray:
-    """[H, W] or [H, W, 3] as stored, YBR already RGB; DataError naming the codec where it is missing."""
+def decode_pixels(dataset: Any) -> np.ndarray:
+    """[H, W], [H, W, 3] or [frames, H, W] as stored, YBR already RGB; DataError naming the codec if it is missing."""
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -134,14 +139,11 @@ def _decode_pixels(dataset: Any) -> np.ndarray:
         available = False
     if not available:
         raise DataError(f"no decoder for transfer syntax {syntax.name} ({syntax}): {_CODEC_HINT}")
-    pixels = pixel_array(dataset)
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise DataError(f"pixel data of shape {list(pixels.shape)} are not one picture")
-    return pixels
+    return pixel_array(dataset)
 
 
 def _render_grey(pixels: np.ndarray, dataset: Any, inverted: bool) -> np.ndarray:
-    padded = _padding(pixels, dataset)
+    padded = padding_mask(pixels, dataset)
     values = rescale(pixels, dataset)
     shown = apply_voi(values, dataset)
     if shown is None:
@@ -161,7 +163,7 @@ def _stretch(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros(values.shape)
 
 
-def _padding(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+def padding_mask(pixels: np.ndarray, dataset: Any) -> np.ndarray:
     """bool [H, W]: stored values that stand for 'outside the picture' (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None:

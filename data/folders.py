@@ -9,18 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import DataError
-from data.dicom import looks_like_dicom
+from data.dicom import DICOM_SUFFIXES, looks_like_dicom
+from data.nifti import is_nifti_name
 from data.picture_files import FileReader
 from data.readers import PICTURE_SUFFIXES
 from data.sample import Catalogue, Sample
 from data.tables import SPLIT_NAMES, some
+from data.volume_readers import VOLUME_WORDS, VolumeReader, check_names
 
 # A folder with one of these has its labels elsewhere: it is not a folder a class.
 _NOT_CLASSES = ("images", "image", "masks", "labels", "annotations")
 
 
-def open_folders(data_dir: Path, class_names: Sequence[str] | None = None) -> Catalogue:
+def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volumes: bool = False) -> Catalogue:
     """The catalogue of data_dir/<class>/**/<picture>, or data_dir/<train|val|test>/<class>/**/<picture>.
+
+    volumes: NIfTI files, multi-frame DICOM files right in a class folder, and each folder below one with DICOM files
+    right in it: a series. Where they are pictures, DICOM files are one each.
 
     Classes are exclusive, their names sorted (class_names may give another order). Splits are the folders above,
     if there is one called train; 'valid' and 'validation' are val. Patients are not known. Hidden files are skipped;
@@ -37,21 +42,24 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None) -> Ca
     skipped: list[str] = []
     for split, folder in splits:
         for position, name in enumerate(names):
-            pictures = _pictures(root, folder / name, skipped)
+            pictures = _pictures(root, folder / name, skipped, volumes)
             if not pictures:
                 notes.append(f"class folder '{(folder / name).relative_to(root).as_posix()}' is empty")
             label = np.eye(len(names), dtype=np.float32)[position]
             samples += [Sample(picture, label, split=split) for picture in pictures]
     if skipped:
-        notes.append(f"{len(skipped)} files are no pictures and left out: {some(sorted(skipped))}")
+        what = "volumes" if volumes else "pictures"
+        notes.append(f"{len(skipped)} files are no {what} and left out: {some(sorted(skipped))}")
     if not samples:
-        raise DataError(f"the class folders of '{data_dir}' hold no pictures ({', '.join(PICTURE_SUFFIXES)})")
-    reader = FileReader(root, tuple(sample.image for sample in samples))
+        check_names(data_dir, skipped, volumes)
+        expected = f"volumes ({VOLUME_WORDS})" if volumes else f"pictures ({', '.join(PICTURE_SUFFIXES)})"
+        raise DataError(f"the class folders of '{data_dir}' hold no {expected}")
+    reader = (VolumeReader if volumes else FileReader)(root, tuple(sample.image for sample in samples))
     return Catalogue(names, tuple(samples), reader, exclusive=True, notes=tuple(notes))
 
 
 def has_class_folders(data_dir: Path) -> bool:
-    """Whether a folder looks like open_folders' layout: split folders, or two or more class folders with pictures."""
+    """Whether a folder looks like open_folders' layout: split folders, or two or more class folders with files."""
     folders = _subfolders(data_dir)
     if any(folder.name.lower() in _NOT_CLASSES for folder in folders):
         return False
@@ -96,20 +104,24 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _pictures(root: Path, folder: Path, skipped: list[str]) -> list[str]:
-    """Sorted paths, relative to root, of the pictures below a class folder; what is none goes into skipped."""
-    found = []
+def _pictures(root: Path, folder: Path, skipped: list[str], volumes: bool = False) -> list[str]:
+    """Sorted paths, relative to root, of the pictures or volumes below a class folder; other files go into skipped."""
+    found: dict[str, None] = {}
     for path in _files(folder):
+        if volumes and path.parent != folder and not is_nifti_name(path.name) and _is_dicom(path):
+            path = path.parent  # a slice stands for its series
         name = path.relative_to(root).as_posix()
         if not name.isprintable():  # surrogates of a name that is not UTF-8: it could not be written to split.csv
             raise DataError(f"the file name {name!a} is not readable text: rename it")
-        if not _is_picture(path):
+        if name in found:
+            continue
+        if not (_is_volume(path) if volumes else _is_picture(path)):
             skipped.append(name)
         elif not path.resolve().is_relative_to(root):
             raise DataError(f"'{name}' is a link that leaves data_dir, to '{path.resolve()}'")
         else:
-            found.append(name)
-    return found
+            found[name] = None
+    return list(found)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -122,11 +134,23 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _holds_picture(folder: Path) -> bool:
-    return any(_is_picture(path) for path in _files(folder))
+    return any(_is_picture(path) or is_nifti_name(path.name) for path in _files(folder))
 
 
 def _is_picture(path: Path) -> bool:
-    if path.suffix:
-        return path.suffix.lower() in PICTURE_SUFFIXES
+    return path.suffix.lower() in PICTURE_SUFFIXES if path.suffix else _is_dicom(path)
+
+
+def _is_volume(path: Path) -> bool:
+    return path.is_dir() or is_nifti_name(path.name) or _is_dicom(path)
+
+
+def _is_dicom(path: Path) -> bool:
+    """By its name; by its content where the name has no suffix, or one of numbers ('IM_1.2.3')."""
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        return True
+    if suffix and not suffix[1:].isdigit():
+        return False
     with path.open("rb") as file:
         return looks_like_dicom(file.read(256))

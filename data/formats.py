@@ -18,6 +18,7 @@ from data.tables import some
 __all__ = ["FORMATS", "open_csv", "open_folders", "open_medmnist", "open_nih", "open_source", "recognise"]
 
 FORMATS = ("csv", "nih", "folders", "medmnist")
+VOLUME_FORMATS = ("csv", "folders")
 LABELS_FILES = ("labels.csv", "labels.csv.gz")
 _TABLE_SUFFIXES = (".csv", ".csv.gz")
 
@@ -28,16 +29,18 @@ def open_source(
     format: str = "auto",
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
+    volumes: bool = False,
 ) -> Catalogue:
     """The catalogue of a data source.
 
     data_dir: a folder, or MedMNIST's .npz itself. labels_file: CSV or .npz, relative to data_dir or to where we are;
     None: labels.csv, NIH's Data_Entry table or the folder's one .npz. format: csv, nih, folders, medmnist, or auto.
     class_names: the classes, in order; None: taken from the data. allow_missing: go on without missing files.
+    volumes: the source holds volumes (csv and folders only).
     Raises DataError: see open_csv, open_nih, open_folders, open_medmnist and recognise.
     """
     try:
-        return _open(Path(data_dir).expanduser(), labels_file, format, class_names, allow_missing)
+        return _open(Path(data_dir).expanduser(), labels_file, format, class_names, allow_missing, volumes)
     except OSError as reason:
         raise DataError(f"cannot read DATA.data_dir '{data_dir}': {reason}") from reason
 
@@ -48,6 +51,7 @@ def _open(
     format: str,
     class_names: Sequence[str] | None,
     allow_missing: bool,
+    volumes: bool,
 ) -> Catalogue:
     root = _existing(data_dir)
     kind = recognise(root, labels_file) if format == "auto" else format
@@ -55,16 +59,21 @@ def _open(
         raise DataError(f"unknown format {format!r}{nearest(format, FORMATS)} (allowed: auto, {', '.join(FORMATS)})")
     if class_names is not None:
         _check_class_names(class_names)
+    if volumes and kind not in VOLUME_FORMATS:
+        raise DataError(
+            f"format {kind} holds pictures, but DATA.image_size is one of volumes ({' and '.join(VOLUME_FORMATS)} may "
+            "hold them): set DATA.image_size=[height, width]"
+        )
     if kind == "medmnist":
         return open_medmnist(_find_npz(root, labels_file), class_names)
     if root.is_file():
         raise DataError(f"DATA.data_dir '{root}' is a file; format {kind} needs a folder")
     if kind == "folders":
-        return open_folders(root, class_names)
+        return open_folders(root, class_names, volumes)
     table = _find_labels(root, labels_file) if labels_file is not None or kind == "csv" else None
     if table is None or kind == "nih":
         return open_nih(root, table, class_names, allow_missing)
-    return open_csv(root, table, class_names, allow_missing)
+    return open_csv(root, table, class_names, allow_missing, volumes)
 
 
 def recognise(data_dir: str | Path, labels_file: str | Path | None = None) -> str:
@@ -90,7 +99,7 @@ def recognise(data_dir: str | Path, labels_file: str | Path | None = None) -> st
         return "folders"
     raise DataError(
         f"no known format in '{root}': looked for labels.csv, NIH's Data_Entry_2017.csv, one .npz, and two or more "
-        f"folders of pictures. {_tables_there(root)}"
+        f"folders of pictures or volumes. {_tables_there(root)}"
     )
 
 

@@ -14,10 +14,15 @@ from data.labels import NIH_FINDINGS, is_no_finding, nearest, parse_cell, split_
 from data.picture_files import FileReader, PictureFiles, missing_files_error, missing_files_note
 from data.sample import Catalogue, Sample
 from data.tables import Table, column_roles, parse_split, raise_problems, read_table, some
+from data.volume_readers import VolumeReader, check_names
 
 
 def open_csv(
-    data_dir: Path, labels_file: Path, class_names: Sequence[str] | None = None, allow_missing: bool = False
+    data_dir: Path,
+    labels_file: Path,
+    class_names: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    volumes: bool = False,
 ) -> Catalogue:
     """The catalogue of a labels CSV.
 
@@ -26,7 +31,8 @@ def open_csv(
     split, view, age, sex; any further column is meta. Where both forms are there, `labels` counts.
     Class columns are class_names, or else all whose values are 1, 0, -1 and empty; joined names without class_names
     are sorted, unless all are NIH's: then its 14 in NIH's order.
-    Files are looked for in data_dir, data_dir/images and, if inside data_dir, the folder of the CSV.
+    Files are looked for in data_dir, data_dir/images and, if inside data_dir, the folder of the CSV. With volumes an
+    image is a NIfTI file, a folder of DICOM slices or a multi-frame DICOM file.
 
     Raises DataError, with lines and values: see read_table; malformed cells, names that class_names lacks, paths
     that leave data_dir, contradictory rows for one picture, missing files (allow_missing: counted and left out).
@@ -36,10 +42,11 @@ def open_csv(
     if "image" not in roles:
         raise DataError(f"'{table.path}' has no column 'image' (its columns: {', '.join(table.header)})")
     labels = read_labels(table, roles, class_names)
-    files = PictureFiles(data_dir, _bases(data_dir, labels_file))
+    check_names(labels_file, table.column(roles["image"]), volumes)
+    files = PictureFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
     samples, row_notes = build_samples(table, roles, labels, paths)
-    reader = FileReader(files.root, tuple(sample.image for sample in samples))
+    reader = (VolumeReader if volumes else FileReader)(files.root, tuple(sample.image for sample in samples))
     return Catalogue(labels.names, samples, reader, notes=(*labels.notes, *file_notes, *row_notes))
 
 

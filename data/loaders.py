@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from configs.errors import DataError
 from data.sample import Catalogue
 from data.transforms import Preprocess, sample_rng
+from data.volume_transforms import VolumePreprocess
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 class Batch:
     """One micro-batch.
 
-    image: float32 [B, C, H, W]. target: float32 [B, K]; mask: bool [B, K], True where the label is known.
+    image: float32 [B, C, H, W], or [B, C, D, H, W] of volumes.
+    target: float32 [B, K]; mask: bool [B, K], True where the label is known.
     index: int64 [B], rows of the catalogue. coarse_target, coarse_mask: [B, G], where there are coarse classes.
     """
 
@@ -84,10 +87,14 @@ class BadPictures:
 
 
 class PictureDataset(Dataset):
-    """dataset[(epoch, index)] → (index, picture float32 [C, H, W], None), or (index, None, why it cannot be read)."""
+    """dataset[(epoch, index)] → (index, picture float32 [C, H, W], None), or (index, None, why it cannot be read).
 
-    def __init__(self, catalogue: Catalogue, preprocess: Preprocess, seed: int) -> None:
-        self.catalogue, self.preprocess, self.seed = catalogue, preprocess, seed
+    preprocess: fits what the catalogue reads, pictures or volumes; those are float32 [C, D, H, W].
+    """
+
+    def __init__(self, catalogue: Catalogue, preprocess: Preprocess | VolumePreprocess, seed: int) -> None:
+        self.catalogue, self.seed = catalogue, seed
+        self.preprocess: Any = preprocess
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | None, str | None]:
         epoch, index = key

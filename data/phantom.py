@@ -9,7 +9,7 @@ numbers measured on it say nothing about real radiographs.
 import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count as count_up
 from itertools import islice
@@ -359,11 +359,28 @@ def fill_folder(folder: Path, pictures: Iterator[PhantomPicture]) -> None:
                 box_rows.writerows((image, finding, *box) for box in boxes(mask))
 
 
+def write_whole_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Makes the new `folder` with what `fill(empty folder)` writes; it appears only when it is complete.
+
+    It is made under another name beside its place and then renamed. Raises FileExistsError if it exists.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: remove it, or give another folder")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        fill(partial)
+        partial.rename(folder)
+    except BaseException:  # an interrupt too must leave nothing behind
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def write_phantom(folder: Path, count: int = 1200, size: int = 128, seed: int = 0) -> None:
     """Writes `count` pictures with labels, masks and boxes into the new `folder`.
 
-    The folder appears only when it is complete: it is made under another name beside its
-    place and then renamed. README.txt, written with it, describes the files.
+    The folder appears only when it is complete (`write_whole_folder`). README.txt, written
+    with it, describes the files.
 
     Args:
         folder: must not exist; its parents are made.
@@ -372,15 +389,5 @@ def write_phantom(folder: Path, count: int = 1200, size: int = 128, seed: int = 
         FileExistsError: if `folder` exists.
         ValueError: as `draw_pictures`.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists: remove it, or give another folder")
     pictures = draw_pictures(count, size, seed)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        fill_folder(partial, pictures)
-        partial.rename(folder)
-    except BaseException:  # an interrupt too must leave nothing behind
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    write_whole_folder(Path(folder), lambda partial: fill_folder(partial, pictures))

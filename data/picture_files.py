@@ -31,10 +31,12 @@ class PictureFiles:
 
     root: the folder that no name may leave, by '..', an absolute path or a symbolic link.
     bases: folders below root, relative to it, in which names are looked up, the first match counting.
+    folders: whether a name may be that of a folder, as that of a volume's slices is.
     """
 
     root: Path
     bases: tuple[str, ...] = ("",)
+    folders: bool = False
     _listings: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,13 +63,13 @@ class PictureFiles:
         return name in listing
 
     def _list(self, folder: str) -> dict[str, bool]:
-        """File names of a folder, and whether each is a symbolic link; {} where there is no such folder."""
+        """The names in a folder that count, and whether each is a symbolic link; {} where there is no such folder."""
         path = self.root / folder
         if not path.is_dir():
             return {}
         self._check_inside(path)
         with os.scandir(path) as entries:
-            return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
+            return {entry.name: entry.is_symlink() for entry in entries if self.folders or entry.is_file()}
 
     def _check_inside(self, path: Path) -> None:
         target = path.resolve()
@@ -80,9 +82,11 @@ def missing_files_error(
 ) -> DataError:
     """The error for listed files that are not there: how many, the first few, where looked for, the way on."""
     folders = ", ".join(f"'{root / folder}'" for folder in looked_in)
+    series = any((root / folder / name).is_dir() for folder in looked_in for name in missing[:10])
+    hint = " Some are folders: for volumes set DATA.image_size=[depth, height, width]." if series else ""
     return DataError(
         f"{len(missing)} of {total} pictures that '{table}' lists are missing: {some(missing)}. "
-        f"Looked in {folders}. Set DATA.data_dir to the folder that holds them, "
+        f"Looked in {folders}.{hint} Set DATA.data_dir to the folder that holds them, "
         "or DATA.allow_missing_images=true to go on without them"
     )
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data.volumes import Volume
+
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what is known about it.
+    """One picture or volume and what is known about it.
 
     image: name that errors, split.csv and predictions show (path relative to data_dir, or 'train[17]' of an .npz).
     labels: float32 [num_classes]; 1 present, 0 absent, -1 uncertain, NaN unknown. Multi-class: one-hot.
@@ -35,17 +37,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Every picture of a source, its classes, and how one is read.
+    """Every picture or volume of a source, its classes, and how one is read.
 
-    read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1];
-    raises DataError naming the picture if it cannot be decoded.
+    read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1]; or a Volume.
+    Raises DataError naming the picture or volume if it cannot be decoded.
     exclusive: exactly one class a picture (folders, multi-class .npz).
     notes: counted warnings met on the way, each a sentence.
     """
 
     class_names: tuple[str, ...]
     samples: tuple[Sample, ...]
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], np.ndarray | Volume]
     exclusive: bool = False
     notes: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ A checkpoint holds tensors and plain Python values, so `weights_only=True` reads
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -85,7 +86,9 @@ def _safe_load(path: Path, map_location: str | torch.device, mmap: bool = False)
         raise CheckpointError(f"'{path}' does not exist")
     try:
         _check_readable(path)
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        # Published files carry their command line as a Namespace, which holds values and does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"'{path}' holds more than tensors and plain values, and is not opened for safety: {_first_line(error)}"

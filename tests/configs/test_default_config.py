@@ -168,6 +168,12 @@ BAD_ASSIGNMENTS = [
     ("MODEL", "fusion_stride", 5, "one of auto, 4, 8, 16, 32"),
     ("MODEL", "input_size", (224,), "MODEL.input_size"),
     ("MODEL", "input_size", (224, 0), "MODEL.input_size"),
+    ("DATA", "image_size", (32, 64, 64, 1), r"DATA\.image_size.*a whole number or a list, each a whole number$"),
+    ("DATA", "image_size", (0, 64, 64), "DATA.image_size"),
+    ("DATA", "spacing_mm", (1, 1), r"DATA\.spacing_mm.*a list, each a number or null"),
+    ("DATA", "spacing_mm", (1, 0, 1), "DATA.spacing_mm"),
+    ("DATA", "window", (1, 2, 3), "DATA.window"),
+    ("DATA", "window", 400, "DATA.window"),
     ("DATA", "format", "nhi", "did you mean 'nih'"),
     ("DATA", "mean", [0.5, "grey", 0.5], "'grey'"),
     ("DATA", "mean", [float("nan")] * 3, "DATA.mean"),
@@ -212,6 +218,8 @@ def test_booleans_are_no_numbers(section, key, value):
     [
         ("DATA", "mean", [True, False, True]),
         ("DATA", "image_size", [True, 224]),
+        ("DATA", "image_size", [True, 64, 64]),
+        ("DATA", "spacing_mm", [True, 1, 1]),
         ("MODEL", "input_size", (224, True)),
         ("LOSS", "pos_weight", [True]),
     ],
@@ -285,11 +293,15 @@ def test_every_setting_has_help_and_a_default_that_can_be_shown(path):
         (["MODEL.input_size=96"], (96, 96)),
         (["MODEL.input_size=[96, 64]"], (96, 64)),
         (["MODEL.input_size=96", "DATA.image_size=[96, 96]"], (96, 96)),
+        (["DATA.image_size=[32, 64, 48]"], (32, 64, 48)),
+        (["MODEL.input_size=[32, 64, 48]"], (32, 64, 48)),
+        (["MODEL.input_size=[32, 64, 48]", "DATA.image_size=[32, 64, 48]"], (32, 64, 48)),
     ],
     ids=str,
 )
 def test_either_size_decides(overrides, expected):
-    assert Config.from_overrides(overrides).image_shape() == expected
+    config = Config.from_overrides(overrides)
+    assert config.image_shape() == expected and config.has_volumes() is (len(expected) == 3)
 
 
 def test_two_different_sizes_are_a_contradiction():
@@ -309,6 +321,12 @@ CONTRADICTIONS = {
     "DATA.std has": {"DATA.std": [0.5, 0.5]},
     "DATA.std [0": {"DATA.std": [0.0]},
     "differ": {"MODEL.input_size": 64, "DATA.image_size": 96},
+    "(32, 64, 64) and MODEL.input_size (64, 64) differ": {"MODEL.input_size": 64, "DATA.image_size": (32, 64, 64)},
+    "DATA.spacing_mm is for volumes: set DATA.image_size=[depth": {"DATA.spacing_mm": (5, 1, 1)},
+    "DATA.window is for volumes: set DATA.image_size=[depth": {"DATA.window": (-1000, 400)},
+    "DATA.window (400.0, -1000.0): low": {"DATA.window": (400, -1000), "DATA.image_size": (32, 64, 64)},
+    "DATA.resize 'letterbox' is for pictures": {"DATA.resize": "letterbox", "DATA.image_size": (32, 64, 64)},
+    "DATA.use_albumentations is for": {"DATA.use_albumentations": True, "DATA.image_size": (32, 64, 64)},
 }
 
 
@@ -341,6 +359,7 @@ def test_all_contradictions_are_told_at_once():
         {"MODEL.in_channels": 1, "DATA.mean": [0.5], "DATA.std": [0.25]},
         {"DATA.train_split": 0.8, "DATA.val_split": 0.2, "DATA.test_split": 0.0},
         {"LOSS.pos_weight": [1.0, 2.0]},
+        {"DATA.image_size": (32, 64, 64), "DATA.spacing_mm": (5, 1, 1), "DATA.window": (-1000, 400)},
     ],
     ids=str,
 )
@@ -355,6 +374,15 @@ def test_resolve_takes_the_classes_from_the_data():
     assert resolved.MODEL.num_classes == 3 and resolved.DATA.class_names == list(FINDINGS)
     assert resolved.MODEL.input_size == resolved.DATA.image_size == (224, 224)
     assert resolved.problems() == [] and config.model_dump() == before
+
+
+def test_sizes_of_volumes_are_written_out_and_come_back(tmp_path):
+    config = with_values({"DATA.image_size": (32, 64, 64), "DATA.spacing_mm": (5, 1, 1), "DATA.window": (-1000, 400)})
+    resolved = config.resolve(FINDINGS)
+    assert resolved.MODEL.input_size == resolved.DATA.image_size == (32, 64, 64)
+    (tmp_path / "config.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+    again = Config.from_yaml(tmp_path / "config.yaml")
+    assert again.model_dump() == resolved.model_dump() and again.has_volumes()
 
 
 def test_resolving_twice_changes_nothing():
@@ -572,8 +600,6 @@ def section_classes(section: type[Section] = Config, path: tuple[str, ...] = ())
 SECTION_CLASSES = section_classes()
 SECTION_PATHS = set(SECTION_CLASSES.values())
 NESTED = ("MODEL", "gradient_checkpointing", "enabled")
-# Known to users, but refused so far: what `problems` does not let through, no code can use.
-REFUSED = ("MODEL", "gradient_checkpointing")
 
 
 def reads(text: str) -> set[tuple[str, ...]]:
@@ -603,11 +629,5 @@ def test_the_search_for_readers_finds_reads_only(text, expected):
 def test_every_key_has_a_reader():
     files = [path for path in sources() if path != ROOT / "configs" / "section.py"]
     read = set().union(*(reads(path.read_text(encoding="utf-8")) for path in files))
-    unread = [".".join(path) for path in SETTINGS if path not in read and path[:2] != REFUSED]
+    unread = [".".join(path) for path in SETTINGS if path not in read]
     assert not unread, f"settings that nothing reads: {', '.join(unread)}"
-
-
-def test_what_nothing_reads_is_refused():
-    """Fails when recomputing is built: then REFUSED has to go."""
-    with pytest.raises(ConfigError, match=r"MODEL\.gradient_checkpointing.*cannot"):
-        Config.from_overrides(["MODEL.gradient_checkpointing.enabled=true"])

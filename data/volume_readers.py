@@ -1,0 +1,80 @@
+"""A name in a labels source to a volume: which names are volumes, the reader of a catalogue of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import DataError
+from data.dicom import looks_like_dicom
+from data.dicom_series import list_slices, read_multiframe, read_series
+from data.nifti import NIFTI_SUFFIXES, is_nifti_name, read_nifti
+from data.readers import PICTURE_SUFFIXES
+from data.tables import some
+from data.volumes import Volume
+
+VOLUME_WORDS = f"{' or '.join(NIFTI_SUFFIXES)} files, folders of DICOM slices, multi-frame DICOM files"
+_PICTURES_ONLY = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix in (".png", ".jpg", ".jpeg"))
+
+
+def read_volume(path: Path, root: Path | None = None) -> Volume:
+    """Read a NIfTI file, a folder of DICOM slices or a multi-frame DICOM file, in the convention of data/volumes.py.
+
+    root: a folder that slices may not leave by a symbolic link; None: anywhere.
+    Raises DataError naming the path for whatever keeps it from being read: see read_nifti and read_series.
+    """
+    try:
+        return _read(path, root)
+    except DataError as reason:
+        raise DataError(f"cannot read volume '{path}': {reason}") from reason
+    except FileNotFoundError as reason:
+        raise DataError(f"cannot read volume '{path}': there is no such file or folder") from reason
+    except Exception as reason:  # decoders of foreign bytes raise anything: zlib.error, EOFError, ImageFileError, …
+        detail = " ".join(str(reason).split()) or "no further detail"
+        raise DataError(f"cannot read volume '{path}': {type(reason).__name__}: {detail}") from reason
+
+
+@dataclass(frozen=True)
+class VolumeReader:
+    """Catalogue.read of volumes: reader(index) reads root / names[index]."""
+
+    root: Path
+    names: tuple[str, ...]
+
+    def __call__(self, index: int) -> Volume:
+        return read_volume(self.root / self.names[index], self.root)
+
+
+def check_names(source: Path, names: Sequence[str], volumes: bool) -> None:
+    """DataError where a source names volumes and DATA.image_size is one of pictures, or the reverse."""
+    if volumes:
+        wrong = [name for name in names if name.lower().endswith(_PICTURES_ONLY)]
+        what, advice = "pictures", "DATA.image_size is one of volumes: set DATA.image_size=[height, width]"
+    else:
+        wrong = [name for name in names if is_nifti_name(name)]
+        what, advice = "volumes", "DATA.image_size is one of pictures: set DATA.image_size=[depth, height, width]"
+    if wrong:
+        raise DataError(f"'{source}' names {what} ({some(wrong, 3)}), but {advice}")
+
+
+def _read(path: Path, root: Path | None) -> Volume:
+    if path.is_dir():
+        files = list_slices(path)
+        _check_links(files, root)
+        return read_series(path, files)
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
+        raise DataError("the file is empty")
+    if is_nifti_name(path.name):
+        return read_nifti(path)
+    if looks_like_dicom(head):
+        return read_multiframe(path)
+    raise DataError(f"volumes are {VOLUME_WORDS}; it begins with {head[:8]!r}")
+
+
+def _check_links(files: Sequence[Path], root: Path | None) -> None:
+    outside = [path.name for path in files if root is not None and not path.resolve().is_relative_to(root.resolve())]
+    if outside:
+        raise DataError(f"symbolic links lead out of data_dir: {some(outside)}")

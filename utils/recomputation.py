@@ -1,0 +1,154 @@
+"""Recomputing runs of blocks in the backward pass, so that nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from utils.activation_memory import recomputation
+from utils.blocks import Block, State, run_plainly
+
+
+def run_recomputed(
+    blocks: Sequence[Block],
+    state: State,
+    runs: Sequence[tuple[int, int]],
+    modules: Sequence[nn.Module],
+    preserve_rng_state: bool = True,
+) -> State:
+    """Run all blocks; those in `runs`, [first, end) from block 0 on, are recomputed in the backward pass.
+
+    modules: where the batch normalisations are that recomputation must not touch.
+    """
+    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    done = 0
+    for start, end in runs:
+        assert start == done, "runs follow one another from the first block on"
+        state = checkpoint(
+            partial(_run, blocks[start:end]),
+            *state,
+            use_reentrant=False,
+            preserve_rng_state=preserve_rng_state,
+            **_contexts(norms),
+        )
+        done = end
+    return run_plainly(blocks[done:], state)
+
+
+def _run(blocks: Sequence[Block], *state: Tensor) -> State:
+    return run_plainly(blocks, state)
+
+
+def _contexts(norms: Sequence[_BatchNorm]) -> dict:
+    """The option of torch's checkpoint for a context around the recomputation.
+
+    None under torch.compile: its backward pass repeats values only, and statistics are written once.
+    """
+    if torch.compiler.is_compiling():
+        return {}
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), untouched_statistics(norms)
+
+    return {"context_fn": contexts}
+
+
+@contextmanager
+def untouched_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Inside, batch normalisation computes what it did, and leaves its running statistics as they are.
+
+    A momentum of zero keeps them (switching track_running_stats off would change what is saved for the backward
+    pass); the counter of batches is a copy meanwhile. What is already not finite stays so.
+    """
+    with ExitStack() as stack, recomputation():
+        for norm in norms:
+            if norm.training and norm.track_running_stats:
+                stack.enter_context(_untouched(norm))
+        yield
+
+
+@contextmanager
+def _untouched(norm: _BatchNorm) -> Iterator[None]:
+    momentum, counter = norm.momentum, norm.num_batches_tracked
+    norm.momentum = 0.0
+    norm.num_batches_tracked = None if counter is None else counter.clone()
+    try:
+        yield
+    finally:
+        norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+class Surroundings:
+    """What a forward pass depends on beside its inputs: random states and autocast, as they are now.
+
+    `again` puts them in force for a while; the random streams go on afterwards as if nothing had been drawn.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu_random = torch.get_rng_state()
+        self.cuda_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.autocast: list[dict[str, Any]] = [
+            {
+                "device_type": kind,
+                "dtype": torch.get_autocast_dtype(kind),
+                "enabled": torch.is_autocast_enabled(kind),
+                "cache_enabled": torch.is_autocast_cache_enabled(),
+            }
+            for kind in {"cpu", device.type}
+            if kind in ("cpu", "cuda")
+        ]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            devices = [] if self.cuda_random is None else [self.device]
+            stack.enter_context(torch.random.fork_rng(devices))
+            torch.set_rng_state(self.cpu_random)
+            if self.cuda_random is not None:
+                torch.cuda.set_rng_state(self.cuda_random, self.device)
+            for options in self.autocast:
+                stack.enter_context(torch.autocast(**options))
+            yield
+
+
+class CheckpointFunction(torch.autograd.Function):
+    """Checkpointing by hand, to be read: keep the inputs, compute without recording, compute again with it.
+
+    CheckpointFunction.apply(function, count, *tensors): the first `count` tensors are the inputs of `function`, the
+    others the parameters that it uses, so that autograd knows of them. Inputs that are not used or need no gradient are
+    allowed; `function` returns a tensor or a tuple of tensors. `run_recomputed` does the same by torch's own function,
+    and stops as soon as it has what it needs; this one is its counterpart in tests.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Any], count: int, *tensors: Tensor) -> Any:
+        ctx.function, ctx.count = function, count
+        ctx.surroundings = Surroundings(tensors[0].device)
+        ctx.save_for_backward(*tensors)
+        with torch.no_grad():
+            return function(*tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
+        saved = ctx.saved_tensors
+        inputs = [x.detach().requires_grad_(x.requires_grad) for x in saved[: ctx.count]]
+        tensors = [*inputs, *saved[ctx.count :]]
+        with torch.enable_grad(), ctx.surroundings.again():
+            outputs = ctx.function(*inputs)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        wanted = [x for x in tensors if x.requires_grad]
+        given = [(y, g) for y, g in zip(outputs, output_gradients) if y.requires_grad]
+        found = iter(
+            torch.autograd.grad([y for y, _ in given], wanted, [g for _, g in given], allow_unused=True)
+            if given
+            else [None] * len(wanted)
+        )
+        return None, None, *(next(found) if x.requires_grad else None for x in tensors)
