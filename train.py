@@ -76,7 +76,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     from utils.recorder import Recorder
     from utils.seed import seed_everything
 
-    check_backbone(config.MODEL.backbone)
+    check_backbone(config.MODEL.backbone, config.image_shape())
     device = choose_device(config.TRAIN.device)
     seed_everything(config.TRAIN.seed)
     checkpoint = load_checkpoint(resumed) if resumed else None

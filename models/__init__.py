@@ -1,6 +1,43 @@
-"""Networks: `HybridMedNet(config)` and the backbones it stands on."""
+"""Networks: `HybridMedNet(config)`, the backbones it stands on by name, and each family of them as a class."""
 
-from models.backbones import check_backbone, create_backbone, list_backbones
+from models.backbones import (
+    BaseVisionBackbone,
+    ConvNeXtBackbone,
+    DenseNetBackbone,
+    EfficientNetBackbone,
+    EfficientNetV2Backbone,
+    MaxViTBackbone,
+    MobileNetBackbone,
+    RegNetBackbone,
+    ResNetBackbone,
+    SwinTransformer2DBackbone,
+    SwinTransformer3DBackbone,
+    VisionMambaBackbone,
+    ViTBackbone,
+    backbone_dims,
+    check_backbone,
+    create_backbone,
+    list_backbones,
+)
 from models.hybrid_med_net import HybridMedNet
 
-__all__ = ["HybridMedNet", "check_backbone", "create_backbone", "list_backbones"]
+__all__ = [
+    "BaseVisionBackbone",
+    "ConvNeXtBackbone",
+    "DenseNetBackbone",
+    "EfficientNetBackbone",
+    "EfficientNetV2Backbone",
+    "HybridMedNet",
+    "MaxViTBackbone",
+    "MobileNetBackbone",
+    "RegNetBackbone",
+    "ResNetBackbone",
+    "SwinTransformer2DBackbone",
+    "SwinTransformer3DBackbone",
+    "ViTBackbone",
+    "VisionMambaBackbone",
+    "backbone_dims",
+    "check_backbone",
+    "create_backbone",
+    "list_backbones",
+]

@@ -2,51 +2,85 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from configs.default_config import Config, ModelSettings
-from models.attention import create_attention
+from models.attention import PyramidAttention, create_attention
 from models.backbones import BaseVisionBackbone, create_backbone
 from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
+from utils.blocks import Block, State
+from utils.checkpoint_plan import Plan
+from utils.gradient_checkpointing import Checkpointable, checkpointing_options
 
 CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
 
 
-class HybridMedNet(nn.Module):
-    """A medical-image classifier, built from the MODEL section of a Config.
+class HybridMedNet(Checkpointable, nn.Module):
+    """A classifier of medical pictures or volumes, built from the MODEL section of a Config.
 
-    forward: pictures [B, in_channels, H, W] → logits [B, num_classes]; with MODEL.hierarchical
-    (coarse logits [B, num_coarse_classes], logits [B, num_classes]).
-    Raises ModelError where the backbone or its weights cannot be had.
+    forward: [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
+    (coarse logits [B, num_coarse_classes], logits [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
+    for volumes.
+    Raises ModelError where the backbone or its weights cannot be had, or cannot be checkpointed as asked.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         settings = config.MODEL
+        self.in_channels, self.image_size = settings.in_channels, config.image_shape()
         self.backbone: BaseVisionBackbone = create_backbone(
             settings.backbone,
             settings.pretrained,
             settings.in_channels,
             drop_path=settings.drop_path,
-            image_size=config.image_shape(),
+            image_size=self.image_size,
         )
+        dims, norm = self.backbone.dims, settings.norm
         self.attention_mode = attention_mode(settings, self.backbone.classic)
         classic = self.backbone.classic and self.attention_mode in ("cbam", "none")
         channels = self.backbone.feature_channels
         use_fpn = classic if settings.fpn == "auto" else settings.fpn
-        self.fpn = FeaturePyramidNetwork(channels, settings.fpn_channels) if use_fpn else nn.Identity()
+        self.fpn = FeaturePyramidNetwork(channels, settings.fpn_channels, dims) if use_fpn else nn.Identity()
         channels = [settings.fpn_channels] * len(channels) if use_fpn else channels
-        self.attention = create_attention(self.attention_mode, channels, settings.num_heads)
-        self.fusion = DynamicFusion(channels, settings.fusion_channels, self._fusion_level(settings, classic))
+        self.attention: PyramidAttention = create_attention(self.attention_mode, channels, settings.num_heads, dims)
+        level = self._fusion_level(settings, classic)
+        self.fusion = DynamicFusion(channels, settings.fusion_channels, level, dims, norm)
         self.classifier = _create_head(settings)
+        if settings.gradient_checkpointing.enabled:
+            # The trainer, which knows the device, plans again for the precision that it really has.
+            autocast = None if config.TRAIN.mixed_precision is False else torch.bfloat16
+            options = checkpointing_options(settings.gradient_checkpointing)
+            self.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=autocast)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.recomputes():
+            logits = self.run_blocks(x)
+            return logits if len(logits) == 2 else logits[0]
         features = self.backbone.forward_features(x)
         features = self.fpn(features)
         features = self.attention(features)
         return self.classifier(self.fusion(features))
+
+    def blocks(self, x: Tensor) -> list[Block]:
+        """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: (x,) → logits."""
+        neck = self.fpn.steps() if isinstance(self.fpn, FeaturePyramidNetwork) else []
+        steps = [*neck, *self.attention.steps(), *self.fusion.steps()]
+        return [*self.backbone.blocks(x), *steps, Block("classifier", self._classify)]
+
+    def checkpointing_plan(self) -> Plan | None:
+        """Its own, else the backbone's: that is of the first blocks, and the others are kept."""
+        return self._plan or self.backbone.checkpointing_plan()
+
+    def disable_gradient_checkpointing(self) -> None:
+        super().disable_gradient_checkpointing()
+        self.backbone.disable_gradient_checkpointing()
+
+    def _classify(self, state: State) -> State:
+        logits = self.classifier(state[-1])
+        return logits if isinstance(logits, tuple) else (logits,)
 
     def _fusion_level(self, settings: ModelSettings, classic: bool) -> int:
         """The level whose stride is nearest to the one asked for."""
@@ -66,7 +100,7 @@ def attention_mode(settings: ModelSettings, classic: bool) -> str:
 
 
 def _create_head(settings: ModelSettings) -> nn.Module:
-    channels, classes, dropout = settings.fusion_channels, settings.num_classes, settings.dropout
+    channels, classes = settings.fusion_channels, settings.num_classes
     if settings.hierarchical:
-        return HierarchicalHead(channels, settings.num_coarse_classes, classes, dropout)
-    return MultiLabelHead(channels, classes, dropout)
+        return HierarchicalHead(channels, settings.num_coarse_classes, classes, settings.dropout, settings.norm)
+    return MultiLabelHead(channels, classes, settings.dropout, settings.norm)

@@ -16,6 +16,7 @@ ALLOWED = {
     "data": {"configs", "utils"},
     "training": {"configs", "utils"},
     "utils": {"configs"},
+    "benchmarks": {"configs", "models", "data", "training", "utils"},
 }
 # Packages that a folder has no business with, wherever the import stands.
 FORBIDDEN_PACKAGES = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import nn
 
-from configs.default_config import Config
+from configs.default_config import Config, TrainSettings
 from configs.errors import ConfigError
 from training.ema import ExponentialMovingAverage
 from training.losses import (
@@ -22,8 +23,11 @@ from training.losses import (
     focal,
 )
 from training.optim import LearningRateSchedule, create_optimizer
-from training.precision import choose_precision
+from training.precision import Precision, choose_precision
 from training.trainer import Trainer, TrainerOptions
+from utils.gradient_checkpointing import Checkpointable, checkpointing_options
+
+logger = logging.getLogger("train")
 
 
 def build_trainer(
@@ -55,6 +59,9 @@ def build_trainer(
         patience=settings.plateau_patience,
         factor=settings.plateau_factor,
     )
+    precision = choose_precision(settings.mixed_precision, device)
+    if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
+        _plan_checkpointing(model, config, precision)
     channels_last = prefers_channels_last if settings.channels_last == "auto" else settings.channels_last
     options = TrainerOptions(
         epochs=settings.epochs,
@@ -72,7 +79,7 @@ def build_trainer(
         build_loss(config, train_labels, coarse_groups, device),
         optimizer,
         schedule,
-        choose_precision(settings.mixed_precision, device),
+        precision,
         options,
         tuple(config.DATA.class_names or ()),
         ExponentialMovingAverage(model, settings.ema_decay) if settings.ema_decay else None,
@@ -80,6 +87,22 @@ def build_trainer(
     if settings.compile:
         trainer.forward = torch.compile(model)
     return trainer
+
+
+def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precision) -> None:
+    """Plan for the precision that the device really has, and say what was chosen and is expected."""
+    options = checkpointing_options(config.MODEL.gradient_checkpointing)
+    plan = model.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=precision.dtype)
+    assert isinstance(model, nn.Module)
+    logger.info("gradient checkpointing in %s: %s", precision.name, plan)
+    logger.info("%s", _standing_memory(model, config.TRAIN))
+
+
+def _standing_memory(model: nn.Module, settings: TrainSettings) -> str:
+    """What stays in memory beside activations: float32 weights and gradients, the optimizer's state, the average."""
+    numbers = sum(p.numel() for p in model.parameters())
+    copies = 2 + (2 if settings.optimizer == "adamw" else 1) + bool(settings.ema_decay)
+    return f"weights, gradients and optimizer take {4 * copies * numbers / 1e9:.2f} GB on top"
 
 
 def build_loss(config: Config, train_labels, coarse_groups: Sequence, device: torch.device) -> TrainingLoss:

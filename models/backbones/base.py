@@ -3,43 +3,73 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from configs.errors import ModelError
+from utils.blocks import Block
+from utils.gradient_checkpointing import Checkpointable
 
-class BaseVisionBackbone(nn.Module, ABC):
-    """A pyramid of feature maps, finest first, channels first; and one vector a picture.
+
+def check_size(name: str, dims: int, image_size: Sequence[int]) -> tuple[int, ...]:
+    """image_size as a tuple; ModelError unless it has one length for each of a backbone's dimensions."""
+    if len(image_size) == dims:
+        return tuple(image_size)
+    kind, axes = ("pictures", "height, width") if dims == 2 else ("volumes", "depth, height, width")
+    size = "×".join(map(str, image_size))
+    raise ModelError(
+        f"{name} is for {kind}, not for a size of {size}: set DATA.image_size to [{axes}], or take another backbone"
+    )
+
+
+class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
+    """A pyramid of feature maps, finest first, channels first; and one vector a picture or volume.
 
     Attributes
     ----------
     feature_channels, feature_strides: one number a level.
     feature_dim: length of the vector that `forward` returns.
+    dims: 2 for pictures [B, C, H, W], 3 for volumes [B, C, D, H, W].
+    in_channels, image_size: of the input; the size is what checkpointing is planned for.
     mean, std: normalisation of [0, 1] pictures that the weights expect, three values each.
     classic: the previous release's ResNet path (FPN, CBAM, fusion at stride 4) is its default.
     prefers_channels_last: convolutional, so that the channels_last memory format pays.
     """
 
+    dims = 2
     classic = False
     prefers_channels_last = False
 
     def __init__(
         self,
-        feature_channels: list[int],
-        feature_strides: list[int],
+        feature_channels: Sequence[int],
+        feature_strides: Sequence[float],
         feature_dim: int | None = None,
-        mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-        std: tuple[float, ...] = (0.229, 0.224, 0.225),
+        in_channels: int = 3,
+        image_size: Sequence[int] = (224, 224),
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         self.feature_channels, self.feature_strides = list(feature_channels), list(feature_strides)
         self.feature_dim = feature_dim or self.feature_channels[-1]
+        self.in_channels, self.image_size = in_channels, tuple(image_size)
         self.mean, self.std = tuple(mean), tuple(std)
         self.projection = nn.Linear(self.feature_channels[-1], feature_dim) if feature_dim else nn.Identity()
 
     @abstractmethod
+    def blocks(self, x: Tensor) -> list[Block]:
+        """The network for input x as a flat list: state (x,) in, the levels of the pyramid out.
+
+        As fine as the architecture's own blocks, so that checkpointing can cut between any two of them. The same
+        number of blocks whatever x is.
+        """
+
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """[B, in_channels, H, W] → [B, feature_channels[i], H / stride_i, W / stride_i] for each level."""
+        """[B, in_channels, *spatial] → [B, feature_channels[i], *spatial / stride_i] for each level."""
+        return list(self.run_blocks(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] → [B, feature_dim]: mean over the coarsest level, projected if asked for."""
+        """[B, in_channels, *spatial] → [B, feature_dim]: mean over the coarsest level, projected if asked for."""
         return self.projection(self.forward_features(x)[-1].flatten(2).mean(-1))

@@ -1,25 +1,26 @@
-"""Backbones from timm: one table, one adapter. The only place that may know a model's name.
-
-timm's `forward_intermediates` gives channels-first maps for all of its families (its default
-`features_only` wrapper gives Swin's channels last).
-"""
+"""Backbones from timm: one table, one adapter. The only place that may know a model's name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from configs.errors import ModelError
 from models.backbones.base import BaseVisionBackbone
+from models.backbones.pyramid import SimplePyramid
+from models.backbones.timm_blocks import STEM, Part, drop_unused, parts_of, stem_level, width_after_norm
 from models.backbones.weights import find_weights
 from models.layers import running_statistics
+from utils.blocks import Block, State, block, run_plainly
 
 LEVELS = 4
+ANY = "timm/"  # the prefix of names that are timm's own
 
 
 @dataclass(frozen=True)
@@ -28,33 +29,64 @@ class TimmSpec:
 
     timm_name: architecture and, after a dot or by timm's default, the published weights.
     classic: see BaseVisionBackbone. convolutional: channels_last pays. sized: tied to the size it is made for.
+    multiple: what heights and widths must divide by; pictures are padded to it, right and bottom, with zeros.
     """
 
     timm_name: str
     classic: bool = False
     convolutional: bool = True
     sized: bool = False
+    multiple: int = 1
+
+
+def _attention(timm_name: str, sized: bool = True, multiple: int = 1) -> TimmSpec:
+    return TimmSpec(timm_name, convolutional=False, sized=sized, multiple=multiple)
 
 
 TIMM_BACKBONES: dict[str, TimmSpec] = {
     **{name: TimmSpec(name, classic=True) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
-    **{f"convnext_{size}": TimmSpec(f"convnext_{size}") for size in ("tiny", "small", "base", "large")},
-    **{
-        f"swin_{size}": TimmSpec(f"swin_{size}_patch4_window7_224", convolutional=False, sized=True)
-        for size in ("tiny", "small", "base")
-    },
+    "mobilenetv2": TimmSpec("mobilenetv2_100"),
+    **{f"mobilenetv3_{size}": TimmSpec(f"mobilenetv3_{size}_100") for size in ("small", "large")},
+    **{f"efficientnet_{size}": TimmSpec(f"efficientnet_{size}") for size in ("b0", "b1", "b2")},
     # Only the tf_ ports of EfficientNetV2 have published weights.
     **{f"efficientnetv2_{size}": TimmSpec(f"tf_efficientnetv2_{size}") for size in ("s", "m", "l")},
     "tf_efficientnet_lite0": TimmSpec("tf_efficientnet_lite0"),
+    **{f"convnext_{size}": TimmSpec(f"convnext_{size}") for size in ("tiny", "small", "base", "large")},
+    **{f"convnextv2_{size}": TimmSpec(f"convnextv2_{size}") for size in ("tiny", "base")},
+    **{f"regnety_{size}": TimmSpec(f"regnety_{size}") for size in ("004", "008", "016", "032", "080", "160")},
+    **{f"densenet{depth}": TimmSpec(f"densenet{depth}") for depth in (121, 169, 201)},
+    "maxvit_tiny": _attention("maxvit_tiny_tf_224", multiple=32),
+    **{f"vit_{size}": _attention(f"vit_{size}_patch16_224", multiple=16) for size in ("tiny", "small", "base")},
+    **{f"dinov2_{size}": _attention(f"vit_{size}_patch14_dinov2", multiple=14) for size in ("small", "base")},
+    **{f"swin_{size}": _attention(f"swin_{size}_patch4_window7_224") for size in ("tiny", "small", "base")},
+    "swinv2_tiny": _attention("swinv2_tiny_window8_256"),
+    **{f"efficientvim_{size}": _attention(f"efficientvim_{size}", sized=False) for size in ("m1", "m2", "m3", "m4")},
+    # Made for 1024 px, where its weights fit; other sizes interpolate its position embeddings as they run.
+    "sam_base": _attention("samvit_base_patch16", sized=False, multiple=16),
 }
+
+
+def timm_spec(name: str) -> TimmSpec | None:
+    """The line of the table for a name; for timm/<any name> one made from what timm knows about it, None if nothing."""
+    if not name.startswith(ANY):
+        return TIMM_BACKBONES.get(name)
+    timm_name = name.removeprefix(ANY)
+    if not timm.is_model(timm_name):
+        return None
+    config = timm.get_pretrained_cfg(timm_name)
+    return TimmSpec(timm_name, convolutional=False, sized=bool(config and config.fixed_input_size))
 
 
 class TimmBackbone(BaseVisionBackbone):
     """A timm model without its head, read at its four coarsest levels.
 
     name: what the user calls it, for errors.
-    image_size matters to families that are tied to it (Swin); others take any size.
+    image_size matters to families that are tied to it (Swin, ViT, MaxViT); others take any size.
     weights: True, False, or a mapping name → tensor already read from a file.
+
+    Fewer than four levels are filled up: maps of one stride by a simple feature pyramid, others by pooling the
+    coarsest. A family that timm_blocks.py does not know runs as a single block. One that is not in the table is tried
+    on a picture when it is built; ModelError says why it does not run.
     """
 
     def __init__(
@@ -67,31 +99,148 @@ class TimmBackbone(BaseVisionBackbone):
         drop_path: float = 0.0,
         image_size: tuple[int, int] = (224, 224),
     ) -> None:
-        body = _create(name, spec, weights, in_channels, drop_path, image_size)
-        levels = list(range(len(body.feature_info)))[-LEVELS:]
-        config = body.pretrained_cfg
+        padded = (_round_up(image_size[0], spec.multiple), _round_up(image_size[1], spec.multiple))
+        body = _create(name, spec, weights, in_channels, drop_path, padded)
+        levels = _Levels.of(body, name)
+        pretrained = body.pretrained_cfg
         super().__init__(
-            [body.feature_info[i]["num_chs"] for i in levels],
-            [body.feature_info[i]["reduction"] for i in levels],
+            levels.channels,
+            levels.strides,
             feature_dim,
-            config["mean"],
-            config["std"],
+            in_channels,
+            image_size,
+            pretrained["mean"],
+            pretrained["std"],
         )
+        self.name, self.sized, self.multiple = name, spec.sized, spec.multiple
         self.classic, self.prefers_channels_last = spec.classic, spec.convolutional
-        self.image_size = tuple(image_size) if spec.sized else None
-        self.levels = body.prune_intermediate_layers(levels, prune_norm=True, prune_head=True)
+        self.features, self.pooled_levels = levels.features, levels.pooled
+        self.pyramid = SimplePyramid(levels.channels[0]) if levels.single else None
+        _prune(body, self.features, levels.single)
         self.body = body
+        if name.startswith(ANY):
+            self._try()
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        if self.image_size is not None and tuple(x.shape[2:]) != self.image_size:
+    def _try(self) -> None:
+        """One picture of the size it is built for: what is not in the table may not do as timm says it does."""
+        size = "×".join(map(str, self.image_size))
+        was_training = self.training
+        x = torch.zeros(1, self.in_channels, *self.image_size, device=next(self.parameters()).device)
+        try:
+            with torch.no_grad():
+                maps = self.eval().forward_features(x)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ModelError(f"'{self.name}' does not run on {size} pictures: {reason}") from None
+        self.train(was_training)
+        found = [y.shape[1] for y in maps]
+        if found != self.feature_channels:
+            raise ModelError(f"'{self.name}' gives maps of {found} channels where timm says {self.feature_channels}")
+
+    def blocks(self, x: Tensor) -> list[Block]:
+        if self.sized and tuple(x.shape[2:]) != self.image_size:
             raise ModelError(
                 f"this backbone is built for {self.image_size[0]}×{self.image_size[1]} pictures and got "
                 f"{x.shape[2]}×{x.shape[3]}: set MODEL.input_size to the size of the pictures"
             )
+        padded = self._pad(x)
+        parts = parts_of(self.body, padded)
+        if parts is not None and padded is not x:
+            parts.insert(0, Part("pad", self._pad))
+        blocks = self._taps(parts) if parts is not None else [Block(self.name, self._forward_intermediates)]
+        blocks += [Block(f"pool.{i}", _pool_coarsest) for i in range(self.pooled_levels)]
         # One picture whose coarsest map is a single value has no variance to normalise by.
         one_value = self.training and len(x) == 1 and max(x.shape[2:]) <= self.feature_strides[-1]
-        with running_statistics(self.body) if one_value else nullcontext():
-            return self.body.forward_intermediates(x, indices=self.levels, intermediates_only=True, output_fmt="NCHW")
+        return [_within(partial(running_statistics, self.body), step) for step in blocks] if one_value else blocks
+
+    def _pad(self, x: Tensor) -> Tensor:
+        bottom, right = (_round_up(side, self.multiple) - side for side in x.shape[2:])
+        return nn.functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+    def _taps(self, parts: list[Part]) -> list[Block]:
+        """Blocks up to the last level, a level leaving where its feature is; or into the simple pyramid."""
+        last = max(i for i, part in enumerate(parts) if part.feature in self.features)
+        if self.pyramid is not None:
+            blocks = [block(part.name, part.function) for part in parts[: last + 1]]
+            blocks.append(block("map", parts[last].tap))
+            return blocks + self.pyramid.blocks()
+        return [
+            block(part.name, part.function, part.tap if part.feature in self.features else None, last=i == last)
+            for i, part in enumerate(parts[: last + 1])
+        ]
+
+    def _forward_intermediates(self, state: State) -> State:
+        """All of a body whose parts are not known."""
+        single = self.pyramid is not None
+        maps = self.body.forward_intermediates(
+            state[-1], indices=self.features, norm=single, intermediates_only=True, output_fmt="NCHW"
+        )
+        return run_plainly(self.pyramid.blocks(), (maps[-1],)) if self.pyramid is not None else tuple(maps)
+
+
+def _round_up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+def _pool_coarsest(state: State) -> State:
+    return (*state, nn.functional.max_pool2d(state[-1], 2, ceil_mode=True))
+
+
+def _within(context: Any, step: Block) -> Block:
+    def run(state: State) -> State:
+        with context():
+            return step.run(state)
+
+    return Block(step.name, run)
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """features: indices into feature_info, finest first (STEM: the map inside the stem); channels and strides: of all
+    levels. single: all of one stride, so that a pyramid is built on the last; pooled: how many are added by pooling."""
+
+    features: list[int]
+    channels: list[int]
+    strides: list[float]
+    single: bool = False
+    pooled: int = 0
+
+    @classmethod
+    def of(cls, body: Any, name: str) -> _Levels:
+        info = getattr(body, "feature_info", None)
+        if not info or not hasattr(body, "forward_intermediates"):
+            raise ModelError(f"'{name}' cannot be a backbone: timm gives no feature maps for it")
+        strides = [entry["reduction"] for entry in info]
+        if len(set(strides)) == 1:
+            width, patch = width_after_norm(body), strides[0]
+            return cls(
+                [len(info) - 1],
+                [width] * LEVELS,
+                [_exact(patch * scale) for scale in SimplePyramid.SCALES],
+                single=True,
+            )
+        maps = [(i, entry["num_chs"], entry["reduction"]) for i, entry in enumerate(info)]
+        stem = stem_level(body)
+        maps = ([(STEM, *stem)] if stem else []) + maps
+        missing = max(LEVELS - len(maps), 0)
+        features, channels, strides = (list(column) for column in zip(*maps[-LEVELS:]))
+        channels += channels[-1:] * missing
+        strides += [strides[-1] * 2 ** (i + 1) for i in range(missing)]
+        return cls(features, channels, strides, pooled=missing)
+
+
+def _exact(stride: float) -> float:
+    """4 instead of 4.0; 3.5 as it is."""
+    return int(stride) if stride == int(stride) else stride
+
+
+def _prune(body: Any, features: list[int], single: bool) -> None:
+    """Drop the classifier and what comes after the last level; the norm behind a map of one stride stays."""
+    try:
+        body.prune_intermediate_layers([i for i in features if i != STEM], prune_norm=not single, prune_head=True)
+    except (AttributeError, NotImplementedError) as error:
+        raise ModelError(f"timm cannot cut the head off this model: {error}") from None
+    drop_unused(body)
 
 
 def _create(
@@ -102,18 +251,31 @@ def _create(
     drop_path: float,
     size: tuple[int, int],
 ) -> Any:
+    # Said even where it is none: some families have a default of their own.
     options: dict[str, Any] = {"in_chans": in_channels, "drop_path_rate": drop_path}
     if spec.sized:
         options["img_size"] = size
-    if weights is False:
-        return timm.create_model(spec.timm_name, pretrained=False, num_classes=0, **options)
     if weights is True:
         weights = find_weights(timm.get_pretrained_cfg(spec.timm_name), name)
-    return _create_with_weights(name, spec.timm_name, dict(weights), options)
+    try:
+        return _create_from(name, spec.timm_name, weights, options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise ModelError(f"{name} cannot be built like this: {error}") from None
+    if drop_path:
+        raise ModelError(f"{name} has no stochastic depth: set MODEL.drop_path to 0, it is {drop_path:g}")
+    del options["drop_path_rate"]
+    return _create_from(name, spec.timm_name, weights, options)
+
+
+def _create_from(name: str, timm_name: str, weights: bool | Mapping[str, Tensor], options: dict[str, Any]) -> Any:
+    if isinstance(weights, bool):
+        return timm.create_model(timm_name, pretrained=False, num_classes=0, **options)
+    return _create_with_weights(name, timm_name, dict(weights), options)
 
 
 # What the last linear layer is called in the files that timm's loaders understand.
-_CLASSIFIERS = ("head.fc.weight", "head.weight", "fc.weight", "classifier.weight")
+_CLASSIFIERS = ("head.fc.weight", "head.weight", "fc.weight", "classifier.weight", "heads.0.weight")
 
 
 def _create_with_weights(name: str, timm_name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> Any:

@@ -23,24 +23,34 @@ WAYS_ON = (
 def read_backbone_weights(path: str) -> dict[str, Tensor]:
     """Tensors of a local file under the names timm uses. Raises ModelError with the ways on."""
     try:
-        return rename_efficientnet_lite(read_weights(path))
+        return rename_sam(rename_efficientnet_lite(read_weights(path)))
     except CheckpointError as error:
         raise ModelError(f"MODEL.pretrained: {error}. {WAYS_ON}") from None
 
 
+def given_weights(pretrained: bool | str) -> bool | Mapping[str, Tensor]:
+    """What `pretrained` says: True for the published weights, False for none, a path as the tensors of that file."""
+    return read_backbone_weights(pretrained) if isinstance(pretrained, str) else pretrained
+
+
 def find_weights(pretrained_cfg, name: str) -> dict[str, Tensor]:
-    """Tensors of the published weights, from the local cache or the model hub.
+    """Tensors of the weights that timm publishes for a model; see `fetch_weights`."""
+    repository = getattr(pretrained_cfg, "hf_hub_id", None)
+    if not repository:
+        raise ModelError(f"no published weights are known for '{name}'. {WAYS_ON}")
+    return fetch_weights(repository, "model.safetensors", name)
+
+
+def fetch_weights(repository: str, filename: str, name: str) -> dict[str, Tensor]:
+    """Tensors of a published file, from the local cache or the model hub.
 
     Raises ModelError that says why they cannot be had and names the ways on: never a start from scratch.
     """
     from huggingface_hub import hf_hub_download
 
-    repository = getattr(pretrained_cfg, "hf_hub_id", None)
-    if not repository:
-        raise ModelError(f"no published weights are known for '{name}'. {WAYS_ON}")
     offline = not _hub_can_be_reached()
     try:
-        path = hf_hub_download(repository, "model.safetensors", local_files_only=offline)
+        path = hf_hub_download(repository, filename, local_files_only=offline)
     except (OSError, ValueError) as error:  # the hub's own errors and httpx's are OSErrors or ValueErrors
         why = "the model hub cannot be reached from here" if offline else " ".join(str(error).split())[:300]
         raise ModelError(
@@ -61,6 +71,23 @@ def _hub_can_be_reached() -> bool:
     except OSError:
         return False
     return True
+
+
+_SAM = "image_encoder."
+
+
+def rename_sam(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder of a file of SAM's or MedSAM's, under timm's names; its prompt encoder and mask decoder go.
+
+    Other files pass through unchanged.
+    """
+    if f"{_SAM}patch_embed.proj.weight" not in weights and f"{_SAM}pos_embed" not in weights:
+        return dict(weights)
+    return {
+        name.removeprefix(_SAM).replace("mlp.lin", "mlp.fc"): tensor
+        for name, tensor in weights.items()
+        if name.startswith(_SAM)
+    }
 
 
 _LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

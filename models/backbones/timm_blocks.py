@@ -1,0 +1,210 @@
+"""timm's architectures as flat lists of parts, each computing what the architecture's own forward pass does.
+
+The only place that knows how a family is put together. A new family is a function and a line in FAMILIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from timm.layers import resample_abs_pos_embed_nhwc
+from timm.models.convnext import ConvNeXt
+from timm.models.densenet import DenseNet
+from timm.models.efficientnet import EfficientNet
+from timm.models.efficientvim import EfficientViM
+from timm.models.maxxvit import MaxxVit
+from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.regnet import RegNet
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor, nn
+
+from utils.blocks import identity
+
+Function = Callable[[Tensor], Tensor]
+# The feature inside the stem of a family whose stages alone give too few levels.
+STEM = -1
+
+
+class Part(NamedTuple):
+    """feature: index in the body's feature_info of the map that is there after this part, made so by `tap`."""
+
+    name: str
+    function: Function
+    feature: int | None = None
+    tap: Function = identity
+
+
+def parts_of(body: Any, x: Tensor) -> list[Part] | None:
+    """The parts of a timm model for input x; None where its family has no line in FAMILIES."""
+    for family, parts in FAMILIES.items():
+        if isinstance(body, family):
+            return list(parts(body, x))
+    return None
+
+
+def chain(*functions: Function) -> Function:
+    """One function after another."""
+
+    def run(x: Tensor) -> Tensor:
+        for function in functions:
+            x = function(x)
+        return x
+
+    return run
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[B, H, W, C] → [B, C, H, W]."""
+    return rearrange(x, "b h w c -> b c h w").contiguous()
+
+
+def _sequence(name: str, blocks: Any, feature: int | None, tap: Function = identity) -> Iterator[Part]:
+    """The blocks of one stage; the last one's output is `feature`."""
+    named = list(blocks.named_children())
+    for i, (key, module) in enumerate(named):
+        yield Part(f"{name}.{key}", module, feature if i == len(named) - 1 else None, tap)
+
+
+def _resnet(body: Any, x: Tensor) -> Iterator[Part]:
+    yield Part("stem", chain(body.conv1, body.bn1, body.act1), 0)
+    yield Part("maxpool", body.maxpool)
+    for stage in range(1, 5):
+        yield from _sequence(f"layer{stage}", getattr(body, f"layer{stage}"), stage)
+
+
+def _efficientnet(body: Any, x: Tensor) -> Iterator[Part]:
+    features = {stage: feature for feature, stage in enumerate(body.stage_ends)}
+    yield Part("stem", chain(body.conv_stem, body.bn1), features.get(0))
+    for stage, blocks in enumerate(body.blocks, start=1):
+        yield from _sequence(f"blocks.{stage - 1}", blocks, features.get(stage))
+
+
+def _stages(body: Any, stages: Any, name: str, tap: Function = identity) -> Iterator[Part]:
+    """Stages that are a downsampling and a sequence of blocks."""
+    for i, stage in enumerate(stages):
+        if not isinstance(stage.downsample, nn.Identity):
+            yield Part(f"{name}.{i}.downsample", stage.downsample)
+        yield from _sequence(f"{name}.{i}.blocks", stage.blocks, i, tap)
+
+
+def _convnext(body: Any, x: Tensor) -> Iterator[Part]:
+    yield Part("stem", body.stem)
+    yield from _stages(body, body.stages, "stages")
+
+
+def _swin(body: Any, x: Tensor) -> Iterator[Part]:
+    yield Part("patch_embed", body.patch_embed)
+    yield from _stages(body, body.layers, "layers", channels_first)
+
+
+def _regnet(body: Any, x: Tensor) -> Iterator[Part]:
+    yield Part("stem", body.stem, 0)
+    for stage in range(1, 5):
+        yield from _sequence(f"s{stage}", getattr(body, f"s{stage}"), stage)
+
+
+def _maxvit(body: Any, x: Tensor) -> Iterator[Part]:
+    yield Part("stem", body.stem, 0)
+    for i, stage in enumerate(body.stages):
+        yield from _sequence(f"stages.{i}.blocks", stage.blocks, i + 1)
+
+
+def _densenet(body: Any, x: Tensor) -> Iterator[Part]:
+    """A dense layer appends its output to its input, so that the list of maps is one growing tensor."""
+    features = {index: feature for feature, index in enumerate(body.feature_ends)}
+    for i, (name, module) in enumerate(body.features.named_children()):
+        if not isinstance(module, nn.ModuleDict):
+            yield Part(name, module, features.get(i))
+            continue
+        layers = list(module.items())
+        for j, (key, layer) in enumerate(layers):
+            yield Part(f"{name}.{key}", partial(_grow, layer), features.get(i) if j == len(layers) - 1 else None)
+
+
+def _grow(layer: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([x, layer(x)], 1)
+
+
+def _vit(body: Any, x: Tensor) -> Iterator[Part]:
+    height, width = body.patch_embed.dynamic_feat_size(tuple(x.shape[2:]))
+
+    def to_map(tokens: Tensor) -> Tensor:
+        tokens = body.norm(tokens)[:, body.num_prefix_tokens :]
+        return rearrange(tokens, "b (h w) c -> b c h w", h=height, w=width).contiguous()
+
+    yield Part("patch_embed", chain(body.patch_embed, body._pos_embed, body.patch_drop, body.norm_pre))
+    yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, to_map)
+
+
+def _sam(body: Any, x: Tensor) -> Iterator[Part]:
+    def embed(x: Tensor) -> Tensor:
+        x = body.patch_embed(x)
+        if body.pos_embed is not None:
+            x = x + resample_abs_pos_embed_nhwc(body.pos_embed, x.shape[1:3])
+        return body.norm_pre(body.patch_drop(body.pos_drop(x)))
+
+    def neck(x: Tensor) -> Tensor:
+        return body.neck(rearrange(x, "b h w c -> b c h w"))
+
+    yield Part("patch_embed", embed)
+    yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, neck)
+
+
+def _efficientvim(body: Any, x: Tensor) -> Iterator[Part]:
+    """The stages alone have three levels; a fourth is the stem's map at stride 8."""
+    stem = body.patch_embed.conv
+    for i, module in enumerate(stem):
+        yield Part(f"patch_embed.{i}", module, STEM if i == len(stem) - 2 else None)
+    for i, stage in enumerate(body.stages):
+        for j, module in enumerate(stage.blocks):
+            yield Part(f"stages.{i}.blocks.{j}", partial(_first, module), i if j == stage.depth - 1 else None)
+        if stage.downsample is not None:
+            yield Part(f"stages.{i}.downsample", stage.downsample)
+
+
+def _first(module: nn.Module, x: Tensor) -> Tensor:
+    """The map of a block that also returns its hidden state."""
+    return module(x)[0]
+
+
+FAMILIES: dict[type, Callable[[Any, Tensor], Iterator[Part]]] = {
+    ResNet: _resnet,
+    EfficientNet: _efficientnet,
+    MobileNetV3: _efficientnet,
+    ConvNeXt: _convnext,
+    RegNet: _regnet,
+    DenseNet: _densenet,
+    MaxxVit: _maxvit,
+    VisionTransformer: _vit,
+    SwinTransformer: _swin,
+    SwinTransformerV2: _swin,
+    EfficientViM: _efficientvim,
+    VisionTransformerSAM: _sam,
+}
+
+
+def stem_level(body: Any) -> tuple[int, int] | None:
+    """(channels, stride) of the feature STEM, where the family has it."""
+    has_it = isinstance(body, EfficientViM)
+    return (body.feature_info[0]["num_chs"] // 2, 8) if has_it else None
+
+
+def width_after_norm(body: Any) -> int:
+    """Channels of the last map of a family of one stride, behind its final norm: SAM's neck narrows it."""
+    last = body.feature_info[-1]
+    return last.get("num_chs_norm", last["num_chs"])
+
+
+def drop_unused(body: Any) -> None:
+    """Take away parameters that only the classifier had a use for, and that timm's pruning leaves."""
+    if isinstance(body, EfficientViM):
+        del body.weights
+        body.norm = nn.ModuleList()

@@ -1,0 +1,75 @@
+"""The Triton kernels against the plain scan, run by Triton's interpreter, which has to be asked for before import."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.backbones.selective_scan import plain_scan
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("y", "u", "delta", "A", "B", "C", "D", "delta_bias")
+# Batch, length, channels, states; then the type of the four sequences. 33 channels and more are two blocks of them.
+CASES = {
+    "several chunks": (2, 37, 5, 4, torch.float32),
+    "one step": (1, 1, 3, 2, torch.float32),
+    "two blocks of channels": (1, 5, 33, 3, torch.float32),
+    "whole chunks": (1, 32, 2, 16, torch.float32),
+    "bf16": (2, 18, 5, 4, torch.bfloat16),
+    "float16": (1, 18, 5, 4, torch.float16),
+}
+
+
+def arguments(batch, length, width, states, dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The seven arguments and dy; the steps reach from e⁻⁹ to 5."""
+    g = torch.Generator().manual_seed(0)
+    u, delta, B, C, dy = (torch.randn(batch, length, n, generator=g) for n in (width, width, states, states, width))
+    A = -torch.rand(width, states, generator=g) * 3
+    D, bias = torch.randn(width, generator=g), torch.randn(width, generator=g) * 0.1
+    u, delta, B, C = (x.to(dtype) for x in (u, delta * 3 - 3, B, C))
+    return [x.requires_grad_() for x in (u, delta, A, B, C, D, bias)], dy.to(dtype)
+
+
+def results(scan, inputs, dy) -> list[torch.Tensor]:
+    y = scan(*inputs)
+    return [y, *torch.autograd.grad(y, inputs, dy)]
+
+
+def deviations(case: str) -> dict[str, float]:
+    """Largest deviation from the plain scan in float64 over its largest value: y and the gradients."""
+    from models.backbones.selective_scan_triton import triton_scan
+
+    inputs, dy = arguments(*CASES[case])
+    found, again = results(triton_scan, inputs, dy), results(triton_scan, inputs, dy)
+    assert all(torch.equal(x, y) for x, y in zip(found, again)), "two runs differ"
+    assert [x.dtype for x in found] == [dy.dtype, *(x.dtype for x in inputs)]
+    exact = results(plain_scan, [x.detach().double().requires_grad_() for x in inputs], dy.double())
+    pairs = zip(NAMES, found, exact)  # after one step the gradient of A is zero
+    return {n: ((x.double() - e).abs().max() / e.abs().max().clamp(min=1e-30)).item() for n, x, e in pairs}
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, float]]:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", CASES)
+def test_the_kernel_agrees_with_the_plain_scan(case, name, measured):
+    dtype = CASES[case][-1]
+    tolerance = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+    assert measured[case][name] <= tolerance
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps({case: deviations(case) for case in CASES}))
