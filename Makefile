@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-CODE := configs models data training utils tests train.py test_modern_models.py
+CODE := configs models data training utils benchmarks tests train.py test_modern_models.py
 
 .PHONY: demo test check format clean
 .DELETE_ON_ERROR:
