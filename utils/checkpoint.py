@@ -66,7 +66,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         content: Any = _load_safetensors(path)
     else:
-        content = _safe_load(path, "cpu")
+        # Published files carry their command line as a Namespace, which holds values and does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = _safe_load(path, "cpu")
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -86,9 +88,7 @@ def _safe_load(path: Path, map_location: str | torch.device, mmap: bool = False)
         raise CheckpointError(f"'{path}' does not exist")
     try:
         _check_readable(path)
-        # Published files carry their command line as a Namespace, which holds values and does nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"'{path}' holds more than tensors and plain values, and is not opened for safety: {_first_line(error)}"

@@ -62,10 +62,31 @@ def selective_scan(
 
     States are float32 whatever the types of the arguments, float64 where u is. Time and memory are linear in L; of the
     states only every 16th is kept. Mamba's own function has the sequence last, which costs copies here.
+    Raises ValueError for other shapes: nothing is broadcast, and kernels read memory by these shapes.
     """
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
+    _check_shapes(u, delta, A, B, C, D, delta_bias)
     return _scan_for(u)(u, delta, A, B, C, D, delta_bias)
+
+
+def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> None:
+    if u.ndim != 3 or A.ndim != 2 or 0 in u.shape[1:]:
+        raise ValueError(
+            f"u is [batch, L, d] with L and d above 0 and A [d, N], not {tuple(u.shape)} and {tuple(A.shape)}"
+        )
+    (batch, length, width), states = u.shape, A.shape[1]
+    wanted = {
+        "delta": (delta, (batch, length, width)),
+        "A": (A, (width, states)),
+        "B": (B, (batch, length, states)),
+        "C": (C, (batch, length, states)),
+        "D": (D, (width,)),
+        "delta_bias": (bias, (width,)),
+    }
+    for name, (x, shape) in wanted.items():
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{name} has to be {shape} where u is {tuple(u.shape)}, not {tuple(x.shape)}")
 
 
 def plain_scan(

@@ -27,14 +27,19 @@ VIM_VARIANTS = {
 }
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or float64 where it is: the type of norms, residual sums and states."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class RMSNorm(nn.RMSNorm):
-    """x / √(mean x² + 1e-5) · weight, in float32 whatever comes in. [..., D] → float32 [..., D]."""
+    """x / √(mean x² + 1e-5) · weight, computed in float32 at least. [..., D] → the same, in the type of the weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps)
+        return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).to(self.weight.dtype)
 
 
 class Mixer(nn.Module):
@@ -84,7 +89,7 @@ class Mixer(nn.Module):
         x = F.silu(conv(x.transpose(1, 2))[..., :length]).transpose(1, 2)  # what looks ahead is cut off
         dt, B, C = x_proj(x).split([self.rank, STATES, STATES], dim=-1)
         delta = F.linear(dt, dt_proj.weight)
-        return selective_scan(x, delta, -A_log.float().exp(), B, C, D.float(), dt_proj.bias.float())
+        return selective_scan(x, delta, -wide(A_log).exp(), B, C, wide(D), wide(dt_proj.bias))
 
 
 def _dt_projection(rank: int, inner: int) -> nn.Linear:
@@ -99,7 +104,7 @@ def _dt_projection(rank: int, inner: int) -> nn.Linear:
 
 
 class Layer(nn.Module):
-    """x + drop_path(mixer(norm(x))), the sum in float32. [B, L, D] → [B, L, D]."""
+    """x + drop_path(mixer(norm(x))), the sum in float32 at least. [B, L, D] → [B, L, D]."""
 
     def __init__(self, width: int, drop_path: float) -> None:
         super().__init__()
@@ -108,7 +113,7 @@ class Layer(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mixer(self.norm(x))).float()
+        return x + wide(self.drop_path(self.mixer(self.norm(x))))
 
 
 class PatchEmbedding(nn.Module):
@@ -157,11 +162,11 @@ class VisionMambaNet(nn.Module):
         return self.grid[0] * self.grid[1] // 2
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pictures → tokens with the class token among them, float32."""
-        tokens = self.patch_embed(x).float()
-        token = self.cls_token.float().expand(len(x), -1, -1)
+        """Pictures → tokens with the class token among them, in float32 at least."""
+        tokens = wide(self.patch_embed(x))
+        token = wide(self.cls_token).expand(len(x), -1, -1)
         tokens = torch.cat([tokens[:, : self.middle], token, tokens[:, self.middle :]], dim=1)
-        return tokens + self.pos_embed.float()
+        return tokens + wide(self.pos_embed)
 
     def to_map(self, tokens: Tensor) -> Tensor:
         """Tokens [B, L + 1, D] → normed map of patches [B, D, h, w]."""
@@ -175,11 +180,16 @@ class VisionMambaNet(nn.Module):
             x = layer(x)
         return self.head(self.norm_f(x)[:, self.middle])
 
+    def no_weight_decay(self) -> set[str]:
+        """Names, or their ends, of what does not decay: embeddings as in Vim, and ln(-A) as in Mamba."""
+        return {"pos_embed", "cls_token", "A_log", "A_b_log"}
+
     def _initialise(self) -> None:
         """Normal embeddings; the layers' last projections scaled down by the root of their number, as in Mamba."""
         for parameter in (self.pos_embed, self.cls_token):
             nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=(self.patch_embed.proj.weight[0].numel()) ** -0.5)
+        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             for layer in self.layers:
                 assert isinstance(layer, Layer)
@@ -192,6 +202,8 @@ class VisionMamba(BaseVisionBackbone):
     variant: tiny, small or base. weights: True for the released ones, False, or a mapping with their names, from which
     the classifier is left out; all else is taken strictly, the position embedding resized to the picture's grid, and
     the patch embedding summed over the colours for in_channels 1.
+    Positions of a square number of patches are those of a square picture. The authors' files for patches that overlap
+    (stride 8, 27 × 27 positions) are of another network with the same names, which no file tells: not for this one.
     Pictures have the size given at building; they are padded to a multiple of 16, right and bottom, with zeros.
     """
 
@@ -256,11 +268,19 @@ def load_released(network: VisionMambaNet, weights: Mapping[str, Tensor], name: 
 
 def _fitted(key: str, tensor: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
     """A released tensor for this network's picture size and channels."""
-    if key == "pos_embed" and tensor.ndim == 3 and tensor.shape != like.shape:
+    if key == "pos_embed" and _other_grid(tensor, like, grid):
         return resize_positions(tensor, grid)
     if key == "patch_embed.proj.weight" and tensor.ndim == 4 and like.shape[1] == 1:
         return tensor.sum(1, keepdim=True)
     return tensor
+
+
+def _other_grid(positions: Tensor, like: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether these are positions of another grid, where a square number of patches is a square: 196 are not 7 × 28."""
+    if positions.ndim != 3 or positions.shape[1] < 2 or positions.shape[::2] != like.shape[::2]:
+        return False  # no position embedding at all for this network: its shape is reported
+    count = positions.shape[1] - 1
+    return count != grid[0] * grid[1] or (grid[0] != grid[1] and math.isqrt(count) ** 2 == count)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

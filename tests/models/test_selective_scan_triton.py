@@ -70,6 +70,26 @@ def test_the_kernel_agrees_with_the_plain_scan(case, name, measured):
     assert measured[case][name] <= tolerance
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("sequences", ["fp32", "bf16", "fp16"])
+def test_the_kernels_compile_for_devices_that_are_not_here(sequences, capability, tmp_path, monkeypatch):
+    """The interpreter takes what the compiler may refuse, such as a loop that changes the type of what it carries."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from models.backbones import selective_scan_triton as module
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {"N": 16, "CHUNK": 16, "BLOCK_D": module.BLOCK, "BLOCK_N": 16}
+    types = dict.fromkeys(("u", "delta", "B", "C", "y", "dy", "du", "ddelta"), f"*{sequences}")
+    types |= dict.fromkeys(("batch", "length", "width"), "i32") | dict.fromkeys(constants, "constexpr")
+    for kernel in (module._forward_kernel, module._backward_kernel):
+        source = ASTSource(kernel, {name: types.get(name, "*fp32") for name in kernel.arg_names}, constants)
+        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": module.WARPS})
+        assert compiled.asm["ptx"]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(json.dumps({case: deviations(case) for case in CASES}))

@@ -1,16 +1,27 @@
 """Vision Mamba against the facts about the released files and against an implementation written out in loops."""
 
 import argparse
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.errors import ModelError
+from configs.errors import CheckpointError, ModelError
 from models.backbones import create_backbone
-from models.backbones.vision_mamba import VIM_VARIANTS, VisionMamba, VisionMambaNet, load_released, resize_positions
+from models.backbones.vision_mamba import (
+    VIM_VARIANTS,
+    Layer,
+    VisionMamba,
+    VisionMambaNet,
+    load_released,
+    resize_positions,
+)
+from training.optim import parameter_groups
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 DEPTH = 24
 
@@ -103,11 +114,14 @@ def slow_logits(weights: dict[str, Tensor], picture: Tensor) -> Tensor:
     return normed(residual + hidden, w["norm_f.weight"])[middle] @ w["head.weight"].T + w["head.bias"]
 
 
-def test_logits_are_those_of_the_loops():
-    network, pictures = small_network(), torch.randn(2, 3, 48, 64)
+@pytest.mark.parametrize("grid", [(3, 4), (3, 3), (1, 1)], ids=str)
+def test_logits_are_those_of_the_loops(grid):
+    """Float64 stays float64 and leaves no room for another formula."""
+    network, pictures = small_network(grid=grid), torch.randn(2, 3, 16 * grid[0], 16 * grid[1])
     with torch.no_grad():
         found = network(pictures)
         exact = torch.stack([slow_logits(network.state_dict(), picture) for picture in pictures])
+        torch.testing.assert_close(network.double()(pictures.double()), exact, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -166,6 +180,38 @@ def test_other_objects_in_a_file_are_refused(tmp_path):
         create_backbone("vim_tiny", str(tmp_path / "odd.pth"))
 
 
+class Runs:
+    """Something that would run when read."""
+
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def test_nothing_within_a_command_line_runs(tmp_path, capsys):
+    torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(value=Runs())}, tmp_path / "odd.pth")
+    with pytest.raises(ModelError, match="more than tensors and plain values"):
+        create_backbone("vim_tiny", str(tmp_path / "odd.pth"))
+    assert "it ran" not in capsys.readouterr().out
+
+
+def test_checkpoints_of_this_program_hold_no_command_line(tmp_path):
+    """Only files of weights that others published may."""
+    with pytest.raises(CheckpointError):
+        save_checkpoint({"model": {}, "args": argparse.Namespace()}, tmp_path / "last.pth")
+    torch.save({"format_version": 1, "args": argparse.Namespace()}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "other.pth")
+
+
+def test_the_released_file_is_asked_for_by_its_name(released, monkeypatch):
+    path, weights = released
+    asked = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names, **_: asked.append(names) or path)
+    backbone = VisionMamba("tiny", True)
+    assert asked == [("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth")]
+    assert torch.equal(backbone.body.pos_embed, weights["pos_embed"])
+
+
 def test_what_does_not_fit_is_named():
     network = small_network(num_classes=0)
     weights = dict(network.state_dict())
@@ -180,6 +226,28 @@ def test_what_does_not_fit_is_named():
         "mixer.D (3,) instead of (64,)",
     ):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 197, 384), (2, 5, 192), (1, 1, 192), (1, 0, 192), (197, 192)], ids=str)
+def test_positions_that_are_none_are_refused(shape, released):
+    with pytest.raises(ModelError) as caught:
+        VisionMamba("tiny", released[1] | {"pos_embed": torch.ones(shape)})
+    assert f"pos_embed {shape} instead of (1, 197, 192)" in str(caught.value)
+
+
+def test_as_many_patches_in_another_order_are_another_grid(released):
+    """112 × 448 has 7 × 28 patches, as many as 14 × 14."""
+    old = released[1]["pos_embed"]
+    new = VisionMamba("tiny", released[1], image_size=(112, 448)).body.pos_embed
+    assert torch.equal(new, resize_positions(old, (7, 28))) and torch.equal(new[:, 98], old[:, 98])
+    assert not torch.equal(new, old)
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (3, 3)], ids=str)
+def test_positions_of_the_same_grid_are_kept(grid):
+    weights, other = small_network(grid=grid, num_classes=0).state_dict(), VisionMambaNet(32, grid, 3, 0, depth=3)
+    load_released(other, weights, "vim_test")
+    assert torch.equal(other.pos_embed, weights["pos_embed"])
 
 
 def test_positions_are_resized_about_the_middle():
@@ -235,3 +303,71 @@ def test_steps_begin_between_a_thousandth_and_a_tenth():
     assert steps.min() >= 1e-3 * 0.999 and steps.max() <= 0.1 * 1.001
     assert isinstance(steps, Tensor) and steps.log().std() > 1
     assert isinstance(create_backbone("vim_tiny").body.head, nn.Identity)
+
+
+def test_one_channel_sees_what_three_equal_ones_see():
+    colour = create_backbone("vim_tiny", image_size=(64, 96)).eval()
+    grey = VisionMamba("tiny", colour.body.state_dict(), in_channels=1, image_size=(64, 96)).eval()
+    grey.pyramid.load_state_dict(colour.pyramid.state_dict())
+    x = torch.randn(1, 1, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(grey.forward_features(x), colour.forward_features(x.expand(-1, 3, -1, -1))):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_bf16_throughout_is_near_float32():
+    backbone = VisionMamba("tiny", feature_dim=10, image_size=(64, 64)).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = backbone(x), copy.deepcopy(backbone).bfloat16()(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert F.cosine_similarity(found.float(), expected).min() > 0.99
+
+
+def test_every_parameter_has_a_gradient():
+    """The class token's reaches it through the patches that the scans read after it."""
+    torch.manual_seed(0)
+    backbone = VisionMamba("tiny", feature_dim=10, image_size=(64, 64))
+    x = torch.randn(2, 3, 64, 64)
+    (sum(level.square().mean() for level in backbone.forward_features(x)) + backbone(x).sum()).backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_copies_are_equal():
+    backbone = VisionMamba("tiny", image_size=(32, 32)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+            assert torch.equal(other(x), backbone(x))
+
+
+def test_drop_path_rises_from_none_and_leaves_out_whole_mixers():
+    rates = [layer.drop_path.drop_prob for layer in VisionMambaNet(32, (2, 2), drop_path=0.2).layers]
+    assert rates == pytest.approx([0.2 * i / 23 for i in range(24)])
+    torch.manual_seed(0)
+    layer, x = Layer(32, 0.5), torch.randn(16, 4, 32)
+    added, taken = layer.eval()(x) - x, layer.train()(x) - x
+    dropped = taken.flatten(1).abs().sum(1) == 0
+    assert 0 < dropped.sum() < 16
+    torch.testing.assert_close(taken[~dropped], 2 * added[~dropped], rtol=1e-4, atol=1e-6)
+
+
+def test_initial_values_are_the_authors():
+    torch.manual_seed(0)
+    network = VisionMambaNet(192, depth=4, num_classes=0)
+    for mixer in (layer.mixer for layer in network.layers):
+        for decay in (mixer.A_log, mixer.A_b_log):
+            torch.testing.assert_close(decay.exp(), torch.arange(1.0, 17).expand(384, 16))
+        assert (mixer.D == 1).all() and (mixer.D_b == 1).all()
+        assert mixer.out_proj.weight.abs().max() <= 384**-0.5 / 2
+    assert network.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert network.patch_embed.proj.weight.std().item() == pytest.approx(768**-0.5, rel=0.05)
+    assert (network.patch_embed.proj.bias == 0).all()
+
+
+def test_embeddings_and_decays_are_spared_weight_decay():
+    backbone = VisionMamba("tiny", image_size=(32, 32))
+    names = {p: name for name, p in backbone.named_parameters()}
+    decayed = {names[p] for p in parameter_groups(nn.Sequential(backbone), 0.1)[0]["params"]}
+    assert {"body.patch_embed.proj.weight", "body.layers.0.mixer.in_proj.weight"} <= decayed
+    assert not [name for name in decayed if name.endswith(("_log", "pos_embed", "cls_token", "norm.weight", ".D_b"))]
