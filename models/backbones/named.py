@@ -4,7 +4,7 @@ Each is the very network that `create_backbone` builds under its name in the reg
 blocks for gradient checkpointing, and weights. Arguments of all of them:
 
 variant: the network's name in `list_backbones()` without the family's: 50 or '50' of resnet50, 'tiny' of swin_tiny,
-    'b0' of efficientnet_b0, 'v3_small' of mobilenetv3_small, 'v2_tiny' of convnextv2_tiny.
+    'b0' of efficientnet_b0, 'v3_small' of mobilenetv3_small, 'v2_tiny' of convnextv2_tiny. The whole name will do too.
 pretrained: True for the published weights, False for random ones, or the path of a local file.
 in_channels: of the pictures or volumes.
 feature_dim: length of the vector that `forward` gives; None: the channels of the coarsest level.
@@ -69,6 +69,8 @@ class TimmFamily(TimmBackbone):
     @classmethod
     def _registered(cls, variant: str) -> str:
         variants = cls.variants()
+        if variant in variants.values():
+            return variant
         if variant not in variants:
             raise ModelError(f"unknown variant '{variant}' of {cls.__name__}: one of {', '.join(variants)}")
         return variants[variant]

@@ -117,3 +117,8 @@ def test_vision_mamba():
         assert mine(torch.randn(2, 1, 32, 32)).shape == (2, 6)
     with pytest.raises(ModelError, match="giant"):
         models.VisionMambaBackbone("giant")
+
+
+def test_the_whole_name_is_a_variant_too():
+    assert models.ResNetBackbone("resnet18", image_size=64).name == "resnet18"
+    assert models.ConvNeXtBackbone.variants()["v2_tiny"] == models.ConvNeXtBackbone._registered("convnextv2_tiny")
