@@ -126,6 +126,7 @@ def allocated_bytes(model: nn.Module, x: Tensor, autocast: torch.dtype | None) -
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Of one call, on the device's own clock."""
     if device.type != "cuda":
         begin = time.perf_counter()
         run()
@@ -234,6 +235,7 @@ HEADINGS = (
 
 
 def cells(row: Row) -> list[str]:
+    """A row as the table shows it."""
     mib = 2**20
     return [
         row.name,
@@ -257,6 +259,7 @@ def _wanted(row: Row) -> str:
 
 
 def table(rows: list[Row]) -> str:
+    """Markdown."""
     lines = [f"| {HEADINGS} |", "|" + " --- |" * (HEADINGS.count("|") + 1)]
     return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
 
@@ -300,6 +303,7 @@ descent in a row, at 2, 4 and automatic segments and with one segment a block: {
 
 
 def measure_all(options: argparse.Namespace, device: torch.device, batch: int) -> list[Row]:
+    """All rows on one device, printed as they come."""
     names = options.backbone or [name for name in MEASURED if name.partition("+")[0] in list_backbones()]
     rows = []
     for name in names:
@@ -312,6 +316,7 @@ def measure_all(options: argparse.Namespace, device: torch.device, batch: int) -
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write; 1 where a saving was missed or anything differs, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", nargs="+", metavar="NAME[+ATTENTION]", help="only these")
     parser.add_argument("--segments", nargs="+", type=int, metavar="N", help="instead of the listed ones")

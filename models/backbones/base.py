@@ -66,6 +66,15 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
         number of blocks whatever x is.
         """
 
+    def refuse_other_sizes(self, x: Tensor) -> None:
+        """For backbones tied to the size they were built for: ModelError where x has another."""
+        if tuple(x.shape[2:]) != self.image_size:
+            built, got = ("×".join(map(str, size)) for size in (self.image_size, x.shape[2:]))
+            raise ModelError(
+                f"this backbone is built for {built} pictures and got {got}: "
+                "set MODEL.input_size to the size of the pictures"
+            )
+
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """[B, in_channels, *spatial] → [B, feature_channels[i], *spatial / stride_i] for each level."""
         return list(self.run_blocks(x))

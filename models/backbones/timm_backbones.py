@@ -138,11 +138,8 @@ class TimmBackbone(BaseVisionBackbone):
             raise ModelError(f"'{self.name}' gives maps of {found} channels where timm says {self.feature_channels}")
 
     def blocks(self, x: Tensor) -> list[Block]:
-        if self.sized and tuple(x.shape[2:]) != self.image_size:
-            raise ModelError(
-                f"this backbone is built for {self.image_size[0]}×{self.image_size[1]} pictures and got "
-                f"{x.shape[2]}×{x.shape[3]}: set MODEL.input_size to the size of the pictures"
-            )
+        if self.sized:
+            self.refuse_other_sizes(x)
         padded = self._pad(x)
         parts = parts_of(self.body, padded)
         if parts is not None and padded is not x:

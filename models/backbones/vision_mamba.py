@@ -231,12 +231,7 @@ class VisionMamba(BaseVisionBackbone):
             load_released(self.body, weights, f"vim_{variant}")
 
     def blocks(self, x: Tensor) -> list[Block]:
-        if tuple(x.shape[2:]) != self.image_size:
-            height, width = self.image_size
-            raise ModelError(
-                f"this backbone is built for {height}×{width} pictures and got {x.shape[2]}×{x.shape[3]}: "
-                "set MODEL.input_size to the size of the pictures"
-            )
+        self.refuse_other_sizes(x)
         layers = [block(f"layers.{i}", layer) for i, layer in enumerate(self.body.layers)]
         return [block("embed", self._embed), *layers, block("map", self.body.to_map), *self.pyramid.blocks()]
 
