@@ -135,8 +135,8 @@ def describe_run(run: RunFolder, config: Config, catalogue, assignment, preproce
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, catalogue, assignment)
     run.write_json("environment.json", describe_environment(str(trainer.device), trainer.precision.name))
-    millions = sum(p.numel() for p in trainer.model.parameters()) / 1e6
-    logger.info("run %s: %.1f M parameters, %s on %s", run.path, millions, trainer.precision.name, trainer.device)
+    summary = trainer.model.summary()
+    logger.info("run %s: %s on %s, %s", run.path, trainer.precision.name, trainer.device, summary)
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(catalogue.class_names),

@@ -70,6 +70,11 @@ class HybridMedNet(Checkpointable, nn.Module):
         steps = [*neck, *self.attention.steps(), *self.fusion.steps()]
         return [*self.backbone.blocks(x), *steps, Block("classifier", self._classify)]
 
+    def summary(self) -> str:
+        """A line for the log: its size, and what is recomputed."""
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        return f"{millions:.1f} M parameters, {self.checkpointing_plan() or 'no gradient checkpointing'}"
+
     def checkpointing_plan(self) -> Plan | None:
         """Its own, else the backbone's: that is of the first blocks, and the others are kept."""
         return self._plan or self.backbone.checkpointing_plan()

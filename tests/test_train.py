@@ -253,6 +253,16 @@ def test_a_hierarchical_model_trains(phantom, tmp_path):
 # ---- errors of the user
 
 
+def test_gradient_checkpointing_changes_no_number(phantom, runs, run):
+    """The whole run again, from YAML's nested key to the test score; the log says what was chosen."""
+    settings = HARD | {"MODEL__gradient_checkpointing": "{enabled: true, segments: 4, fraction: 0.9}"}
+    assert run_main(arguments(phantom, runs, "checkpointed", **settings)) == 0
+    same_outcome(runs / "checkpointed", run)
+    log = (runs / "checkpointed" / "train.log").read_text(encoding="utf-8")
+    assert "blocks in 4 segments" in log and "of the forward pass again" in log
+    assert "no gradient checkpointing" in (run / "train.log").read_text(encoding="utf-8")
+
+
 def test_help_needs_no_torch():
     code = (
         "import sys, train\n"

@@ -90,12 +90,11 @@ def build_trainer(
 
 
 def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precision) -> None:
-    """Plan for the precision that the device really has, and say what was chosen and is expected."""
+    """Plan for the precision that the device really has, and say what memory is needed on top."""
     options = checkpointing_options(config.MODEL.gradient_checkpointing)
-    plan = model.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=precision.dtype)
+    model.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=precision.dtype)
     assert isinstance(model, nn.Module)
-    logger.info("gradient checkpointing in %s: %s", precision.name, plan)
-    logger.info("%s", _standing_memory(model, config.TRAIN))
+    logger.info("gradient checkpointing: %s", _standing_memory(model, config.TRAIN))
 
 
 def _standing_memory(model: nn.Module, settings: TrainSettings) -> str:
