@@ -282,3 +282,24 @@ def test_eight_pictures_can_be_learnt(backbone, attention):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+def test_group_normalisation_of_neck_and_head_does_not_see_the_batch():
+    """In training mode a picture's logits are its own, where batch statistics would mix them."""
+    models = {norm: build("convnext_tiny", norm=norm, dropout=0.0).train() for norm in ("batch", "group")}
+    x = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        alone = {norm: model(x[:1]) for norm, model in models.items()}
+        together = {norm: model(x)[:1] for norm, model in models.items()}
+    torch.testing.assert_close(alone["group"], together["group"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(alone["batch"], together["batch"], rtol=1e-2, atol=1e-2)
+
+
+def test_a_network_for_volumes_is_built_trained_and_checkpointed():
+    config = config_of("swin3d_tiny", in_channels=1, attention="cross_scale", norm="group")
+    config.DATA.image_size = (16, 32, 32)
+    torch.manual_seed(0)
+    model = wake(HybridMedNet(config)).train()
+    total_loss(model(torch.randn(2, 1, 16, 32, 32))).backward()
+    assert parameters_without_gradient(model) == []
+    assert model.enable_gradient_checkpointing(4).segments == 4
