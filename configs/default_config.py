@@ -289,47 +289,9 @@ class Config(Section):
 
     def problems(self) -> list[str]:
         """Contradictions between settings that are each fine alone; empty where there are none."""
-        found = []
-        total = self.DATA.train_split + self.DATA.val_split + self.DATA.test_split
-        if abs(total - 1) > 1e-6:
-            found.append(f"DATA.train_split + val_split + test_split is {total:g}: they must add up to 1")
-        multi_class = self.MODEL.task == "multi_class"
-        if self.LOSS.is_set("type") and multi_class != (self.LOSS.type == "cross_entropy"):
-            fit = "cross_entropy" if multi_class else "bce, focal or asymmetric"
-            found.append(f"LOSS.type: '{self.LOSS.type}' does not fit MODEL.task '{self.MODEL.task}': use {fit}")
-        if self.LOSS.pos_weight is not None and self.LOSS.type != "bce":
-            found.append(f"LOSS.pos_weight works with LOSS.type 'bce' only, not '{self.LOSS.type}'")
-        if self.MODEL.hierarchical and self.MODEL.task != "multi_label":
-            found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{self.MODEL.task}'")
-        for key in ("mean", "std"):
-            values = self.DATA[key]
-            if values is not None and len(values) not in (1, self.MODEL.in_channels):
-                found.append(f"DATA.{key} has {len(values)} values for MODEL.in_channels={self.MODEL.in_channels}")
-        if isinstance(self.LOSS.pos_weight, list) and min(self.LOSS.pos_weight, default=0) <= 0:
-            found.append(f"LOSS.pos_weight {self.LOSS.pos_weight}: weights must be positive")
-        if self.DATA.std and min(self.DATA.std) <= 0:
-            found.append(f"DATA.std {self.DATA.std} must be positive")
-        return found + self._problems_of_size()
+        from configs.consistency import find_problems
 
-    def _problems_of_size(self) -> list[str]:
-        """Sizes that differ, and settings of pictures for volumes or the reverse."""
-        data = self.DATA
-        window = data.window
-        found = [] if window is None or window[0] < window[1] else [f"DATA.window {window}: low must be below high"]
-        try:
-            volumes = self.has_volumes()
-        except ConfigError as error:
-            return [*found, str(error)]
-        if volumes and data.resize != "stretch":
-            found.append(f"DATA.resize '{data.resize}' is for pictures: DATA.spacing_mm keeps a volume's proportions")
-        if volumes and self.TRAIN.channels_last is True:
-            found.append("TRAIN.channels_last true is for pictures: leave it auto or false with volumes")
-        if volumes and data.use_albumentations:
-            found.append("DATA.use_albumentations is for pictures: leave it false with volumes")
-        for key in ("spacing_mm", "window"):
-            if not volumes and data[key] is not None:
-                found.append(f"DATA.{key} is for volumes: set DATA.image_size=[depth, height, width], or {key} to null")
-        return found
+        return find_problems(self)
 
     def resolve(self, class_names: tuple[str, ...], exclusive: bool = False) -> Config:
         """A copy in which what depends on the data and on other settings is written out.
@@ -337,31 +299,9 @@ class Config(Section):
         class_names: the classes the data have; exclusive: each picture has exactly one of them.
         Raises ConfigError where they contradict the settings.
         """
-        config = self.model_copy(deep=True)
-        count = len(class_names)
-        if self.MODEL.is_set("num_classes") and self.MODEL.num_classes != count:
-            raise ConfigError(
-                f"MODEL.num_classes is {self.MODEL.num_classes}, but the data have {count} classes "
-                f"({', '.join(class_names[:20])}): leave it unset, or name the classes in DATA.class_names"
-            )
-        if not self.MODEL.is_set("task"):
-            config.MODEL.task = "multi_class" if exclusive else "binary" if count == 1 else "multi_label"
-        if config.MODEL.task == "binary" and count != 1:
-            raise ConfigError(f"MODEL.task 'binary' needs one class, the data have {count}: use multi_class")
-        config.MODEL.num_classes = count
-        config.DATA.class_names = list(class_names)
-        size: Any = self.image_shape()
-        config.MODEL.input_size = config.DATA.image_size = size
-        if config.MODEL.task == "multi_class" and not self.LOSS.is_set("type"):
-            config.LOSS.type = "cross_entropy"
-        if not self.TRAIN.is_set("warmup_epochs") and self.TRAIN.warmup_epochs > self.TRAIN.epochs / 2:
-            config.TRAIN.warmup_epochs = self.TRAIN.epochs / 10  # the default would leave a short run no training
-        if config.MODEL.hierarchical:
-            config.MODEL.num_coarse_classes = _coarse_count(config, class_names)
-        problems = config.problems()
-        if problems:
-            raise ConfigError("with these data the configuration has problems:\n  " + "\n  ".join(problems))
-        return config
+        from configs.consistency import resolve
+
+        return resolve(self, class_names, exclusive)
 
 
 # Settings whose default gives way to the data or to another setting; `resolve` writes them out.
@@ -380,20 +320,3 @@ _DERIVED = (
 
 def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _coarse_count(config: Config, class_names: tuple[str, ...]) -> int:
-    groups = config.MODEL.coarse_groups
-    for name, members in (groups or {}).items():
-        unknown = sorted(set(members) - set(class_names))
-        if unknown or not members:
-            raise ConfigError(
-                f"MODEL.coarse_groups: '{name}' names {unknown or 'nothing'}; the classes are {', '.join(class_names)}"
-            )
-    count = len(groups) if groups else 2
-    if config.MODEL.is_set("num_coarse_classes") and config.MODEL.num_coarse_classes != count:
-        raise ConfigError(
-            f"MODEL.num_coarse_classes is {config.MODEL.num_coarse_classes}, but MODEL.coarse_groups makes {count}: "
-            "leave num_coarse_classes unset, or name as many groups"
-        )
-    return count

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from configs.errors import CheckpointError
-from utils import checkpoint
+from utils.checkpoint import files as checkpoint
 from utils.checkpoint import FORMAT_VERSION, load_checkpoint, read_weights, save_checkpoint
 
 
