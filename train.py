@@ -18,7 +18,7 @@ from configs.default_config import Config
 from configs.errors import HybridMedNetError
 from utils.interrupt import Interrupted, StopRequest
 from utils.log import log_to_file, setup_logging
-from utils.run_folder import RunFolder, find_run
+from utils.run_folder import RunFolder, find_run, folder_of
 
 logger = logging.getLogger("train")
 
@@ -30,9 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Every setting, its default and meaning: docs/configuration.md. Presets: configs/*.yaml.",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file; without it the defaults of configs/default_config.py"
-    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file; without it configs/default_config.py's defaults")
     parser.add_argument(
         "--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings"
     )
@@ -72,17 +70,18 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     from models import HybridMedNet, check_backbone
     from training.builder import build_trainer
     from training.precision import choose_device
-    from utils.checkpoint import load_checkpoint
+    from training.resume import resume
+    from utils.checkpoint import load_resumable
     from utils.recorder import Recorder
     from utils.seed import seed_everything
 
     check_backbone(config.MODEL.backbone, config.image_shape())
     device = choose_device(config.TRAIN.device)
     seed_everything(config.TRAIN.seed)
-    checkpoint = load_checkpoint(resumed) if resumed else None
+    checkpoint = load_resumable(resumed) if resumed else None
     catalogue = open_data(config)
     config = config.resolve(catalogue.class_names, catalogue.exclusive)
-    assignment = split_data(config, catalogue, resumed.parent / "split.csv" if resumed else None)
+    assignment = split_data(config, catalogue, folder_of(resumed) / "split.csv" if resumed and checkpoint else None)
 
     model = HybridMedNet(config if checkpoint is None else config.without_pretrained()).to(device)
     backbone = model.backbone
@@ -91,7 +90,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
         config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups, backbone.prefers_channels_last
     )
     if checkpoint is not None:
-        trainer.load_state_dict(checkpoint)
+        resume(trainer, checkpoint, config)
 
     run = open_run(config, model.attention_mode, resumed, trainer.state.epoch)
     description = describe_run(run, config, catalogue, assignment, loaders.preprocess, trainer)
@@ -106,7 +105,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
 
 
 def find_resumed(options: argparse.Namespace) -> Path | None:
-    """The checkpoint to go on from, None for a new run."""
+    """The run's folder or the checkpoint to go on from, None for a new run."""
     if options.resume is None:
         return None
     return find_run(options.resume, load_settings(options, None).CHECKPOINT.save_dir)
@@ -114,14 +113,14 @@ def find_resumed(options: argparse.Namespace) -> Path | None:
 
 def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:
     """From --config, or the resumed run's own file, or the defaults; then the overrides."""
-    path = options.config or (resumed.parent / "config.yaml" if resumed else None)
+    path = options.config or (folder_of(resumed) / "config.yaml" if resumed else None)
     return Config.from_yaml(path, options.set) if path else Config.from_overrides(options.set)
 
 
 def open_run(config: Config, attention: str, resumed: Path | None, last_epoch: int) -> RunFolder:
     """The resumed run's folder, or a new one named after the model and the time."""
     if resumed is not None:
-        return RunFolder.open(resumed.parent, last_epoch)
+        return RunFolder.open(folder_of(resumed), last_epoch)
     name = f"{config.MODEL.name}-{config.MODEL.backbone}-{attention}-{time.strftime('%Y%m%d-%H%M%S')}"
     return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name or name.replace("/", "_"))
 

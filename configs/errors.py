@@ -26,5 +26,9 @@ class CheckpointError(HybridMedNetError):
     """A checkpoint cannot be written, read or used."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A file's bytes are not those that were written: cut short, flipped, or not a checkpoint at all."""
+
+
 class TrainingError(HybridMedNetError):
     """Training cannot go on, for instance because the loss is no longer finite."""

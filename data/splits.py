@@ -6,8 +6,6 @@ import csv
 import hashlib
 import io
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +16,7 @@ from configs.errors import DataError
 from data.sample import SPLITS, Catalogue
 from data.stratify import stratify_groups
 from data.tables import read_text, some
+from utils.atomic_file import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,10 @@ def write_split(path: Path, catalogue: Catalogue, assignment: np.ndarray) -> str
     """
     content = _content(catalogue, assignment)
     digest = hashlib.sha256(content.encode()).hexdigest()
-    _replace_file(path, f"{content}{_HASH_MARK}{digest}\n".encode())
+    try:
+        write_atomically(path, f"{content}{_HASH_MARK}{digest}\n".encode())
+    except OSError as error:
+        raise DataError(f"cannot write '{path}': {error.strerror}") from None
     return digest
 
 
@@ -186,24 +188,3 @@ def _verified_rows(path: Path) -> dict[str, tuple[str, str]]:
     if rows[:1] != [list(_HEADER)] or any(len(row) != 3 or row[2] not in SPLITS for row in rows[1:]):
         raise DataError(f"'{path}' is not a split file: its columns must be {', '.join(_HEADER)}")
     return {image: (patient, split) for image, patient, split in rows[1:]}
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write to a temporary file of the same folder, flush to disk, rename over path."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -117,7 +117,7 @@ def metrics_of(folder: Path) -> list[dict]:
 
 def test_the_run_folder_is_complete(run):
     wanted = {"config.yaml", "split.csv", "last.pth", "best_model.pth", "metrics.jsonl", "training_curves.png"}
-    wanted |= {"roc_curves.png", "environment.json", "train.log"}
+    wanted |= {"roc_curves.png", "environment.json", "train.log", "previous.pth", ".lock"}
     assert {path.name for path in run.iterdir()} == wanted
     for name in ("training_curves.png", "roc_curves.png"):
         with Image.open(run / name) as image:
@@ -343,8 +343,8 @@ def test_an_existing_run_is_not_written_over(phantom, run, runs, capsys):
 
 
 def test_nothing_to_resume(complaint, tmp_path, run):
-    assert "no run in" in complaint(args=["--resume", "--set", f"CHECKPOINT.save_dir={tmp_path}"])
-    assert "there is no checkpoint" in complaint(args=["--resume", tmp_path / "gone"])
+    assert "there is no run in" in complaint(args=["--resume", "--set", f"CHECKPOINT.save_dir={tmp_path}"])
+    assert "there is no run and no checkpoint" in complaint(args=["--resume", tmp_path / "gone"])
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     (tmp_path / "damaged" / "last.pth").write_bytes((run / "last.pth").read_bytes()[:5000])

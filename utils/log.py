@@ -37,6 +37,15 @@ class _AboveProgressBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _LogFile(logging.FileHandler):
+    """A file that cannot be written any more is said once, and left."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        root = logging.getLogger()
+        root.removeHandler(self)
+        root.error("cannot write the log '%s': %s", self.baseFilename, sys.exc_info()[1])
+
+
 def setup_logging(style: str = "text") -> None:
     """Send all loggers of the project to stderr as 'text' or 'json'."""
     handler = _AboveProgressBar()
@@ -51,7 +60,7 @@ def setup_logging(style: str = "text") -> None:
 def log_to_file(path: Path) -> None:
     """Append the same lines to a file."""
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write the log '{path}': {error}") from None
     handler.setFormatter(logging.getLogger().handlers[0].formatter)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from utils.atomic_file import replacing
 from utils.metrics import ClassMetrics, Metrics, roc_curve
 
 if TYPE_CHECKING:
@@ -211,9 +212,5 @@ def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Save under a temporary name in the same folder, then rename: a reader never sees half a picture."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         figure.savefig(temporary, dpi=DPI, format=target.suffix.lstrip(".").lower() or "png")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

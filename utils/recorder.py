@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from configs.default_config import Config
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from configs.errors import CheckpointError, DamagedCheckpointError
+from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from utils.metrics import format_metrics_table
 from utils.plots import plot_roc_curves, plot_training_curves
-from utils.run_folder import BEST, LAST, RunFolder
+from utils.run_folder import BEST, LAST, PREVIOUS, RunFolder
 
 logger = logging.getLogger(__name__)
 
 
 class Recorder:
     """Listens to a Trainer (see its on_step, on_epoch and save).
+
+    What cannot be written (a full disk, a quota) is a CheckpointError, or a log line where
+    CHECKPOINT.on_save_error is 'continue'; files that were there before stay whole.
 
     config: its CHECKPOINT and LOGGING sections are followed.
     description: what every checkpoint carries beside weights: config, class names, preprocessing; plain values.
@@ -28,6 +33,7 @@ class Recorder:
     def __init__(self, run: RunFolder, config: Config, description: Mapping[str, Any], first_step: int = 0) -> None:
         self.run, self.description = run, dict(description)
         self.save_freq, self.save_best = config.CHECKPOINT.save_freq, config.CHECKPOINT.save_best
+        self.continues = config.CHECKPOINT.on_save_error == "continue"
         self.writer = None
         if config.LOGGING.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -38,44 +44,74 @@ class Recorder:
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:
         """Scalars of an optimizer step."""
         if self.writer is not None:
-            for name, value in figures.items():
-                self.writer.add_scalar(name, value, step)
+            with self._writing("TensorBoard's file"):
+                for name, value in figures.items():
+                    self.writer.add_scalar(name, value, step)
 
     def on_epoch(self, trainer, record: Mapping[str, Any], is_best: bool) -> None:
-        """Write the record, the checkpoints and the curves of an epoch."""
-        self.run.add_record(record)
+        """Write the record, the checkpoints and the curves of an epoch; last.pth after what it says is there."""
+        with self._writing("metrics"):
+            self.run.add_record(record)
         self._scalars(record)
-        self.save(trainer)
-        if self.save_freq and record["epoch"] % self.save_freq == 0:
-            save_checkpoint(self._content(trainer), self.run.path / f"epoch_{record['epoch']:04d}.pth")
         if is_best and self.save_best:
             weights = trainer.ema.shadow if trainer.ema is not None else trainer.model.state_dict()
             content = {**self.description, "model": weights, "metrics": self.run.history[-1]}
-            save_checkpoint(content, self.run.path / BEST)
-        plot_training_curves(self.run.history, self.run.path / "training_curves.png")
+            with self._writing(BEST):
+                save_checkpoint(content, self.run.path / BEST)
+        if self.save_freq and record["epoch"] % self.save_freq == 0:
+            name = f"epoch_{record['epoch']:04d}.pth"
+            with self._writing(name):
+                save_checkpoint(self._content(trainer), self.run.path / name)
+        self.save(trainer)
+        with self._writing("training curves"):
+            plot_training_curves(self.run.history, self.run.path / "training_curves.png")
         logger.info("%s", _summary(record, is_best))
 
     def save(self, trainer) -> None:
-        """Write last.pth."""
-        save_checkpoint(self._content(trainer), self.run.path / LAST)
+        """Write last.pth; the one before stays as previous.pth."""
+        with self._writing(LAST):
+            save_checkpoint(self._content(trainer), self.run.path / LAST, self.run.path / PREVIOUS)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (CheckpointError, OSError) as error:
+            message = str(error) if isinstance(error, CheckpointError) else f"cannot write {what}: {error}"
+            if not self.continues:
+                advice = "make room and go on by --resume; CHECKPOINT.on_save_error=continue would train on"
+                raise CheckpointError(f"{message} ({advice})") from None
+            logger.error("%s; training goes on (CHECKPOINT.on_save_error)", message)
 
     def report(self, trainer, split: str, loader) -> None:
         """The results of the best epoch on a split: a table, a record, ROC curves."""
-        best, epoch = self.run.path / BEST, trainer.state.epoch
-        if best.is_file():
-            epoch = trainer.state.best_epoch + 1
-            trainer.model.load_state_dict(load_checkpoint(best)["model"])
-            trainer.ema = None  # these are the averaged weights, where there are some
+        epoch = self._take_best(trainer)
         predictions = trainer.evaluate(loader, split)
         metrics = predictions.metrics
         path = self.run.path / "roc_curves.png"
         title = f"ROC curves on {split}, epoch {epoch}"
-        plot_roc_curves(predictions.scores, predictions.targets > 0.5, predictions.mask, metrics, path, title)
-        self.run.add_record({"split": split, "loss": predictions.loss, **metrics.as_dict()})
+        with self._writing("results"):
+            plot_roc_curves(predictions.scores, predictions.targets > 0.5, predictions.mask, metrics, path, title)
+            self.run.add_record({"split": split, "loss": predictions.loss, **metrics.as_dict()})
         logger.info("%s, weights of epoch %d:\n%s", split, epoch, format_metrics_table(metrics))
         logger.info("results are in %s", self.run.path)
         if self.writer is not None:
-            self.writer.close()
+            with self._writing("TensorBoard's file"):
+                self.writer.close()
+
+    def _take_best(self, trainer) -> int:
+        """The best epoch's weights into the model, the last ones where they are not kept or damaged; the epoch."""
+        best = self.run.path / BEST
+        try:
+            weights = load_checkpoint(best)["model"] if best.is_file() else None
+        except DamagedCheckpointError as error:
+            logger.error("%s, kept as '%s': the report is about the last weights", error, set_aside(best).name)
+            weights = None
+        if weights is None:
+            return trainer.state.epoch
+        trainer.model.load_state_dict(weights)
+        trainer.ema = None  # these are the averaged weights, where there are some
+        return trainer.state.best_epoch + 1
 
     def _content(self, trainer) -> dict[str, Any]:
         return {**self.description, **trainer.state_dict()}

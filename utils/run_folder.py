@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from configs.errors import CheckpointError
+from utils.atomic_file import clear_leftovers, write_atomically
 
-LAST, BEST = "last.pth", "best_model.pth"
+LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best_model.pth"
+_CONFIG, _LOCK = "config.yaml", ".lock"
 
 
 class RunFolder:
-    """Names and writes the files of one run.
+    """Names and writes the files of one run; one process at a time has it.
 
     history: one record an epoch, as in metrics.jsonl.
     """
@@ -23,32 +25,60 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history: list[dict[str, Any]] = []
+        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, save_dir: str, name: str) -> RunFolder:
-        """A new folder. A run is never written over: CheckpointError if there is one of this name."""
-        path = Path(save_dir) / name
+        """A new folder, or one that a run was killed in before it had written its config.
+
+        A run is never written over: CheckpointError if there is one of this name.
+        """
+        run = cls(Path(save_dir) / name)
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise CheckpointError(
-                f"'{path}' exists already: choose another LOGGING.run_name, or go on with it by --resume {path}"
-            ) from None
+            run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"cannot make the run's folder '{path}': {error.strerror}") from None
-        return cls(path)
+            raise CheckpointError(f"cannot make the run's folder '{run.path}': {error.strerror}") from None
+        if any(path.name != _LOCK and not path.name.endswith(".tmp") for path in run.path.iterdir()):
+            raise CheckpointError(
+                f"'{run.path}' exists already: choose another LOGGING.run_name, or go on with it by --resume {run.path}"
+            )
+        run._take()
+        return run
 
     @classmethod
     def open(cls, path: Path, last_epoch: int) -> RunFolder:
-        """The folder of an earlier run, with its history up to `last_epoch`."""
+        """The folder of an earlier run, with its history up to `last_epoch`.
+
+        Raises CheckpointError where another process trains in it.
+        """
         run = cls(path)
+        run._take()
+        clear_leftovers(path)
         run.history = [row for row in _read_rows(run.metrics) if row.get("epoch", math.inf) <= last_epoch]
         run._rewrite_metrics()
         return run
 
+    def _take(self) -> None:
+        """Lock the folder until this process ends, however it ends; data workers do not inherit the lock."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            self._lock = (self.path / _LOCK).open("a+")
+        except OSError as error:
+            raise CheckpointError(f"cannot write to the run's folder '{self.path}': {error.strerror}") from None
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                message = f"another process is training in '{self.path}': wait for it, or stop it"
+                raise CheckpointError(message) from None
+            # else a network file system without locks: there is nothing to hold
+
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / _CONFIG
 
     @property
     def split(self) -> Path:
@@ -61,10 +91,8 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, complete or not at all."""
         target = self.path / name
-        temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(target)
+            write_atomically(target, text.encode())
         except OSError as error:
             raise CheckpointError(f"cannot write '{target}': {error.strerror}") from None
 
@@ -88,17 +116,28 @@ class RunFolder:
 
 
 def find_run(resume: str, save_dir: str) -> Path:
-    """The checkpoint that `--resume` means: a file, a run's folder, or '' for the newest run in save_dir."""
+    """What `--resume` means: a checkpoint file, a run's folder, or '' for the newest run in save_dir."""
     if resume:
         path = Path(resume)
-        checkpoint = path / LAST if path.is_dir() else path
-        if not checkpoint.is_file():
-            raise CheckpointError(f"--resume: there is no checkpoint '{checkpoint}'; runs are folders in {save_dir}")
-        return checkpoint
-    found = sorted(Path(save_dir).glob(f"*/{LAST}"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"--resume: no run in '{save_dir}' has a {LAST}; name its folder, or begin a new run")
-    return found[-1]
+        if path.is_file() or (path.is_dir() and _last_written(path)):
+            return path
+        raise CheckpointError(f"--resume: there is no run and no checkpoint '{path}'; runs are folders in {save_dir}")
+    found = {path: _last_written(path) for path in Path(save_dir).glob("*/")}
+    runs = [path for path, written in found.items() if written]
+    if not runs:
+        raise CheckpointError(f"--resume: there is no run in '{save_dir}'; name its folder, or begin a new run")
+    return max(runs, key=lambda path: found[path])
+
+
+def folder_of(resumed: Path) -> Path:
+    """The run's folder of what `find_run` gave."""
+    return resumed if resumed.is_dir() else resumed.parent
+
+
+def _last_written(folder: Path) -> float:
+    """When a run's config or a checkpoint to go on from was written; 0 where the folder is no run's."""
+    files = [folder / name for name in (_CONFIG, LAST, PREVIOUS)]
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

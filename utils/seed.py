@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict:
-    """The state of torch's generators, as tensors that a checkpoint can hold."""
-    state: dict = {"cpu": torch.get_rng_state()}
+    """The states of all global generators, as tensors and plain values that a checkpoint can hold."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = numpy_state
+    state: dict = {"cpu": torch.get_rng_state(), "python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -26,5 +29,7 @@ def random_state() -> dict:
 def set_random_state(state: dict) -> None:
     """Put back what `random_state` gave; CUDA's only where there are as many devices."""
     torch.set_rng_state(state["cpu"])
+    random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
     if torch.cuda.is_available() and len(state.get("cuda", [])) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from configs.errors import CheckpointError
-from utils.checkpoint import files as checkpoint
 from utils.checkpoint import FORMAT_VERSION, load_checkpoint, read_weights, save_checkpoint
+from utils.checkpoint import files as checkpoint
 
 
 def content(seed: int = 0) -> dict:

@@ -140,7 +140,7 @@ def test_checkpoints_of_an_epoch(make):
         recorder.on_epoch(trainer, record(epoch, epoch), best)
     folder = recorder.run.path
     weights = {path.name: float(load_checkpoint(path)["model"]["weight"]) for path in folder.glob("*.pth")}
-    assert weights == {"last.pth": 4, "best_model.pth": 2, "epoch_0002.pth": 2, "epoch_0004.pth": 4}
+    assert weights == {"last.pth": 4, "previous.pth": 3, "best_model.pth": 2, "epoch_0002.pth": 2, "epoch_0004.pth": 4}
     for name in weights:
         content = load_checkpoint(folder / name)
         assert {key: content[key] for key in DESCRIPTION} == DESCRIPTION

@@ -3,12 +3,16 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from configs.errors import CheckpointError
-from utils.run_folder import LAST, RunFolder, find_run
+from utils.run_folder import LAST, PREVIOUS, RunFolder, find_run, folder_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def strict_rows(path: Path) -> list[dict]:
@@ -55,7 +59,7 @@ def test_opening_a_run_forgets_what_came_later(tmp_path, last_epoch):
     assert again.history == strict_rows(again.metrics) == rows[: min(last_epoch, 5)]
     again.add_record({"epoch": last_epoch + 1})
     assert strict_rows(run.metrics)[-1] == {"epoch": last_epoch + 1} == again.history[-1]
-    assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl"]
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "metrics.jsonl"]
 
 
 def test_a_half_written_last_line_is_dropped(tmp_path):
@@ -81,7 +85,7 @@ def test_json_and_text_files_are_replaced_whole(tmp_path):
     run.write_text("config.yaml", "MODEL: é\n")
     run.write_text("config.yaml", "other\n")
     assert run.config.read_text(encoding="utf-8") == "other\n"
-    assert {path.name for path in run.path.iterdir()} == {"environment.json", "config.yaml"}
+    assert {path.name for path in run.path.iterdir()} == {".lock", "environment.json", "config.yaml"}
     gone = RunFolder(tmp_path / "gone")
     with pytest.raises(CheckpointError, match="cannot write"):
         gone.write_text("config.yaml", "x")
@@ -109,36 +113,74 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 @pytest.fixture
 def runs(tmp_path) -> Path:
-    """Three runs of different age; the newest folder has no checkpoint."""
-    for age, name in enumerate(("newest", "a-middle", "z-oldest")):
+    """Runs of different age: one with a checkpoint, one killed before its first, one that has the previous one only."""
+    for age, (name, file) in enumerate((("newest", LAST), ("a-middle", "config.yaml"), ("z-oldest", PREVIOUS))):
         (tmp_path / name).mkdir()
-        (tmp_path / name / LAST).write_bytes(b"x")
-        os.utime(tmp_path / name / LAST, (1_700_000_000 - age, 1_700_000_000 - age))
+        (tmp_path / name / file).write_bytes(b"x")
+        os.utime(tmp_path / name / file, (1_700_000_000 - age, 1_700_000_000 - age))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "README.md").write_text("x")
     return tmp_path
 
 
 def test_the_newest_run_is_found(runs):
-    assert find_run("", str(runs)) == runs / "newest" / LAST
-    os.utime(runs / "z-oldest" / LAST)
-    assert find_run("", str(runs)) == runs / "z-oldest" / LAST
+    assert find_run("", str(runs)) == runs / "newest"
+    for name, file in (("z-oldest", PREVIOUS), ("a-middle", "config.yaml")):
+        os.utime(runs / name / file)
+        assert find_run("", str(runs)) == runs / name
 
 
 def test_a_run_is_found_by_folder_and_by_file(runs):
-    assert find_run(str(runs / "a-middle"), "elsewhere") == runs / "a-middle" / LAST
+    assert find_run(str(runs / "a-middle"), "elsewhere") == folder_of(runs / "a-middle") == runs / "a-middle"
     other = runs / "a-middle" / "epoch_0005.pth"
     other.write_bytes(b"y")
-    assert find_run(str(other), "elsewhere") == other
+    assert find_run(str(other), "elsewhere") == other and folder_of(other) == runs / "a-middle"
 
 
 @pytest.mark.parametrize("resume", ["empty", "nowhere", "newest/epoch_0001.pth"])
 def test_a_run_that_is_not_there(runs, resume):
-    with pytest.raises(CheckpointError, match="there is no checkpoint") as error:
+    with pytest.raises(CheckpointError, match="there is no run and no checkpoint") as error:
         find_run(str(runs / resume), str(runs))
     assert resume in str(error.value)
 
 
 @pytest.mark.parametrize("folder", ["empty", "nowhere"])
 def test_no_run_at_all(runs, folder):
-    with pytest.raises(CheckpointError, match=f"no run in '.*{folder}' has a last.pth"):
+    with pytest.raises(CheckpointError, match=f"there is no run in '.*{folder}'"):
         find_run("", str(runs / folder))
+
+
+def test_a_folder_that_was_killed_before_its_config_is_taken_over(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".config.yaml.77.tmp"):
+        (tmp_path / "run" / name).write_text("")
+    assert RunFolder.create(str(tmp_path), "run").path == tmp_path / "run"
+
+
+def test_what_killed_processes_left_is_cleared_away(tmp_path):
+    run = write_run(tmp_path)
+    for name in (".last.pth.123.tmp", ".config.yaml.77.tmp"):
+        (run.path / name).write_text("half")
+    RunFolder.open(run.path, 5)
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "metrics.jsonl"]
+
+
+HOLD = "import sys; from utils.run_folder import RunFolder; from pathlib import Path\n"
+HOLD += "run = RunFolder.open(Path(sys.argv[1]), 9); print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lock is one of POSIX systems")
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    run = write_run(tmp_path)
+    run._lock.close()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match="another process is training"):
+            RunFolder.open(run.path, 5)
+    finally:
+        other.kill()
+        other.communicate()
+    assert len(RunFolder.open(run.path, 5).history) == 5, "a killed process holds nothing"

@@ -1,5 +1,24 @@
-"""Checkpoints: written whole, verified when read; see `files`."""
+"""Checkpoints: written whole, verified when read (files), found again after damage (recovery)."""
 
-from utils.checkpoint.files import FORMAT_VERSION, load_checkpoint, read_weights, save_checkpoint
+from utils.checkpoint.files import (
+    FORMAT_VERSION,
+    find_weights,
+    load_checkpoint,
+    read_file,
+    read_weights,
+    save_checkpoint,
+    verify,
+)
+from utils.checkpoint.recovery import load_resumable, set_aside
 
-__all__ = ["FORMAT_VERSION", "load_checkpoint", "read_weights", "save_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "find_weights",
+    "load_checkpoint",
+    "load_resumable",
+    "read_file",
+    "read_weights",
+    "save_checkpoint",
+    "set_aside",
+    "verify",
+]

@@ -1,0 +1,68 @@
+"""What a resumed run's settings change, and which of the changes matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Settings that a resumed run may change and end with the same weights. TRAIN.epochs and the like do matter: the
+# learning rate follows them.
+WITHOUT_EFFECT = (
+    "MODEL.name",
+    "MODEL.pretrained",  # a resumed run has all its weights
+    "MODEL.init_from",
+    "MODEL.gradient_checkpointing",
+    "TRAIN.on_oom",
+    "TRAIN.max_nonfinite_steps",
+    "DATA.data_dir",  # the pictures' names and patients are compared with the run's split.csv
+    "DATA.num_workers",
+    "DATA.worker_timeout",
+    "DATA.max_worker_failures",
+    "DATA.train_split",  # split.csv stays
+    "DATA.val_split",
+    "DATA.test_split",
+    "DATA.allow_patient_overlap",
+    "DATA.allow_missing_images",
+    "DATA.max_bad_images",
+    "DATA.sample_count",
+    "DATA.sample_size",
+    "CHECKPOINT",
+    "LOGGING",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is not what it was; matters: whether the weights will be others than without the change."""
+
+    key: str
+    before: Any
+    now: Any
+    matters: bool
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.before!r} → {self.now!r}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """What differs between two dumped configs ({'TRAIN': {'batch_size': 32, …}, …}), in their order."""
+    old, new = dict(_flatten(before)), dict(_flatten(now))
+    absent = "(unknown)"
+    return [
+        Difference(key, old.get(key, absent), new.get(key, absent), not _within(key, WITHOUT_EFFECT))
+        for key in (*new, *(key for key in old if key not in new))
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def _within(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and f"{prefix}{key}" != "MODEL.coarse_groups"
+        rows += _flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+    return rows

@@ -1,0 +1,70 @@
+"""From a run's folder to the newest checkpoint in it that is whole."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from configs.errors import CheckpointError, DamagedCheckpointError
+from utils.checkpoint.files import load_checkpoint
+from utils.run_folder import LAST, PREVIOUS
+
+logger = logging.getLogger(__name__)
+
+
+def load_resumable(path: Path) -> dict[str, Any] | None:
+    """What to go on from: a checkpoint's content, of a folder last.pth's; None for a folder without checkpoints.
+
+    A damaged last.pth of a folder is renamed to last.pth.corrupt, and of those that are left the one with the most
+    optimizer steps is taken; both are said. Raises CheckpointError where none of them is whole, and for a damaged
+    file that was named itself.
+    """
+    if not path.is_dir():
+        return load_checkpoint(path)
+    last = path / LAST
+    try:
+        return load_checkpoint(last) if last.is_file() else _newest_other(path)
+    except DamagedCheckpointError as error:
+        logger.warning("%s", error)
+        aside = set_aside(last)
+        found = _newest_other(path)
+        if found is None:
+            raise CheckpointError(f"{error}, kept as '{aside.name}', and the run has no other checkpoint") from None
+        return found
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to *.corrupt, never over an earlier one. Returns its new name."""
+    aside = path.with_name(f"{path.name}.corrupt")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{number}.corrupt")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise CheckpointError(f"'{path}' is damaged, and cannot be renamed: {error.strerror}") from None
+    return aside
+
+
+def _newest_other(folder: Path) -> dict[str, Any] | None:
+    """The content with the most optimizer steps of all but last.pth, None where there is no other file."""
+    newest: tuple[int, Path, dict[str, Any]] | None = None
+    paths = [path for path in (folder / PREVIOUS, *sorted(folder.glob("epoch_*.pth"))) if path.is_file()]
+    for path in paths:
+        try:
+            content = load_checkpoint(path)
+        except DamagedCheckpointError as error:
+            logger.warning("%s; kept as '%s'", error, set_aside(path).name)
+            continue
+        step = content.get("progress", {}).get("global_step", -1)
+        if newest is None or step > newest[0]:
+            newest = step, path, content
+    if newest is None and paths:
+        raise CheckpointError(f"not one checkpoint in '{folder}' is whole: the damaged ones are named *.corrupt")
+    if newest is None:
+        return None
+    step, path, content = newest
+    logger.warning("going on from '%s', optimizer step %d", path.name, step)
+    return content
