@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,8 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     checkpoint of this program.
     """
     has_digest = verify(path)
+    if not zipfile.is_zipfile(path):
+        raise DamagedCheckpointError(f"'{path}' is damaged: its end is missing, or it never was a checkpoint")
     content = _safe_load(path, map_location, checked=True)
     if not isinstance(content, dict) or "format_version" not in content:
         raise CheckpointError(f"'{path}' is not a checkpoint of this program")
@@ -194,7 +197,7 @@ def _safe_load(path: Path, map_location: str | torch.device, mmap: bool = False,
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"'{path}' holds more than tensors and plain values, and is not opened for safety: {_first_line(error)}"
+            f"'{path}' holds more than tensors and plain values, and is not opened for safety: {_unsafe_part(error)}"
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"'{path}' is damaged or not a torch file: {_first_line(error)}") from None
@@ -208,6 +211,8 @@ def _check_crc(path: Path) -> None:
         inflated = sum(entry.file_size for entry in archive.infolist())
         if inflated > path.stat().st_size:  # torch stores, it never compresses
             raise zipfile.BadZipFile(f"it would inflate to {inflated / 1e6:,.0f} MB, more than its own size")
+        if any(entry.filename.endswith("/constants.pkl") for entry in archive.infolist()):
+            raise zipfile.BadZipFile("it is a TorchScript program, not weights")
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"entry {damaged} fails its checksum")
@@ -247,5 +252,13 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise DamagedCheckpointError(f"'{path}' cannot be read: {_first_line(error)}") from None
 
 
+def _unsafe_part(error: pickle.UnpicklingError) -> str:
+    """What the file names or does; torch's own message goes on with advice that must not be followed."""
+    named = re.search(r"GLOBAL (\S+)|unrecognized function (\S.*)", str(error))
+    return f"it asks for {named[1] or named[2]}" if named else "its pickle does more than hold values"
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What happened, without the advice that torch adds: it is to read the file unsafely."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(" In PyTorch 2.6")[0].replace("``weights_only=True``", "safe reading")
