@@ -15,6 +15,7 @@ from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from utils.metrics import format_metrics_table
 from utils.plots import plot_roc_curves, plot_training_curves
 from utils.run_folder import BEST, LAST, PREVIOUS, RunFolder
+from utils.scalars import ScalarWriter
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +37,15 @@ class Recorder:
         self.continues = config.CHECKPOINT.on_save_error == "continue"
         self.writer = None
         if config.LOGGING.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = Path(config.LOGGING.log_dir) / run.path.name
-            self.writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+            self.writer = ScalarWriter(
+                Path(config.LOGGING.log_dir) / run.path.name, first_step + 1 if first_step else None
+            )
 
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:
         """Scalars of an optimizer step."""
         if self.writer is not None:
             with self._writing("TensorBoard's file"):
-                for name, value in figures.items():
-                    self.writer.add_scalar(name, value, step)
+                self.writer.add(step, figures)
 
     def on_epoch(self, trainer, record: Mapping[str, Any], is_best: bool) -> None:
         """Write the record, the checkpoints and the curves of an epoch; last.pth after what it says is there."""
@@ -79,7 +78,7 @@ class Recorder:
         except (CheckpointError, OSError) as error:
             message = str(error) if isinstance(error, CheckpointError) else f"cannot write {what}: {error}"
             if not self.continues:
-                advice = "make room and go on by --resume; CHECKPOINT.on_save_error=continue would train on"
+                advice = "mend that and go on by --resume; CHECKPOINT.on_save_error=continue would train on"
                 raise CheckpointError(f"{message} ({advice})") from None
             logger.error("%s; training goes on (CHECKPOINT.on_save_error)", message)
 
@@ -96,22 +95,21 @@ class Recorder:
         logger.info("%s, weights of epoch %d:\n%s", split, epoch, format_metrics_table(metrics))
         logger.info("results are in %s", self.run.path)
         if self.writer is not None:
-            with self._writing("TensorBoard's file"):
-                self.writer.close()
+            self.writer.close()
 
     def _take_best(self, trainer) -> int:
         """The best epoch's weights into the model, the last ones where they are not kept or damaged; the epoch."""
         best = self.run.path / BEST
         try:
-            weights = load_checkpoint(best)["model"] if best.is_file() else None
+            content = load_checkpoint(best) if best.is_file() else None
         except DamagedCheckpointError as error:
             logger.error("%s, kept as '%s': the report is about the last weights", error, set_aside(best).name)
-            weights = None
-        if weights is None:
+            content = None
+        if content is None:
             return trainer.state.epoch
-        trainer.model.load_state_dict(weights)
+        trainer.model.load_state_dict(content["model"])
         trainer.ema = None  # these are the averaged weights, where there are some
-        return trainer.state.best_epoch + 1
+        return content["metrics"]["epoch"]
 
     def _content(self, trainer) -> dict[str, Any]:
         return {**self.description, **trainer.state_dict()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history: list[dict[str, Any]] = []
+        self._behind = False  # metrics.jsonl lacks rows of the history
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -55,7 +56,10 @@ class RunFolder:
         run._take()
         clear_leftovers(path)
         run.history = [row for row in _read_rows(run.metrics) if row.get("epoch", math.inf) <= last_epoch]
-        run._rewrite_metrics()
+        try:
+            run._rewrite_metrics()
+        except OSError as error:
+            raise CheckpointError(f"cannot write '{run.metrics}': {error.strerror}") from None
         return run
 
     def _take(self) -> None:
@@ -101,18 +105,27 @@ class RunFolder:
         self.write_text(name, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
 
     def add_record(self, record: Mapping[str, Any]) -> None:
-        """Append a record to metrics.jsonl; one with an 'epoch' joins the history."""
+        """Append a record to metrics.jsonl; one with an 'epoch' joins the history.
+
+        Raises CheckpointError where it cannot be written; the next record that can brings it along.
+        """
         row = _plain(record)
         if "epoch" in row:
             self.history.append(row)
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if self._behind:
+                self._rewrite_metrics([] if "epoch" in row else [row])
+            else:
+                with self.metrics.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._behind = False
         except OSError as error:
+            self._behind = True
             raise CheckpointError(f"cannot write '{self.metrics}': {error.strerror}") from None
 
-    def _rewrite_metrics(self) -> None:
-        self.write_text(self.metrics.name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.history))
+    def _rewrite_metrics(self, more: Sequence[Mapping[str, Any]] = ()) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (*self.history, *more)]
+        write_atomically(self.metrics, "".join(lines).encode())
 
 
 def find_run(resume: str, save_dir: str) -> Path:

@@ -1,0 +1,64 @@
+"""Disks that are full, read-only or rationed: one clear line, the checkpoint before it whole, and a choice."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.phantom import write_phantom
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOT_USER = os.name == "posix" and os.geteuid() == 0
+# What a fault needs: a file system of its own, or no power over permissions, which root has.
+OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
+NO_POWER = ("setpriv", "--inh-caps=-dac_override", "--bounding-set=-dac_override") if ROOT_USER else ()
+NEEDS = {"full": OWN_MOUNTS, "read-only": NO_POWER, "quota": ()}
+REASONS = {"full": "it takes", "read-only": "Permission denied", "quota": "File too large"}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these faults are made by Linux's means")
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    write_phantom(folder, 40, 64)
+    return folder
+
+
+def train_with(fault: str, on_save_error: str, disk: Path, data: Path) -> dict:
+    """What tests/disk_faults.py prints."""
+    means = NEEDS[fault]
+    if means:
+        probe = "mount -t tmpfs tmpfs /mnt" if fault == "full" else "true"
+        if not shutil.which(means[0]) or subprocess.run([*means, "sh", "-c", probe], capture_output=True).returncode:
+            pytest.skip(f"{means[0]} is not there or not allowed: no way to make a disk {fault} here")
+    command = [*means, sys.executable, "tests/disk_faults.py", str(disk), str(data), fault, on_save_error]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("fault", NEEDS)
+@pytest.mark.parametrize("on_save_error", ["stop", "continue"])
+def test_the_checkpoint_before_is_whole(fault, on_save_error, tmp_path, phantom):
+    outcome = train_with(fault, on_save_error, tmp_path, phantom)
+    print(f"{fault}, {on_save_error}: exit {outcome['code']}, epochs kept {outcome['held']}")
+    said = outcome["said"]
+    assert outcome["unreadable"] == outcome["leftovers"] == []
+    assert "Traceback" not in said and "Logging error" not in said
+    if on_save_error == "stop":
+        (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert outcome["code"] == 2 and said.rstrip().endswith(error), "the error is one line, the last one"
+        assert REASONS[fault] in error and "--resume" in error and "on_save_error" in error
+        assert outcome["held"]["last.pth"] == 1 and "epoch 3" not in said
+        return
+    assert outcome["code"] == 0 and outcome["held"]["last.pth"] == 3, "what can be written again is"
+    assert outcome["held"]["previous.pth"] == 1
+    errors = [line for line in said.splitlines() if "ERROR" in line]
+    assert any("last.pth" in line and REASONS[fault] in line for line in errors)
+    assert all("training goes on" in line for line in errors if "the log" not in line)

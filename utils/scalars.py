@@ -1,0 +1,77 @@
+"""Scalars for TensorBoard, written in the training process itself.
+
+torch's SummaryWriter writes in a thread: a full disk shows up as a traceback there, and later as an error of another
+call. Here a figure is in the file when `add` returns, or an OSError says why not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class ScalarWriter:
+    """Appends to a new event file in a folder (the format of TensorFlow's event.proto, records by tensorboard).
+
+    purge_step: TensorBoard forgets what earlier files say about this step and later ones; None: nothing.
+    Raises OSError from `add` where the file cannot be written; the next `add` begins a new file.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self.folder, self.purge_step = folder, purge_step
+        self._file = None
+
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        """Figures of one optimizer step, by their tags."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+        self._write([Event(wall_time=time.time(), step=step, summary=Summary(value=values))])
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, events: list) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        events = [*self._first_events(), *events] if self._file is None else events
+        try:
+            if self._file is None:
+                self._file = self._new_file()
+            records = RecordWriter(self._file)
+            for event in events:
+                records.write(event.SerializeToString())
+            records.flush()
+        except OSError:
+            self._abandon()
+            raise
+
+    def _first_events(self) -> list:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        now = time.time()
+        events = [Event(wall_time=now, file_version="brain.Event:2")]
+        if self.purge_step is not None:
+            events.append(Event(wall_time=now, step=self.purge_step, session_log=SessionLog(status=SessionLog.START)))
+        return events
+
+    def _new_file(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
+        return (self.folder / name).open("ab")
+
+    def _abandon(self) -> None:
+        """A record may be half written: readers stop there, so that a new file has to follow."""
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError:
+            return
