@@ -1,6 +1,9 @@
 """What all tests share."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,3 +16,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def harness():
+    """tests/kill_harness.py, which is a script as well."""
+    spec = importlib.util.spec_from_file_location("kill_harness", Path(__file__).with_name("kill_harness.py"))
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["kill_harness"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,89 @@
+"""Runs interrupted and resumed in new processes, two and three times: bit for bit the undisturbed run."""
+
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness forks")
+
+# Dropout, drop-path, BatchNorm, windows of two batches and averaged weights are the harness's defaults.
+RUNS = {
+    "fp32, 0 workers": {},
+    "fp32, 2 workers": {
+        "DATA.num_workers": 2,
+        "DATA.use_albumentations": "true",
+        "TRAIN.lr_scheduler": "onecycle",
+        "TRAIN.optimizer": "sgd",
+    },
+    "bf16, 2 workers": {
+        "DATA.num_workers": 2,
+        "TRAIN.mixed_precision": "bf16",
+        "TRAIN.lr_scheduler": "plateau",
+        "TRAIN.plateau_patience": 1,
+        "MODEL.backbone": "mobilenetv3_large",
+    },
+    "fp16, 0 workers": {"TRAIN.early_stopping_patience": 1, "TRAIN.epochs": 6, "MODEL.attention": "cross_scale"},
+}
+STOPS = ((2, 3), (1, 5, 2))  # optimizer steps that each process makes before it is asked to stop
+
+
+def prepare(steps: int | None, precision: str):
+    """What the new process does first: ask itself to stop after so many steps, scale losses on a CPU."""
+
+    def patch() -> None:
+        from training import builder
+        from training.precision import Precision
+        from training.trainer import Trainer
+
+        if precision != "fp32":
+            dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+            builder.choose_precision = lambda setting, device: Precision("cpu", dtype)
+        made, train_step = [], Trainer.train_step
+
+        def counted(trainer, *arguments):
+            made.append(train_step(trainer, *arguments))
+            if len(made) == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return made[-1]
+
+        Trainer.train_step = counted
+
+    return patch
+
+
+def scalars(folder) -> dict:
+    """Tag → (step, value) pairs, as TensorBoard shows them."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    clock = ("system/",)
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith(clock)
+    }
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(name, tmp_path, harness):
+    settings, precision = RUNS[name] | {"CHECKPOINT.save_freq": 0}, name.partition(",")[0]
+    harness.write_phantom(tmp_path / "data", 60, 64)
+    harness.undisturbed(tmp_path / "data", tmp_path / "whole", settings, prepare(None, precision))
+    expected = scalars(tmp_path / "logs" / "whole")
+    assert len(expected["train/loss"]) > 6
+    for stops in STOPS if name == "fp32, 0 workers" else STOPS[1:]:
+        folder = tmp_path / f"stopped{len(stops)}"
+        for number, steps in enumerate((*stops, None)):
+            arguments = harness.arguments_of(tmp_path / "data", folder, settings) if number == 0 else RESUME + [folder]
+            log = tmp_path / f"{folder.name}.txt"
+            code = harness.wait(harness.launch([str(a) for a in arguments], log, prepare(steps, precision)))
+            assert code == (143 if steps else 0), log.read_text()[-3000:]
+        assert harness.differing(tmp_path / "whole", folder) == []
+        assert scalars(tmp_path / "logs" / folder.name) == expected
+        print(f"{name}: interrupted {len(stops)} times after {stops} steps, equal bit for bit, TensorBoard's too")
+
+
+RESUME = ["--resume"]
