@@ -10,6 +10,7 @@ from utils.checkpoint.files import (
     verify,
 )
 from utils.checkpoint.recovery import load_resumable, set_aside
+from utils.checkpoint.safetensors_files import read_safetensors, write_safetensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -17,8 +18,10 @@ __all__ = [
     "load_checkpoint",
     "load_resumable",
     "read_file",
+    "read_safetensors",
     "read_weights",
     "save_checkpoint",
     "set_aside",
     "verify",
+    "write_safetensors",
 ]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.atomic_file import keep_as, replacing
+from utils.checkpoint.safetensors_files import read_safetensors
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
@@ -93,7 +94,7 @@ def read_file(path: Path) -> Any:
     Raises CheckpointError where it is damaged, or where reading it would run something.
     """
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        return read_safetensors(path)[0]
     # Published files carry their command line as a Namespace, which holds values and does nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return _safe_load(path, "cpu")
@@ -238,18 +239,6 @@ def _check_digest(path: Path) -> bool:
     if comment != _comment(sha256.hexdigest()):
         raise zipfile.BadZipFile("its content does not fit its digest")
     return True
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise CheckpointError(f"'{path}' does not exist")
-    try:
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"'{path}' cannot be read: {_first_line(error)}") from None
 
 
 def _unsafe_part(error: pickle.UnpicklingError) -> str:

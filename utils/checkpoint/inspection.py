@@ -1,0 +1,77 @@
+"""What a file holds, in lines for people; values are shown, never followed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.checkpoint.files import find_weights, read_file, verify
+
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 6, 100
+# Settings worth a line; the others are in the file.
+_SETTINGS = ("MODEL.backbone", "MODEL.attention", "MODEL.task", "MODEL.num_classes", "DATA.image_size", "TRAIN.seed")
+
+
+def describe(path: Path) -> list[str]:
+    """Lines about a torch or .safetensors file of anyone's. Raises CheckpointError where it cannot be read safely."""
+    content = read_file(path)
+    return [f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {_kind(path, content)}", *_entries(content)]
+
+
+def _kind(path: Path, content: Any) -> str:
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    digest = "digest fits" if verify(path) else "no digest"
+    if isinstance(content, Mapping) and "format_version" in content:
+        return f"checkpoint of format {content['format_version']}, {digest}"
+    return f"torch file, {digest}"
+
+
+def _entries(content: Any) -> Iterator[str]:
+    if not isinstance(content, Mapping):
+        yield f"  {_shown(content)}"
+        return
+    if find_weights(content) is content:
+        yield f"  {_weights(content)}"
+        return
+    for name, value in content.items():
+        if name == "config" and isinstance(value, Mapping):
+            yield f"  config: {', '.join(_settings(value))}"
+        elif isinstance(value, Mapping) and (found := find_weights(value)) is not None:
+            yield f"  {name}: {_weights(found)}"
+        else:
+            yield f"  {name}: {_shown(value)}"
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in _SETTINGS:
+        section, key = name.split(".")
+        values = config.get(section)
+        if isinstance(values, Mapping) and key in values:
+            yield f"{name} {_shown(values[key])}"
+
+
+def _weights(weights: Mapping[str, Tensor]) -> str:
+    numbers = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point())
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})
+    names = [f"{name} {list(tensor.shape)}" for name, tensor in list(weights.items())[:_SHOWN_NAMES]]
+    more = f", and {len(weights) - len(names)} more" if len(weights) > len(names) else ""
+    return f"{len(weights)} tensors, {numbers:,} numbers ({', '.join(kinds)}): {', '.join(names)}{more}"
+
+
+def _shown(value: Any) -> str:
+    """A value in at most a hundred characters; containers by their size, so that none can be endless."""
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return f"{len(value)} entries: {', '.join(str(key)[:40] for key in list(value)[:_SHOWN_NAMES])}"
+    if isinstance(value, (list, tuple)) and (len(value) > 20 or any(isinstance(v, (Mapping, list)) for v in value)):
+        return f"a list of {len(value)}"
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
