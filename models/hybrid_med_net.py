@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,7 @@ from models.backbones import BaseVisionBackbone, create_backbone
 from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
+from models.state_dicts import fit_state_dict
 from utils.blocks import Block, State
 from utils.checkpoint_plan import Plan
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
@@ -63,6 +67,14 @@ class HybridMedNet(Checkpointable, nn.Module):
         features = self.fpn(features)
         features = self.attention(features)
         return self.classifier(self.fusion(features))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's, for state dicts of the previous release too, and with prefixes that wrappers leave.
+
+        Names and shapes are compared first: WeightsError (a RuntimeError) lists all differences and nothing is loaded.
+        strict=False lets names differ, and returns which, but not shapes.
+        """
+        return super().load_state_dict(fit_state_dict(self.state_dict(), state_dict, strict), strict, assign)
 
     def blocks(self, x: Tensor) -> list[Block]:
         """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: (x,) → logits."""

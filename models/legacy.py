@@ -1,0 +1,82 @@
+"""Names of the previous release's ResNets → today's: what its state dicts hold, under the names of HybridMedNet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.errors import WeightsError
+
+# None of these beginnings is one of today's, so that today's names pass through unchanged.
+_BEGINNINGS = (
+    ("feature_extractor.backbone.conv1.0.", "backbone.body.conv1."),
+    ("feature_extractor.backbone.conv1.1.", "backbone.body.bn1."),
+    ("feature_extractor.backbone.", "backbone.body."),
+    ("feature_extractor.fpn.", "fpn."),
+    ("fusion.weight_generator.1.", "fusion.weight_generator."),
+)
+_CLASS = re.compile(r"classifier\.classifiers\.(0|[1-9][0-9]{0,5})\.((?:0|3)\.(?:weight|bias))")
+# A part of each class's network → the matrix or vector of all classes.
+_PARTS = {"0.weight": "hidden.weight", "0.bias": "hidden.bias", "3.weight": "weight", "3.bias": "bias"}
+
+
+def rename_previous_release(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Old names → today's; the flat head's networks, one a class, become rows of one matrix.
+
+    Names that are not old pass through unchanged. Raises WeightsError where the classes are not complete, 0 to K − 1.
+    """
+    classes: dict[int, dict[str, Any]] = {}
+    others: dict[str, Any] = {}
+    for name, tensor in weights.items():
+        match = _CLASS.fullmatch(name)
+        if match is None:
+            others[name] = tensor
+        else:
+            classes.setdefault(int(match[1]), {})[match[2]] = tensor
+    renamed = rename_each(_rename, others)
+    generator = renamed.get("fusion.weight_generator.weight")
+    if isinstance(generator, Tensor) and generator.shape[2:] == (1, 1):
+        renamed["fusion.weight_generator.weight"] = generator.flatten(1)  # was a 1×1 convolution, is a linear layer
+    return rename_each(str, renamed, _join_classes(classes))
+
+
+def rename_each(rename: Callable[[str], str], *weights: Mapping[str, Any]) -> dict[str, Any]:
+    """All tensors under their new names. Raises WeightsError where two would have the same one."""
+    renamed: dict[str, Any] = {}
+    for name, tensor in ((rename(name), tensor) for part in weights for name, tensor in part.items()):
+        if name in renamed:
+            raise WeightsError(f"these weights have two tensors that would both be '{name}'")
+        renamed[name] = tensor
+    return renamed
+
+
+def _rename(name: str) -> str:
+    for before, after in _BEGINNINGS:
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return name
+
+
+def _join_classes(classes: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """{k: {'0.weight': [h, C], '0.bias': [h], '3.weight': [1, h], '3.bias': [1]}} → [K·h, C], [K·h], [K, h], [K]."""
+    if not classes:
+        return {}
+    gaps = [f"classifiers.{k}.{part}" for k in range(len(classes)) for part in _PARTS if part not in classes.get(k, {})]
+    if gaps:
+        raise WeightsError(
+            f"the head of these weights has {len(classes)} classes, the last of them number {max(classes)}, but lacks "
+            f"{', '.join(gaps[:10])}{', …' if len(gaps) > 10 else ''}"
+        )
+    return {f"classifier.classifiers.{today}": _join(classes, part) for part, today in _PARTS.items()}
+
+
+def _join(classes: Mapping[int, Mapping[str, Any]], part: str) -> Tensor:
+    rows = [classes[k][part] for k in range(len(classes))]
+    shapes = {tuple(row.shape) if isinstance(row, Tensor) else () for row in rows}
+    if len(shapes) > 1 or () in shapes:
+        raise WeightsError(f"the classes of these weights differ: classifiers.*.{part} has shapes {sorted(shapes)}")
+    return torch.cat(rows)
