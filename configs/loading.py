@@ -72,12 +72,21 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
     """
     problems: list[str] = []
     settings = _read_with_base(Path(path), problems) if path is not None else {}
+    return _checked(settings, overrides, problems, "" if path is None else f"{path}: ")
+
+
+def config_from_values(values: Any, overrides: Iterable[str] = (), source: str = "") -> Config:
+    """A Config from {'MODEL': {…}, …} as a checkpoint carries it, then the overrides. Raises ConfigError."""
+    problems: list[str] = []
+    return _checked(normalise(values, problems), overrides, problems, source and f"{source}: ")
+
+
+def _checked(settings: Settings, overrides: Iterable[str], problems: list[str], source: str) -> Config:
     for override in overrides:
         _merge(settings, _parse_override(override, problems))
     config = build_config(settings, problems)
     problems += config.problems()
     if problems:
-        source = f"{path}: " if path is not None else ""
         raise ConfigError(source + "\n  ".join(["the configuration has problems:", *problems]))
     return config
 

@@ -80,3 +80,36 @@ def _join(classes: Mapping[int, Mapping[str, Any]], part: str) -> Tensor:
     if len(shapes) > 1 or () in shapes:
         raise WeightsError(f"the classes of these weights differ: classifiers.*.{part} has shapes {sorted(shapes)}")
     return torch.cat(rows)
+
+
+# Blocks in each stage, with two or three convolutions in a block.
+_RESNETS: dict[tuple[tuple[int, ...], int], str] = {
+    ((2, 2, 2, 2), 2): "resnet18",
+    ((3, 4, 6, 3), 2): "resnet34",
+    ((3, 4, 6, 3), 3): "resnet50",
+    ((3, 4, 23, 3), 3): "resnet101",
+}
+
+
+def settings_of_previous_release(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """MODEL settings of the network that weights under today's names are of; None if they are of none like it."""
+    body = "backbone.body."
+    stages = [{name.split(".")[3] for name in weights if name.startswith(f"{body}layer{n}.")} for n in (1, 2, 3, 4)]
+    convolutions = 3 if f"{body}layer1.0.conv3.weight" in weights else 2
+    backbone = _RESNETS.get((tuple(map(len, stages)), convolutions))
+    hierarchical = "classifier.fine_classifier.4.weight" in weights
+    head = weights.get("classifier.fine_classifier.4.weight" if hierarchical else "classifier.classifiers.weight")
+    shapes = [weights.get(name) for name in ("fpn.lateral_convs.0.weight", "fusion.scale_convs.0.0.weight")]
+    if backbone is None or head is None or any(tensor is None for tensor in shapes):
+        return None
+    coarse = {"num_coarse_classes": len(weights["classifier.coarse_classifier.4.weight"])} if hierarchical else {}
+    fpn_channels, fusion_channels = (len(tensor) for tensor in shapes if tensor is not None)
+    return {
+        "backbone": backbone,
+        "in_channels": weights[f"{body}conv1.weight"].shape[1],
+        "num_classes": len(head),
+        "hierarchical": hierarchical,
+        "fpn_channels": fpn_channels,
+        "fusion_channels": fusion_channels,
+        **coarse,
+    }

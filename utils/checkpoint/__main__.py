@@ -59,10 +59,31 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from models.saved_model import convert
+    from data.transforms import Preprocess
+    from models.saved_model import load_model
+    from utils.checkpoint.files import save_checkpoint
+    from utils.checkpoint.safetensors_files import write_safetensors
 
-    for line in convert(options.file, options.new, options.set):
-        print(line)
+    saved = load_model(options.file, options.set)
+    model, config = saved.model, saved.config
+    preprocessing = saved.preprocessing
+    if preprocessing is None:
+        size, channels, mode = config.image_shape(), config.MODEL.in_channels, config.DATA.resize
+        mean, std = config.DATA.mean or model.backbone.mean, config.DATA.std or model.backbone.std
+        preprocessing = Preprocess(size, channels, mean, std, mode).as_dict()
+        print(f"the file does not say how pictures were prepared; written down as {preprocessing}")
+    if saved.class_names is None:
+        print("the file does not name its classes: give them by --set DATA.class_names=[…], in the order of training")
+    description = {
+        "config": config.model_dump(mode="json"),
+        "class_names": list(saved.class_names) if saved.class_names else None,
+        "preprocessing": preprocessing,
+    }
+    if options.new.suffix == ".safetensors":
+        write_safetensors(options.new, model.state_dict(), description)
+    else:
+        save_checkpoint({**description, "model": model.state_dict()}, options.new)
+    print(f"{options.new}: {saved.source}, {config.MODEL.backbone}, {config.MODEL.num_classes} classes")
     return 0
 
 

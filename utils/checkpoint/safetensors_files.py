@@ -62,7 +62,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     for name in sorted(set(metadata) - set(_NOT_JSON)):
         sha256.update(f"{name} {metadata[name]}\n".encode())
     return sha256.hexdigest()

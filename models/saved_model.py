@@ -1,0 +1,85 @@
+"""A network from a file alone: a checkpoint of today, .safetensors that were made of one, or the previous release's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from configs.default_config import Config
+from configs.errors import CheckpointError, ConfigError
+from configs.loading import config_from_values
+from models.hybrid_med_net import HybridMedNet
+from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
+from models.state_dicts import plain_name
+from utils.checkpoint import find_weights, load_checkpoint, read_file, read_safetensors
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """model: in eval mode, with the averaged weights where there were some. config: what it was made with.
+
+    class_names, preprocessing (`as_dict` of data's Preprocess or VolumePreprocess): None in files of the previous
+    release, which do not say. source: 'checkpoint', 'safetensors' or 'previous release'.
+    """
+
+    model: HybridMedNet
+    config: Config
+    class_names: tuple[str, ...] | None
+    preprocessing: dict[str, Any] | None
+    source: str
+
+
+def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
+    """Build the network that a file's weights are of, and load them.
+
+    overrides: 'SECTION.key=value' on top of the file's settings, such as DATA.class_names of an old file. No path that
+    a file names is opened: MODEL.pretrained and MODEL.init_from of its settings are not followed.
+    Raises CheckpointError where the file is damaged or holds something else, ConfigError where its settings are not
+    today's, ModelError where its backbone is unknown, WeightsError where its weights are not of its settings.
+    """
+    path = Path(path)
+    weights, settings, description, source = _read(path)
+    config = config_from_values(settings, overrides, f"the settings in '{path}'").without_pretrained()
+    size: Any = config.image_shape()
+    config.MODEL.input_size = config.DATA.image_size = size
+    names = description.get("class_names") or config.DATA.class_names
+    if names and len(names) != config.MODEL.num_classes:
+        raise ConfigError(f"'{path}' has {config.MODEL.num_classes} classes, DATA.class_names names {len(names)}")
+    model = HybridMedNet(config)
+    model.load_state_dict(weights)
+    return SavedModel(model.eval(), config, tuple(names) if names else None, description.get("preprocessing"), source)
+
+
+_Read = tuple[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any], str]
+
+
+def _read(path: Path) -> _Read:
+    """(weights, settings by section, what else is said, where it comes from)."""
+    if path.suffix == ".safetensors":
+        tensors, description = read_safetensors(path)
+        if isinstance(description.get("config"), dict):
+            return tensors, description["config"], description, "safetensors"
+        return _previous_release(path, tensors)
+    content = read_file(path)
+    if not isinstance(content, Mapping) or "format_version" not in content:
+        return _previous_release(path, find_weights(content))
+    content = load_checkpoint(path)
+    weights = find_weights(content["ema"]["shadow"] if content.get("ema") else content.get("model"))
+    if weights is None or not isinstance(content.get("config"), dict):
+        raise CheckpointError(f"'{path}' is a checkpoint without weights or without its settings")
+    return weights, content["config"], content, "checkpoint"
+
+
+def _previous_release(path: Path, weights: Mapping[str, Tensor] | None) -> _Read:
+    renamed = rename_previous_release(rename_each(plain_name, weights)) if weights is not None else {}
+    settings = settings_of_previous_release(renamed)
+    if settings is None:
+        raise CheckpointError(
+            f"'{path}' is no model of this program, of today or of the previous release; MODEL.pretrained=<file> takes "
+            "the weights of a backbone"
+        )
+    return renamed, {"MODEL": settings}, {}, "previous release"
