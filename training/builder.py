@@ -85,7 +85,7 @@ def build_trainer(
         ExponentialMovingAverage(model, settings.ema_decay) if settings.ema_decay else None,
     )
     if settings.compile:
-        trainer.forward = torch.compile(model)
+        trainer.forward = trainer.evaluator.forward = torch.compile(model)
     return trainer
 
 

@@ -10,19 +10,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from configs.errors import CheckpointError, TrainingError
 from training.ema import ExponentialMovingAverage
+from training.evaluation import Evaluator, Predictions
 from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
 from training.precision import Precision
 from training.progress import Progress
 from utils.interrupt import Interrupted
-from utils.metrics import Metrics, classification_metrics
 from utils.seed import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -56,18 +55,6 @@ class EpochSums:
     @property
     def mean_loss(self) -> float:
         return self.loss / self.steps if self.steps else math.nan
-
-
-@dataclass
-class Predictions:
-    """Scores of one split: probabilities, targets and masks [N, K], rows of the catalogue [N], the mean loss."""
-
-    scores: np.ndarray
-    targets: np.ndarray
-    mask: np.ndarray
-    index: np.ndarray
-    loss: float
-    metrics: Metrics
 
 
 @dataclass
@@ -107,6 +94,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.state = TrainerState()
         self.forward: Callable = model
+        self.evaluator = Evaluator(model, loss, precision, class_names, options.memory_format, options.progress)
         self.should_stop: Callable[[], int] = lambda: 0
         self.on_step: Callable[[int, dict[str, float]], None] = lambda step, figures: None
         self.on_epoch: Callable[[Trainer, dict[str, Any], bool], None] = lambda trainer, record, is_best: None
@@ -231,54 +219,14 @@ class Trainer:
     # ------------------------------------------------------------------ evaluation
 
     def evaluate(self, loader, title: str) -> Predictions:
-        """Scores, loss and metrics of a split, with the averaged weights where there are some."""
+        """With the averaged weights where there are some; a signal saves the model's own, and raises Interrupted."""
         averaged = self.ema.applied_to(self.model) if self.ema is not None else nullcontext()
         with averaged:
-            predictions = self._evaluate(loader, title)
+            predictions = self.evaluator(loader, title, self.should_stop)
         if predictions is None:
             self._leave_if_asked()
         assert predictions is not None
         return predictions
-
-    @torch.inference_mode()
-    def _evaluate(self, loader, title: str) -> Predictions | None:
-        """None where a signal came: what is saved must not be the averaged weights."""
-        self.model.eval()
-        rows: list[tuple[np.ndarray, ...]] = []
-        sums: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        bar = Progress(len(loader), title, self.options.progress, max(len(loader), 1))
-        for _, batch in loader.epoch(0):
-            if batch is not None:
-                batch = batch.to(self.device, self.options.memory_format)
-                with self.precision.autocast():
-                    outputs = self.forward(batch.image)
-                for name, value in self.loss.sums(outputs, batch).items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-                for name, count in self.loss.counts(batch).items():
-                    counts[name] = counts.get(name, 0) + count
-                logits = outputs[1] if isinstance(outputs, tuple) else outputs
-                tensors = (self.probabilities(logits), batch.target, batch.mask, batch.index)
-                rows.append(tuple(tensor.cpu().numpy() for tensor in tensors))
-            bar.advance(1)
-            if self.should_stop():
-                break
-        bar.close()
-        if self.should_stop():
-            return None
-        if not rows:
-            raise TrainingError(f"{title}: not one picture of this split could be read")
-        scores, targets, mask, index = (np.concatenate(column) for column in zip(*rows))
-        loss = float(self.loss.total({n: torch.tensor(v) for n, v in sums.items()}, counts))
-        if not np.isfinite(scores).all():
-            raise TrainingError(f"{title}: the model gives NaN for {int((~np.isfinite(scores)).any(1).sum())} pictures")
-        metrics = classification_metrics(scores, (targets > 0.5).astype(np.float64), mask, self.class_names)
-        return Predictions(scores, targets, mask, index, loss, metrics)
-
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """In float64: float32's sigmoid makes ties of confident scores. [B, K] → [B, K]."""
-        logits = logits.to("cpu", torch.float64)
-        return logits.softmax(dim=1) if self.loss.exclusive else logits.sigmoid()
 
     # ------------------------------------------------------------------ epochs, stops, state
 

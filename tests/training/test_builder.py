@@ -188,6 +188,7 @@ def test_a_compiled_model_keeps_its_names():
     model = nn.Linear(4, 3)
     trainer = trainer_of("TRAIN.compile=true", "TRAIN.ema_decay=0.9", model=model)
     assert trainer.forward is not model and isinstance(trainer.forward, nn.Module)
+    assert trainer.evaluator.forward is trainer.forward
     assert set(trainer.state_dict()["model"]) == set(trainer.ema.shadow) == {"weight", "bias"}
     assert {id(p) for p in trainer.forward.parameters()} == {id(p) for p in model.parameters()}
 

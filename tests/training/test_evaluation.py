@@ -1,0 +1,85 @@
+"""Evaluation: honest metrics, with the right weights."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+
+from configs.errors import TrainingError
+from tests.training.toys import (
+    CLASSES,
+    TensorLoader,
+    differences,
+    full_model,
+    loader_with_scores,
+    make_trainer,
+    plain_model,
+    random_data,
+)
+from training.evaluation import Evaluator
+from training.losses import TrainingLoss, binary_cross_entropy
+from training.precision import Precision
+
+
+def test_metrics_and_loss_of_an_evaluation():
+    model, loader = full_model(), loader_with_scores()
+    images, target, mask, _ = loader.tensors
+    predictions = make_trainer(model).evaluate(loader, "validation")
+    with torch.no_grad():
+        logits = copy.deepcopy(model).eval()(images).double()
+    np.testing.assert_allclose(predictions.scores, 1 / (1 + np.exp(-logits.numpy())), rtol=1e-6)
+    assert predictions.scores.dtype == np.float64 and (predictions.index == np.arange(40)).all()
+    expected = [roc_auc_score(target[mask[:, k], k], predictions.scores[mask[:, k], k]) for k in (0, 1)]
+    assert predictions.metrics.mean_auroc == pytest.approx(sum(expected) / 2, abs=1e-12)
+    assert predictions.metrics.defined_classes == 2
+    by_torch = F.binary_cross_entropy_with_logits(logits[mask], target.double()[mask])
+    assert predictions.loss == pytest.approx(float(by_torch), rel=1e-6)
+
+
+def test_evaluation_of_exclusive_classes_is_a_softmax():
+    images, target, _ = random_data(12)
+    target = torch.eye(CLASSES)[target.sum(1).long() % CLASSES]
+    model = plain_model()
+    trainer = make_trainer(model, loss=TrainingLoss(binary_cross_entropy, exclusive=True))
+    scores = trainer.evaluate(TensorLoader(images, target, torch.ones_like(target).bool(), 5), "val").scores
+    with torch.no_grad():
+        np.testing.assert_allclose(scores, model(images).double().softmax(1).numpy(), rtol=1e-6)
+
+
+def test_evaluation_uses_the_averaged_weights_and_leaves_the_models_own():
+    images, target, mask = random_data(16)
+    trainer = make_trainer(full_model(), ema=0.99, rate=0.1)
+    trainer.train_epoch(TensorLoader(images, target, mask, 4))
+    before, loader = copy.deepcopy(trainer.model.state_dict()), loader_with_scores()
+    averaged = copy.deepcopy(trainer.model)
+    averaged.load_state_dict(trainer.ema.shadow)
+    scores = {}
+    for name, model in (("averaged", averaged), ("own", trainer.model)):
+        with torch.no_grad():
+            scores[name] = copy.deepcopy(model).eval()(loader.tensors[0]).double().sigmoid().numpy()
+    result = trainer.evaluate(loader, "val").scores
+    np.testing.assert_allclose(result, scores["averaged"], rtol=1e-6)
+    assert np.abs(result - scores["own"]).max() > 1e-3
+    assert differences(before, trainer.model.state_dict()) == []
+
+
+def test_evaluation_without_pictures_or_with_nan_scores_says_so():
+    images, target, mask = random_data(8)
+    trainer = make_trainer(plain_model())
+    with pytest.raises(TrainingError, match="val: not one picture"):
+        trainer.evaluate(TensorLoader(images, target, mask, 8, bad=(0,)), "val")
+    images[[2, 5]] = math.nan
+    with pytest.raises(TrainingError, match="NaN for 2 pictures"):
+        trainer.evaluate(TensorLoader(images, target, mask, 3), "val")
+
+
+def test_an_evaluator_needs_no_trainer():
+    model, loader = full_model(), loader_with_scores()
+    alone = Evaluator(model, TrainingLoss(binary_cross_entropy), Precision("cpu", None), tuple("abc"))(loader, "test")
+    within = make_trainer(model).evaluate(loader, "test")
+    assert differences(alone.metrics.as_dict(), within.metrics.as_dict()) == []
+    assert alone.loss == within.loss and (alone.scores == within.scores).all()

@@ -1,0 +1,111 @@
+"""What the tests of training share: small networks, loaders over tensors, trainers, and how states differ."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from data.loaders import Batch
+from training.ema import ExponentialMovingAverage
+from training.losses import TrainingLoss, binary_cross_entropy
+from training.optim import LearningRateSchedule, create_optimizer
+from training.precision import Precision
+from training.trainer import Trainer, TrainerOptions
+
+CLASSES, SIDE = 3, 8
+
+
+class TensorLoader:
+    """A loader over tensors, in their order; bad: numbers of batches none of whose pictures can be read."""
+
+    def __init__(self, images, target, mask, batch_size: int, bad: tuple[int, ...] = ()) -> None:
+        self.tensors, self.batch_size, self.bad = (images, target, mask, torch.arange(len(images))), batch_size, bad
+
+    def __len__(self) -> int:
+        return -(-len(self.tensors[0]) // self.batch_size)
+
+    def names(self, index) -> list[str]:
+        return [f"film_{i}.png" for i in index.tolist()]
+
+    def epoch(self, epoch: int, start: int = 0):
+        parts = list(zip(*(tensor.split(self.batch_size) for tensor in self.tensors)))
+        for number in range(start, len(parts)):
+            yield number, None if number in self.bad else Batch(*parts[number])
+
+
+def random_data(count: int, seed: int = 0, known: float = 0.6):
+    """Pictures, targets that a network can learn, and masks spread unevenly."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 1, SIDE, SIDE, generator=generator)
+    target = (images.mean((2, 3)) + 0.1 * torch.randn(count, CLASSES, generator=generator) > 0).float()
+    mask = torch.rand(count, CLASSES, generator=generator) < known
+    return images, target, mask
+
+
+def plain_model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 16), nn.Tanh(), nn.Linear(16, CLASSES))
+
+
+def full_model(seed: int = 0) -> nn.Module:
+    """With all that makes training depend on more than weights: BatchNorm and dropout."""
+    torch.manual_seed(seed)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(144, CLASSES)
+    return nn.Sequential(*layers)
+
+
+def make_trainer(
+    model: nn.Module, kind="adamw", rate=1e-2, schedule="constant", steps=10, ema=0.0, **options
+) -> Trainer:
+    optimizer = create_optimizer(model, kind, rate, options.pop("weight_decay", 0.05))
+    precision = options.pop("precision", Precision("cpu", None))
+    loss = options.pop("loss", TrainingLoss(binary_cross_entropy))
+    return Trainer(
+        model,
+        loss,
+        optimizer,
+        LearningRateSchedule(optimizer, schedule, rate, steps, warmup_steps=options.pop("warmup", 0)),
+        precision,
+        TrainerOptions(**{"epochs": 1, "print_freq": 1, **options}),
+        tuple("abc"[:CLASSES]),
+        ExponentialMovingAverage(model, ema) if ema else None,
+    )
+
+
+def snapshot(trainer: Trainer) -> dict:
+    """All that a checkpoint holds, copied."""
+    return copy.deepcopy({key: value for key, value in trainer.state_dict().items() if key != "random"})
+
+
+def differences(one, other, path: str = "") -> list[str]:
+    """Where two nested states differ; tensors are compared bit by bit, NaN equal to NaN, times left out."""
+    if path.endswith(".seconds"):
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = one.keys() | other.keys()
+        return [d for key in keys for d in differences(one.get(key), other.get(key), f"{path}.{key}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        return [d for i, pair in enumerate(zip(one, other)) for d in differences(*pair, f"{path}.{i}")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if one.numpy().tobytes() == other.numpy().tobytes() else [path]
+    both_nan = isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other)
+    return [] if both_nan or one == other else [path]
+
+
+def max_difference(one: nn.Module, other: nn.Module) -> float:
+    return max(float((p - q).detach().abs().max()) for p, q in zip(one.parameters(), other.parameters()))
+
+
+def loader_with_scores(count: int = 40, seed: int = 7) -> TensorLoader:
+    images, target, mask = random_data(count, seed, known=0.8)
+    target[:, 2] = 0  # a class without positives
+    target[~mask] = -1
+    return TensorLoader(images, target, mask, 8)
+
+
+def fit(trainer: Trainer, train_loader, val_loader) -> list[dict]:
+    records: list[dict] = []
+    trainer.on_epoch = lambda _, record, is_best: records.append({**record, "is_best": is_best})
+    trainer.fit(train_loader, val_loader)
+    return records
