@@ -120,6 +120,11 @@ class TrainSettings(Section):
     )
     ema_decay: float = _setting(0.0, "Decay of the moving average of weights used to evaluate; 0: none.", ge=0, lt=1)
     early_stopping_patience: NonNegativeInt = _setting(10, "Epochs without a better score; 0: never stop early.")
+    on_oom: Literal["adapt", "stop"] = _setting(
+        "adapt",
+        "Out of memory, adapt: smaller micro-batches and gradient checkpointing, as many pictures in a step; stop: an "
+        "error.",
+    )
     max_nonfinite_steps: PositiveInt = _setting(10, "Steps in a row with NaN or Inf before the run stops.")
     channels_last: Literal["auto"] | bool = _setting("auto", "Memory format; auto: for convolutional backbones.")
     compile: bool = _setting(False, "torch.compile the model.")

@@ -72,6 +72,7 @@ def build_trainer(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         progress=config.LOGGING.progress,
         print_freq=config.LOGGING.print_freq,
+        on_oom=settings.on_oom,
     )
     model.to(memory_format=options.memory_format)
     trainer = Trainer(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ from torch import nn
 
 from configs.errors import TrainingError
 from training.losses import TrainingLoss
+from training.out_of_memory import Attempt, cut, free_memory, largest_part
 from training.precision import Precision
 from training.progress import Progress
 from utils.metrics import Metrics, classification_metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,25 +33,20 @@ class Predictions:
 
 
 @dataclass
-class _Sums:
-    """What the batches of a split have given so far."""
+class _Piece:
+    """What a piece of a batch gives: rows of Predictions, sums and counts of the loss's terms."""
 
-    rows: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    losses: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, tensors: tuple[torch.Tensor, ...], losses: Mapping, counts: Mapping[str, int]) -> None:
-        self.rows.append(tuple(tensor.cpu().numpy() for tensor in tensors))
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + float(value)
-        for name, count in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
+    rows: tuple[np.ndarray, ...]
+    losses: dict[str, float]
+    counts: dict[str, int]
 
 
 class Evaluator:
     """Runs a model over a split; needs no Trainer.
 
     model: pictures → logits, or (coarse, fine) logits; on its device. progress: see Progress.
+    Batches that do not fit into memory are cut into smaller ones from then on, which changes scores by rounding at
+    most; adapt: False where that shall be a TrainingError.
     """
 
     def __init__(
@@ -58,46 +57,72 @@ class Evaluator:
         class_names: tuple[str, ...],
         memory_format: torch.memory_format = torch.contiguous_format,
         progress: str = "auto",
+        adapt: bool = True,
     ) -> None:
         self.model, self.loss, self.precision, self.class_names = model, loss, precision, class_names
-        self.memory_format, self.progress = memory_format, progress
+        self.memory_format, self.progress, self.adapt = memory_format, progress, adapt
+        self.splits = 1
         self.device = next(model.parameters()).device
         self.forward: Callable = model
 
     @torch.inference_mode()
     def __call__(self, loader, title: str, should_stop: Callable[[], int] = lambda: 0) -> Predictions | None:
-        """None where should_stop() gave a signal's number. Raises TrainingError where there is nothing to score."""
+        """None where should_stop() gave a signal's number.
+
+        Raises TrainingError where there is nothing to score, the model gives NaN, or one picture does not fit.
+        """
         self.model.eval()
-        sums = _Sums()
+        pieces: list[_Piece] = []
         bar = Progress(len(loader), title, self.progress, max(len(loader), 1))
         try:
             for _, batch in loader.epoch(0):
                 if batch is not None:
-                    self._add(sums, batch)
+                    pieces += self._pieces(batch, title)
                 bar.advance(1)
                 if should_stop():
                     return None
         finally:
             bar.close()
-        return self._predictions(sums, title)
+        return self._predictions(pieces, title)
 
-    def _add(self, sums: _Sums, batch) -> None:
+    def _pieces(self, batch, title: str) -> list[_Piece]:
+        while True:
+            with Attempt() as attempt:
+                return [self._piece(part) for part in cut(batch, self.splits)]
+            free_memory(self.device)
+            self._halve(len(batch), title, attempt.failure)
+
+    def _piece(self, batch) -> _Piece:
         batch = batch.to(self.device, self.memory_format)
         with self.precision.autocast():
             outputs = self.forward(batch.image)
         logits = outputs[1] if isinstance(outputs, tuple) else outputs
         tensors = (self.probabilities(logits), batch.target, batch.mask, batch.index)
-        sums.add(tensors, self.loss.sums(outputs, batch), self.loss.counts(batch))
+        losses = {name: float(value) for name, value in self.loss.sums(outputs, batch).items()}
+        return _Piece(tuple(tensor.cpu().numpy() for tensor in tensors), losses, self.loss.counts(batch))
 
-    def _predictions(self, sums: _Sums, title: str) -> Predictions:
-        if not sums.rows:
+    def _halve(self, size: int, title: str, failure: str) -> None:
+        before = largest_part(size, self.splits)
+        if before == 1 or not self.adapt:
+            advice = "set TRAIN.on_oom=adapt, lower TRAIN.batch_size, " if before > 1 else ""
+            raise TrainingError(
+                f"out of memory in {title} with {before} pictures at a time ({failure}): {advice}a smaller "
+                "DATA.image_size or MODEL.backbone takes less"
+            )
+        self.splits *= 2
+        after = largest_part(size, self.splits)
+        logger.warning("out of memory in %s (%s): evaluation batch %d -> %d", title, failure, before, after)
+
+    def _predictions(self, pieces: list[_Piece], title: str) -> Predictions:
+        if not pieces:
             raise TrainingError(f"{title}: not one picture of this split could be read")
-        scores, targets, mask, index = (np.concatenate(column) for column in zip(*sums.rows))
-        loss = float(self.loss.total({n: torch.tensor(v) for n, v in sums.losses.items()}, sums.counts))
+        scores, targets, mask, index = (np.concatenate(column) for column in zip(*(piece.rows for piece in pieces)))
         if not np.isfinite(scores).all():
             raise TrainingError(f"{title}: the model gives NaN for {int((~np.isfinite(scores)).any(1).sum())} pictures")
+        sums = {name: torch.tensor(sum(piece.losses[name] for piece in pieces)) for name in pieces[0].losses}
+        counts = {name: sum(piece.counts[name] for piece in pieces) for name in pieces[0].counts}
         metrics = classification_metrics(scores, (targets > 0.5).astype(np.float64), mask, self.class_names)
-        return Predictions(scores, targets, mask, index, loss, metrics)
+        return Predictions(scores, targets, mask, index, float(self.loss.total(sums, counts)), metrics)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """In float64: float32's sigmoid makes ties of confident scores. [B, K] → [B, K]."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator, Predictions
 from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
+from training.out_of_memory import Adaptation, Attempt, cut, free_memory, memory_needed
 from training.precision import Precision
 from training.progress import Progress
+from training.state import EpochSums, TrainerState, WindowStart
 from utils.interrupt import Interrupted
 from utils.seed import random_state, set_random_state
 
@@ -39,34 +41,7 @@ class TrainerOptions:
     memory_format: torch.memory_format = torch.contiguous_format
     progress: str = "plain"
     print_freq: int = 10
-
-
-@dataclass
-class EpochSums:
-    """What an epoch has added up so far; plain numbers, so that an interrupted epoch can go on."""
-
-    batches: int = 0
-    loss: float = 0.0
-    steps: int = 0
-    skipped: int = 0
-    pictures: int = 0
-    seconds: float = 0.0
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / self.steps if self.steps else math.nan
-
-
-@dataclass
-class TrainerState:
-    """Where training stands between two optimizer steps."""
-
-    epoch: int = 0
-    global_step: int = 0
-    nonfinite_in_a_row: int = 0
-    best_score: float = -math.inf
-    best_epoch: int = -1
-    sums: EpochSums = field(default_factory=EpochSums)
+    on_oom: str = "adapt"
 
 
 class Trainer:
@@ -94,7 +69,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.state = TrainerState()
         self.forward: Callable = model
-        self.evaluator = Evaluator(model, loss, precision, class_names, options.memory_format, options.progress)
+        adapt = options.on_oom == "adapt"
+        self.evaluator = Evaluator(model, loss, precision, class_names, options.memory_format, options.progress, adapt)
+        self.adaptation = Adaptation(model, precision.dtype, options.accumulation_steps, adapt)
         self.should_stop: Callable[[], int] = lambda: 0
         self.on_step: Callable[[int, dict[str, float]], None] = lambda step, figures: None
         self.on_epoch: Callable[[Trainer, dict[str, Any], bool], None] = lambda trainer, record, is_best: None
@@ -136,7 +113,7 @@ class Trainer:
         for number, batch in loader.epoch(self.state.epoch, self.state.sums.batches):
             numbers.append(number)
             if batch is not None:
-                window.append(batch.to(self.device, self.options.memory_format))
+                window.append(batch)
             if len(numbers) == self.options.accumulation_steps:
                 yield numbers, window
                 numbers, window = [], []
@@ -152,19 +129,32 @@ class Trainer:
         counts = self._window_counts(window)
         if not any(counts.values()):
             return False
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        loss_value = sum(self._backward(batch, counts) for batch in window)
-        self.scaler.unscale_(self.optimizer)
-        limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            self._skip_step(loss_value, norm, buffers, window, names)
-            return False
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        start = WindowStart(self.model)
+        loss_value = self._gradients(window, counts, start)
+        where = f"optimizer step {self.state.global_step + 1}, which may be half made: go on from the last checkpoint"
+        with memory_needed(where):
+            self.scaler.unscale_(self.optimizer)
+            limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
+            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+            if not (math.isfinite(loss_value) and math.isfinite(norm)):
+                self._skip_step(loss_value, norm, start, window, names)
+                return False
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._count_step(loss_value, norm, sum(len(batch) for batch in window))
         return True
+
+    def _gradients(self, window: list, counts: dict[str, int], start: WindowStart) -> float:
+        """Leave the window's gradients in the model; returns its loss. What does not fit into memory is undone."""
+        while True:
+            with Attempt() as attempt:
+                micro_batches = (part for batch in window for part in cut(batch, self.state.micro_splits))
+                return sum(self._backward(part, counts) for part in micro_batches)
+            self.optimizer.zero_grad(set_to_none=True)
+            start.restore()
+            free_memory(self.device)
+            self.adaptation.adapt(self.state, max(map(len, window)), attempt.failure)
 
     def _window_counts(self, window: list) -> dict[str, int]:
         totals: dict[str, int] = {}
@@ -174,6 +164,7 @@ class Trainer:
         return totals
 
     def _backward(self, batch, counts: dict[str, int]) -> float:
+        batch = batch.to(self.device, self.options.memory_format)
         with self.precision.autocast():
             outputs = self.forward(batch.image)
         loss = self.loss.total(self.loss.sums(outputs, batch), counts)
@@ -195,14 +186,12 @@ class Trainer:
             figures = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
             self.on_step(state.global_step, figures | self._throughput())
 
-    def _skip_step(self, loss: float, norm: float, buffers: list, window: list, names: Callable | None) -> None:
+    def _skip_step(self, loss: float, norm: float, start: WindowStart, window: list, names: Callable | None) -> None:
         """Forget a window with NaN or Inf: gradients and running statistics as before, nothing moves on."""
         calibrating = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 1
         self.scaler.update()  # unscale_ has seen the infinities: the scale shrinks
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        start.restore_buffers()
         state = self.state
         state.sums.skipped += 1
         state.nonfinite_in_a_row += not calibrating
@@ -221,7 +210,7 @@ class Trainer:
     def evaluate(self, loader, title: str) -> Predictions:
         """With the averaged weights where there are some; a signal saves the model's own, and raises Interrupted."""
         averaged = self.ema.applied_to(self.model) if self.ema is not None else nullcontext()
-        with averaged:
+        with memory_needed(title), averaged:
             predictions = self.evaluator(loader, title, self.should_stop)
         if predictions is None:
             self._leave_if_asked()
@@ -312,6 +301,7 @@ class Trainer:
         self.scaler.load_state_dict(content["scaler"])
         progress = dict(content["progress"])
         self.state = TrainerState(**{**progress, "sums": EpochSums(**progress["sums"])})
+        self.adaptation.resume(self.state)
         set_random_state(content["random"])
 
 

@@ -1,0 +1,1 @@
+"""Tests. A package, so that `tests` never means one that something else has installed."""

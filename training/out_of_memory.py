@@ -1,0 +1,174 @@
+"""Out of memory: noticed, and answered by smaller micro-batches and recomputation, of which the result is the same.
+
+A window that did not fit is undone and done again. First its micro-batches are halved, then gradient checkpointing is
+switched on, then they are halved down to single pictures. The loss is divided by the window's number of valid labels,
+so the optimizer step does not depend on the cut; batch normalisation does: its statistics are those of the smaller
+micro-batches, as if TRAIN.batch_size had been lowered (MODEL.norm=group does not depend on it).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from configs.errors import CheckpointError, ModelError, TrainingError
+from training.state import TrainerState
+from utils.gradient_checkpointing import Checkpointable
+
+logger = logging.getLogger(__name__)
+
+# What allocators say whose errors are of no type of their own.
+_PHRASES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+_SMALLER = "a smaller DATA.image_size or a smaller MODEL.backbone takes less; see also what else uses this device"
+_FEWER = (
+    "set TRAIN.on_oom=adapt or MODEL.gradient_checkpointing.enabled=true, or lower TRAIN.batch_size and raise "
+    "TRAIN.gradient_accumulation_steps by the same factor"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator of CUDA, MPS or the CPU raised this."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
+
+
+class Attempt:
+    """`with Attempt() as attempt:` leaves the block quietly when memory runs out; `failure` is what was said then.
+
+    After the block nothing refers to the exception any more, whose traceback's frames hold the tensors of the step.
+    """
+
+    failure = ""
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        if error is None or not is_out_of_memory(error):
+            return False
+        self.failure = " ".join(str(error).split())[:200] or "out of memory"
+        return True
+
+
+@contextmanager
+def memory_needed(what: str) -> Iterator[None]:
+    """Running out of memory inside is a TrainingError that names `what`: for work that no smaller batch makes fit."""
+    with Attempt() as attempt:
+        yield
+    if attempt.failure:
+        less = "TRAIN.optimizer=sgd and TRAIN.ema_decay=0 keep fewer numbers for each weight"
+        raise TrainingError(f"out of memory in {what} ({attempt.failure}): {less}; {_SMALLER}") from None
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def cut(batch, parts: int) -> list:
+    """A batch (a dataclass of tensors [B, …] or None) in `parts` of nearly equal length, or in B where B is less."""
+    parts = min(parts, len(batch))
+    if parts <= 1:
+        return [batch]
+    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    pieces = {name: None if c is None else c.tensor_split(parts) for name, c in columns.items()}
+    return [replace(batch, **{name: p and p[i] for name, p in pieces.items()}) for i in range(parts)]
+
+
+def largest_part(size: int, parts: int) -> int:
+    """Pictures in the largest piece that `cut` makes of a batch of `size`."""
+    return -(-size // min(parts, size))
+
+
+class Adaptation:
+    """The way down to a step that takes less memory; how far it was gone is written into a TrainerState.
+
+    autocast: of forward passes, for which checkpointing is planned. allowed: False for TRAIN.on_oom=stop.
+    """
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None, accumulation_steps: int, allowed: bool) -> None:
+        self.model, self.autocast, self.allowed = model, autocast, allowed
+        self.accumulation_steps = accumulation_steps
+        self.checkpointing = ""  # what came of switching it on, once that was tried
+
+    def adapt(self, state: TrainerState, size: int, failure: str) -> None:
+        """Go one step down from what failed on batches of `size` pictures, and say so.
+
+        Raises TrainingError where that is not allowed, or where there is no further step.
+        """
+        part = largest_part(size, state.micro_splits)
+        if not self.allowed:
+            raise TrainingError(f"out of memory with a micro-batch of {part} ({failure}): {_FEWER}; {_SMALLER}")
+        note = ""
+        if not self.checkpointing and (state.micro_splits > 1 or part == 1):
+            if self._recompute(state, max(part, 2)):  # two, as batch normalisation needs them
+                logger.warning("out of memory with a micro-batch of %d (%s): %s", part, failure, self.checkpointing)
+                return
+            note = f"; {self.checkpointing}"
+        if part == 1:
+            raise TrainingError(self._exhausted(size, failure))
+        self._halve(state, size, failure, note)
+
+    def _halve(self, state: TrainerState, size: int, failure: str, note: str) -> None:
+        before, state.micro_splits = state.micro_splits, 2 * state.micro_splits
+        sizes = [largest_part(size, splits) for splits in (before, state.micro_splits)]
+        steps = [self.accumulation_steps * min(splits, size) for splits in (before, state.micro_splits)]
+        logger.warning(
+            "out of memory (%s): micro-batch %d -> %d, accumulation %d -> %d, effective batch still %d%s",
+            *(failure, *sizes, *steps, size * self.accumulation_steps, note),
+        )
+
+    def _recompute(self, state: TrainerState, pictures: int) -> bool:
+        """Switch checkpointing on, planned for so many pictures; False where it is on or cannot be."""
+        model, name = self.model, "gradient checkpointing"
+        if not isinstance(model, Checkpointable):
+            self.checkpointing = f"{name} is not possible: {type(model).__name__} has no list of blocks"
+        elif model.is_gradient_checkpointing_enabled():
+            self.checkpointing = f"{name} is on already"
+        else:
+            try:
+                plan = model.enable_gradient_checkpointing(batch_size=pictures, autocast=self.autocast)
+            except ModelError as error:
+                self.checkpointing = f"{name} is not possible: {error}"
+                return False
+            if plan.runs:
+                self.checkpointing = f"{name} switched on: {plan}"
+                state.recomputation = pictures
+                return True
+            self.checkpointing = f"{name} would save nothing"
+        return False
+
+    def _exhausted(self, size: int, failure: str) -> str:
+        tried = f"a batch of {size} was cut into single pictures" if size > 1 else "the batch is a single picture"
+        return f"out of memory ({failure}), though {tried}, and {self.checkpointing}: {_SMALLER}"
+
+    def resume(self, state: TrainerState) -> None:
+        """Go on as a saved run did: switch checkpointing on where memory had run out, and say what is in force.
+
+        Raises CheckpointError for a model that cannot recompute.
+        """
+        if state.micro_splits > 1:
+            logger.info("each batch is cut into %d micro-batches, as memory had run out", state.micro_splits)
+        if not state.recomputation:
+            return
+        if not isinstance(self.model, Checkpointable):
+            raise CheckpointError("the run to resume recomputes activations, and this model cannot")
+        if not self.model.is_gradient_checkpointing_enabled():
+            plan = self.model.enable_gradient_checkpointing(batch_size=state.recomputation, autocast=self.autocast)
+            logger.info("gradient checkpointing, as memory had run out: %s", plan)
