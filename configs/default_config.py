@@ -244,6 +244,15 @@ class Config(Section):
     CHECKPOINT: CheckpointSettings = Field(default_factory=CheckpointSettings)
     LOGGING: LoggingSettings = Field(default_factory=LoggingSettings)
 
+    def __setstate__(self, state: Any) -> None:
+        """From a pickle: of today's Config, which is empty before, or of the previous release's plain object."""
+        if not self.__dict__ and "__pydantic_fields_set__" in state:
+            super().__setstate__(state)
+            return
+        from configs.previous_release import restore
+
+        restore(self, state)
+
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         """Read a YAML file, then apply overrides such as 'TRAIN.batch_size=16'.

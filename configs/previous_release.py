@@ -1,0 +1,64 @@
+"""Configs that the previous release pickled: plain objects, whose settings are checked like anybody's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from configs.default_config import Config
+from configs.errors import ConfigError
+
+# A file must not say what is opened, fetched or written on the machine that reads it.
+PATHS = {
+    "MODEL.pretrained",
+    "DATA.data_dir",
+    "DATA.labels_file",
+    "CHECKPOINT.save_dir",
+    "LOGGING.log_dir",
+    "LOGGING.run_name",
+}
+_SHOWN = 20
+
+
+def restore(config: Config, state: Any) -> None:
+    """Fill a Config that is being unpickled: the defaults, then the settings in `state`, {'MODEL': {...}, …}.
+
+    What is unknown, not allowed today or a path keeps its default; one UserWarning names all of it.
+    """
+    config.__init__()  # type: ignore[misc]  # unpickling does not call it
+    left_out = list(_take_over(config, state))
+    if left_out:
+        names = ", ".join(left_out[:_SHOWN]) + (", …" if len(left_out) > _SHOWN else "")
+        warnings.warn(
+            f"where the previous release's Config has paths, or what is not allowed, today's defaults stand: {names}",
+            stacklevel=2,
+        )
+
+
+def _take_over(config: Config, state: Any) -> Iterator[str]:
+    """Set what can be set; the names of what cannot."""
+    if not isinstance(state, Mapping):
+        yield f"all, which are not a mapping but {type(state).__name__}"
+        return
+    for section, settings in state.items():
+        if section not in config or not isinstance(settings, Mapping):
+            yield _shown(section)
+            continue
+        for key, value in settings.items():
+            if not _assign(config, section, key, value):
+                yield f"{section}.{_shown(key)}"
+
+
+def _assign(config: Config, section: str, key: Any, value: Any) -> bool:
+    if key not in config[section] or f"{section}.{key}" in PATHS:
+        return False
+    try:
+        config[section][key] = value
+    except ConfigError:
+        return False
+    return True
+
+
+def _shown(name: Any) -> str:
+    return str(name)[:60] if isinstance(name, str) else type(name).__name__
