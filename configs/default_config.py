@@ -165,6 +165,12 @@ class DataSettings(Section):
     mean: list[float] | None = _setting(None, "Channel means of the [0, 1] picture or volume; null: the backbone's.")
     std: list[float] | None = _setting(None, "Channel deviations; null: the backbone's.")
     num_workers: NonNegativeInt = _setting(4, "Processes that load; 0: the training process itself.")
+    worker_timeout: float | None = _setting(
+        300.0, "Seconds a data worker may take for one file before it is replaced; null: any time.", gt=0
+    )
+    max_worker_failures: NonNegativeInt = _setting(
+        3, "How often in a run data workers that were killed or hung are replaced; each time the file is named."
+    )
     train_split: float = _setting(0.7, "Share of patients to train on, where the data bring no split.", gt=0, lt=1)
     val_split: float = _setting(0.15, "Share of patients to validate on.", gt=0, lt=1)
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)

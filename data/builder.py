@@ -20,6 +20,7 @@ from data.sample import SPLITS, Catalogue
 from data.splits import assign_splits, read_split
 from data.transforms import AlbumentationsAugmentation, LightAugmentation, Preprocess
 from data.volume_transforms import LightVolumeAugmentation, VolumePreprocess
+from data.worker_watch import WorkerFailures
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ def build_loaders(
     training = _preprocess(config, mean, std, _augmentation(config)) if config.DATA.augment else evaluation
     groups = _coarse_groups(config, catalogue.class_names)
     bad = BadPictures(config.DATA.max_bad_images)
+    failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
 
     def loader(split: str) -> PictureLoader:
         train = split == "train"
@@ -114,7 +116,7 @@ def build_loaders(
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
         batches = EpochBatches(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
         labels = _labels(config, catalogue, groups, train)
-        return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory)
+        return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory, failures)
 
     test = loader("test") if (assignment == "test").any() else None
     return Loaders(loader("train"), loader("val"), test, evaluation, groups)

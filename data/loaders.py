@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from configs.errors import DataError
 from data.sample import Catalogue
 from data.transforms import Preprocess, sample_rng
 from data.volume_transforms import VolumePreprocess
+from data.worker_watch import WatchedLoader, WorkerFailures
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class PictureLoader:
 
     `loader.epoch(n, start)` gives epoch n from batch `start` on, so that an interrupted epoch goes on where it was.
     An unreadable picture is left out of its batch and reported to `bad`; a batch without pictures is left out.
+    failures: what is tolerated of workers that are killed or hang, and counted; None: nothing.
     """
 
     def __init__(
@@ -141,15 +143,16 @@ class PictureLoader:
         bad: BadPictures,
         num_workers: int = 0,
         pin_memory: bool = False,
+        failures: WorkerFailures | None = None,
     ) -> None:
-        self.labels, self.batches, self.bad = labels, batches, bad
-        self._loader = DataLoader(
+        self.dataset, self.labels, self.batches, self.bad = dataset, labels, batches, bad
+        self._loader = WatchedLoader(
             dataset,
-            batch_sampler=batches,
-            num_workers=num_workers,
+            batches,
+            failures or WorkerFailures(),
+            num_workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
             worker_init_fn=_init_worker,
             generator=torch.Generator().manual_seed(0),  # else each epoch would draw from the global stream
         )
@@ -164,14 +167,11 @@ class PictureLoader:
 
     def names(self, index: Tensor) -> list[str]:
         """What the pictures of a batch are called."""
-        dataset = self._loader.dataset
-        assert isinstance(dataset, PictureDataset)
-        return [dataset.catalogue.samples[i].image for i in index.tolist()]
+        return [self.dataset.catalogue.samples[i].image for i in index.tolist()]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch | None]]:
         """(number of the batch in its epoch, the batch); None where none of its pictures could be read."""
-        self.batches.epoch, self.batches.start = epoch, start
-        for number, (index, images, failures) in enumerate(self._loader, start):
+        for number, (index, images, failures) in self._loader.epoch(epoch, start):
             for failed, reason in failures:
                 self.bad.add(failed, reason)
             yield number, self._batch(index, images) if images is not None else None

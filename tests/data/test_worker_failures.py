@@ -1,0 +1,332 @@
+"""Data workers that are killed or hang: the file is named, and no batch of the epoch is lost, doubled or changed."""
+
+import gc
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchIterator
+
+from configs.default_config import Config
+from configs.errors import DataError
+from data import worker_watch
+from data.builder import build_loaders
+from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.sample import Catalogue, Sample
+from data.transforms import LightAugmentation, Preprocess
+from data.worker_watch import WorkerFailures
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes by /proc")
+
+COUNT, BATCH, SEED = 24, 3, 5
+NAMES = tuple(f"film_{index:02d}.png" for index in range(COUNT))
+FAULTS = {
+    "kill": "was ended by SIGKILL",
+    "segfault": "was ended by SIGSEGV",
+    "exit": "ended with exit code 7",
+    "sleep": "hung for",
+    "freeze": "hung for",
+}
+
+
+def strike(fault: str) -> None:
+    """What becomes of the worker."""
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "segfault":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif fault == "exit":
+        os._exit(7)
+    elif fault == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault == "sleep":
+        time.sleep(600)
+    else:
+        raise RuntimeError("an error of the code")
+
+
+@dataclass(frozen=True)
+class Films:
+    """Catalogue.read: drawn pictures; the files in `faults` strike until `times` marks of each are in `marks`."""
+
+    marks: Path
+    faults: tuple[int, ...] = ()
+    fault: str = "kill"
+    times: int = 1
+    seconds: float = 0.0
+
+    def __call__(self, index: int) -> np.ndarray:
+        if index in self.faults and len(list(self.marks.glob(f"{index}-*"))) < self.times:
+            (self.marks / f"{index}-{time.monotonic_ns()}").touch()
+            strike(self.fault)
+        time.sleep(self.seconds)
+        return np.random.default_rng(index).integers(0, 256, (20, 24), dtype=np.uint8)
+
+
+def make_loader(films: Films, workers: int = 2, failures: WorkerFailures | None = None, batch: int = BATCH):
+    catalogue = Catalogue(("a",), tuple(Sample(name, np.zeros(1, np.float32)) for name in NAMES), films)
+    preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=LightAugmentation())
+    rng = np.random.default_rng(0)
+    labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
+    batches = EpochBatches(np.arange(COUNT), batch, True, SEED)
+    dataset = PictureDataset(catalogue, preprocess, SEED)
+    return PictureLoader(dataset, labels, batches, BadPictures(0), workers, failures=failures)
+
+
+def content(entry) -> tuple:
+    number, batch = entry
+    return (number, *(getattr(batch, name).numpy().tobytes() for name in ("image", "target", "mask", "index")))
+
+
+def epoch(loader, number: int, start: int = 0) -> list[tuple]:
+    return [content(entry) for entry in loader.epoch(number, start)]
+
+
+def children() -> set[int]:
+    """Processes started by this one, those that have ended and were not waited for included."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # gone in the meantime
+            parent = path.read_text().rpartition(")")[2].split()[1]
+            found |= {int(path.parent.name)} if int(parent) == os.getpid() else set()
+    return found - {resource_tracker._resource_tracker._pid}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> list[list[tuple]]:
+    loader = make_loader(Films(tmp_path_factory.mktemp("marks")), workers=0)
+    return [epoch(loader, number) for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def tally():
+    """How many workers were struck, and how many of these failures an epoch survived."""
+    figures = {"struck": 0, "survived": 0}
+    yield figures
+    print(f"worker deaths survived: {figures['survived']} of {figures['struck']}")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """torch looks after its workers every 5 s; that is tested once, and waited for no more."""
+    monkeypatch.setattr(TorchIterator._try_get_data, "__defaults__", (0.2,))
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    before = children()
+    yield
+    gc.collect()
+    assert children() - before == set()
+
+
+def check(loader, failures, expected, tally, count: int = 1, run=epoch) -> list[str]:
+    """Run epoch 1 with `count` failures in it; what was said of them. The pool is whole afterwards."""
+    before = children()
+    tally["struck"] += count
+    assert run(loader, 1) == expected
+    assert len(failures.reasons) == count
+    tally["survived"] += count
+    alive = {process.pid for process in multiprocessing.active_children()}
+    assert children() - before <= alive and len(children() - before) in (1, 2), "the old workers are still there"
+    return failures.reasons
+
+
+# ---- while a file is read
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_epoch_goes_on_when_a_worker_is_lost(fault, tmp_path, undisturbed, tally, caplog):
+    failures = WorkerFailures(1, timeout=1.0)
+    loader = make_loader(Films(tmp_path, (13,), fault), failures=failures)
+    reason = check(loader, failures, undisturbed[1], tally)[0]
+    assert FAULTS[fault] in reason and f"while it read {NAMES[13]}" in reason
+    assert reason.count("data worker") == 1 and reason.count("film") == 1
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and reason in warnings[0] and "1 of at most 1" in warnings[0]
+    assert [epoch(loader, number) for number in (2, 0)] == [undisturbed[2], undisturbed[0]]
+
+
+@pytest.mark.parametrize("start", [3, 7])
+def test_the_rest_of_an_epoch_goes_on_too(start, tmp_path, undisturbed, tally):
+    failures = WorkerFailures(1)
+    index = int(np.frombuffer(undisturbed[1][7][4], np.int64)[0])
+    loader = make_loader(Films(tmp_path, (index,)), failures=failures)
+    check(loader, failures, undisturbed[1][start:], tally, run=lambda ldr, number: epoch(ldr, number, start))
+
+
+def test_several_losses_in_one_epoch(tmp_path, undisturbed, tally):
+    failures = WorkerFailures(4)
+    loader = make_loader(Films(tmp_path, (2, 19), times=2), failures=failures)
+    tally["struck"] += 4
+    assert epoch(loader, 1) == undisturbed[1]
+    struck = [path.name.split("-")[0] for path in tmp_path.iterdir()]
+    assert sorted(struck) == ["19", "19", "2", "2"]
+    named = " ".join(failures.reasons)
+    assert NAMES[2] in named and NAMES[19] in named and len(failures.reasons) in (2, 3, 4)  # both may go at once
+    tally["survived"] += 4
+
+
+def test_a_frozen_worker_that_has_a_batch_to_hand_over(tmp_path, undisturbed, tally, caplog):
+    """Batch 1 lies in the queue, but torch asks the worker itself for its memory, and would for ever."""
+    frozen_at = int(np.frombuffer(undisturbed[1][2][4], np.int64)[0])
+    failures = WorkerFailures(1, timeout=1.0)
+
+    def run(loader, number):
+        iterator = loader.epoch(number)
+        batches, started = [content(next(iterator))], time.monotonic()
+        while not list(tmp_path.iterdir()):
+            assert time.monotonic() - started < 20
+            time.sleep(0.02)
+        return batches + [content(entry) for entry in iterator]
+
+    loader = make_loader(Films(tmp_path, (frozen_at,), "freeze"), workers=1, failures=failures)
+    reason = check(loader, failures, undisturbed[1], tally, run=run)[0]
+    assert NAMES[frozen_at] in reason and "from batch 1 " in caplog.text
+
+
+def test_spawned_workers(tmp_path, undisturbed, tally, monkeypatch):
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        failures = WorkerFailures(1, timeout=60.0)
+        loader = make_loader(Films(tmp_path, (13,)), workers=1, failures=failures)
+        tally["struck"] += 1
+        assert epoch(loader, 1) == undisturbed[1]
+        assert f"data worker 0 was ended by SIGKILL while it read {NAMES[13]}" in failures.reasons[0]
+        tally["survived"] += 1
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+
+
+# ---- elsewhere
+
+
+def crew() -> list[int]:
+    return sorted(process.pid for process in multiprocessing.active_children())
+
+
+def count_to(number: int) -> int:
+    """Python code in which a signal's handler could run."""
+    return sum(1 for _ in range(number))
+
+
+@pytest.mark.parametrize("victims", [1, 2])
+def test_a_death_while_the_training_process_is_busy_waits_for_the_next_batch(victims, tmp_path, undisturbed, tally):
+    failures = WorkerFailures(1)
+    loader = make_loader(Films(tmp_path), failures=failures)
+
+    def run(loader, number):
+        iterator = loader.epoch(number)
+        batches = [content(next(iterator)) for _ in range(3)]
+        for pid in crew()[:victims]:
+            os.kill(pid, signal.SIGKILL)
+        stop = time.monotonic() + 0.5
+        while time.monotonic() < stop:
+            count_to(1000)
+        assert failures.reasons == []
+        return batches + [content(entry) for entry in iterator]
+
+    reason = check(loader, failures, undisturbed[1], tally, run=run)[0]
+    assert reason.count("SIGKILL") == victims
+
+
+def test_a_death_between_two_epochs(tmp_path, undisturbed, tally):
+    failures = WorkerFailures(1)
+    loader = make_loader(Films(tmp_path), failures=failures)
+    assert epoch(loader, 0) == undisturbed[0]
+    os.kill(crew()[1], signal.SIGKILL)
+    reason = check(loader, failures, undisturbed[1], tally)[0]
+    assert reason == "data worker 1 was ended by SIGKILL between two files"
+
+
+def test_workers_that_do_nothing_are_replaced(tmp_path, undisturbed, tally, monkeypatch):
+    monkeypatch.setattr(worker_watch, "START_SECONDS", 0.0)
+    failures = WorkerFailures(1, timeout=1.0)
+    loader = make_loader(Films(tmp_path), failures=failures)
+    assert epoch(loader, 0) == undisturbed[0]
+    for pid in crew():
+        os.kill(pid, signal.SIGSTOP)
+    reason = check(loader, failures, undisturbed[1], tally)[0]
+    assert reason.count("hung for") == reason.count("between two files") == 2
+
+
+def test_a_death_is_found_at_torchs_own_pace(tmp_path, undisturbed, tally, monkeypatch):
+    monkeypatch.undo()
+    failures = WorkerFailures(1)
+    started = time.monotonic()
+    loader = make_loader(Films(tmp_path, (13,), "exit"), failures=failures)
+    check(loader, failures, undisturbed[1], tally)
+    assert time.monotonic() - started < 20
+
+
+# ---- bounds
+
+
+def test_a_file_that_ends_every_worker_ends_the_run(tmp_path, undisturbed):
+    failures = WorkerFailures(2)
+    loader, batches = make_loader(Films(tmp_path, (13,), "exit", times=99), failures=failures), []
+    with pytest.raises(DataError, match="max_worker_failures allows 2") as error:
+        batches += [content(entry) for entry in loader.epoch(1)]
+    assert str(error.value).count(NAMES[13]) == 3 == len(failures.reasons)
+    assert "DATA.num_workers=0" in str(error.value)
+    assert crew() == []
+
+
+def test_what_is_given_before_the_end_is_right(tmp_path, undisturbed):
+    last = int(np.frombuffer(undisturbed[1][-1][4], np.int64)[-1])
+    batches = []
+    with pytest.raises(DataError):
+        for entry in make_loader(Films(tmp_path, (last,), times=99)).epoch(1):
+            batches.append(content(entry))
+    assert 0 < len(batches) < 8 and batches == undisturbed[1][: len(batches)]
+
+
+def test_the_bound_is_for_the_run(tmp_path):
+    catalogue = Catalogue(
+        ("a",),
+        tuple(Sample(name, np.array([index % 2], np.float32)) for index, name in enumerate(NAMES)),
+        Films(tmp_path, (1, 10), "exit"),
+    )
+    keys = ["DATA.max_worker_failures=1", "DATA.worker_timeout=33.5", "DATA.num_workers=1", "DATA.image_size=16"]
+    assignment = np.array(["train"] * 8 + ["val"] * 8 + ["test"] * 8)
+    loaders = build_loaders(Config.from_overrides(keys), catalogue, assignment, (0.5,) * 3, (0.5,) * 3)
+    failures = {id(loader._loader.failures): loader._loader.failures for loader in (loaders.train, loaders.val)}
+    assert [(one.limit, one.timeout) for one in failures.values()] == [(1, 33.5)]
+    assert [number for number, _ in loaders.train.epoch(0)] == [0]
+    with pytest.raises(DataError, match=f"(?s){NAMES[1]}.*{NAMES[10]}"):
+        list(loaders.val.epoch(0))
+
+
+@pytest.mark.parametrize("timeout", [0.7, None])
+def test_slow_workers_are_left_alone(timeout, tmp_path, undisturbed):
+    """A batch takes longer than one file may, each file less."""
+    loader = make_loader(Films(tmp_path, seconds=0.1), failures=WorkerFailures(0, timeout), batch=12)
+    assert sum(len(batch) for _, batch in loader.epoch(1)) == COUNT
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_code_is_no_failure_of_a_worker(workers, tmp_path):
+    failures = WorkerFailures(3)
+    loader = make_loader(Films(tmp_path, (13,), "raise", times=99), workers, failures)
+    with pytest.raises(RuntimeError, match="an error of the code"):
+        epoch(loader, 1)
+    assert failures.reasons == []
+    loader._loader._crew.kill()  # torch takes 5 s for each to leave where an error has been raised
+
+
+def test_random_numbers_of_the_run_are_left_alone(tmp_path, undisturbed):
+    before = torch.get_rng_state()
+    assert epoch(make_loader(Films(tmp_path, (13,)), failures=WorkerFailures(1)), 1) == undisturbed[1]
+    assert torch.equal(before, torch.get_rng_state())
