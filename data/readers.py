@@ -10,12 +10,12 @@ from PIL import Image, ImageOps
 
 from configs.errors import DataError
 from data.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom
+from data.png import PNG_MAGIC, check_png
+from data.regular_files import read_head
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
-_HEAD_BYTES = 256
 # ITU-R BT.601 luma in 1/65536, the weights Pillow uses; they sum to 65536, so equal channels stay exactly as they are.
 _LUMA = np.array([19595, 38470, 7471], np.uint32)
 
@@ -79,11 +79,10 @@ def _luma(array: np.ndarray) -> np.ndarray:
 
 
 def _decode(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+    head = read_head(path)
     if not head:
         raise DataError("the file is empty")
-    if head.startswith((_PNG_MAGIC, _JPEG_MAGIC)):
+    if head.startswith((PNG_MAGIC, _JPEG_MAGIC)):
         return _read_pillow(path, head)
     if looks_like_dicom(head):
         return read_dicom(path, Image.MAX_IMAGE_PIXELS)
@@ -96,6 +95,8 @@ def _read_pillow(path: Path, head: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.format == "PNG":
+                check_png(path)
             image.load()
             if _is_deep_colour(head):
                 return _read_deep_colour(path)
@@ -104,7 +105,8 @@ def _read_pillow(path: Path, head: bytes) -> np.ndarray:
 
 def _pillow_array(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
-        return _sixteen_bits(np.asarray(image))
+        array, clear = _sixteen_bits(np.asarray(image)), image.info.get("transparency")
+        return array if clear is None else np.where(array == clear, np.uint16(0), array)
     grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -120,7 +122,7 @@ def _sixteen_bits(array: np.ndarray) -> np.ndarray:
 
 def _is_deep_colour(head: bytes) -> bool:
     """PNG of 16 bits a channel with colour or alpha (IHDR: depth at byte 24, colour type at 25)."""
-    return head.startswith(_PNG_MAGIC) and len(head) > 25 and head[24] == 16 and head[25] in (2, 4, 6)
+    return head.startswith(PNG_MAGIC) and len(head) > 25 and head[24] == 16 and head[25] in (2, 4, 6)
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:

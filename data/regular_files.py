@@ -1,0 +1,34 @@
+"""Opening what others have put into a data folder: regular files only, links that stay inside only."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from configs.errors import DataError
+
+_HEAD_BYTES = 256
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; DataError for a pipe or a device, reading which might never end, and for a folder.
+
+    OSError as `open` raises it.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise DataError(f"it is {kind}, not a file")
+    return path.open("rb")
+
+
+def read_head(path: Path) -> bytes:
+    """The first 256 bytes, which tell what a file is."""
+    with open_regular(path) as file:
+        return file.read(_HEAD_BYTES)
+
+
+def leaves(root: Path, path: Path) -> bool:
+    """Whether a path is, or lies behind, a symbolic link out of root."""
+    return not path.resolve().is_relative_to(root.resolve())
