@@ -18,6 +18,7 @@ WITHOUT_EFFECT = (
     "DATA.data_dir",  # the pictures' names and patients are compared with the run's split.csv
     "DATA.num_workers",
     "DATA.worker_timeout",
+    "DATA.worker_timeout",
     "DATA.max_worker_failures",
     "DATA.train_split",  # split.csv stays
     "DATA.val_split",
