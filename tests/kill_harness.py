@@ -73,6 +73,7 @@ def launch(arguments: list[str], log: Path, prepare: Callable[[], None] = lambda
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
         torch.set_num_threads(1)
         prepare()
         code = train.main(arguments)

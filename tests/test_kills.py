@@ -1,7 +1,10 @@
 """25 SIGKILLs at random times: the run ends as the undisturbed one, and no checkpoint is ever unreadable."""
 
+import os
 import random
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,37 @@ def metrics(folder: Path) -> list[str]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clock = ("seconds", "pictures_per_second", "memory_mib")
     return [json.dumps({key: value for key, value in row.items() if key not in clock}) for row in rows]
+
+
+def hang_in_a_step(place: Path):
+    """What a process does first that will never end its first step."""
+
+    def patch() -> None:
+        from training.trainer import Trainer
+
+        def hang(*_) -> None:
+            (place / "in the step").touch()
+            time.sleep(60)
+
+        Trainer.train_step = hang
+
+    return patch
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_waits_for_the_step_and_the_second_leaves_at_once(tmp_path, harness, number, code):
+    harness.write_phantom(tmp_path / "data", 40, 64)
+    arguments = harness.arguments_of(tmp_path / "data", tmp_path / "run", {})
+    process = harness.launch(arguments, tmp_path / "log.txt", hang_in_a_step(tmp_path))
+    while not (tmp_path / "in the step").exists():
+        assert harness.wait(process, 0.05) is None, (tmp_path / "log.txt").read_text()
+    os.kill(process, number)
+    assert harness.wait(process, 1.0) is None, "the step is not over"
+    os.kill(process, number)
+    assert harness.wait(process, 10) == code
+    said = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in said and "stopped by" in said
+    assert not (tmp_path / "run" / "last.pth").exists()
 
 
 def test_the_comparison_sees_one_bit(tmp_path, harness):
