@@ -67,7 +67,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     setup_logging(config.LOGGING.format)
 
     from data.builder import build_loaders, open_data, split_data
-    from models import HybridMedNet, check_backbone
+    from models import check_backbone, create_model
     from training.builder import build_trainer
     from training.precision import choose_device
     from training.resume import resume
@@ -83,7 +83,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     config = config.resolve(catalogue.class_names, catalogue.exclusive)
     assignment = split_data(config, catalogue, folder_of(resumed) / "split.csv" if resumed and checkpoint else None)
 
-    model = HybridMedNet(config if checkpoint is None else config.without_pretrained()).to(device)
+    model = create_model(config if checkpoint is None else config.without_pretrained()).to(device)
     backbone = model.backbone
     loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type == "cuda")
     trainer = build_trainer(

@@ -22,6 +22,10 @@ def find_problems(config: Config) -> list[str]:
         found.append(f"LOSS.pos_weight works with LOSS.type 'bce' only, not '{config.LOSS.type}'")
     if config.MODEL.hierarchical and config.MODEL.task != "multi_label":
         found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{config.MODEL.task}'")
+    if config.MODEL.init_from is not None and isinstance(config.MODEL.pretrained, str):
+        found.append(
+            "MODEL.init_from and a file in MODEL.pretrained: the first brings the backbone too, set one of them"
+        )
     for key in ("mean", "std"):
         values = config.DATA[key]
         if values is not None and len(values) not in (1, config.MODEL.in_channels):

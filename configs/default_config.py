@@ -65,6 +65,11 @@ class ModelSettings(Section):
         "convnext_base", "Any name that models.backbones.list_backbones() gives, or timm/<any name of timm's>."
     )
     pretrained: bool | str = _setting(True, "true: the published weights; false: random; or a path to a file.")
+    init_from: str | None = _setting(
+        None,
+        "Checkpoint or weights of a whole HybridMedNet to start from (.pth, the previous release's too, .safetensors); "
+        "a head for another number of classes is left out. Published weights are not fetched then.",
+    )
     fpn: Literal["auto"] | bool = _setting("auto", "Feature pyramid network; auto: for classic ResNets.")
     fpn_channels: PositiveInt = _setting(256, "Channels of every level of the feature pyramid network.")
     fusion_channels: PositiveInt = _setting(512, "Channels after fusion: the width of the vector the head reads.")
@@ -307,7 +312,7 @@ class Config(Section):
     def without_pretrained(self) -> Config:
         """A copy for a model whose weights all come from a checkpoint."""
         config = self.model_copy(deep=True)
-        config.MODEL.pretrained = False
+        config.MODEL.pretrained, config.MODEL.init_from = False, None
         return config
 
     def problems(self) -> list[str]:

@@ -12,6 +12,7 @@ from configs.errors import ConfigError
 # A file must not say what is opened, fetched or written on the machine that reads it.
 PATHS = {
     "MODEL.pretrained",
+    "MODEL.init_from",
     "DATA.data_dir",
     "DATA.labels_file",
     "CHECKPOINT.save_dir",

@@ -20,6 +20,7 @@ from models.backbones import (
     list_backbones,
 )
 from models.hybrid_med_net import HybridMedNet
+from models.initial_weights import create_model, start_from
 
 __all__ = [
     "BaseVisionBackbone",
@@ -39,5 +40,7 @@ __all__ = [
     "backbone_dims",
     "check_backbone",
     "create_backbone",
+    "create_model",
     "list_backbones",
+    "start_from",
 ]

@@ -25,6 +25,8 @@ CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
 class HybridMedNet(Checkpointable, nn.Module):
     """A classifier of medical pictures or volumes, built from the MODEL section of a Config.
 
+    MODEL.init_from is not read here but by `create_model`, which notes in `started_from` what came of it.
+
     forward: [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
     (coarse logits [B, num_coarse_classes], logits [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
     for volumes.
@@ -33,6 +35,7 @@ class HybridMedNet(Checkpointable, nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.started_from = ""
         settings = config.MODEL
         self.in_channels, self.image_size = settings.in_channels, config.image_shape()
         self.backbone: BaseVisionBackbone = create_backbone(
@@ -83,9 +86,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         return [*self.backbone.blocks(x), *steps, Block("classifier", self._classify)]
 
     def summary(self) -> str:
-        """A line for the log: its size, and what is recomputed."""
+        """A line for the log: its size, what is recomputed, whose weights it started from."""
         millions = sum(p.numel() for p in self.parameters()) / 1e6
-        return f"{millions:.1f} M parameters, {self.checkpointing_plan() or 'no gradient checkpointing'}"
+        parts = [f"{millions:.1f} M parameters", self.checkpointing_plan() or "no gradient checkpointing"]
+        return ", ".join(map(str, [*parts, self.started_from] if self.started_from else parts))
 
     def checkpointing_plan(self) -> Plan | None:
         """Its own, else the backbone's: that is of the first blocks, and the others are kept."""

@@ -24,12 +24,16 @@ def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: boo
     if not isinstance(given, Mapping):
         raise TypeError(f"a state dict maps names to tensors, this is {type(given).__name__}")
     here = {plain_name(name): name for name in own}
-    todays = rename_previous_release(rename_each(plain_name, given))
-    found = {here.get(name, name): value for name, value in todays.items()}
+    found = {here.get(name, name): value for name, value in todays_names(given).items()}
     _compare(own, found, strict)
     fitted = OrderedDict(found)
     fitted._metadata = getattr(given, "_metadata", None)  # type: ignore[attr-defined]  # versions of layers, for torch
     return fitted
+
+
+def todays_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tensors under HybridMedNet's names. WeightsError where two would have one name, or classes lack."""
+    return rename_previous_release(rename_each(plain_name, weights))
 
 
 def plain_name(name: str) -> str:

@@ -143,7 +143,7 @@ def test_a_state_that_looks_like_todays_is_not_trusted(tmp_path):
 
 def test_other_objects_are_refused_as_before(tmp_path):
     torch.save({"config": Config()}, tmp_path / "today.pth")
-    with pytest.raises(pickle.UnpicklingError, match="default_config"):
+    with pytest.warns(UserWarning, match=DEFAULTS), pytest.raises(pickle.UnpicklingError, match="default_config"):
         torch.load(tmp_path / "today.pth")
     write_old(tmp_path / "path.pth", DATA={"data_dir": Path("a")})
     with pytest.warns(UserWarning, match=DEFAULTS), pytest.raises(pickle.UnpicklingError, match="pathlib"):

@@ -1,0 +1,75 @@
+"""Networks that start from the weights of an earlier one: MODEL.init_from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from configs.default_config import Config
+from configs.errors import CheckpointError, WeightsError
+from models.hybrid_med_net import HybridMedNet
+from models.state_dicts import todays_names
+from utils.checkpoint import read_weights
+
+_HEAD = "classifier."
+# The biases of a head's outputs, one number a class.
+_OUTPUTS = {
+    f"{_HEAD}classifiers.bias": "class",
+    f"{_HEAD}fine_classifier.4.bias": "class",
+    f"{_HEAD}coarse_classifier.4.bias": "coarse class",
+}
+
+
+def create_model(config: Config) -> HybridMedNet:
+    """HybridMedNet(config); with MODEL.init_from built without published weights and started from that file.
+
+    Raises ModelError and CheckpointError.
+    """
+    path = config.MODEL.init_from
+    if path is None:
+        return HybridMedNet(config)
+    model = HybridMedNet(config.without_pretrained())
+    try:
+        model.started_from = start_from(model, path)
+    except (CheckpointError, WeightsError) as error:
+        raise type(error)(f"MODEL.init_from: {error}") from None
+    return model
+
+
+def start_from(model: HybridMedNet, path: str) -> str:
+    """Load a file of today's or the previous release's, .safetensors too, into a model; a line for the log.
+
+    A head for other numbers of classes is left out as a whole, and the model's own stays; all else is loaded strictly.
+    Raises CheckpointError where there are no weights to read, WeightsError where they do not fit: nothing is loaded.
+    """
+    try:
+        return _start_from(model, path)
+    except WeightsError as error:
+        raise WeightsError(f"'{path}': {error}") from None
+
+
+def _start_from(model: HybridMedNet, path: str) -> str:
+    found, own = todays_names(read_weights(path)), model.state_dict()
+    if not any(name.startswith("backbone.") for name in found):
+        raise WeightsError(
+            "this is no HybridMedNet, as no name in it begins with 'backbone.'; if these are the weights of a backbone "
+            f"alone, say MODEL.pretrained={path} instead"
+        )
+    before, now = _class_counts(found), _class_counts(own)
+    other_classes = before.keys() == now.keys() and before != now
+    if other_classes:
+        kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(_HEAD)} | kept
+    model.load_state_dict(found)
+    if other_classes:
+        return f"weights of '{path}' but for its head: that is for {_words(before)}, the new one for {_words(now)}"
+    return f"weights of '{path}' with its head for {_words(now)}"
+
+
+def _class_counts(weights: Mapping[str, Any]) -> dict[str, int]:
+    """{name of an output's bias: how many classes it has}, of those that are there."""
+    return {name: len(weights[name]) for name in _OUTPUTS if name in weights and weights[name].ndim == 1}
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{count} {_OUTPUTS[name]}{'' if count == 1 else 'es'}" for name, count in counts.items())
