@@ -226,6 +226,9 @@ class CheckpointSettings(Section):
 
     save_dir: str = _setting("./checkpoints", "One folder a run is made in here.")
     save_freq: NonNegativeInt = _setting(5, "Also keep epoch_NNNN.pth every so many epochs; 0: none.")
+    save_every_steps: NonNegativeInt = _setting(
+        0, "Also write last.pth every so many optimizer steps, for epochs of hours; 0: only when an epoch ends."
+    )
     save_best: bool = _setting(True, "Keep best_model.pth by mean AUROC on the validation split.")
     on_save_error: Literal["stop", "continue"] = _setting(
         "stop", "A disk that is full or read-only. continue: say so and train on, with the files that are there."

@@ -73,6 +73,7 @@ def build_trainer(
         progress=config.LOGGING.progress,
         print_freq=config.LOGGING.print_freq,
         on_oom=settings.on_oom,
+        save_every_steps=config.CHECKPOINT.save_every_steps,
     )
     model.to(memory_format=options.memory_format)
     trainer = Trainer(

@@ -1,9 +1,12 @@
-"""Progress of an epoch: a bar on a terminal, log lines elsewhere."""
+"""Progress of an epoch: a bar on a terminal, log lines elsewhere; and the memory it took."""
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
+
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -36,3 +39,15 @@ class Progress:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory so far, in MiB: allocated on CUDA, else resident of this process (NaN on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 2**20 if sys.platform == "darwin" else size / 2**10

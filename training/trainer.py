@@ -14,14 +14,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from configs.errors import CheckpointError, TrainingError
+from configs.errors import TrainingError
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator, Predictions
 from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
 from training.out_of_memory import Adaptation, Attempt, cut, free_memory, memory_needed
 from training.precision import Precision
-from training.progress import Progress
+from training.progress import Progress, peak_memory_mib
+from training.state_check import check_resumable
 from training.state import EpochSums, TrainerState, WindowStart
 from utils.interrupt import Interrupted
 from utils.seed import random_state, set_random_state
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainerOptions:
-    """Numbers that the loop needs; see TRAIN and LOGGING in configs/default_config.py for their meaning."""
+    """Numbers that the loop needs; see TRAIN, LOGGING and CHECKPOINT in configs/default_config.py for their meaning."""
 
     epochs: int
     accumulation_steps: int = 1
@@ -42,6 +43,7 @@ class TrainerOptions:
     progress: str = "plain"
     print_freq: int = 10
     on_oom: str = "adapt"
+    save_every_steps: int = 0
 
 
 class Trainer:
@@ -49,7 +51,7 @@ class Trainer:
 
     model: pictures → logits, or (coarse, fine) logits. should_stop() gives the number of a signal, or 0.
     on_step(global_step, figures) and on_epoch(trainer, record, is_best) are told what happened; save(trainer) is
-    asked to write a checkpoint before the loop leaves on a signal.
+    asked to write a checkpoint before the loop leaves on a signal, and every options.save_every_steps steps.
     """
 
     def __init__(
@@ -99,13 +101,19 @@ class Trainer:
         try:
             for numbers, window in self._windows(loader):
                 started = time.perf_counter()
-                self.train_step(window, loader.names)
+                stepped = self.train_step(window, loader.names)
                 sums.batches = numbers[-1] + 1
                 sums.seconds += time.perf_counter() - started
                 bar.advance(len(numbers), loss=f"{sums.mean_loss:.4f}", skipped=sums.skipped)
+                if stepped and self._save_is_due():
+                    self.save(self)
                 self._leave_if_asked()
         finally:
             bar.close()
+
+    def _save_is_due(self) -> bool:
+        every = self.options.save_every_steps
+        return every > 0 and self.state.global_step % every == 0
 
     def _windows(self, loader) -> Iterator[tuple[list[int], list]]:
         """Groups of micro-batches for one optimizer step each; the last of an epoch may be shorter."""
@@ -236,11 +244,7 @@ class Trainer:
     def _throughput(self, prefix: str = "system/") -> dict[str, float]:
         sums = self.state.sums
         figures = {f"{prefix}pictures_per_second": sums.pictures / sums.seconds if sums.seconds else math.nan}
-        if self.device.type == "cuda":
-            figures[f"{prefix}memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
-        else:
-            figures[f"{prefix}memory_mib"] = _resident_mib()
-        return figures
+        return {**figures, f"{prefix}memory_mib": peak_memory_mib(self.device)}
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         """Score, best, schedule, then the next epoch; what is saved in on_epoch begins there."""
@@ -280,38 +284,25 @@ class Trainer:
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken. CheckpointError where that was another model or optimizer."""
-        lacking = [key for key in self.state_dict() if key not in content]
-        if lacking:
-            raise CheckpointError(f"this checkpoint cannot be resumed, it lacks {', '.join(lacking)}: take last.pth")
-        kinds = content["optimizer_kind"], type(self.optimizer).__name__
-        if kinds[0] != kinds[1]:
-            raise CheckpointError(f"the run to resume uses {kinds[0]}, TRAIN.optimizer now says {kinds[1]}")
-        try:
-            self.model.load_state_dict(content["model"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"the run to resume has another model than MODEL now says: {reason}") from None
+        """Go on where `state_dict` was taken, with this run's hyperparameters.
+
+        Raises CheckpointError, before anything is changed, where that was another model, optimizer or version.
+        """
+        own = self.state_dict()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        check_resumable(content, own, parameters)
+        progress = content["progress"]
+        state = TrainerState(**{**progress, "sums": EpochSums(**progress["sums"])})
+        self.adaptation.resume(state)
+        self.state = state
+        self.model.load_state_dict(content["model"])
         if self.ema is not None:
             self.ema = ExponentialMovingAverage(self.model, self.ema.decay)
             if content["ema"] is not None:
                 self.ema.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        groups = own["optimizer"]["param_groups"]  # weight decay and the like are what this run's config says
+        self.optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": groups})
         self.schedule.load_state_dict(content["schedule"])
-        self.scaler.load_state_dict(content["scaler"])
-        progress = dict(content["progress"])
-        self.state = TrainerState(**{**progress, "sums": EpochSums(**progress["sums"])})
-        self.adaptation.resume(self.state)
+        if content["scaler"]:  # else the saved run had no fp16, and this one finds its scale itself
+            self.scaler.load_state_dict(content["scaler"])
         set_random_state(content["random"])
-
-
-def _resident_mib() -> float:
-    """Largest resident memory of this process so far, in MiB; NaN where the system does not tell (Windows)."""
-    import sys
-
-    if sys.platform == "win32":
-        return math.nan
-    import resource
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 2**20 if sys.platform == "darwin" else size / 2**10

@@ -160,12 +160,14 @@ def test_options_arrive():
     overrides = ["TRAIN.epochs=7", "TRAIN.gradient_accumulation_steps=3", "TRAIN.gradient_clip_norm=null"]
     overrides += [
         "TRAIN.on_oom=stop",
+        "CHECKPOINT.save_every_steps=9",
         "TRAIN.early_stopping_patience=4",
         "TRAIN.max_nonfinite_steps=2",
         "LOGGING.print_freq=6",
     ]
     trainer = trainer_of(*overrides, "LOGGING.progress=plain")
     options = trainer.options
+    assert options.save_every_steps == 9
     assert options.on_oom == "stop" and not trainer.evaluator.adapt and not trainer.adaptation.allowed
     assert (options.epochs, options.accumulation_steps, options.clip_norm) == (7, 3, None)
     assert (options.early_stopping_patience, options.max_nonfinite_steps) == (4, 2)

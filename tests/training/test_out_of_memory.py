@@ -1,6 +1,7 @@
 """Out of memory: the window is undone and done again in less, and the step is the one that was asked for."""
 
 import copy
+import gc
 import itertools
 import weakref
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from tests.training.toys import (
     snapshot,
 )
 from training.ema import ExponentialMovingAverage
-from training.out_of_memory import cut, is_out_of_memory, largest_part
+from training.out_of_memory import Attempt, cut, is_out_of_memory, largest_part
 from training.precision import Precision
 from utils.blocks import Block, block
 from utils.gradient_checkpointing import Checkpointable
@@ -390,6 +391,25 @@ def test_a_cut_batch_is_the_batch(size, parts):
     for name in ("image", "target", "mask", "index", "coarse_target"):
         assert torch.cat([getattr(piece, name) for piece in pieces]).equal(getattr(batch, name))
     assert all(piece.coarse_mask is None for piece in pieces)
+
+
+@pytest.mark.parametrize("refuse", [by_cuda, by_the_cpu])
+def test_nothing_is_held_after_a_failed_attempt(refuse):
+    """Not even until the next collection of cycles: the memory is wanted at once."""
+    held = []
+
+    def step() -> None:
+        hidden = torch.zeros(3, requires_grad=True) * 2
+        held.append(weakref.ref(hidden))
+        refuse()
+
+    gc.disable()
+    try:
+        with Attempt() as attempt:
+            step()
+        assert attempt.failure and held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_out_of_memory():

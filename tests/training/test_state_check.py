@@ -1,0 +1,297 @@
+"""Interruption and resume, which change no bit."""
+
+import copy
+import signal
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import CheckpointError
+from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.picture_files import FileReader
+from data.sample import Catalogue, Sample
+from data.transforms import LightAugmentation, Preprocess
+from tests.training.toys import (
+    CLASSES,
+    SIDE,
+    TensorLoader,
+    differences,
+    fit,
+    full_model,
+    make_trainer,
+    random_data,
+    snapshot,
+)
+from training.precision import Precision
+from training.trainer import Trainer
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.interrupt import Interrupted
+
+RESUME_EPOCHS, RESUME_STEPS = 3, 4  # 14 pictures in batches of 2, windows of 2, the last one short
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("films")
+    for index in range(20):
+        pixels = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+        assert cv2.imwrite(str(root / f"{index:02d}.png"), pixels)
+    return root
+
+
+def make_loaders(root: Path) -> tuple[PictureLoader, PictureLoader]:
+    """14 augmented training pictures, and 6 to validate on."""
+    names = tuple(f"{index:02d}.png" for index in range(20))
+    rng = np.random.default_rng(1)
+    target, mask = (rng.random((20, CLASSES)) < 0.5).astype(np.float32), rng.random((20, CLASSES)) < 0.9
+    target[14:], mask[14:] = np.arange(6)[:, None] % 2, True
+    samples = tuple(Sample(name, row) for name, row in zip(names, target))
+    catalogue = Catalogue(("a", "b", "c"), samples, FileReader(root, names))
+
+    def loader(indices, augmentation) -> PictureLoader:
+        preprocess = Preprocess((SIDE, SIDE), 1, [0.5], [0.3], augmentation=augmentation)
+        batches = EpochBatches(indices, 2, augmentation is not None, 11)
+        return PictureLoader(PictureDataset(catalogue, preprocess, 11), Labels(target, mask), batches, BadPictures(0))
+
+    return loader(np.arange(14), LightAugmentation()), loader(np.arange(14, 20), None)
+
+
+def resumable(seed: int, schedule: str = "cosine", epochs: int = RESUME_EPOCHS, **options) -> Trainer:
+    return make_trainer(
+        full_model(seed),
+        schedule=schedule,
+        steps=RESUME_EPOCHS * RESUME_STEPS,
+        warmup=3,
+        ema=0.9,
+        epochs=epochs,
+        accumulation_steps=2,
+        **options,
+    )
+
+
+def untimed(records: list[dict]) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "memory_mib")} for r in records]
+
+
+@pytest.fixture(scope="module", params=["cosine", "plateau"])
+def undisturbed(request, pictures):
+    """(schedule, records, final state, states after each step) of a run that nobody stops."""
+    trainer, after_step = resumable(0, request.param), {}
+    trainer.on_step = lambda step, figures: after_step.setdefault(step, copy.deepcopy(trainer.model.state_dict()))
+    torch.manual_seed(99)
+    records = fit(trainer, *make_loaders(pictures))
+    assert trainer.state.global_step == RESUME_EPOCHS * RESUME_STEPS
+    return request.param, untimed(records), {**snapshot(trainer), "random": trainer.state_dict()["random"]}, after_step
+
+
+def stopped_run(pictures, schedule: str, path: Path, should_stop) -> tuple[list[dict], Interrupted]:
+    """Run until should_stop(trainer), which also sees when a validation picture is read."""
+    trainer, records = resumable(0, schedule), []
+    trainer.should_stop = partial(should_stop, trainer)
+    trainer.save = lambda t: save_checkpoint(t.state_dict(), path)
+    trainer.on_epoch = lambda _, record, is_best: records.append({**record, "is_best": is_best})
+    torch.manual_seed(99)
+    with pytest.raises(Interrupted) as stop:
+        trainer.fit(*make_loaders(pictures))
+    return records, stop.value
+
+
+def go_on(pictures, schedule: str, path: Path) -> tuple[list[dict], Trainer]:
+    trainer = resumable(5, schedule)
+    torch.manual_seed(123)
+    trainer.load_state_dict(load_checkpoint(path))
+    return fit(trainer, *make_loaders(pictures)), trainer
+
+
+@pytest.mark.parametrize("step", range(1, RESUME_EPOCHS * RESUME_STEPS + 1))
+def test_a_stopped_and_resumed_run_changes_no_bit(pictures, undisturbed, step, tmp_path):
+    schedule, expected_records, expected, after_step = undisturbed
+    path = tmp_path / "last.pth"
+    number = signal.SIGTERM if step % 2 else signal.SIGINT
+    before, stop = stopped_run(pictures, schedule, path, lambda t: number * (t.state.global_step >= step))
+    assert stop.exit_code == 128 + number and len(before) == (step - 1) // RESUME_STEPS
+    saved = load_checkpoint(path)
+    assert saved["progress"]["global_step"] == step and differences(saved["model"], after_step[step]) == []
+    after, trainer = go_on(pictures, schedule, path)
+    assert untimed(before + after) == expected_records
+    assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
+
+
+@pytest.mark.parametrize("epoch", range(1, RESUME_EPOCHS + 1))
+@pytest.mark.parametrize("when", ["evaluating", "epoch_end"])
+def test_a_stop_outside_of_training_steps(pictures, undisturbed, epoch, when, tmp_path):
+    """What is saved are the model's own weights, never the averaged ones that it is evaluated with."""
+    schedule, expected_records, expected, after_step = undisturbed
+    path = tmp_path / "last.pth"
+
+    def should_stop(trainer: Trainer) -> int:
+        evaluating = not trainer.model.training and trainer.state.global_step == epoch * RESUME_STEPS
+        done = trainer.state.epoch == epoch
+        return signal.SIGINT * (evaluating if when == "evaluating" else done)
+
+    before, stop = stopped_run(pictures, schedule, path, should_stop)
+    assert stop.exit_code == 130 and len(before) == epoch - (when == "evaluating")
+    saved = load_checkpoint(path)
+    assert differences(saved["model"], after_step[saved["progress"]["global_step"]]) == []
+    assert differences(saved["model"], saved["ema"]["shadow"]) != []
+    after, trainer = go_on(pictures, schedule, path)
+    assert untimed(before + after) == expected_records
+    assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
+
+
+def test_resume_at_the_end_trains_no_more(pictures, tmp_path):
+    trainer = resumable(0)
+    fit(trainer, *make_loaders(pictures))
+    save_checkpoint(trainer.state_dict(), tmp_path / "last.pth")
+    records, resumed = go_on(pictures, "cosine", tmp_path / "last.pth")
+    assert records == [] and differences(snapshot(trainer), snapshot(resumed)) == []
+
+
+@pytest.mark.parametrize("every", [1, 3, 4])
+def test_what_is_saved_inside_an_epoch_is_complete(pictures, undisturbed, every, tmp_path):
+    """Every step in which something is saved, the short last window of an epoch among them."""
+    schedule, expected_records, expected, _ = undisturbed
+    saving, saved = resumable(0, schedule, save_every_steps=every), []
+
+    def save(trainer: Trainer) -> None:
+        saved.append(trainer.state.global_step)
+        save_checkpoint(trainer.state_dict(), tmp_path / f"{trainer.state.global_step}.pth")
+
+    saving.save = save
+    torch.manual_seed(99)
+    assert untimed(fit(saving, *make_loaders(pictures))) == expected_records
+    assert saved == list(range(every, RESUME_EPOCHS * RESUME_STEPS + 1, every))
+    for step in saved:
+        after, trainer = go_on(pictures, schedule, tmp_path / f"{step}.pth")
+        assert untimed(after) == expected_records[(step - 1) // RESUME_STEPS :]
+        assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
+
+
+def test_a_skipped_step_saves_nothing_again():
+    images, target, mask = random_data(8, known=1.0)
+    images[2:6] = torch.nan
+    trainer, saved = make_trainer(full_model(), save_every_steps=1), []
+    trainer.save = lambda t: saved.append((t.state.global_step, t.state.sums.batches))
+    trainer.train_epoch(TensorLoader(images, target, mask, 2))
+    assert saved == [(1, 1), (2, 4)]
+
+
+# ---- the config has the last word
+
+
+def trained(kind: str = "adamw", **options) -> Trainer:
+    trainer = make_trainer(full_model(), kind, ema=0.9, **options)
+    trainer.train_epoch(TensorLoader(*random_data(12), 4))
+    return trainer
+
+
+@pytest.mark.parametrize(("kind", "changed"), [("adamw", {"betas": (0.8, 0.99)}), ("sgd", {"momentum": 0.5})])
+def test_hyperparameters_are_those_of_this_run(kind, changed):
+    first = trained(kind, weight_decay=0.05)
+    resumed = make_trainer(full_model(1), kind, rate=3e-3, ema=0.9, weight_decay=0.3)
+    for group in resumed.optimizer.param_groups:
+        group.update(changed)
+    own = [{k: v for k, v in group.items() if k != "params"} for group in resumed.optimizer.param_groups]
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    now = [{k: v for k, v in group.items() if k != "params"} for group in resumed.optimizer.param_groups]
+    assert now == own and [group["weight_decay"] for group in now] == [0.3, 0.0] and now[0]["lr"] == 3e-3
+    states = [trainer.state_dict()["optimizer"]["state"] for trainer in (first, resumed)]
+    assert states[0] and differences(*states) == []
+
+
+FP16 = Precision("cpu", torch.float16)
+
+
+def test_a_loss_scale_is_taken_on_where_both_runs_have_one(caplog):
+    first = trained(precision=FP16)
+    first.scaler.update(new_scale=64.0)
+    content = copy.deepcopy(first.state_dict())
+    for precision, scale in ((FP16, 64.0), (Precision("cpu", None), 1.0)):
+        resumed = make_trainer(full_model(1), ema=0.9, precision=precision)
+        resumed.load_state_dict(content)
+        assert resumed.scaler.get_scale() == scale
+        resumed.train_epoch(TensorLoader(*random_data(20), 4))
+        assert resumed.state.global_step == 5
+    resumed = make_trainer(full_model(1), ema=0.9, precision=FP16)
+    resumed.load_state_dict(copy.deepcopy(trained().state_dict()))
+    assert resumed.scaler.get_scale() == 2.0**16
+    resumed.train_epoch(TensorLoader(*random_data(20), 4))
+    assert resumed.state.sums.batches == 5 and resumed.state.global_step > 3
+
+
+# ---- all or nothing
+
+
+def without(name):
+    return lambda part: part.pop(name)
+
+
+def replaced(name, value):
+    return lambda part: part.update({name: value})
+
+
+SLICED = torch.zeros(4, 1, 3, 2)
+DAMAGES = {
+    "a part is lacking": ((), without("random"), "lacks random"),
+    "another optimizer": ((), replaced("optimizer_kind", "SGD"), "uses SGD"),
+    "no model": ((), replaced("model", None), "another model"),
+    "a weight is lacking": (("model",), without("0.bias"), "0.bias is lacking"),
+    "a weight too many": (("model",), replaced("9.weight", SLICED), "9.weight is not there now"),
+    "a weight of another shape": (("model",), replaced("0.weight", SLICED), r"\(4, 1, 3, 2\).*now \(4, 1, 3, 3\)"),
+    "a weight of another type": (("model",), replaced("0.bias", torch.zeros(4, dtype=torch.int64)), "int64"),
+    "a weight that is none": (("model",), replaced("0.bias", [0.0] * 4), "list"),
+    "another average": (("ema", "shadow"), replaced("0.weight", SLICED), "another moving average"),
+    "an average without weights": (("ema",), without("shadow"), "moving average"),
+    "an average without updates": (("ema",), without("updates"), "updates"),
+    "no optimizer": ((), replaced("optimizer", None), "damaged"),
+    "more groups": (("optimizer", "param_groups"), lambda groups: groups.append({"params": [9]}), "other parameters"),
+    "fewer parameters": (("optimizer", "param_groups", 0, "params"), lambda numbers: numbers.pop(), "other parameters"),
+    "a moment of another shape": (("optimizer", "state", 0), replaced("exp_avg", SLICED), r"exp_avg of parameter 0"),
+    "a moment that is one number": (("optimizer", "state", 1), replaced("exp_avg_sq", torch.tensor(1.0)), "exp_avg_sq"),
+    "a moment is lacking": (("optimizer", "state", 1), without("exp_avg"), "parameter 1"),
+    "a moment of no parameter": (("optimizer", "state"), lambda state: state.update({77: state[0]}), "parameter 77"),
+    "another schedule": (("schedule",), without("waited"), "schedule.*waited"),
+    "an older version": (("progress",), without("micro_splits"), "progress.*micro_splits"),
+    "a number that is none": (("progress",), replaced("epoch", "2"), "progress.*epoch"),
+    "no sums": (("progress",), without("sums"), "progress.sums"),
+    "sums of another version": (("progress", "sums"), without("pictures"), "pictures"),
+    "a scaler of another version": ((), replaced("scaler", {"scale": 2.0}), "scaler"),
+    "no random state": ((), replaced("random", {"cpu": None}), "random state"),
+    "recomputation by another model": (("progress",), replaced("recomputation", 2), "recomputes"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_cannot_be_resumed_changes_nothing(name):
+    path, damage, reason = DAMAGES[name]
+    content = copy.deepcopy(trained(precision=FP16).state_dict())
+    part = content
+    for key in path:
+        part = part[key]
+    damage(part)
+    trainer = make_trainer(full_model(1), ema=0.9, precision=FP16, weight_decay=0.3)
+    trainer.train_epoch(TensorLoader(*random_data(16, 1), 4))
+    before, average = copy.deepcopy(trainer.state_dict()), trainer.ema
+    with pytest.raises(CheckpointError, match=reason):
+        trainer.load_state_dict(content)
+    assert differences(before, trainer.state_dict()) == [] and trainer.ema is average
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.3, 0.0]
+
+
+def test_a_momentum_of_another_shape_is_refused():
+    content = copy.deepcopy(trained("sgd").state_dict())
+    content["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match="momentum_buffer of parameter 0"):
+        make_trainer(full_model(), "sgd", ema=0.9).load_state_dict(content)
+
+
+def test_the_undamaged_content_is_taken():
+    """Else the test before would pass with anything."""
+    first = trained(precision=FP16)
+    trainer = make_trainer(full_model(1), ema=0.9, precision=FP16)
+    trainer.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert differences(snapshot(first), snapshot(trainer)) == []

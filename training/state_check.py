@@ -1,0 +1,100 @@
+"""Whether a saved run can be gone on with: everything is looked at before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from configs.errors import CheckpointError
+
+# What the optimizers keep for a parameter.
+_STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
+
+
+def check_resumable(saved: Mapping[str, Any], own: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+    """Compare what a Trainer saved with what this one would save, `own`; parameters: in the optimizer's order.
+
+    Raises CheckpointError where a part is lacking, or is of another model, optimizer or version.
+    """
+    lacking = [key for key in own if key not in saved]
+    if lacking:
+        raise CheckpointError(f"this checkpoint cannot be resumed, it lacks {', '.join(lacking)}: take last.pth")
+    if saved["optimizer_kind"] != own["optimizer_kind"]:
+        kinds = saved["optimizer_kind"], own["optimizer_kind"]
+        raise CheckpointError(f"the run to resume uses {kinds[0]}, TRAIN.optimizer now says {kinds[1]}")
+    _check_tensors("model", saved["model"], own["model"])
+    if saved["ema"] is not None and own["ema"] is not None:
+        _check_values("ema", _without(saved["ema"], "shadow"), _without(own["ema"], "shadow"))
+        _check_tensors("moving average", saved["ema"].get("shadow"), own["ema"]["shadow"])
+    _check_optimizer(saved["optimizer"], own, parameters)
+    for part in ("schedule", "progress"):
+        _check_values(part, _without(saved[part], "sums"), _without(own[part], "sums"))
+    _check_values("progress.sums", saved["progress"].get("sums"), own["progress"]["sums"])
+    if saved["scaler"] and own["scaler"]:
+        _check_values("scaler", saved["scaler"], own["scaler"])
+    random = saved["random"]
+    if not isinstance(random, Mapping) or not _alike(random.get("cpu"), own["random"]["cpu"]):
+        raise CheckpointError("this checkpoint has no random state of this version of torch")
+
+
+def _check_tensors(what: str, saved: Any, own: Mapping[str, Tensor]) -> None:
+    """Names, shapes and types; no values."""
+    saved = saved if isinstance(saved, Mapping) else {}
+    reasons = [f"{name} is lacking" for name in own if name not in saved]
+    reasons += [f"{name} is not there now" for name in saved if name not in own]
+    reasons += [
+        f"{name} is {_describe(saved[name])}, now {_describe(tensor)}"
+        for name, tensor in own.items()
+        if name in saved and not _alike(saved[name], tensor)
+    ]
+    if reasons:
+        shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+        raise CheckpointError(f"the run to resume has another {what} than MODEL now says: {shown}")
+
+
+def _check_optimizer(saved: Any, own: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+    """As many parameters in each group, and states of their shapes; torch takes any."""
+    try:
+        groups = [list(group["params"]) for group in saved["param_groups"]]
+        states = {int(number): dict(state) for number, state in saved["state"].items()}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise CheckpointError("the state of the optimizer in this checkpoint is damaged") from None
+    if groups != [group["params"] for group in own["optimizer"]["param_groups"]]:
+        raise CheckpointError("the run to resume optimizes other parameters than this one")
+    names = _STATES[own["optimizer_kind"]]
+    for number, state in states.items():
+        if not 0 <= number < len(parameters) or state.keys() != names:
+            raise CheckpointError(f"parameter {number} has {', '.join(state) or 'nothing'} in the optimizer's state")
+        for name, value in state.items():
+            shape = () if name == "step" else tuple(parameters[number].shape)
+            absent = value is None and name == "momentum_buffer"  # before the first step, or without momentum
+            if not absent and (not isinstance(value, Tensor) or tuple(value.shape) != shape):
+                raise CheckpointError(
+                    f"the optimizer's {name} of parameter {number} is {_describe(value)}, not {shape}"
+                )
+
+
+def _check_values(what: str, saved: Any, own: Mapping[str, Any]) -> None:
+    """The same names, with numbers of the same types."""
+    saved = saved if isinstance(saved, Mapping) else {}
+    wrong = sorted(own.keys() ^ saved.keys())
+    for name in own.keys() & saved.keys():
+        allowed = int if isinstance(own[name], int) else (int, float)
+        if not isinstance(saved[name], allowed):
+            wrong.append(name)
+    if wrong:
+        raise CheckpointError(f"the {what} of this checkpoint is of another version or damaged: {', '.join(wrong)}")
+
+
+def _without(values: Any, name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name} if isinstance(values, Mapping) else {}
+
+
+def _alike(one: Any, other: Tensor) -> bool:
+    return isinstance(one, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+
+
+def _describe(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
