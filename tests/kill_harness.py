@@ -53,6 +53,7 @@ SETTINGS: dict[str, Any] = {
     "TRAIN.device": "cpu",
     "TRAIN.mixed_precision": "false",
     "CHECKPOINT.save_freq": 2,
+    "CHECKPOINT.save_every_steps": 2,
     "LOGGING.print_freq": 1,
     "LOGGING.progress": "plain",
 }

@@ -22,8 +22,8 @@ from training.optim import LearningRateSchedule
 from training.out_of_memory import Adaptation, Attempt, cut, free_memory, memory_needed
 from training.precision import Precision
 from training.progress import Progress, peak_memory_mib
-from training.state_check import check_resumable
 from training.state import EpochSums, TrainerState, WindowStart
+from training.state_check import check_resumable
 from utils.interrupt import Interrupted
 from utils.seed import random_state, set_random_state
 
