@@ -23,9 +23,12 @@ WAYS_ON = (
 def read_backbone_weights(path: str) -> dict[str, Tensor]:
     """Tensors of a local file under the names timm uses. Raises ModelError with the ways on."""
     try:
-        return rename_sam(rename_efficientnet_lite(read_weights(path)))
+        weights = read_weights(path)
     except CheckpointError as error:
         raise ModelError(f"MODEL.pretrained: {error}. {WAYS_ON}") from None
+    if any(name.startswith("fusion.weight_generator.") for name in weights):
+        raise ModelError(f"MODEL.pretrained: '{path}' holds a whole HybridMedNet: say MODEL.init_from={path} instead")
+    return rename_chexnet(rename_sam(rename_efficientnet_lite(weights)))
 
 
 def given_weights(pretrained: bool | str) -> bool | Mapping[str, Tensor]:
@@ -88,6 +91,17 @@ def rename_sam(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in weights.items()
         if name.startswith(_SAM)
     }
+
+
+def rename_chexnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of CheXNet's files (`densenet121.features.conv0`, `classifier.0`) → torchvision's, which timm converts.
+
+    Of torch 0.3's names (`denselayer1.norm.1`) timm takes care. Other files pass through unchanged.
+    """
+    renamed = {re.sub(r"^densenet\d+\.", "", name): tensor for name, tensor in weights.items()}
+    if "features.conv0.weight" not in renamed:
+        return dict(weights)
+    return {re.sub(r"^classifier\.0\.", "classifier.", name): tensor for name, tensor in renamed.items()}
 
 
 _LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
