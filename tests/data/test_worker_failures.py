@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import pin_memory
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchIterator
 
 from configs.default_config import Config
@@ -74,14 +76,14 @@ class Films:
         return np.random.default_rng(index).integers(0, 256, (20, 24), dtype=np.uint8)
 
 
-def make_loader(films: Films, workers: int = 2, failures: WorkerFailures | None = None, batch: int = BATCH):
+def make_loader(films: Films, workers: int = 2, failures: WorkerFailures | None = None, batch: int = BATCH, **other):
     catalogue = Catalogue(("a",), tuple(Sample(name, np.zeros(1, np.float32)) for name in NAMES), films)
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=LightAugmentation())
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
     batches = EpochBatches(np.arange(COUNT), batch, True, SEED)
     dataset = PictureDataset(catalogue, preprocess, SEED)
-    return PictureLoader(dataset, labels, batches, BadPictures(0), workers, failures=failures)
+    return PictureLoader(dataset, labels, batches, BadPictures(0), workers, failures=failures, **other)
 
 
 def content(entry) -> tuple:
@@ -196,11 +198,28 @@ def test_a_frozen_worker_that_has_a_batch_to_hand_over(tmp_path, undisturbed, ta
     assert NAMES[frozen_at] in reason and "from batch 1 " in caplog.text
 
 
-def test_spawned_workers(tmp_path, undisturbed, tally, monkeypatch):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("fault", ["kill", "freeze"])
+def test_the_thread_that_pins_memory_ends_with_its_workers(fault, tmp_path, undisturbed, tally, monkeypatch):
+    """Without a GPU: what pins is left out, the thread and its queues are torch's."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(pin_memory, "pin_memory", lambda data, device=None: data)
+    failures = WorkerFailures(1, timeout=1.0)
+    loader = make_loader(Films(tmp_path, (13,), fault), failures=failures, pin_memory=True)
+    assert NAMES[13] in check(loader, failures, undisturbed[1], tally)[0]
+    pinning = [thread for thread in threading.enumerate() if "pin_memory_loop" in thread.name]
+    assert len(pinning) == 1
+
+
+def test_spawned_workers(tmp_path, undisturbed, tally):
+    """They take longer to start than they may for a file."""
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        failures = WorkerFailures(1, timeout=60.0)
+        failures = WorkerFailures(1, timeout=1.0)
         loader = make_loader(Films(tmp_path, (13,)), workers=1, failures=failures)
         tally["struck"] += 1
         assert epoch(loader, 1) == undisturbed[1]
@@ -240,6 +259,17 @@ def test_a_death_while_the_training_process_is_busy_waits_for_the_next_batch(vic
 
     reason = check(loader, failures, undisturbed[1], tally, run=run)[0]
     assert reason.count("SIGKILL") == victims
+
+
+def test_a_frozen_worker_leaves_with_one_that_died(tmp_path, undisturbed, tally):
+    failures = WorkerFailures(1, timeout=None)
+    loader = make_loader(Films(tmp_path), failures=failures)
+    assert epoch(loader, 0) == undisturbed[0]
+    os.kill(crew()[0], signal.SIGSTOP)
+    os.kill(crew()[1], signal.SIGKILL)
+    started = time.monotonic()
+    check(loader, failures, undisturbed[1], tally)
+    assert time.monotonic() - started < 5, "torch waits 5 s before it uses force, and SIGTERM does not reach it"
 
 
 def test_a_death_between_two_epochs(tmp_path, undisturbed, tally):
