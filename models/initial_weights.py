@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.default_config import Config
 from configs.errors import CheckpointError, WeightsError
 from models.hybrid_med_net import HybridMedNet
 from models.state_dicts import todays_names
-from utils.checkpoint import read_weights
+from utils.checkpoint import read_described_weights
 
 _HEAD = "classifier."
 # The biases of a head's outputs, one number a class.
@@ -30,40 +30,47 @@ def create_model(config: Config) -> HybridMedNet:
         return HybridMedNet(config)
     model = HybridMedNet(config.without_pretrained())
     try:
-        model.started_from = start_from(model, path)
+        model.started_from = start_from(model, path, config.DATA.class_names)
     except (CheckpointError, WeightsError) as error:
         raise type(error)(f"MODEL.init_from: {error}") from None
     return model
 
 
-def start_from(model: HybridMedNet, path: str) -> str:
+def start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | None = None) -> str:
     """Load a file of today's or the previous release's, .safetensors too, into a model; a line for the log.
 
-    A head for other numbers of classes is left out as a whole, and the model's own stays; all else is loaded strictly.
+    A head for other classes, by their numbers or (class_names: the new ones) by the names that the file has, is left
+    out as a whole, and the model's own stays; all else is loaded strictly.
     Raises CheckpointError where there are no weights to read, WeightsError where they do not fit: nothing is loaded.
     """
     try:
-        return _start_from(model, path)
+        return _start_from(model, path, class_names)
     except WeightsError as error:
         raise WeightsError(f"'{path}': {error}") from None
 
 
-def _start_from(model: HybridMedNet, path: str) -> str:
-    found, own = todays_names(read_weights(path)), model.state_dict()
+def _start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | None) -> str:
+    weights, described = read_described_weights(path)
+    found, own = todays_names(weights), model.state_dict()
     if not any(name.startswith("backbone.") for name in found):
         raise WeightsError(
             "this is no HybridMedNet, as no name in it begins with 'backbone.'; if these are the weights of a backbone "
             f"alone, say MODEL.pretrained={path} instead"
         )
     before, now = _class_counts(found), _class_counts(own)
-    other_classes = before.keys() == now.keys() and before != now
+    names = list(described.get("class_names") or ())
+    renamed = bool(names and class_names) and names != list(class_names or ())
+    other_classes = before.keys() == now.keys() and (before != now or renamed)
     if other_classes:
         kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
         found = {name: tensor for name, tensor in found.items() if not name.startswith(_HEAD)} | kept
     model.load_state_dict(found)
-    if other_classes:
-        return f"weights of '{path}' but for its head: that is for {_words(before)}, the new one for {_words(now)}"
-    return f"weights of '{path}' with its head for {_words(now)}"
+    if not other_classes:
+        return f"weights of '{path}' with its head for {_words(now)}"
+    why = f"for {_words(before)}, the new one for {_words(now)}"
+    if before == now:
+        why = f"for other classes ({', '.join(map(str, names))[:200]})"
+    return f"weights of '{path}' but for its head: that is {why}"
 
 
 def _class_counts(weights: Mapping[str, Any]) -> dict[str, int]:

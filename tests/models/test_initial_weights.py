@@ -12,7 +12,7 @@ from configs.default_config import Config
 from configs.errors import CheckpointError, WeightsError
 from models import HybridMedNet, create_model, start_from
 from models.initial_weights import _class_counts
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import save_checkpoint, write_safetensors
 
 LEGACY = Path(__file__).resolve().parents[2].parent / "shared" / "legacy"
 
@@ -71,6 +71,25 @@ def test_other_classes_get_a_new_head(source, file):
     said = start_from(model, str(file))
     assert said == f"weights of '{file}' but for its head: that is for 3 classes, the new one for 5 classes"
     assert_started(model, source, head)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_as_many_classes_of_other_names_get_a_new_head(source, tmp_path, suffix):
+    """Fourteen findings in another order would be trained on silently otherwise."""
+    path = tmp_path / f"named{suffix}"
+    if suffix == ".pth":
+        save_checkpoint({"model": source, "class_names": ["a", "b", "c"]}, path)
+    else:
+        write_safetensors(path, source, {"class_names": ["a", "b", "c"]})
+    for names, same in ((["a", "b", "c"], True), (["b", "a", "c"], False), (None, True)):
+        config = settings(init_from=str(path))
+        config.DATA.class_names = names
+        model = create_model(config)
+        assert (
+            torch.equal(model.state_dict()["classifier.classifiers.bias"], source["classifier.classifiers.bias"])
+            is same
+        )
+        assert ("for other classes (a, b, c)" in model.started_from) is not same
 
 
 def test_other_coarse_classes_get_a_new_head(tmp_path):

@@ -105,10 +105,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off. Raises CheckpointError.
     """
-    weights = find_weights(read_file(Path(path)))
+    return read_described_weights(path)[0]
+
+
+def read_described_weights(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """(`read_weights`, what the file says beside them: entries of a torch file, metadata of .safetensors)."""
+    path = Path(path)
+    content, described = read_safetensors(path) if path.suffix == ".safetensors" else (read_file(path), None)
+    weights = find_weights(content)
     if weights is None:
         raise CheckpointError(f"'{path}' holds no model weights (names with tensors)")
-    return {_strip_prefixes(str(name)): tensor for name, tensor in weights.items()}
+    return {_strip_prefixes(str(name)): tensor for name, tensor in weights.items()}, described or content
 
 
 def find_weights(content: Any) -> Mapping[str, Tensor] | None:
