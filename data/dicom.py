@@ -5,16 +5,21 @@ pydicom is imported only when a DICOM file is read.
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from configs.errors import DataError
+from data.regular_files import check_swelling
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 
 _CODEC_HINT = "`pip install python-gdcm` brings the missing codec"
+_PIECE_BYTES = 2**20
 _EXPLICIT_VRS = frozenset(b"AE AS CS DA DT IS LO LT PN SH ST TM UI UL US OB UN".split())
 
 
@@ -46,10 +51,7 @@ def read_dicom(path: Path, max_pixels: int | None = None) -> np.ndarray:
     Raises DataError for several frames, more than max_pixels pixels, a missing codec, no or unusable pixel data;
     pydicom's own exceptions for the rest: read_picture turns them into DataError.
     """
-    import pydicom
-
-    dataset = pydicom.dcmread(path, force=True)
-    set_transfer_syntax(dataset)
+    dataset = read_dataset(path)
     _refuse_what_is_not_one_picture(dataset, max_pixels)
     pixels = decode_pixels(dataset)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
@@ -58,6 +60,16 @@ def read_dicom(path: Path, max_pixels: int | None = None) -> np.ndarray:
     if photometric in ("MONOCHROME1", "MONOCHROME2"):
         return _render_grey(pixels, dataset, inverted=photometric == "MONOCHROME1")
     return _render_colour(pixels, dataset, photometric)
+
+
+def read_dataset(path: Path, header_only: bool = False) -> Any:
+    """pydicom's data set of a file, its transfer syntax set; DataError for a deflated one that is a bomb."""
+    import pydicom
+
+    _check_deflated(path)
+    dataset = pydicom.dcmread(path, force=True, stop_before_pixels=header_only)
+    set_transfer_syntax(dataset)
+    return dataset
 
 
 def rescale(pixels: np.ndarray, dataset: Any) -> np.ndarray:
@@ -112,6 +124,21 @@ def set_transfer_syntax(dataset: Any) -> None:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
+def _check_deflated(path: Path) -> None:
+    """Unpack a deflated data set (PS3.5 A.5) piece by piece, keeping nothing: pydicom unpacks it whole."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with path.open("rb") as file:
+        read_preamble(file, force=True)
+        if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        packer, packed, unpacked = zlib.decompressobj(-zlib.MAX_WBITS), path.stat().st_size, 0
+        while piece := packer.unconsumed_tail or file.read(_PIECE_BYTES):
+            unpacked += len(packer.decompress(piece, _PIECE_BYTES))
+            check_swelling(packed, unpacked)
+
+
 def _refuse_what_is_not_one_picture(dataset: Any, max_pixels: int | None) -> None:
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise DataError("the DICOM file holds no pixel data")
@@ -139,12 +166,16 @@ def decode_pixels(dataset: Any) -> np.ndarray:
         available = False
     if not available:
         raise DataError(f"no decoder for transfer syntax {syntax.name} ({syntax}): {_CODEC_HINT}")
-    return pixel_array(dataset)
+    with warnings.catch_warnings():  # a JPEG in the file may claim to be larger than Rows and Columns say
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return pixel_array(dataset)
 
 
 def _render_grey(pixels: np.ndarray, dataset: Any, inverted: bool) -> np.ndarray:
     padded = padding_mask(pixels, dataset)
     values = rescale(pixels, dataset)
+    if not np.isfinite(values).all():
+        raise DataError("it holds values that are not finite")
     shown = apply_voi(values, dataset)
     if shown is None:
         shown = _stretch(values, values[~padded])
@@ -180,19 +211,21 @@ def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:
     # OW or US by the standard's choice; 0 entries means 65,536
     table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(np.asarray(data))
     table = table[: entries or 65536].astype(np.float64)
-    if not table.size:
-        raise DataError("its lookup table is empty")
+    if not table.size or not 1 <= bits <= 16:
+        raise DataError(f"its lookup table of {table.size} entries with {bits} bits is not usable")
     index = np.clip(np.rint(values).astype(np.int64) - first, 0, table.size - 1)
     return table[index], bits
 
 
 def _first(dataset: Any, name: str) -> float | None:
-    """The first value of a decimal attribute, or None where it is absent or empty."""
+    """The first value of a decimal attribute, or None where it is absent or empty; DataError if it is not finite."""
     value = dataset.get(name)
+    if not isinstance(value, (str, int, float)) and hasattr(value, "__len__"):
+        value = value[0] if len(value) else None
     if value is None or value == "":
         return None
-    if not isinstance(value, (str, int, float)) and hasattr(value, "__len__"):
-        return float(value[0]) if len(value) else None
+    if not np.isfinite(float(value)):
+        raise DataError(f"{name} {value} is no finite number")
     return float(value)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from data.dicom import DICOM_SUFFIXES, decode_pixels, looks_like_dicom, padding_mask, rescale, set_transfer_syntax
+from data.dicom import DICOM_SUFFIXES, decode_pixels, looks_like_dicom, padding_mask, read_dataset, rescale
+from data.regular_files import read_head
 from data.tables import some
 from data.volumes import Volume, check_size, to_convention
 
@@ -62,31 +63,25 @@ def read_series(folder: Path, files: Sequence[Path] | None = None) -> Volume:
     one place, a gap (a slice missing at either end cannot be known), slices sheared by a tilted gantry, colours and
     MONOCHROME1, a single slice, or what keeps a slice from being decoded.
     """
-    import pydicom
-
     files = list_slices(folder) if files is None else files
     slices = []
     for path in files:
         with naming(path.name):
-            header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+            header = read_dataset(path, header_only=True)
             slices.append(_slice_of(path, None, header, (header, header, header), header))
     ordered, affine = arrange(slices)
     voxels = np.empty((len(ordered), *ordered[0].shape), np.float32)
     padded = np.zeros(voxels.shape, bool)
     for index, item in enumerate(ordered):
         with naming(item.name):
-            dataset = pydicom.dcmread(item.path, force=True)
-            set_transfer_syntax(dataset)
+            dataset = read_dataset(item.path)
             voxels[index], padded[index] = _values(decode_pixels(dataset), dataset, dataset, item.shape)
     return to_convention(_fill(voxels, padded).T, affine)
 
 
 def read_multiframe(path: Path) -> Volume:
     """An Enhanced CT, MR or PET file, or another whose frames say where they lie, as one volume; see read_series."""
-    import pydicom
-
-    dataset = pydicom.dcmread(path, force=True)
-    set_transfer_syntax(dataset)
+    dataset = read_dataset(path)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames < 2:
         raise DataError("the file holds one slice; name the folder that holds the slices of the series")
@@ -112,11 +107,10 @@ def list_slices(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
             continue
-        with path.open("rb") as file:
-            if looks_like_dicom(file.read(256)):
-                found.append(path)
-            elif path.suffix.lower() in DICOM_SUFFIXES:
-                raise DataError(f"'{path.name}' is not DICOM: neither 'DICM' at byte 128 nor a data set at byte 0")
+        if looks_like_dicom(read_head(path)):
+            found.append(path)
+        elif path.suffix.lower() in DICOM_SUFFIXES:
+            raise DataError(f"'{path.name}' is not DICOM: neither 'DICM' at byte 128 nor a data set at byte 0")
     if not found:
         below = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise DataError(f"no DICOM file lies right in it{f'; its folders are {some(below)}' if below else ''}")
@@ -232,10 +226,14 @@ def _numbers(dataset: Any, name: str, count: int) -> np.ndarray:
 
 
 def _values(stored: np.ndarray, dataset: Any, values: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(modality units float64, which pixels are padding), both [H, W]."""
+    """(modality units float32, which pixels are padding), both [H, W]; NaN only where it is stored."""
     if stored.shape != shape:
         raise DataError(f"its pixel data have shape {list(stored.shape)}, not {list(shape)}")
-    return rescale(stored, values), padding_mask(stored, dataset)
+    with np.errstate(over="ignore"):
+        units = rescale(stored, values).astype(np.float32)
+    if not np.isfinite(units[np.isfinite(stored)]).all():
+        raise DataError("its rescale makes values beyond 32-bit numbers")
+    return units, padding_mask(stored, dataset)
 
 
 def _fill(voxels: np.ndarray, padded: np.ndarray) -> np.ndarray:

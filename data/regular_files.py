@@ -1,4 +1,4 @@
-"""Opening what others have put into a data folder: regular files only, links that stay inside only."""
+"""What others have put into a data folder: only regular files are opened, and only so much of them is unpacked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import BinaryIO
 from configs.errors import DataError
 
 _HEAD_BYTES = 256
+# Pictures and tables shrink to a tenth by deflate, blank ones to a hundredth; a bomb to a thousandth.
+_MOST_SWELLING, _FREE_BYTES = 100, 2**26
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -32,3 +34,11 @@ def read_head(path: Path) -> bytes:
 def leaves(root: Path, path: Path) -> bool:
     """Whether a path is, or lies behind, a symbolic link out of root."""
     return not path.resolve().is_relative_to(root.resolve())
+
+
+def check_swelling(packed: int, unpacked: int) -> None:
+    """DataError for what unpacks to more than 64 MiB and more than 100 times its size: a decompression bomb."""
+    if unpacked > max(_FREE_BYTES, _MOST_SWELLING * packed):
+        raise DataError(
+            f"its {packed:,} bytes unpack to more than {_MOST_SWELLING} times as many: a decompression bomb"
+        )
