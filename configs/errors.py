@@ -22,6 +22,10 @@ class ModelError(HybridMedNetError):
     """A model cannot be built as asked, or its weights cannot be had."""
 
 
+class WeightsUnavailableError(ModelError):
+    """Published weights cannot be had: no network, and not in the local cache."""
+
+
 class WeightsError(ModelError, RuntimeError):
     """Weights do not fit the model they are loaded into; a RuntimeError too, as callers of torch's loading expect."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from configs.default_config import Config, ModelSettings
+from configs.errors import WeightsUnavailableError
 from models.attention import PyramidAttention, create_attention
 from models.backbones import BaseVisionBackbone, create_backbone
 from models.fpn import FeaturePyramidNetwork
@@ -18,6 +21,8 @@ from models.state_dicts import fit_state_dict
 from utils.blocks import Block, State
 from utils.checkpoint_plan import Plan
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
+
+logger = logging.getLogger(__name__)
 
 CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
 
@@ -30,7 +35,9 @@ class HybridMedNet(Checkpointable, nn.Module):
     forward: [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
     (coarse logits [B, num_coarse_classes], logits [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
     for volumes.
-    Raises ModelError where the backbone or its weights cannot be had, or cannot be checkpointed as asked.
+    Where MODEL.pretrained asks for published weights that cannot be had, the network waits for those of a file: until
+    `load_state_dict` has brought them, `forward` raises WeightsUnavailableError (`create_model` does so at once).
+    Raises ModelError where the backbone cannot be built, or cannot be checkpointed as asked.
     """
 
     def __init__(self, config: Config) -> None:
@@ -38,13 +45,8 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.started_from = ""
         settings = config.MODEL
         self.in_channels, self.image_size = settings.in_channels, config.image_shape()
-        self.backbone: BaseVisionBackbone = create_backbone(
-            settings.backbone,
-            settings.pretrained,
-            settings.in_channels,
-            drop_path=settings.drop_path,
-            image_size=self.image_size,
-        )
+        self.lacking_weights = ""  # why the published weights are not there
+        self.backbone = self._create_backbone(settings)
         dims, norm = self.backbone.dims, settings.norm
         self.attention_mode = attention_mode(settings, self.backbone.classic)
         classic = self.backbone.classic and self.attention_mode in ("cbam", "none")
@@ -62,7 +64,23 @@ class HybridMedNet(Checkpointable, nn.Module):
             options = checkpointing_options(settings.gradient_checkpointing)
             self.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=autocast)
 
+    def _create_backbone(self, settings: ModelSettings) -> BaseVisionBackbone:
+        make = partial(
+            create_backbone,
+            in_channels=settings.in_channels,
+            drop_path=settings.drop_path,
+            image_size=self.image_size,
+        )
+        try:
+            return make(settings.backbone, settings.pretrained)
+        except WeightsUnavailableError as error:
+            self.lacking_weights = str(error)
+            logger.warning("%s. The network is of no use before load_state_dict has brought other weights", error)
+            return make(settings.backbone, False)
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.lacking_weights:
+            raise WeightsUnavailableError(self.lacking_weights)
         if self.recomputes():
             logits = self.run_blocks(x)
             return logits if len(logits) == 2 else logits[0]
@@ -77,7 +95,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         Names and shapes are compared first: WeightsError (a RuntimeError) lists all differences and nothing is loaded.
         strict=False lets names differ, and returns which, but not shapes.
         """
-        return super().load_state_dict(fit_state_dict(self.state_dict(), state_dict, strict), strict, assign)
+        keys = super().load_state_dict(fit_state_dict(self.state_dict(), state_dict, strict), strict, assign)
+        if not any(name.startswith("backbone.") for name in keys.missing_keys):
+            self.lacking_weights = ""
+        return keys
 
     def blocks(self, x: Tensor) -> list[Block]:
         """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: (x,) → logits."""

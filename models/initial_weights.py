@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.default_config import Config
-from configs.errors import CheckpointError, WeightsError
+from configs.errors import CheckpointError, WeightsError, WeightsUnavailableError
 from models.hybrid_med_net import HybridMedNet
 from models.state_dicts import todays_names
 from utils.checkpoint import read_described_weights
@@ -27,12 +27,19 @@ def create_model(config: Config) -> HybridMedNet:
     """
     path = config.MODEL.init_from
     if path is None:
-        return HybridMedNet(config)
+        return _complete(HybridMedNet(config))
     model = HybridMedNet(config.without_pretrained())
     try:
         model.started_from = start_from(model, path, config.DATA.class_names)
     except (CheckpointError, WeightsError) as error:
         raise type(error)(f"MODEL.init_from: {error}") from None
+    return model
+
+
+def _complete(model: HybridMedNet) -> HybridMedNet:
+    """The model, or the error that its published weights cannot be had: training must not begin without them."""
+    if model.lacking_weights:
+        raise WeightsUnavailableError(model.lacking_weights)
     return model
 
 

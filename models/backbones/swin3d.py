@@ -12,7 +12,7 @@ from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from configs.errors import ModelError
+from configs.errors import ModelError, WeightsUnavailableError
 from models.backbones.base import BaseVisionBackbone
 from models.backbones.inflation import VOLUME_STRIDES, load_strictly, pad_to_multiple
 from models.backbones.weights import WAYS_ON
@@ -190,7 +190,7 @@ def published_weights(spec: Swin3DSpec, variant: str) -> dict[str, Tensor]:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a wrong hash is a RuntimeError
-            raise ModelError(
+            raise WeightsUnavailableError(
                 f"the weights {url} of 'swin3d_{variant}' cannot be had: {' '.join(str(error).split())[:300]}, "
                 f"and they are not in the local cache. {WAYS_ON}"
             ) from None

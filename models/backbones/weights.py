@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from configs.errors import CheckpointError, ModelError
+from configs.errors import CheckpointError, ModelError, WeightsUnavailableError
 from utils.checkpoint import read_weights
 
 WAYS_ON = (
@@ -56,7 +56,7 @@ def fetch_weights(repository: str, filename: str, name: str) -> dict[str, Tensor
         path = hf_hub_download(repository, filename, local_files_only=offline)
     except (OSError, ValueError) as error:  # the hub's own errors and httpx's are OSErrors or ValueErrors
         why = "the model hub cannot be reached from here" if offline else " ".join(str(error).split())[:300]
-        raise ModelError(
+        raise WeightsUnavailableError(
             f"the weights {repository} of '{name}' cannot be had: {why}, and they are not in the local cache. {WAYS_ON}"
         ) from None
     return read_weights(path)

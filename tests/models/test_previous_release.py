@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from configs.default_config import Config
-from models import HybridMedNet
+from configs.errors import WeightsError, WeightsUnavailableError
+from models import HybridMedNet, create_model
 from models.legacy import rename_previous_release
 
 LEGACY = Path(__file__).resolve().parents[2].parent / "shared" / "legacy"
@@ -105,3 +106,27 @@ def test_the_golden_logits_depend_on_every_part(recipe, golden):
         model.load_state_dict(changed)
         with torch.no_grad():
             assert (model(x) - expected).abs().max() > 1e-3, part
+
+
+def test_the_three_lines_work_without_internet(monkeypatch, tmp_path, recipe, golden, caplog):
+    """As they stand, with MODEL.pretrained at its default: the network waits for the file's weights."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    torch.save({"epoch": 7, "model_state_dict": recipe.state_dict("resnet34/flat")}, tmp_path / "old_model.pth")
+    config = Config()
+    config.MODEL["backbone"] = "resnet34"
+    model = HybridMedNet(config)
+    assert "cannot be had" in caplog.text and "before load_state_dict" in caplog.text
+    with pytest.raises(WeightsUnavailableError, match=r"cannot be had.*Three ways on"):
+        model(recipe.golden_input())
+    with pytest.raises(WeightsError):
+        model.load_state_dict({"backbone.body.conv1.weight": torch.zeros(1)})
+    with pytest.raises(WeightsUnavailableError):
+        model(recipe.golden_input())
+    with pytest.raises(WeightsUnavailableError):
+        create_model(config)  # what train.py builds must not begin from random weights
+    checkpoint = torch.load(tmp_path / "old_model.pth")
+    model.load_state_dict(checkpoint["model_state_dict"])
+    with torch.no_grad():
+        logits = model.eval()(recipe.golden_input())
+    torch.testing.assert_close(logits, torch.tensor(golden["resnet34/flat"]["logits"]), rtol=1e-4, atol=1e-4)
