@@ -1,6 +1,7 @@
 """Who may import whom, and where weights are read: by the import statements and calls of the sources."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,6 +142,15 @@ def test_torch_files_are_read_and_written_in_one_place(path):
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_nothing_that_is_read_can_run_code(path):
     assert not unsafe_loads(tree_of(path))
+
+
+def test_unsafe_loading_is_written_nowhere():
+    """In no source, test or page; but for this file, which has to say what it looks for."""
+    texts = [path for suffix in ("py", "md", "yaml") for path in ROOT.rglob(f"*.{suffix}")]
+    texts = [path for path in texts if not {".venv", "site-packages"} & set(path.parts) and path != Path(__file__)]
+    assert len(texts) > 150
+    pattern = re.compile(r"weights_only\s*=\s*False")
+    assert [str(path) for path in texts if pattern.search(path.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize("module", ["configs.default_config", "configs.loading", "utils.metrics", "train"])

@@ -160,11 +160,3 @@ def test_todays_configs_are_pickled_and_copied_as_ever():
     for copied in copies:
         assert type(copied) is Config and copied == config and copied.MODEL.is_set("backbone")
         assert not copied.MODEL.is_set("dropout")
-
-
-def test_unsafe_loading_takes_over_the_same(tmp_path):
-    """By those who trust a file: weights_only=False."""
-    path = write_old(tmp_path / "old.pth", MODEL={"num_classes": 5, "pretrained": "/etc/passwd"})
-    with pytest.warns(UserWarning, match=r"MODEL\.pretrained"):
-        config = torch.load(path, weights_only=False)["config"]
-    assert type(config) is Config and config.MODEL.num_classes == 5 and config.MODEL.pretrained is True
