@@ -13,6 +13,7 @@ from data.dicom import DICOM_SUFFIXES, looks_like_dicom
 from data.nifti import is_nifti_name
 from data.picture_files import FileReader
 from data.readers import PICTURE_SUFFIXES
+from data.regular_files import read_head, refuse_link
 from data.sample import Catalogue, Sample
 from data.tables import SPLIT_NAMES, some
 from data.volume_readers import VOLUME_WORDS, VolumeReader, check_names
@@ -60,7 +61,7 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
 
 def has_class_folders(data_dir: Path) -> bool:
     """Whether a folder looks like open_folders' layout: split folders, or two or more class folders with files."""
-    folders = _subfolders(data_dir)
+    folders = _subfolders(data_dir, data_dir)
     if any(folder.name.lower() in _NOT_CLASSES for folder in folders):
         return False
     if any(SPLIT_NAMES.get(folder.name.lower()) == "train" for folder in folders):
@@ -70,7 +71,7 @@ def has_class_folders(data_dir: Path) -> bool:
 
 def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
     """(split, folder) pairs, or [(None, root)] where there is no folder called train."""
-    folders = _subfolders(root)
+    folders = _subfolders(root, root)
     splits = [(SPLIT_NAMES.get(folder.name.lower()), folder) for folder in folders]
     if not any(split == "train" for split, _ in splits):
         return [(None, root)]
@@ -86,7 +87,7 @@ def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
 def _class_names(
     root: Path, splits: Sequence[tuple[str | None, Path]], class_names: Sequence[str] | None
 ) -> tuple[str, ...]:
-    found = {folder.name: {child.name for child in _subfolders(folder)} for _, folder in splits}
+    found = {folder.name: {child.name for child in _subfolders(root, folder)} for _, folder in splits}
     everything = set().union(*found.values())
     lacking = [
         f"{split} lacks {some(sorted(everything - names))}" for split, names in found.items() if names < everything
@@ -100,14 +101,16 @@ def _class_names(
     return tuple(class_names or sorted(everything))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+def _subfolders(root: Path, folder: Path) -> list[Path]:
+    visible = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    return [refuse_link(root, child) for child in visible if child.is_dir()]
 
 
 def _pictures(root: Path, folder: Path, skipped: list[str], volumes: bool = False) -> list[str]:
     """Sorted paths, relative to root, of the pictures or volumes below a class folder; other files go into skipped."""
     found: dict[str, None] = {}
     for path in _files(folder):
+        refuse_link(root, path)
         if volumes and path.parent != folder and not is_nifti_name(path.name) and _is_dicom(path):
             path = path.parent  # a slice stands for its series
         name = path.relative_to(root).as_posix()
@@ -117,8 +120,6 @@ def _pictures(root: Path, folder: Path, skipped: list[str], volumes: bool = Fals
             continue
         if not (_is_volume(path) if volumes else _is_picture(path)):
             skipped.append(name)
-        elif not path.resolve().is_relative_to(root):
-            raise DataError(f"'{name}' is a link that leaves data_dir, to '{path.resolve()}'")
         else:
             found[name] = None
     return list(found)
@@ -134,7 +135,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _holds_picture(folder: Path) -> bool:
-    return any(_is_picture(path) or is_nifti_name(path.name) for path in _files(folder))
+    files = [path for path in _files(folder) if not path.is_symlink()]
+    return any(_is_picture(path) or is_nifti_name(path.name) for path in files)
 
 
 def _is_picture(path: Path) -> bool:
@@ -152,5 +154,4 @@ def _is_dicom(path: Path) -> bool:
         return True
     if suffix and not suffix[1:].isdigit():
         return False
-    with path.open("rb") as file:
-        return looks_like_dicom(file.read(256))
+    return path.is_file() and looks_like_dicom(read_head(path))

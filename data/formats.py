@@ -12,6 +12,7 @@ from data.labels import nearest
 from data.labels_csv import open_csv
 from data.medmnist import open_medmnist
 from data.nih import NIH_TABLES, open_nih
+from data.regular_files import refuse_link
 from data.sample import Catalogue
 from data.tables import some
 
@@ -129,7 +130,7 @@ def _find_labels(root: Path, labels_file: str | Path | None) -> Path:
         places.append(Path(labels_file).expanduser())
     for place in places:
         if place.is_file():
-            return place
+            return refuse_link(root, place) if labels_file is None else place
     looked = " and ".join(f"'{place}'" for place in places)
     raise DataError(f"no labels file: looked for {looked}. {_tables_there(root, names[-1])}")
 
@@ -150,7 +151,7 @@ def _find_npz(root: Path, labels_file: str | Path | None) -> Path:
     if len(found) != 1:
         names = some([path.name for path in found], 10) or "none"
         raise DataError(f"'{root}' must hold one .npz (it holds {names}): set DATA.labels_file to the one to use")
-    return found[0]
+    return refuse_link(root, found[0])
 
 
 def _check_class_names(class_names: Sequence[str]) -> None:

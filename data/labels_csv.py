@@ -16,6 +16,8 @@ from data.sample import Catalogue, Sample
 from data.tables import Table, column_roles, parse_split, raise_problems, read_table, some
 from data.volume_readers import VolumeReader, check_names
 
+_MOST_CLASSES = 10_000
+
 
 def open_csv(
     data_dir: Path,
@@ -155,6 +157,8 @@ def _names_found(table: Table, findings: Sequence[Sequence[str]]) -> tuple[str, 
     found = {name for names in findings for name in names if not is_no_finding(name)}
     if not found:
         raise DataError(f"'{table.path}' names no finding in any row: set DATA.class_names to train all the same")
+    if len(found) > _MOST_CLASSES:
+        raise DataError(f"'{table.path}' names {len(found):,} findings, at most {_MOST_CLASSES:,} are read: free text?")
     return NIH_FINDINGS if found <= set(NIH_FINDINGS) else tuple(sorted(found))
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from configs.errors import DataError
+from data.regular_files import check_swelling, read_head
 from data.sample import SPLITS, Catalogue, Sample
 from data.tables import some
 
@@ -64,19 +66,33 @@ def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Catal
 def _load(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(images, labels [N, K]) of each split, checked."""
     try:
+        read_head(path)  # a pipe or a device ends here
         if not zipfile.is_zipfile(path):
-            raise DataError(f"cannot read '{path}': it is not an .npz archive, or a damaged one")
+            raise DataError("it is not an .npz archive, or a damaged one")
         with np.load(path, allow_pickle=False) as file:
             wanted = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
             lacking = [key for key in wanted if key not in file.files]
             if lacking:
-                raise DataError(
-                    f"'{path}' is not MedMNIST's: it lacks {some(lacking, 6)} (it has {some(file.files, 12)})"
-                )
+                raise DataError(f"it is not MedMNIST's: it lacks {some(lacking, 6)} (it has {some(file.files, 12)})")
+            _check_sizes(path, wanted)
             arrays = {key: file[key] for key in wanted}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as reason:
+    except Exception as reason:  # zipfile alone raises OSError, BadZipFile, RuntimeError, NotImplementedError, …
         raise DataError(f"cannot read '{path}': {reason}") from reason
     return {split: _checked(path, split, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in SPLITS}
+
+
+def _check_sizes(path: Path, keys: Sequence[str]) -> None:
+    """DataError for an archive that unpacks to far more than it is, or arrays whose headers tell of other sizes."""
+    with zipfile.ZipFile(path) as archive:
+        members = [archive.getinfo(f"{key}.npy") for key in keys]
+        check_swelling(path.stat().st_size, sum(member.file_size for member in members))
+        for member in members:
+            with archive.open(member) as file:
+                read_header = read_array_header_1_0 if read_magic(file) == (1, 0) else read_array_header_2_0
+                shape, _, dtype = read_header(file)
+                size = file.tell() + math.prod(shape) * dtype.itemsize
+            if size != member.file_size and not dtype.hasobject:
+                raise DataError(f"{member.filename} has {member.file_size:,} bytes, its header tells of {size:,}")
 
 
 def _checked(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from configs.errors import DataError
 from data.labels import NIH_FINDINGS
 from data.labels_csv import build_samples, locate, read_labels
 from data.picture_files import FileReader, PictureFiles
+from data.regular_files import refuse_link
 from data.sample import Catalogue, Sample
 from data.tables import Table, column_roles, read_list, read_table, some
 
@@ -64,7 +65,7 @@ def find_nih_table(data_dir: Path) -> Path:
     """The Data_Entry table of a folder; DataError where there is none."""
     for name in NIH_TABLES:
         if (data_dir / name).is_file():
-            return data_dir / name
+            return refuse_link(data_dir, data_dir / name)
     raise DataError(f"no NIH table in '{data_dir}': looked for {', '.join(NIH_TABLES)}")
 
 
@@ -80,7 +81,8 @@ def _mend_header(table: Table) -> Table:
 
 
 def _find_list(data_dir: Path, name: str) -> Path | None:
-    return next((path for path in (data_dir / name, data_dir / f"{name}.gz") if path.is_file()), None)
+    found = next((path for path in (data_dir / name, data_dir / f"{name}.gz") if path.is_file()), None)
+    return refuse_link(data_dir, found) if found else None
 
 
 def _with_official_lists(samples: tuple[Sample, ...], data_dir: Path) -> tuple[tuple[Sample, ...], tuple[str, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.readers import read_picture
+from data.regular_files import leaves
 from data.tables import some
 
 
@@ -65,16 +66,18 @@ class PictureFiles:
     def _list(self, folder: str) -> dict[str, bool]:
         """The names in a folder that count, and whether each is a symbolic link; {} where there is no such folder."""
         path = self.root / folder
-        if not path.is_dir():
-            return {}
+        try:
+            if not path.is_dir():
+                return {}
+        except OSError as reason:  # a name longer than any file's
+            raise ValueError(str(reason.strerror)) from None
         self._check_inside(path)
         with os.scandir(path) as entries:
-            return {entry.name: entry.is_symlink() for entry in entries if self.folders or entry.is_file()}
+            return {entry.name: entry.is_symlink() for entry in entries if self.folders or Path(entry).is_file()}
 
     def _check_inside(self, path: Path) -> None:
-        target = path.resolve()
-        if not target.is_relative_to(self.root):
-            raise ValueError(f"its symbolic link leads out of data_dir, to '{target}'")
+        if leaves(self.root, path):
+            raise ValueError(f"its symbolic link leads out of data_dir, to '{os.path.realpath(path)}'")
 
 
 def missing_files_error(

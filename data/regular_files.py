@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +34,14 @@ def read_head(path: Path) -> bytes:
 
 def leaves(root: Path, path: Path) -> bool:
     """Whether a path is, or lies behind, a symbolic link out of root."""
-    return not path.resolve().is_relative_to(root.resolve())
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))  # Path.resolve raises for a loop
+
+
+def refuse_link(root: Path, path: Path) -> Path:
+    """The path; DataError where it is a link out of root, which nobody has asked for by name."""
+    if leaves(root, path):
+        raise DataError(f"'{path}' is a link that leaves data_dir, to '{os.path.realpath(path)}'")
+    return path
 
 
 def check_swelling(packed: int, unpacked: int) -> None:

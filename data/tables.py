@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from configs.errors import DataError
+from data.regular_files import check_swelling, read_head
 
 SPLIT_NAMES = {
     "train": "train",
@@ -33,6 +36,8 @@ _ROLES = {
     "sex": ("sex", "gender", "patientsex", "patientgender"),
 }
 _SHOWN = 5
+MAX_TEXT_BYTES = 2**28  # 2.6 million rows of 100 characters
+_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,29 @@ class Table:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, .gz or not, BOM dropped; DataError naming the file if it is neither."""
+    """A UTF-8 text file, .gz or not, BOM dropped; DataError naming the file if it is neither, or beyond 256 MiB."""
     try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+        packed = read_head(path)[:2] == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            raw = _read_all(file, path.stat().st_size)
+        return raw.decode("utf-8-sig")
+    except DataError as reason:
+        raise DataError(f"cannot read '{path}': {reason}") from None
     except UnicodeDecodeError as reason:
         raise DataError(f"'{path}' is not UTF-8 (byte {reason.start}): save it as UTF-8") from reason
     except (OSError, EOFError, zlib.error) as reason:
         raise DataError(f"cannot read '{path}': {reason}") from reason
+
+
+def _read_all(file: IO[bytes] | gzip.GzipFile, stored: int) -> bytes:
+    pieces, count = [], 0
+    while piece := file.read(_PIECE_BYTES):
+        pieces.append(piece)
+        count += len(piece)
+        check_swelling(stored, count)
+        if count > MAX_TEXT_BYTES:
+            raise DataError(f"it has more than {MAX_TEXT_BYTES:,} bytes, which no table of labels needs")
+    return b"".join(pieces)
 
 
 def read_table(path: Path) -> Table:
@@ -133,7 +153,8 @@ def raise_problems(path: Path, problems: Sequence[str]) -> None:
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(number of the last line of a record, its stripped cells), blank lines left out."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    lines = (match[0] for match in re.finditer(r"[^\r\n]+(?:\r\n?|\n|\Z)|\r\n?|\n", read_text(path)))
+    reader = csv.reader(lines, strict=True)
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
@@ -144,7 +165,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_header(path: Path, names: tuple[str, ...]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DataError(f"'{path}' names column {', '.join(map(repr, twice))} more than once")
     if len(names) == 1 and any(separator in names[0] for separator in ";\t"):

@@ -11,6 +11,7 @@ from data.dicom import looks_like_dicom
 from data.dicom_series import list_slices, read_multiframe, read_series
 from data.nifti import NIFTI_SUFFIXES, is_nifti_name, read_nifti
 from data.readers import PICTURE_SUFFIXES
+from data.regular_files import leaves, read_head
 from data.tables import some
 from data.volumes import Volume
 
@@ -60,11 +61,9 @@ def check_names(source: Path, names: Sequence[str], volumes: bool) -> None:
 
 def _read(path: Path, root: Path | None) -> Volume:
     if path.is_dir():
-        files = list_slices(path)
-        _check_links(files, root)
-        return read_series(path, files)
-    with path.open("rb") as file:
-        head = file.read(256)
+        _check_links(path, root)
+        return read_series(path, list_slices(path))
+    head = read_head(path)
     if not head:
         raise DataError("the file is empty")
     if is_nifti_name(path.name):
@@ -74,7 +73,9 @@ def _read(path: Path, root: Path | None) -> Volume:
     raise DataError(f"volumes are {VOLUME_WORDS}; it begins with {head[:8]!r}")
 
 
-def _check_links(files: Sequence[Path], root: Path | None) -> None:
-    outside = [path.name for path in files if root is not None and not path.resolve().is_relative_to(root.resolve())]
+def _check_links(folder: Path, root: Path | None) -> None:
+    """DataError for links in a folder that leave root, before any file is opened to see whether it is a slice."""
+    links = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.name.startswith(".")]
+    outside = [path.name for path in links if root is not None and leaves(root, path)]
     if outside:
         raise DataError(f"symbolic links lead out of data_dir: {some(outside)}")

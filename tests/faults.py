@@ -56,7 +56,7 @@ def child() -> None:
 
 def _note(event: str, arguments: tuple[Any, ...], opened: set[str], forbidden: list[str]) -> None:
     if event in _WATCHED and isinstance(arguments[0], (str, bytes)):
-        opened.add(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100 (resolve would hide links)
+        opened.add(os.path.realpath(os.fsdecode(arguments[0])))  # where a link leads, too
     elif event in _FORBIDDEN:
         forbidden.append(f"{event} {arguments}")
 
@@ -69,5 +69,6 @@ def peak_mb() -> float:
 
 def outside(opened: list[str], *allowed: Path) -> list[str]:
     """Paths that lie neither below one of the allowed folders nor in Python's own library, this project or /proc."""
-    own = (*allowed, ROOT, Path(sys.prefix), Path(sys.base_prefix), Path("/proc/self"), Path("/proc/meminfo"))
-    return [path for path in opened if not any(Path(path).is_relative_to(folder) for folder in own)]
+    own = [folder.resolve() for folder in (*allowed, ROOT, Path(sys.prefix), Path(sys.base_prefix))]
+    rest = [path for path in opened if not any(Path(path).is_relative_to(folder) for folder in own)]
+    return [path for path in rest if not (path.startswith("/proc/") and path.endswith("/status"))]
