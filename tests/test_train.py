@@ -292,6 +292,38 @@ def complaint(phantom, tmp_path, capsys, monkeypatch):
     return call
 
 
+@pytest.fixture
+def scarce(monkeypatch) -> list[int]:
+    """Memory for two pictures in training; the sizes of all batches that were tried."""
+    whole, sizes = HybridMedNet.forward, []
+
+    def forward(self, x):
+        if self.training:
+            sizes.append(len(x))
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, x)
+
+    monkeypatch.setattr(HybridMedNet, "forward", forward)
+    return sizes
+
+
+def test_a_run_that_is_out_of_memory_goes_on_in_less(phantom, tmp_path, scarce):
+    assert run_main(arguments(phantom, tmp_path, "less", TRAIN__epochs=1, CHECKPOINT__save_every_steps=4)) == 0
+    assert scarce[0] == 4 and max(scarce[1:]) == 2
+    assert load_checkpoint(tmp_path / "less" / "last.pth")["progress"]["micro_splits"] == 2
+    assert "micro-batch 4 -> 2, accumulation 1 -> 2" in (tmp_path / "less" / "train.log").read_text()
+    scarce.clear()
+    assert run_main(["--resume", tmp_path / "less", "--set", "TRAIN.epochs=2"]) == 0
+    assert scarce and max(scarce) == 2
+
+
+def test_out_of_memory_ends_a_run_that_shall_stop(phantom, tmp_path, scarce, capsys):
+    assert run_main(arguments(phantom, tmp_path, "stop", TRAIN__on_oom="stop")) == 2
+    errors = capsys.readouterr().err
+    assert "error: out of memory with a micro-batch of 4" in errors and "Traceback" not in errors and scarce == [4]
+
+
 def test_unknown_settings_and_bad_values_are_told_together(complaint):
     message = complaint(TRAIN__batchsize=8, MODEL__dropout="high", TRAIN__lr_scheduler="cosin")
     assert "TRAIN.batchsize: did you mean 'batch_size'?" in message

@@ -49,17 +49,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Attempt:
     """`with Attempt() as attempt:` leaves the block quietly when memory runs out; `failure` is what was said then.
 
-    After the block nothing refers to the exception any more, whose traceback's frames hold the tensors of the step.
+    After the block nothing refers to the step's tensors any more: neither the exception, whose traceback's frames hold
+    them, nor autograd's queue, in which a failed backward pass on a CPU leaves what it did not come to. The queue is
+    served youngest first, so a backward pass of something older than the step empties it.
     """
 
     failure = ""
 
     def __enter__(self) -> Attempt:
+        self.older = torch.zeros((), requires_grad=True) * 1 if torch.is_grad_enabled() else None
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
         if error is None or not is_out_of_memory(error):
             return False
+        if self.older is not None:
+            self.older.backward()
         self.failure = " ".join(str(error).split())[:200] or "out of memory"
         return True
 
@@ -104,7 +109,7 @@ class Adaptation:
 
     def __init__(self, model: nn.Module, autocast: torch.dtype | None, accumulation_steps: int, allowed: bool) -> None:
         self.model, self.autocast, self.allowed = model, autocast, allowed
-        self.accumulation_steps = accumulation_steps
+        self.accumulation_steps, self.batch_size = accumulation_steps, 0  # the largest batch that was too much
         self.checkpointing = ""  # what came of switching it on, once that was tried
 
     def adapt(self, state: TrainerState, size: int, failure: str) -> None:
@@ -113,6 +118,7 @@ class Adaptation:
         Raises TrainingError where that is not allowed, or where there is no further step.
         """
         part = largest_part(size, state.micro_splits)
+        self.batch_size = max(size, self.batch_size)
         if not self.allowed:
             raise TrainingError(f"out of memory with a micro-batch of {part} ({failure}): {_FEWER}; {_SMALLER}")
         note = ""
@@ -123,10 +129,11 @@ class Adaptation:
             note = f"; {self.checkpointing}"
         if part == 1:
             raise TrainingError(self._exhausted(size, failure))
-        self._halve(state, size, failure, note)
+        self._halve(state, failure, note)
 
-    def _halve(self, state: TrainerState, size: int, failure: str, note: str) -> None:
-        before, state.micro_splits = state.micro_splits, 2 * state.micro_splits
+    def _halve(self, state: TrainerState, failure: str, note: str) -> None:
+        size, before = self.batch_size, state.micro_splits
+        state.micro_splits *= 2
         sizes = [largest_part(size, splits) for splits in (before, state.micro_splits)]
         steps = [self.accumulation_steps * min(splits, size) for splits in (before, state.micro_splits)]
         logger.warning(

@@ -412,6 +412,42 @@ def test_nothing_is_held_after_a_failed_attempt(refuse):
         gc.enable()
 
 
+@pytest.mark.parametrize("refuse", [by_cuda, by_the_cpu])
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_nothing_is_held_after_a_failed_backward_pass(refuse, position):
+    """Autograd's queue on a CPU holds what was ready and did not run: here, two branches of every layer."""
+    held, weights = [], [torch.randn(8, 8, requires_grad=True) for _ in range(6)]
+
+    def step() -> None:
+        x = torch.randn(8, 8)
+        for weight in weights:
+            x = torch.tanh(x @ weight) + torch.sigmoid(x @ weight)
+            held.append(weakref.ref(x))
+        x.sum().backward()
+
+    handle = weights[position].register_hook(lambda gradient: refuse())
+    gc.disable()
+    try:
+        with Attempt() as attempt:
+            step()
+        assert attempt.failure and [ref() is None for ref in held] == [True] * 6
+    finally:
+        gc.enable()
+    handle.remove()
+    with torch.inference_mode(), Attempt() as attempt:
+        refuse()
+    assert attempt.failure
+
+
+def test_a_short_batch_is_told_in_the_numbers_of_the_others(caplog):
+    room = [4, 1000, 1000, 1000, 2]  # the first batch of 8 is cut once, and later one of 6
+    trainer = make_trainer(Scarce(plain_model(), lambda number: room[min(number, 4)]))
+    trainer.train_epoch(TensorLoader(*random_data(14, known=1.0), 8))
+    told = warnings(caplog)
+    assert ["micro-batch 8 -> 4" in line or "micro-batch 4 -> 2" in line for line in told] == [True, True]
+    assert all("effective batch still 8" in line for line in told) and trainer.state.micro_splits == 4
+
+
 def test_what_is_out_of_memory():
     with pytest.raises(RuntimeError) as real:
         by_the_cpu()
