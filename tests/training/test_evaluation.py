@@ -2,24 +2,30 @@
 
 import copy
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from configs.errors import TrainingError
 from tests.training.toys import (
     CLASSES,
     TensorLoader,
+    by_cuda,
     differences,
     full_model,
     loader_with_scores,
     make_trainer,
     plain_model,
     random_data,
+    tanh_model,
+    warnings,
 )
+from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
@@ -83,3 +89,54 @@ def test_an_evaluator_needs_no_trainer():
     within = make_trainer(model).evaluate(loader, "test")
     assert differences(alone.metrics.as_dict(), within.metrics.as_dict()) == []
     assert alone.loss == within.loss and (alone.scores == within.scores).all()
+
+
+# ---- out of memory
+
+
+class ScarceInEvaluation(nn.Module):
+    def __init__(self, inside: nn.Module, room: int) -> None:
+        super().__init__()
+        self.inside, self.room = inside, room
+
+    def forward(self, x):
+        if not self.training and len(x) > self.room:
+            by_cuda()
+        return self.inside(x)
+
+
+def test_evaluation_in_smaller_batches_gives_the_same(caplog):
+    loader = loader_with_scores()
+    scarce, calm = (make_trainer(ScarceInEvaluation(tanh_model(), room)) for room in (3, 1000))
+    loader.tensors = (loader.tensors[0].double(), *loader.tensors[1:])
+    one, other = (trainer.evaluate(loader, "validation") for trainer in (scarce, calm))
+    assert abs(one.scores - other.scores).max() < 1e-12 and (one.index == other.index).all()
+    assert one.loss == pytest.approx(other.loss, rel=1e-6) and one.metrics.mean_auroc == other.metrics.mean_auroc
+    told = warnings(caplog)
+    assert (
+        len(told) == 2 and "in validation" in told[0] and "evaluation batch 8 -> 4" in told[0] and "4 -> 2" in told[1]
+    )
+    scarce.evaluate(loader, "test")
+    assert len(warnings(caplog)) == 2 and scarce.state.micro_splits == 1
+
+
+@pytest.mark.parametrize(("room", "on_oom", "said"), [(0, "adapt", "with 1 pictures"), (4, "stop", "on_oom=adapt")])
+def test_evaluation_that_does_not_fit(room, on_oom, said):
+    trainer = make_trainer(ScarceInEvaluation(full_model(), room), ema=0.9, on_oom=on_oom)
+    trainer.train_epoch(TensorLoader(*random_data(16), 8))
+    before = copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(TrainingError, match=said):
+        trainer.evaluate(loader_with_scores(), "validation")
+    assert differences(before, trainer.model.state_dict()) == [], "the averaged weights were left in the model"
+
+
+def test_no_room_for_the_averaged_weights(monkeypatch):
+    @contextmanager
+    def refused(*_):
+        by_cuda()
+        yield
+
+    trainer = make_trainer(full_model(), ema=0.9)
+    monkeypatch.setattr(ExponentialMovingAverage, "applied_to", refused)
+    with pytest.raises(TrainingError, match=r"out of memory in validation.*ema_decay=0"):
+        trainer.evaluate(loader_with_scores(), "validation")

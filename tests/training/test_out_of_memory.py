@@ -1,10 +1,7 @@
 """Out of memory: the window is undone and done again in less, and the step is the one that was asked for."""
 
 import copy
-import gc
-import itertools
 import weakref
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,30 +14,21 @@ from tests.training.toys import (
     CLASSES,
     SIDE,
     TensorLoader,
+    by_cuda,
+    by_the_cpu,
     differences,
     full_model,
-    loader_with_scores,
     make_trainer,
     max_difference,
     plain_model,
     random_data,
     snapshot,
+    tanh_model,
+    warnings,
 )
-from training.ema import ExponentialMovingAverage
-from training.out_of_memory import Attempt, cut, is_out_of_memory, largest_part
 from training.precision import Precision
 from utils.blocks import Block, block
 from utils.gradient_checkpointing import Checkpointable
-
-TOLD = "out of memory"
-
-
-def by_cuda() -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-
-def by_the_cpu() -> None:
-    torch.empty(10**15)  # no machine has it: a real refusal of the allocator
 
 
 class Scarce(nn.Module):
@@ -70,14 +58,6 @@ class Scarce(nn.Module):
                 self.refuse()
             hidden.register_hook(lambda gradient: self.refuse())
         return hidden
-
-
-def warnings(caplog) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and TOLD in r.getMessage()]
-
-
-def tanh_model(seed: int = 0) -> nn.Module:
-    return plain_model(seed).double()
 
 
 def data(count: int):
@@ -164,6 +144,15 @@ def test_fp16_keeps_its_scale():
         one.train_epoch(TensorLoader(*random_data(32), 8))
     assert trainer.scaler.state_dict() == calm.scaler.state_dict() and trainer.state.global_step == 4
     assert max_difference(trainer.model, calm.model) < 1e-3
+
+
+def test_a_short_batch_is_told_in_the_numbers_of_the_others(caplog):
+    room = [4, 1000, 1000, 1000, 2]  # the first batch of 8 is cut once, and later one of 6
+    trainer = make_trainer(Scarce(plain_model(), lambda number: room[min(number, 4)]))
+    trainer.train_epoch(TensorLoader(*random_data(14, known=1.0), 8))
+    told = warnings(caplog)
+    assert ["micro-batch 8 -> 4" in line or "micro-batch 4 -> 2" in line for line in told] == [True, True]
+    assert all("effective batch still 8" in line for line in told) and trainer.state.micro_splits == 4
 
 
 # ---- gradient checkpointing
@@ -325,135 +314,3 @@ def test_an_optimizer_without_room_for_its_state(kind, monkeypatch):
     ):
         trainer.train_epoch(TensorLoader(*random_data(16), 8))
     assert trainer.model.sizes == [8] and trainer.state.global_step == 0, "it must not be tried again"
-
-
-# ---- evaluation
-
-
-class ScarceInEvaluation(nn.Module):
-    def __init__(self, inside: nn.Module, room: int) -> None:
-        super().__init__()
-        self.inside, self.room = inside, room
-
-    def forward(self, x):
-        if not self.training and len(x) > self.room:
-            by_cuda()
-        return self.inside(x)
-
-
-def test_evaluation_in_smaller_batches_gives_the_same(caplog):
-    loader = loader_with_scores()
-    scarce, calm = (make_trainer(ScarceInEvaluation(tanh_model(), room)) for room in (3, 1000))
-    loader.tensors = (loader.tensors[0].double(), *loader.tensors[1:])
-    one, other = (trainer.evaluate(loader, "validation") for trainer in (scarce, calm))
-    assert abs(one.scores - other.scores).max() < 1e-12 and (one.index == other.index).all()
-    assert one.loss == pytest.approx(other.loss, rel=1e-6) and one.metrics.mean_auroc == other.metrics.mean_auroc
-    told = warnings(caplog)
-    assert (
-        len(told) == 2 and "in validation" in told[0] and "evaluation batch 8 -> 4" in told[0] and "4 -> 2" in told[1]
-    )
-    scarce.evaluate(loader, "test")
-    assert len(warnings(caplog)) == 2 and scarce.state.micro_splits == 1
-
-
-@pytest.mark.parametrize(("room", "on_oom", "said"), [(0, "adapt", "with 1 pictures"), (4, "stop", "on_oom=adapt")])
-def test_evaluation_that_does_not_fit(room, on_oom, said):
-    trainer = make_trainer(ScarceInEvaluation(full_model(), room), ema=0.9, on_oom=on_oom)
-    trainer.train_epoch(TensorLoader(*random_data(16), 8))
-    before = copy.deepcopy(trainer.model.state_dict())
-    with pytest.raises(TrainingError, match=said):
-        trainer.evaluate(loader_with_scores(), "validation")
-    assert differences(before, trainer.model.state_dict()) == [], "the averaged weights were left in the model"
-
-
-def test_no_room_for_the_averaged_weights(monkeypatch):
-    @contextmanager
-    def refused(*_):
-        by_cuda()
-        yield
-
-    trainer = make_trainer(full_model(), ema=0.9)
-    monkeypatch.setattr(ExponentialMovingAverage, "applied_to", refused)
-    with pytest.raises(TrainingError, match=r"out of memory in validation.*ema_decay=0"):
-        trainer.evaluate(loader_with_scores(), "validation")
-
-
-# ---- the parts
-
-
-@pytest.mark.parametrize(("size", "parts"), list(itertools.product([1, 2, 5, 8, 9], [1, 2, 4, 16])))
-def test_a_cut_batch_is_the_batch(size, parts):
-    (_, batch) = next(TensorLoader(*random_data(size), size).epoch(0))
-    batch.coarse_target = batch.target[:, :2]
-    pieces = cut(batch, parts)
-    assert len(pieces) == min(size, parts) and max(map(len, pieces)) == largest_part(size, parts)
-    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
-    for name in ("image", "target", "mask", "index", "coarse_target"):
-        assert torch.cat([getattr(piece, name) for piece in pieces]).equal(getattr(batch, name))
-    assert all(piece.coarse_mask is None for piece in pieces)
-
-
-@pytest.mark.parametrize("refuse", [by_cuda, by_the_cpu])
-def test_nothing_is_held_after_a_failed_attempt(refuse):
-    """Not even until the next collection of cycles: the memory is wanted at once."""
-    held = []
-
-    def step() -> None:
-        hidden = torch.zeros(3, requires_grad=True) * 2
-        held.append(weakref.ref(hidden))
-        refuse()
-
-    gc.disable()
-    try:
-        with Attempt() as attempt:
-            step()
-        assert attempt.failure and held[0]() is None
-    finally:
-        gc.enable()
-
-
-@pytest.mark.parametrize("refuse", [by_cuda, by_the_cpu])
-@pytest.mark.parametrize("position", [0, 2, 4])
-def test_nothing_is_held_after_a_failed_backward_pass(refuse, position):
-    """Autograd's queue on a CPU holds what was ready and did not run: here, two branches of every layer."""
-    held, weights = [], [torch.randn(8, 8, requires_grad=True) for _ in range(6)]
-
-    def step() -> None:
-        x = torch.randn(8, 8)
-        for weight in weights:
-            x = torch.tanh(x @ weight) + torch.sigmoid(x @ weight)
-            held.append(weakref.ref(x))
-        x.sum().backward()
-
-    handle = weights[position].register_hook(lambda gradient: refuse())
-    gc.disable()
-    try:
-        with Attempt() as attempt:
-            step()
-        assert attempt.failure and [ref() is None for ref in held] == [True] * 6
-    finally:
-        gc.enable()
-    handle.remove()
-    with torch.inference_mode(), Attempt() as attempt:
-        refuse()
-    assert attempt.failure
-
-
-def test_a_short_batch_is_told_in_the_numbers_of_the_others(caplog):
-    room = [4, 1000, 1000, 1000, 2]  # the first batch of 8 is cut once, and later one of 6
-    trainer = make_trainer(Scarce(plain_model(), lambda number: room[min(number, 4)]))
-    trainer.train_epoch(TensorLoader(*random_data(14, known=1.0), 8))
-    told = warnings(caplog)
-    assert ["micro-batch 8 -> 4" in line or "micro-batch 4 -> 2" in line for line in told] == [True, True]
-    assert all("effective batch still 8" in line for line in told) and trainer.state.micro_splits == 4
-
-
-def test_what_is_out_of_memory():
-    with pytest.raises(RuntimeError) as real:
-        by_the_cpu()
-    assert not isinstance(real.value, torch.OutOfMemoryError) and is_out_of_memory(real.value)
-    assert is_out_of_memory(torch.cuda.OutOfMemoryError("")) and not is_out_of_memory(
-        RuntimeError("CUDA error: assert")
-    )
-    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
-    assert not is_out_of_memory(ValueError("CUDA error: out of memory"))

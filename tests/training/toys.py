@@ -109,3 +109,20 @@ def fit(trainer: Trainer, train_loader, val_loader) -> list[dict]:
     trainer.on_epoch = lambda _, record, is_best: records.append({**record, "is_best": is_best})
     trainer.fit(train_loader, val_loader)
     return records
+
+
+def by_cuda() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def by_the_cpu() -> None:
+    torch.empty(10**15)  # no machine has it: a real refusal of the allocator
+
+
+def warnings(caplog) -> list[str]:
+    """What was said of memory."""
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "out of memory" in r.getMessage()]
+
+
+def tanh_model(seed: int = 0) -> nn.Module:
+    return plain_model(seed).double()
