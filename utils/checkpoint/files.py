@@ -147,9 +147,13 @@ class _Digesting:
         except OSError as error:
             self.error = error
             raise
-        data = self.held + bytes(data)  # the last two bytes are the comment's length, which changes
-        self.sha256.update(data[:-2])
-        self.held = data[-2:]
+        new = memoryview(data)
+        if len(new) < 2:
+            new = memoryview(self.held + bytes(new))
+        else:
+            self.sha256.update(self.held)
+        self.sha256.update(new[:-2])
+        self.held = bytes(new[-2:])  # the last two bytes are the comment's length, which changes
         return len(data)
 
     def flush(self) -> None:
