@@ -95,7 +95,9 @@ def test_the_step_is_that_of_the_undisturbed_run(refuse, backward, batch, window
         trainer.train_epoch(TensorLoader(*data(30), batch))
     assert scarce.state.micro_splits == splits and max(scarce.model.sizes[-3:]) <= room
     assert max_difference(calm.model, Scarce(tanh_model(), 1)) > 1e-3
-    assert max_difference(scarce.model, calm.model) < 1e-6
+    difference = max_difference(scarce.model, calm.model)
+    print(f"out of memory, {batch} -> {max(scarce.model.sizes[-3:])} pictures: weights differ by {difference:.1e}")
+    assert difference < 1e-6
     assert figures(stripped(scarce)) == figures(stripped(calm))
     assert scarce.state.sums.loss == pytest.approx(calm.state.sums.loss, rel=1e-6)
     told = warnings(caplog)
