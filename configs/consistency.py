@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PureWindowsPath
 from typing import Any
 
 from configs.default_config import Config
 from configs.errors import ConfigError
+
+_LONGEST_NAME = 100  # a file system takes 255 bytes; the backbone and the time are added to a model's name
 
 
 def find_problems(config: Config) -> list[str]:
@@ -34,7 +37,21 @@ def find_problems(config: Config) -> list[str]:
         found.append(f"LOSS.pos_weight {config.LOSS.pos_weight}: weights must be positive")
     if config.DATA.std and min(config.DATA.std) <= 0:
         found.append(f"DATA.std {config.DATA.std} must be positive")
-    return found + _problems_of_size(config)
+    return found + _problems_of_size(config) + _problems_of_names(config)
+
+
+def _problems_of_names(config: Config) -> list[str]:
+    """Names that become a folder's: neither paths nor what no file system takes."""
+    names = {"MODEL.name": config.MODEL.name.replace("/", "_"), "LOGGING.run_name": config.LOGGING.run_name}
+    return [
+        f"{key}: {name!r} is not allowed: one folder's name, without a path, of at most {_LONGEST_NAME} characters"
+        for key, name in names.items()
+        if name and (PureWindowsPath(name).name != name or name == ".." or not name.isprintable() or _too_long(name))
+    ]
+
+
+def _too_long(name: str) -> bool:
+    return len(name.encode()) > _LONGEST_NAME
 
 
 def _problems_of_size(config: Config) -> list[str]:

@@ -40,3 +40,8 @@ class DamagedCheckpointError(CheckpointError):
 
 class TrainingError(HybridMedNetError):
     """Training cannot go on, for instance because the loss is no longer finite."""
+
+
+def shortened(text: str, most: int = 2000) -> str:
+    """A text for a message: the middle of a very long one left out."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

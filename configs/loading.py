@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from pydantic import ValidationError
 
 from configs.default_config import Config
-from configs.errors import ConfigError
+from configs.errors import ConfigError, shortened
 from configs.section import Section, describe_errors, unknown_name
+from configs.strict_yaml import MAX_CHARACTERS, parse_yaml
 
 SECTIONS = tuple(Config.model_fields)
 _SECTION_NAMES = {name.lower(): name for name in SECTIONS} | {"training": "TRAIN"}
@@ -22,47 +21,8 @@ _BACKBONE_KEYS = {
     "feature_dim": "fusion_channels",
     "gradient_checkpointing": "gradient_checkpointing",
 }
+_MOST_BASES, _MOST_PARTS, _MOST_PROBLEMS = 20, 8, 50
 Settings = dict[str, dict[str, Any]]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """safe_load that refuses a key given twice and numbers such as 012 and 1:30, which YAML 1.1 reads as 10 and 90."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float, bool)):
-                raise yaml.constructor.ConstructorError(None, None, "keys must be plain words", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        if re.fullmatch(r"[-+]?0[0-9_]+", node.value):
-            _refuse(node, "begins with 0, which YAML reads as octal")
-        self._refuse_base_60(node)
-        return super().construct_yaml_int(node)
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        self._refuse_base_60(node)
-        return super().construct_yaml_float(node)
-
-    def _refuse_base_60(self, node: yaml.ScalarNode) -> None:
-        if ":" in node.value:
-            _refuse(node, "has a colon, which YAML reads as base 60")
-
-
-def _refuse(node: yaml.ScalarNode, why: str) -> None:
-    text = f"'{node.value}' {why}: write it plainly, or in quotes"
-    raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
-_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_yaml_float)
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -87,7 +47,10 @@ def _checked(settings: Settings, overrides: Iterable[str], problems: list[str], 
     config = build_config(settings, problems)
     problems += config.problems()
     if problems:
-        raise ConfigError(source + "\n  ".join(["the configuration has problems:", *problems]))
+        lines = [shortened(problem) for problem in problems[:_MOST_PROBLEMS]]
+        if len(problems) > _MOST_PROBLEMS:
+            lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+        raise ConfigError(source + "\n  ".join(["the configuration has problems:", *lines]))
     return config
 
 
@@ -152,49 +115,49 @@ def _flatten_backbone(values: dict, problems: list[str]) -> dict[str, Any]:
 
 
 def _read_with_base(path: Path, problems: list[str], seen: tuple[Path, ...] = ()) -> Settings:
-    resolved = path.resolve()
-    if resolved in seen:
+    try:
+        resolved = path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links that go round in a circle
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from None
+    if resolved in seen or len(seen) == _MOST_BASES:
         chain = " → ".join(p.name for p in (*seen, resolved))
-        raise ConfigError(f"'base' goes round in a circle: {chain}")
+        why = "goes round in a circle" if resolved in seen else f"goes through more than {_MOST_BASES} files"
+        raise ConfigError(f"'base' {why}: {chain}")
     raw = _read_yaml(path)
     base = raw.pop("base", None) if isinstance(raw, dict) else None
     settings: Settings = {}
-    if isinstance(base, str):
+    if isinstance(base, str) and base.lower().endswith((".yaml", ".yml")):
         settings = _read_with_base(path.parent / base, problems, (*seen, resolved))
     elif base is not None:
-        problems.append(f"base: {base!r} is not allowed: one file name")
+        problems.append(f"base: {base!r} is not allowed: one file name that ends in .yaml or .yml")
     _merge(settings, normalise(raw, problems))
     return settings
 
 
 def _read_yaml(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigError(f"config file '{path}' is a pipe or a device, not a file")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         there = f"; in {path.parent} there are: {', '.join(near)}" if near else ""
         raise ConfigError(f"config file '{path}' does not exist{there}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file '{path}' cannot be read: {error}") from None
-    return _parse_yaml(text, f"config file '{path}'")
-
-
-def _parse_yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_yaml(text, f"config file '{path}'")
 
 
 def _parse_override(text: str, problems: list[str]) -> Settings:
     """'TRAIN.batch_size=16' → {'TRAIN': {'batch_size': 16}}; the value is read as YAML."""
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")
-    if not equals or len(parts) < 2 or not all(parts):
-        problems.append(f"override '{text}': write SECTION.key=value, for example TRAIN.batch_size=16")
+    if not equals or not 2 <= len(parts) <= _MOST_PARTS or not all(part.isprintable() and part for part in parts):
+        problems.append(f"override {text!r}: write SECTION.key=value, for example TRAIN.batch_size=16")
         return {}
     try:
-        nested: Any = _parse_yaml(value, f"the value of override '{text}'")
+        nested: Any = parse_yaml(value, f"the value of override '{text}'")
     except ConfigError as error:
         problems.append(str(error))
         return {}
