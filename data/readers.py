@@ -137,5 +137,6 @@ def _read_deep_colour(path: Path) -> np.ndarray:
         raise DataError("OpenCV cannot decode this 16-bit colour PNG")
     colour = array[..., 2::-1]
     if array.shape[2] == 4:
-        colour = np.rint(colour * (array[..., 3:] / 65535.0)).astype(np.uint16)
+        for row, alpha in zip(colour, array[..., 3:]):  # rounded; the largest sum still fits uint32
+            row[:] = (row * alpha.astype(np.uint32) + np.uint32(32767)) // np.uint32(65535)
     return np.ascontiguousarray(colour)

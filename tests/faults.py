@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hypothesis import HealthCheck, settings
+
 ROOT = Path(__file__).resolve().parents[1]
 _ADDRESS_SPACE = 6 * 2**30  # what runs away ends here, before the machine does
+_STATUS = Path("/proc/self/status")
 _WATCHED = ("open", "os.listdir", "os.scandir")
 _FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "socket.connect")
 
@@ -23,6 +26,8 @@ def in_child(module: str, function: str, warm: Any, payload: Any, timeout_s: flo
     Returns {'result', 'grown_mb': peak memory of the second over the first, 'opened': paths, 'forbidden': events}.
     Peak memory is the VmHWM of the new program: ru_maxrss would begin with that of the parent.
     """
+    if not _STATUS.is_file():
+        pytest.skip("memory is counted by /proc/self/status, which this system does not have")
     task = json.dumps({"module": module, "function": function, "warm": warm, "payload": payload})
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "from tests.faults import child; child()"],
@@ -40,6 +45,8 @@ def in_child(module: str, function: str, warm: Any, payload: Any, timeout_s: flo
 
 def child() -> None:
     """The other side of in_child."""
+    import resource
+
     task = json.loads(sys.stdin.read())
     function = getattr(importlib.import_module(task["module"]), task["function"])
     function(task["warm"])
@@ -63,7 +70,7 @@ def _note(event: str, arguments: tuple[Any, ...], opened: set[str], forbidden: l
 
 def peak_mb() -> float:
     """The largest resident memory of this process so far."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
+    status = _STATUS.read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
@@ -72,3 +79,10 @@ def outside(opened: list[str], *allowed: Path) -> list[str]:
     own = [folder.resolve() for folder in (*allowed, ROOT, Path(sys.prefix), Path(sys.base_prefix))]
     rest = [path for path in opened if not any(Path(path).is_relative_to(folder) for folder in own)]
     return [path for path in rest if not (path.startswith("/proc/") and path.endswith("/status"))]
+
+
+def fuzz(share: float) -> settings:
+    """Settings of a random test: this share of FUZZ_EXAMPLES (an environment variable, else 1,500), always the same."""
+    examples = max(1, round(share * int(os.environ.get("FUZZ_EXAMPLES", "1500"))))
+    checks = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large)
+    return settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=checks)
