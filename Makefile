@@ -1,8 +1,9 @@
 # make demo    set up, then train on the built-in sample data
 # make test    set up, then check and test
-# VENV=path chooses the environment, PYTHON=python3.12 what it is made from.
+# VENV=path chooses the environment, PYTHON=python3.12 what it is made from, PROCESSES=1 how many test at once.
 VENV ?= .venv
 PYTHON ?= python3
+PROCESSES ?= 2
 BIN := $(VENV)/bin
 CODE := configs models data training utils benchmarks tests train.py test_modern_models.py
 
@@ -13,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python train.py --config configs/quickstart.yaml
 
 test: check
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-tests
 	$(BIN)/ruff format --check $(CODE)

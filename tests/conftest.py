@@ -1,9 +1,6 @@
 """What all tests share."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +18,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def harness():
     """tests/kill_harness.py, which is a script as well."""
-    spec = importlib.util.spec_from_file_location("kill_harness", Path(__file__).with_name("kill_harness.py"))
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["kill_harness"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from tests import kill_harness
+
+    return kill_harness

@@ -23,6 +23,7 @@ from data.phantom import write_phantom
 from data.splits import read_split
 from data.transforms import Preprocess
 from models import HybridMedNet
+from tests.kill_harness import flatten, identical
 from utils.checkpoint import load_checkpoint
 
 ROOT = Path(train.__file__).resolve().parent
@@ -454,21 +455,6 @@ def same_outcome(one: Path, other: Path) -> None:
             assert [path for path in flat[0] if not identical(flat[0][path], flat[1][path])] == []
     assert metrics_of(one) == metrics_of(other)
     assert (one / "split.csv").read_bytes() == (other / "split.csv").read_bytes()
-
-
-def flatten(value, path: str = ""):
-    if isinstance(value, dict):
-        for key in value:
-            yield from flatten(value[key], f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from flatten(item, f"{path}.{index}")
-    else:
-        yield path, value
-
-
-def identical(one, other) -> bool:
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
