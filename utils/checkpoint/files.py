@@ -45,7 +45,8 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, previous: Path | Non
         _check_space(content, path.parent)
         with replacing(path) as temporary:
             _write(content, temporary)
-            _safe_load(temporary, "cpu", mmap=True)  # what cannot be read again must not replace what can
+            # What cannot be read again must not replace what can; its bytes have just been counted.
+            _safe_load(temporary, "cpu", mmap=True, checked=True)
             if previous is not None and path.exists():
                 keep_as(path, previous)
     except CheckpointError as error:
