@@ -144,7 +144,7 @@ def test_every_flipped_byte_of_our_safetensors_is_found(tmp_path):
     tensors, description = read_safetensors(path)
     assert description == {"class_names": ["肺"], "config": {"MODEL": {"dropout": 0.5}}}
     assert all(torch.equal(tensors[name], weights[name]) for name in weights)
-    harmless = []
+    unnoticed = 0
     for place in range(len(raw)):
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
         try:
@@ -152,10 +152,11 @@ def test_every_flipped_byte_of_our_safetensors_is_found(tmp_path):
         except CheckpointError:
             found += 1
         else:
-            harmless.append((place, read[1] == description and list(read[0]) == list(tensors)))
+            unnoticed += 1
+            assert all(torch.equal(read[0][name], weights[name]) for name in weights) and len(read[0]) == 3
+            assert read[1].items() >= description.items()
     print(f"flipped bits found in a .safetensors file: {found} of {len(raw)}")
-    # 'format', and the name of the digest itself, may change without a change of what is read
-    assert len(harmless) < 30 and found > len(raw) - 30
+    assert unnoticed == len('pt"') - 1 + len("sha256"), "the value of 'format' and the name of the digest, no content"
 
 
 def test_another_programs_safetensors_have_no_digest(tmp_path):
