@@ -72,6 +72,7 @@ def test_the_first_signal_waits_for_the_step_and_the_second_leaves_at_once(tmp_p
     said = (tmp_path / "log.txt").read_text()
     assert "Traceback" not in said and "stopped by" in said
     assert not (tmp_path / "run" / "last.pth").exists()
+    print(f"signal {number}, twice within a step: exit code {code} at once")
 
 
 def test_the_comparison_sees_one_bit(tmp_path, harness):
