@@ -28,6 +28,8 @@ RUNS = {
     },
     "fp16, 0 workers": {"TRAIN.early_stopping_patience": 1, "TRAIN.epochs": 6, "MODEL.attention": "cross_scale"},
 }
+# The other two of precision × workers.
+SLOW = {"bf16, 0 workers": {"TRAIN.mixed_precision": "bf16"}, "fp16, 2 workers": {"DATA.num_workers": 2}}
 STOPS = ((2, 3), (1, 5, 2))  # optimizer steps that each process makes before it is asked to stop
 
 
@@ -67,9 +69,9 @@ def scalars(folder) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(name, tmp_path, harness):
-    settings, precision = RUNS[name] | {"CHECKPOINT.save_freq": 0}, name.partition(",")[0]
+    settings, precision = (RUNS | SLOW)[name] | {"CHECKPOINT.save_freq": 0}, name.partition(",")[0]
     harness.write_phantom(tmp_path / "data", 60, 64)
     harness.undisturbed(tmp_path / "data", tmp_path / "whole", settings, prepare(None, precision))
     expected = scalars(tmp_path / "logs" / "whole")
