@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from configs.errors import DamagedCheckpointError, HybridMedNetError
@@ -88,4 +89,5 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     sys.exit(main())

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from configs.default_config import Config
 from utils.checkpoint.files import find_weights, read_file, verify
 
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 6, 100
@@ -67,6 +68,9 @@ def _shown(value: Any) -> str:
     """A value in at most a hundred characters; containers by their size, so that none can be endless."""
     if isinstance(value, Tensor):
         return f"tensor {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Config):
+        given = [f"{name}.{key}" for name, section in value.items() for key in section if section.is_set(key)]
+        return f"a Config of the previous release, which holds {', '.join(given[:_SHOWN_NAMES]) or 'no settings'}"
     if isinstance(value, Mapping):
         return f"{len(value)} entries: {', '.join(str(key)[:40] for key in list(value)[:_SHOWN_NAMES])}"
     if isinstance(value, (list, tuple)) and (len(value) > 20 or any(isinstance(v, (Mapping, list)) for v in value)):
