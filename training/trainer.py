@@ -105,9 +105,9 @@ class Trainer:
                 sums.batches = numbers[-1] + 1
                 sums.seconds += time.perf_counter() - started
                 bar.advance(len(numbers), loss=f"{sums.mean_loss:.4f}", skipped=sums.skipped)
+                self._leave_if_asked()
                 if stepped and self._save_is_due():
                     self.save(self)
-                self._leave_if_asked()
         finally:
             bar.close()
 

@@ -180,6 +180,15 @@ def test_a_skipped_step_saves_nothing_again():
     assert saved == [(1, 1), (2, 4)]
 
 
+def test_a_step_that_is_asked_to_stop_is_saved_once():
+    trainer, saved = make_trainer(full_model(), save_every_steps=2), []
+    trainer.save = lambda t: saved.append(t.state.global_step)
+    trainer.should_stop = lambda: signal.SIGTERM if trainer.state.global_step == 4 else 0
+    with pytest.raises(Interrupted):
+        trainer.train_epoch(TensorLoader(*random_data(24), 4))
+    assert saved == [2, 4]
+
+
 # ---- the config has the last word
 
 
