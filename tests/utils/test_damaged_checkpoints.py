@@ -251,6 +251,14 @@ def test_what_is_not_damaged_is_not_set_aside(folder, monkeypatch):
     assert not list(folder.glob("*.corrupt"))
 
 
+def test_a_file_that_may_not_be_read_is_not_set_aside(folder, monkeypatch):
+    """Root may read everything: what the system says to others is put into its mouth."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(CheckpointError, match="permission denied"):
+        load_resumable(folder)
+    assert not list(folder.glob("*.corrupt"))
+
+
 def test_two_are_kept(tmp_path):
     for step in range(1, 4):
         save_checkpoint(content(step), tmp_path / LAST, tmp_path / PREVIOUS)

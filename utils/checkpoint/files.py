@@ -82,6 +82,8 @@ def verify(path: Path) -> bool:
     """
     if not path.is_file():
         raise CheckpointError(f"'{path}' does not exist")
+    if not os.access(path, os.R_OK):  # not damage: the file must not be set aside for it
+        raise CheckpointError(f"'{path}' cannot be read: permission denied")
     try:
         _check_crc(path)
         return _check_digest(path)
