@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PROCESSES ?= 2
 BIN := $(VENV)/bin
-CODE := configs models data training utils benchmarks tests train.py test_modern_models.py
+CODE := configs models data training evaluation inference explain deployment utils benchmarks tests *.py
 
 .PHONY: demo test check format clean
 .DELETE_ON_ERROR:

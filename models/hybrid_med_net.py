@@ -84,10 +84,19 @@ class HybridMedNet(Checkpointable, nn.Module):
         if self.recomputes():
             logits = self.run_blocks(x)
             return logits if len(logits) == 2 else logits[0]
-        features = self.backbone.forward_features(x)
-        features = self.fpn(features)
-        features = self.attention(features)
-        return self.classifier(self.fusion(features))
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """The backbone's pyramid: [B, in_channels, *spatial] → levels [B, C_i, *spatial_i], finest first."""
+        return self.backbone.forward_features(x)
+
+    def forward_fused(self, features: list[Tensor]) -> Tensor:
+        """That pyramid through FPN, attention and fusion: levels → [B, fusion_channels, *spatial_t]."""
+        return self.fusion(self.attention(self.fpn(features)))
+
+    def forward_head(self, features: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        """The rest of `forward`, from the backbone's pyramid on."""
+        return self.classifier(self.forward_fused(features))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """torch's, for state dicts of the previous release too, and with prefixes that wrappers leave.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class SavedModel:
 
     class_names, preprocessing (`as_dict` of data's Preprocess or VolumePreprocess): None in files of the previous
     release, which do not say. source: 'checkpoint', 'safetensors' or 'previous release'.
+    description: what else the file says beside weights and settings: plain values, {} in the previous release's.
     """
 
     model: HybridMedNet
@@ -31,6 +32,7 @@ class SavedModel:
     class_names: tuple[str, ...] | None
     preprocessing: dict[str, Any] | None
     source: str
+    description: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
@@ -51,9 +53,13 @@ def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
         raise ConfigError(f"'{path}' has {config.MODEL.num_classes} classes, DATA.class_names names {len(names)}")
     model = HybridMedNet(config)
     model.load_state_dict(weights)
-    return SavedModel(model.eval(), config, tuple(names) if names else None, description.get("preprocessing"), source)
+    names, preprocessing = tuple(names) if names else None, description.get("preprocessing")
+    said = {key: value for key, value in description.items() if key not in _TRAINING}
+    return SavedModel(model.eval(), config, names, preprocessing, source, said)
 
 
+# What only training needs of a checkpoint.
+_TRAINING = ("model", "ema", "optimizer", "optimizer_kind", "schedule", "scaler", "random", "progress")
 _Read = tuple[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any], str]
 
 

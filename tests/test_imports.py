@@ -16,14 +16,32 @@ ALLOWED = {
     "models": {"configs", "utils"},
     "data": {"configs", "utils"},
     "training": {"configs", "utils"},
+    "evaluation": {"configs", "utils"},
+    "inference": {"configs", "utils"},
+    "explain": {"configs", "utils"},
+    "deployment": {"configs", "utils"},
     "utils": {"configs"},
-    "benchmarks": {"configs", "models", "data", "training", "utils"},
+    "benchmarks": {
+        "configs",
+        "models",
+        "data",
+        "training",
+        "evaluation",
+        "inference",
+        "explain",
+        "deployment",
+        "utils",
+    },
 }
 # Packages that a folder has no business with, wherever the import stands.
 FORBIDDEN_PACKAGES = {
     "models": {"yaml", "PIL", "cv2", "pydicom"},
     "training": {"yaml", "timm"},
     "data": {"timm", "yaml"},
+    "evaluation": {"yaml", "timm", "torch"},
+    "inference": {"yaml", "timm"},
+    "explain": {"yaml", "timm"},
+    "deployment": {"yaml", "timm"},
 }
 SOURCES = sorted(
     path

@@ -1,0 +1,1 @@
+"""What scores are worth: operating points, intervals, calibration, subgroups, comparisons, the report."""
