@@ -12,10 +12,10 @@ from torch import nn
 
 from configs.errors import TrainingError
 from training.losses import TrainingLoss
-from training.out_of_memory import Attempt, cut, free_memory, largest_part
 from training.precision import Precision
-from training.progress import Progress
 from utils.metrics import Metrics, classification_metrics
+from utils.out_of_memory import Attempt, cut, free_memory, largest_part
+from utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 

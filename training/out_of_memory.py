@@ -8,12 +8,9 @@ micro-batches, as if TRAIN.batch_size had been lowered (MODEL.norm=group does no
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from types import TracebackType
 
 import torch
 from torch import nn
@@ -21,52 +18,15 @@ from torch import nn
 from configs.errors import CheckpointError, ModelError, TrainingError
 from training.state import TrainerState
 from utils.gradient_checkpointing import Checkpointable
+from utils.out_of_memory import Attempt, largest_part
 
 logger = logging.getLogger(__name__)
 
-# What allocators say whose errors are of no type of their own.
-_PHRASES = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-)
 _SMALLER = "a smaller DATA.image_size or a smaller MODEL.backbone takes less; see also what else uses this device"
 _FEWER = (
     "set TRAIN.on_oom=adapt or MODEL.gradient_checkpointing.enabled=true, or lower TRAIN.batch_size and raise "
     "TRAIN.gradient_accumulation_steps by the same factor"
 )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator of CUDA, MPS or the CPU raised this."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
-
-
-class Attempt:
-    """`with Attempt() as attempt:` leaves the block quietly when memory runs out; `failure` is what was said then.
-
-    After the block nothing refers to the step's tensors any more: neither the exception, whose traceback's frames hold
-    them, nor autograd's queue, in which a failed backward pass on a CPU leaves what it did not come to. The queue is
-    served youngest first, so a backward pass of something older than the step empties it.
-    """
-
-    failure = ""
-
-    def __enter__(self) -> Attempt:
-        self.older = torch.zeros((), requires_grad=True) * 1 if torch.is_grad_enabled() else None
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
-        if error is None or not is_out_of_memory(error):
-            return False
-        if self.older is not None:
-            self.older.backward()
-        self.failure = " ".join(str(error).split())[:200] or "out of memory"
-        return True
 
 
 @contextmanager
@@ -77,28 +37,6 @@ def memory_needed(what: str) -> Iterator[None]:
     if attempt.failure:
         less = "TRAIN.optimizer=sgd and TRAIN.ema_decay=0 keep fewer numbers for each weight"
         raise TrainingError(f"out of memory in {what} ({attempt.failure}): {less}; {_SMALLER}") from None
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def cut(batch, parts: int) -> list:
-    """A batch (a dataclass of tensors [B, …] or None) in `parts` of nearly equal length, or in B where B is less."""
-    parts = min(parts, len(batch))
-    if parts <= 1:
-        return [batch]
-    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    pieces = {name: None if c is None else c.tensor_split(parts) for name, c in columns.items()}
-    return [replace(batch, **{name: p and p[i] for name, p in pieces.items()}) for i in range(parts)]
-
-
-def largest_part(size: int, parts: int) -> int:
-    """Pictures in the largest piece that `cut` makes of a batch of `size`."""
-    return -(-size // min(parts, size))
 
 
 class Adaptation:

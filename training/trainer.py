@@ -19,12 +19,13 @@ from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator, Predictions
 from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
-from training.out_of_memory import Adaptation, Attempt, cut, free_memory, memory_needed
+from training.out_of_memory import Adaptation, memory_needed
 from training.precision import Precision
-from training.progress import Progress, peak_memory_mib
 from training.state import EpochSums, TrainerState, WindowStart
 from training.state_check import check_resumable
 from utils.interrupt import Interrupted
+from utils.out_of_memory import Attempt, cut, free_memory
+from utils.progress import Progress, peak_memory_mib
 from utils.seed import random_state, set_random_state
 
 logger = logging.getLogger(__name__)

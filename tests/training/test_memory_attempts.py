@@ -13,7 +13,7 @@ from tests.training.toys import (
     by_the_cpu,
     random_data,
 )
-from training.out_of_memory import Attempt, cut, is_out_of_memory, largest_part
+from utils.out_of_memory import Attempt, cut, is_out_of_memory, largest_part
 
 
 @pytest.mark.parametrize(("size", "parts"), list(itertools.product([1, 2, 5, 8, 9], [1, 2, 4, 16])))

@@ -1,4 +1,4 @@
-"""Progress of an epoch: a bar on a terminal, log lines elsewhere; and the memory it took."""
+"""Progress of a pass over batches: a bar on a terminal, log lines elsewhere; and the memory it took."""
 
 from __future__ import annotations
 

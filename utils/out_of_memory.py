@@ -1,0 +1,70 @@
+"""Out of memory: how it is noticed, and how a batch is cut into smaller ones."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import fields, replace
+from types import TracebackType
+
+import torch
+
+# What allocators say whose errors are of no type of their own.
+_PHRASES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator of CUDA, MPS or the CPU raised this."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
+
+
+class Attempt:
+    """`with Attempt() as attempt:` leaves the block quietly when memory runs out; `failure` is what was said then.
+
+    After the block nothing refers to the step's tensors any more: neither the exception, whose traceback's frames hold
+    them, nor autograd's queue, in which a failed backward pass on a CPU leaves what it did not come to. The queue is
+    served youngest first, so a backward pass of something older than the step empties it.
+    """
+
+    failure = ""
+
+    def __enter__(self) -> Attempt:
+        self.older = torch.zeros((), requires_grad=True) * 1 if torch.is_grad_enabled() else None
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        if error is None or not is_out_of_memory(error):
+            return False
+        if self.older is not None:
+            self.older.backward()
+        self.failure = " ".join(str(error).split())[:200] or "out of memory"
+        return True
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def cut(batch, parts: int) -> list:
+    """A batch (a dataclass of tensors [B, …] or None) in `parts` of nearly equal length, or in B where B is less."""
+    parts = min(parts, len(batch))
+    if parts <= 1:
+        return [batch]
+    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    pieces = {name: None if c is None else c.tensor_split(parts) for name, c in columns.items()}
+    return [replace(batch, **{name: p and p[i] for name, p in pieces.items()}) for i in range(parts)]
+
+
+def largest_part(size: int, parts: int) -> int:
+    """Pictures in the largest piece that `cut` makes of a batch of `size`."""
+    return -(-size // min(parts, size))
