@@ -1,0 +1,90 @@
+"""What is evaluated: the probabilities of a split, beside what is known about its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScoredSplit:
+    """Probabilities and labels of a split's pictures.
+
+    probabilities: float64 [N, K], finite where known. targets: [N, K], 0 or 1 where known.
+    mask: bool [N, K], True where the label is known. patients: N names; pictures of one name are drawn together.
+    class_names: K. split: its name. exclusive: exactly one class a picture.
+    Raises ValueError where these do not fit each other.
+    """
+
+    probabilities: Floats
+    targets: np.ndarray
+    mask: np.ndarray
+    patients: Sequence[str]
+    class_names: tuple[str, ...]
+    split: str = "test"
+    exclusive: bool = False
+
+    def __post_init__(self) -> None:
+        shape = (len(self.patients), len(self.class_names))
+        for name in ("probabilities", "targets", "mask"):
+            if np.shape(getattr(self, name)) != shape:
+                raise ValueError(f"{name} must be {list(shape)}, got {list(np.shape(getattr(self, name)))}")
+        if np.asarray(self.mask).dtype != np.bool_:
+            raise ValueError(f"mask must be bool, got {np.asarray(self.mask).dtype}")
+        known = np.asarray(self.targets)[self.mask]
+        if np.count_nonzero((known != 0) & (known != 1)):
+            raise ValueError("targets must be 0 or 1 wherever they are known")
+        scores = self.probabilities[self.mask]
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {scores.size} probabilities are not finite")
+
+    @cached_property
+    def clusters(self) -> NDArray[np.intp]:
+        """The patient of each picture as a number from 0, [N], in the order of names."""
+        return np.unique(np.asarray(self.patients, dtype=str), return_inverse=True)[1].reshape(-1)
+
+    @property
+    def cluster_count(self) -> int:
+        """How many patients there are."""
+        return int(self.clusters.max()) + 1 if len(self.clusters) else 0
+
+    def known(self, k: int) -> tuple[Floats, Floats, NDArray[np.intp]]:
+        """Probabilities, labels and patients of class k where its label is known, each [n]."""
+        rows = self.mask[:, k]
+        labels = np.asarray(self.targets)[rows, k].astype(np.float64)
+        return np.asarray(self.probabilities, np.float64)[rows, k], labels, self.clusters[rows]
+
+    def only(self, rows: NDArray[np.bool_]) -> ScoredSplit:
+        """The same pictures and patients, with labels known only in some rows, bool [N]: a subgroup."""
+        return replace(self, mask=self.mask & rows[:, None])
+
+    def of_other(self, probabilities: Floats) -> ScoredSplit:
+        """The same pictures, scored by another model."""
+        return replace(self, probabilities=probabilities)
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """How intervals are made.
+
+    draws: how often patients are drawn with replacement. seed: not negative. level: of the intervals.
+    threads: how many draw at a time; the figures do not depend on it.
+    """
+
+    draws: int = 2000
+    seed: int = 0
+    level: float = 0.95
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.seed < 0 or self.threads < 1 or not 0 < self.level < 1:
+            raise ValueError(
+                f"a bootstrap needs draws >= 1, seed >= 0, threads >= 1 and 0 < level < 1, not {self.draws}, "
+                f"{self.seed}, {self.threads} and {self.level}"
+            )
