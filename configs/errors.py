@@ -42,6 +42,10 @@ class TrainingError(HybridMedNetError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
 
+class PredictionError(HybridMedNetError):
+    """A model cannot be asked, or what it answers is of no use."""
+
+
 def shortened(text: str, most: int = 2000) -> str:
     """A text for a message: the middle of a very long one left out."""
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

@@ -1,0 +1,114 @@
+"""Logits of one or several models over batches: the one way in which evaluation and prediction ask a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from configs.errors import PredictionError
+from inference.views import View, show, views_for
+from utils.out_of_memory import Attempt, free_memory, largest_part
+from utils.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class Autocast(Protocol):
+    """What is needed of training's Precision: the context of a forward pass."""
+
+    def autocast(self) -> AbstractContextManager: ...
+
+
+class Predictor:
+    """Runs members, models of the same classes, over the same batches.
+
+    members: pictures [B, C, *spatial] → logits [B, K] or (coarse, fine) logits, of which the fine ones are taken; all
+    on one device; they are put into eval mode. tta: the mean of the logits over the views of inference/views.py.
+    Batches that do not fit into memory are cut into smaller ones from then on, which changes logits by rounding.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        precision: Autocast,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        tta: bool = False,
+    ) -> None:
+        if not members:
+            raise ValueError("a Predictor needs at least one model")
+        self.members = [member.eval() for member in members]
+        self.precision, self.memory_format, self.tta = precision, memory_format, tta
+        self.device = next(members[0].parameters()).device
+        self.splits = 1
+
+    @torch.inference_mode()
+    def logits(self, image: Tensor) -> list[Tensor]:
+        """[B, C, *spatial], on any device → float64 [B, K] on the CPU, one a member.
+
+        Raises PredictionError where one picture does not fit into memory.
+        """
+        while True:
+            with Attempt() as attempt:
+                parts = [self._logits(part) for part in image.tensor_split(min(self.splits, max(len(image), 1)))]
+                return [torch.cat(column) for column in zip(*parts)]
+            free_memory(self.device)
+            self._halve(len(image), attempt.failure)
+
+    def over(self, loader: Any, title: str, progress: str = "auto") -> tuple[np.ndarray, np.ndarray]:
+        """(logits float64 [M, N, K], rows of the catalogue int64 [N]) of a loader's epoch 0.
+
+        loader: a PictureLoader; pictures that it cannot read are left out. progress: see Progress.
+        Raises PredictionError where no picture could be read or a model gives NaN.
+        """
+        logits, index = [], []
+        bar = Progress(len(loader), title, progress, max(len(loader), 1))
+        try:
+            for _, batch in loader.epoch(0):
+                if batch is not None:
+                    logits.append(torch.stack(self.logits(batch.image)).numpy())
+                    index.append(batch.index.numpy())
+                bar.advance(1)
+        finally:
+            bar.close()
+        if not logits:
+            raise PredictionError(f"{title}: not one picture could be read")
+        together = np.concatenate(logits, axis=1)
+        broken = ~np.isfinite(together).all(axis=(0, 2))
+        if broken.any():
+            raise PredictionError(f"{title}: a model gives NaN or infinity for {int(broken.sum())} pictures")
+        return together, np.concatenate(index)
+
+    def _logits(self, image: Tensor) -> list[Tensor]:
+        image = image.to(self.device, non_blocking=True)
+        views = views_for(image) if self.tta else (View(),)
+        totals: list[Tensor] = []
+        for shown in self._shown(image, views):
+            logits = [self._forward(member, shown) for member in self.members]
+            totals = [sum_ + new for sum_, new in zip(totals, logits)] if totals else logits
+        return [total / len(views) for total in totals]
+
+    def _shown(self, image: Tensor, views: Sequence[View]) -> Iterator[Tensor]:
+        for view in views:
+            yield show(image, view).contiguous(memory_format=self.memory_format)
+
+    def _forward(self, member: nn.Module, image: Tensor) -> Tensor:
+        with self.precision.autocast():
+            outputs = member(image)
+        return (outputs[1] if isinstance(outputs, tuple) else outputs).to("cpu", torch.float64)
+
+    def _halve(self, size: int, failure: str) -> None:
+        before = largest_part(size, self.splits)
+        if before == 1:
+            raise PredictionError(
+                f"out of memory with one picture ({failure}): use another --device, or a model of a smaller image size"
+            )
+        self.splits *= 2
+        logger.warning(
+            "out of memory (%s): batches of %d pictures -> %d", failure, before, largest_part(size, self.splits)
+        )
