@@ -1,40 +1,47 @@
 """Pictures of a training run and of its ROC curves, as PNG files for people.
 
-Each plot is a function that builds a Figure and one that writes it. matplotlib is imported where it is
-used, through its object-oriented interface: no pyplot, hence no window, no global state and no leak.
+Each plot is a function that builds a Figure and one that writes it.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils.atomic_file import replacing
+from utils.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    caption,
+    new_figure,
+    panel_figure,
+    panel_title,
+    panels_to_show,
+    say,
+    say_undefined,
+    tidy,
+    unit_square,
+    unit_ticks,
+    write_figure,
+)
 from utils.metrics import ClassMetrics, Metrics, roc_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 120
-MAX_PANELS = 20
-
-# Okabe & Ito's palette, told apart with every common kind of colour blindness.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
-
 History = Sequence[Mapping[str, Any]]
 
 
 def plot_training_curves(history: History, path: str | os.PathLike[str]) -> None:
     """Write `training_curves_figure(history)` to path, atomically; ValueError for an empty history."""
-    _write(training_curves_figure(history), path)
+    write_figure(training_curves_figure(history), path)
 
 
 def plot_roc_curves(
@@ -46,7 +53,7 @@ def plot_roc_curves(
     title: str = "ROC curves",
 ) -> None:
     """Write `roc_curves_figure(...)` to path, atomically."""
-    _write(roc_curves_figure(scores, targets, mask, metrics, title), path)
+    write_figure(roc_curves_figure(scores, targets, mask, metrics, title), path)
 
 
 def training_curves_figure(history: History) -> Figure:
@@ -59,7 +66,7 @@ def training_curves_figure(history: History) -> Figure:
     """
     if not history:
         raise ValueError("the history is empty: there is no epoch to plot")
-    figure = _new_figure(13.5, 4.0)
+    figure = new_figure(13.5, 4.0)
     loss, ranking, rate = figure.subplots(1, 3)
     _draw_panel(loss, history, "Loss", {"train_loss": "training", "val_loss": "validation"})
     names = {"mean_auroc": "mean AUROC", "mean_average_precision": "mean AP"}
@@ -73,14 +80,6 @@ def training_curves_figure(history: History) -> Figure:
             # Below the axis it can never lie on a curve.
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=9, frameon=False)
     return figure
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
-    return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
 
 
 def _points(history: History, key: str) -> tuple[list[int], list[float]]:
@@ -103,12 +102,12 @@ def _draw_panel(axes: Axes, history: History, title: str, series: Mapping[str, s
             axes.plot(epochs, values, color=colour, linestyle=dashes, marker=shown, markersize=4, label=label)
     axes.set_title(title)
     if not axes.lines:
-        _say(axes, "no values")
+        say(axes, "no values")
         return
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(y=0.12)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _mark_best_epoch(axes: Axes, history: History) -> None:
@@ -121,25 +120,18 @@ def _mark_best_epoch(axes: Axes, history: History) -> None:
     axes.plot(epochs[best], values[best], "*", color=GREEN, markersize=14, linestyle="", label=label, zorder=5)
 
 
-def _say(axes: Axes, text: str) -> None:
-    """Words instead of a plot, without ticks that would mean nothing."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def roc_curves_figure(
-    scores: ArrayLike, targets: ArrayLike, mask: ArrayLike, metrics: Metrics, title: str = "ROC curves"
+    scores: ArrayLike,
+    targets: ArrayLike,
+    mask: ArrayLike,
+    metrics: Metrics,
+    title: str = "ROC curves",
+    points: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """One small ROC panel a class, with its AUROC and its number of positives in the panel's title.
 
     scores [N, K], targets [N, K] of 0 and 1, mask bool [N, K]: as metrics was computed from.
+    points: where the operating point of each class lies, (false positive rate, sensitivity); none where nan.
     A class without positives or negatives says so. Of more than 20 classes, the 20 with the most
     positives are shown, in their order, and the title says so.
     Raises ValueError for shapes that disagree with each other or with metrics.
@@ -150,67 +142,34 @@ def roc_curves_figure(
         raise ValueError(
             f"scores, targets and mask must all be [N, {classes}], got {score.shape}, {target.shape}, {known.shape}"
         )
-    shown = _classes_to_show(metrics)
-    columns, rows = _grid(len(shown))
-    figure = _new_figure(max(2.5 * columns, 4.2), 3.15 * rows + 0.6)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    shown = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(shown))
     for axes, k in zip(panels, shown):
         row = known[:, k]
         _draw_roc(axes, score[row, k], target[row, k], metrics.per_class[k])
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
+        if points and metrics.per_class[k].defined:
+            axes.plot(*points[k], "o", color=ORANGE, markersize=6, zorder=5)
     _label_figure(figure, metrics, title, len(shown))
     return figure
 
 
-def _classes_to_show(metrics: Metrics) -> list[int]:
-    order = sorted(range(len(metrics.per_class)), key=lambda k: -metrics.per_class[k].positives)
-    return sorted(order[:MAX_PANELS])
-
-
-def _grid(panels: int) -> tuple[int, int]:
-    """Columns and rows: one row up to four panels, at most five columns."""
-    columns = panels if panels <= 4 else min(5, math.ceil(math.sqrt(panels)))
-    columns = max(columns, 1)
-    return columns, max(1, math.ceil(panels / columns))
-
-
 def _draw_roc(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
-    name = "\n".join(textwrap.wrap(one.name, 24, max_lines=2, placeholder=" …") or [""])
     figure = f"AUROC {one.auroc:.3f}" if one.defined else "AUROC –"
-    count = f"{one.positives:,} of {one.positives + one.negatives:,} positive"
-    # parse_math off: a class may be named "$x", which is not meant as a formula.
-    axes.set_title(f"{name}\n{figure}\n{count}", fontsize=9, parse_math=False)
-    axes.set_box_aspect(1)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
+    panel_title(axes, one.name, figure, f"{one.positives:,} of {one.positives + one.negatives:,} positive")
+    unit_square(axes)
     if not one.defined:
-        absent = "labels" if not one.positives + one.negatives else "negatives" if one.positives else "positives"
-        _say(axes, f"undefined:\nno {absent}")
+        say_undefined(axes, one.positives, one.negatives)
         return
     fpr, tpr, _ = roc_curve(scores, labels)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     axes.plot(fpr, tpr, color=BLUE, linewidth=1.6)
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=8)
-    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=8)
-    _tidy(axes)
+    unit_ticks(axes)
 
 
 def _label_figure(figure: Figure, metrics: Metrics, title: str, shown: int) -> None:
     mean = "–" if math.isnan(metrics.mean_auroc) else f"{metrics.mean_auroc:.3f}"
     total = len(metrics.per_class)
     noun = "class" if total == 1 else "classes"
-    lines = [title, f"mean AUROC {mean} over {metrics.defined_classes} of {total} {noun}"]
-    if shown < total:
-        lines.append(f"shown: the {shown} classes with the most positives")
-    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)
+    caption(figure, [title, f"mean AUROC {mean} over {metrics.defined_classes} of {total} {noun}"], shown, total)
     figure.supxlabel("false positive rate (1 − specificity)", fontsize=9)
     figure.supylabel("true positive rate (sensitivity)", fontsize=9)
-
-
-def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Save under a temporary name in the same folder, then rename: a reader never sees half a picture."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=DPI, format=target.suffix.lstrip(".").lower() or "png")

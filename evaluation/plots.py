@@ -1,0 +1,168 @@
+"""Pictures of how well a split is ranked and sorted: ROC and precision-recall curves, confusion matrices.
+
+Functions from a ScoredSplit to a Figure; utils.figures writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluation.operating_points import confusion_counts, threshold_figures
+from evaluation.scored_split import ScoredSplit
+from utils.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    caption,
+    new_figure,
+    panel_figure,
+    panel_title,
+    panels_to_show,
+    say_undefined,
+    unit_square,
+    unit_ticks,
+)
+from utils.metrics import ClassMetrics, Metrics, classification_metrics, precision_recall_curve
+from utils.plots import roc_curves_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Beyond so many classes the counts in a square matrix cannot be read.
+MAX_MATRIX = 30
+
+
+def roc_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
+    """A ROC panel a class, with a dot at the operating point. thresholds: K, nan where there is none."""
+    metrics = ranking(split)
+    rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
+    points = list(zip((1 - rates["specificity"]).tolist(), rates["sensitivity"].tolist()))
+    title = f"ROC curves on {split.split}; the dot is the operating point"
+    return roc_curves_figure(split.probabilities, split.targets, split.mask, metrics, title, points)
+
+
+def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
+    """A precision-recall panel a class, with a dot at the operating point and the prevalence as a dashed line."""
+    metrics = ranking(split)
+    rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
+    shown = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(shown))
+    for axes, k in zip(panels, shown):
+        one = metrics.per_class[k]
+        _draw_precision_recall(axes, *split.known(k)[:2], one)
+        if one.defined:
+            axes.plot(rates["sensitivity"][k], rates["ppv"][k], "o", color=ORANGE, markersize=6, zorder=5)
+    mean = "–" if not metrics.defined_classes else f"{metrics.mean_average_precision:.3f}"
+    title = f"Precision-recall curves on {split.split}; the dot is the operating point, the dashes the prevalence"
+    count = f"over {metrics.defined_classes} of {len(metrics.per_class)} {_classes(len(metrics.per_class))}"
+    caption(figure, [title, f"mean average precision {mean} {count}"], len(shown), len(metrics.per_class))
+    figure.supxlabel("recall (sensitivity)", fontsize=9)
+    figure.supylabel("precision (positive predictive value)", fontsize=9)
+    return figure
+
+
+def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
+    """Counts at the thresholds: two by two a class, or all exclusive classes against each other.
+
+    Exclusive classes: the predicted class is the most probable one, thresholds are not used; rows that are not wholly
+    known are left out. Of more than 30 the counts are not written.
+    """
+    if split.exclusive:
+        return _matrix_figure(split)
+    counts = confusion_counts(split.probabilities, split.targets, split.mask, thresholds)
+    positives = [int((np.asarray(split.targets)[split.mask[:, k], k] == 1).sum()) for k in range(counts.shape[1])]
+    shown = panels_to_show(positives)
+    figure, panels = panel_figure(len(shown), height=2.9)
+    for axes, k in zip(panels, shown):
+        panel_title(
+            axes, split.class_names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}"
+        )
+        _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k])
+    title = f"Confusion matrices on {split.split}: pictures, and their share of the row"
+    caption(figure, [title], len(shown), len(positives))
+    figure.supxlabel("predicted", fontsize=9)
+    figure.supylabel("label", fontsize=9)
+    return figure
+
+
+def ranking(split: ScoredSplit) -> Metrics:
+    """AUROC and average precision of each class over its known labels."""
+    return classification_metrics(split.probabilities, split.targets, split.mask, split.class_names)
+
+
+def _classes(count: int) -> str:
+    return "class" if count == 1 else "classes"
+
+
+def _draw_precision_recall(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
+    total = one.positives + one.negatives
+    figure = f"AP {one.average_precision:.3f}" if one.defined else "AP –"
+    panel_title(axes, one.name, figure, f"{one.positives:,} of {total:,} positive")
+    unit_square(axes)
+    if not one.defined:
+        say_undefined(axes, one.positives, one.negatives)
+        return
+    precision, recall, _ = precision_recall_curve(scores, labels)
+    axes.axhline(one.positives / total, color=GREY, linewidth=0.8, linestyle="--")
+    # Average precision is the area under these steps; straight lines between the points would promise more.
+    axes.step(recall, precision, where="post", color=BLUE, linewidth=1.6)
+    unit_ticks(axes)
+
+
+def _draw_two_by_two(axes: Axes, counts: np.ndarray, positives: int, negatives: int) -> None:
+    """counts: [4], true and false positives, true and false negatives."""
+    if np.isnan(counts).any() or not positives + negatives:
+        unit_square(axes)
+        if positives + negatives:
+            axes.text(0.5, 0.5, "no threshold", ha="center", va="center", color=GREY)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        else:
+            say_undefined(axes, positives, negatives)
+        return
+    tp, fp, tn, fn = counts
+    _draw_counts(axes, np.array([[tn, fp], [fn, tp]]), 10)
+    for set_ticks in (axes.set_xticks, axes.set_yticks):
+        set_ticks([0, 1], ["absent", "present"], fontsize=8)
+    for label in axes.get_yticklabels():
+        label.set(rotation=90, va="center")
+
+
+def _draw_counts(axes: Axes, counts: np.ndarray, font_size: float) -> None:
+    """counts: [R, C]; each cell is as dark as its share of its row."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts, np.float64), where=totals > 0)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.spines[:].set_visible(False)
+    if not font_size:
+        return
+    for (row, column), count in np.ndenumerate(counts):
+        share = f"\n{shares[row, column]:.0%}" if totals[row, 0] else ""
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        text = f"{int(count):,}{share}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font_size)
+
+
+def _matrix_figure(split: ScoredSplit) -> Figure:
+    rows = split.mask.all(axis=1)
+    classes = len(split.class_names)
+    predicted, label = split.probabilities[rows].argmax(axis=1), np.asarray(split.targets)[rows].argmax(axis=1)
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (label, predicted), 1)
+    side = max(4.5, min(0.75 * classes, 14.0) + 2.5)
+    figure = new_figure(side, side)
+    axes = figure.subplots()
+    _draw_counts(axes, counts, 0 if classes > MAX_MATRIX else 9 if classes <= 10 else 7)
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in split.class_names]
+    axes.set_xticks(range(classes), names, rotation=90 if classes > 4 else 0, fontsize=8, parse_math=False)
+    axes.set_yticks(range(classes), names, fontsize=8, parse_math=False)
+    axes.set_xlabel("predicted: the most probable class")
+    axes.set_ylabel("label")
+    right = int(np.trace(counts))
+    accuracy = f"{right:,} of {int(counts.sum()):,} right ({right / counts.sum():.1%})" if counts.sum() else "no labels"
+    caption(figure, [f"Confusion matrix on {split.split}", accuracy], classes, classes)
+    return figure
