@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from configs.default_config import Config, ModelSettings
 from configs.errors import WeightsUnavailableError
-from models.attention import PyramidAttention, create_attention
+from models.attention import CBAMMaps, PyramidAttention, TokenMaps, create_attention
 from models.backbones import BaseVisionBackbone, create_backbone
 from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
@@ -20,6 +20,7 @@ from models.heads import HierarchicalHead, MultiLabelHead
 from models.state_dicts import fit_state_dict
 from utils.blocks import Block, State
 from utils.checkpoint_plan import Plan
+from utils.evaluation_mode import evaluating
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,15 @@ class HybridMedNet(Checkpointable, nn.Module):
     def forward_head(self, features: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         """The rest of `forward`, from the backbone's pyramid on."""
         return self.classifier(self.forward_fused(features))
+
+    def get_attention_maps(self, x: Tensor) -> Mapping[int, CBAMMaps | TokenMaps]:
+        """The weights of the attention between backbone and fusion for x, by level (0 the finest).
+
+        CBAM: CBAMMaps. Multi-scale and cross-scale: TokenMaps. {} where MODEL.attention is none. They are computed in
+        evaluation mode by the very projections that `forward` uses, without gradients; the network stays as it was.
+        """
+        with evaluating(self), torch.no_grad():
+            return self.attention.attention_maps(self.fpn(self.forward_features(x)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """torch's, for state dicts of the previous release too, and with prefixes that wrappers leave.

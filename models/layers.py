@@ -143,9 +143,14 @@ def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=size, mode=_of_dims(_LINEAR_MODE, len(size)), align_corners=False)
 
 
+def token_grid(x: Tensor, side: int) -> tuple[int, ...]:
+    """Cells an axis of `pooled_tokens`."""
+    return tuple(min(side, length) for length in x.shape[2:])
+
+
 def pooled_tokens(x: Tensor, side: int) -> Tensor:
     """[B, C, *spatial] → [B, N, C]: means over a grid of at most `side` cells an axis, row by row."""
-    cells = [min(side, length) for length in x.shape[2:]]
+    cells = token_grid(x, side)
     return rearrange(_of_dims(_ADAPTIVE_MEAN, len(cells))(x, cells), "b c ... -> b (...) c")
 
 

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from models.attention.cbam import CBAM, PyramidCBAM
 from models.attention.cross_scale import CrossScaleAttention
 from models.attention.multi_scale import MultiScaleAttention
-from models.attention.pyramid import NoAttention, PyramidAttention
+from models.attention.pyramid import CBAMMaps, NoAttention, PyramidAttention, TokenMaps
 
 __all__ = [
     "ATTENTION_MODES",
     "CBAM",
+    "CBAMMaps",
     "CrossScaleAttention",
     "MultiScaleAttention",
     "NoAttention",
     "PyramidAttention",
     "PyramidCBAM",
+    "TokenMaps",
     "create_attention",
 ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.attention.pyramid import PyramidAttention, level_step
+from models.attention.pyramid import CBAMMaps, PyramidAttention, level_step
 from models.layers import conv_nd, global_average_and_max
 from utils.blocks import Block
 
@@ -54,6 +54,11 @@ class CBAM(nn.Module):
         x = x * self.channel_attention(x)
         return x * self.spatial_attention(x)
 
+    def attention_maps(self, x: Tensor) -> CBAMMaps:
+        """What `forward` multiplies x with."""
+        channel = self.channel_attention(x)
+        return CBAMMaps(channel.flatten(1), self.spatial_attention(x * channel))
+
 
 class PyramidCBAM(PyramidAttention):
     """A CBAM of its own for each level. Levels in → levels out, same shapes."""
@@ -64,3 +69,9 @@ class PyramidCBAM(PyramidAttention):
 
     def steps(self) -> list[Block]:
         return [level_step(i, cbam) for i, cbam in enumerate(self.cbam_modules)]
+
+    def attention_maps(self, features: Sequence[Tensor]) -> dict[int, CBAMMaps]:
+        return {i: cbam.attention_maps(x) for i, (cbam, x) in enumerate(zip(self._cbams(), features))}
+
+    def _cbams(self) -> list[CBAM]:
+        return [cbam for cbam in self.cbam_modules if isinstance(cbam, CBAM)]

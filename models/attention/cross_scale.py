@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.attention.pooled import PooledAttention
-from models.attention.pyramid import PyramidAttention, grid_of
-from models.layers import pooled_tokens
+from models.attention.pooled import PooledAttention, pooled_attentions
+from models.attention.pyramid import PyramidAttention, TokenMaps, grid_of
+from models.layers import pooled_tokens, token_grid
 from utils.blocks import Block, State
 
 
@@ -45,6 +45,16 @@ class CrossScaleAttention(PyramidAttention):
         levels = [Block(f"attention level {i}", partial(self._attend, i)) for i in range(len(self.levels))]
         return [Block("attention tokens", self._append_tokens), *levels]
 
+    def attention_maps(self, features: Sequence[Tensor]) -> dict[int, TokenMaps]:
+        _, *tokens = self._append_tokens(tuple(features))[len(self.levels) - 1 :]
+        grids = [(i, token_grid(x, self.grid)) for i, x in enumerate(features)]
+        return {
+            i: TokenMaps(
+                level.attention_weights(x, _others(tokens, i)), tuple(x.shape[2:]), (*grids[:i], *grids[i + 1 :])
+            )
+            for i, (level, x) in enumerate(zip(pooled_attentions(self.levels), features))
+        }
+
     def _append_tokens(self, levels: State) -> State:
         """levels → (*levels, *tokens), tokens [B, N_i, width] for each level."""
         tokens = [
@@ -57,5 +67,10 @@ class CrossScaleAttention(PyramidAttention):
         """Level i sees the tokens of the others; after the last level the tokens go."""
         count = len(self.levels)
         levels, tokens = list(state[:count]), state[count:]
-        levels[i] = self.levels[i](levels[i], torch.cat([*tokens[:i], *tokens[i + 1 :]], dim=1))
+        levels[i] = self.levels[i](levels[i], _others(tokens, i))
         return tuple(levels) if i + 1 == count else (*levels, *tokens)
+
+
+def _others(tokens: Sequence[Tensor], i: int) -> Tensor:
+    """The tokens of all levels but level i: [B, N, width]."""
+    return torch.cat([*tokens[:i], *tokens[i + 1 :]], dim=1)

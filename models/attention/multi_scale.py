@@ -7,9 +7,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.attention.pooled import PooledAttention
-from models.attention.pyramid import PyramidAttention, grid_of, level_step
-from models.layers import pooled_tokens
+from models.attention.pooled import PooledAttention, pooled_attentions
+from models.attention.pyramid import PyramidAttention, TokenMaps, grid_of, level_step
+from models.layers import pooled_tokens, token_grid
 from utils.blocks import Block
 
 
@@ -29,5 +29,16 @@ class MultiScaleAttention(PyramidAttention):
     def steps(self) -> list[Block]:
         return [level_step(i, partial(self._attend, i)) for i in range(len(self.levels))]
 
+    def attention_maps(self, features: Sequence[Tensor]) -> dict[int, TokenMaps]:
+        return {
+            i: TokenMaps(
+                level.attention_weights(x, self._context(i, x)), tuple(x.shape[2:]), ((i, token_grid(x, self.grid)),)
+            )
+            for i, (level, x) in enumerate(zip(pooled_attentions(self.levels), features))
+        }
+
     def _attend(self, i: int, x: Tensor) -> Tensor:
-        return self.levels[i](x, self.context_norms[i](pooled_tokens(x, self.grid)))
+        return self.levels[i](x, self._context(i, x))
+
+    def _context(self, i: int, x: Tensor) -> Tensor:
+        return self.context_norms[i](pooled_tokens(x, self.grid))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -32,12 +34,29 @@ class PooledAttention(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), init_scale))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        query = self._split_heads(self.query(self.norm(x)))
-        key, value = (self._split_heads(t) for t in self.key_value(context).chunk(2, dim=-1))
-        answer = F.scaled_dot_product_attention(query, key, value)
+        answer = F.scaled_dot_product_attention(*self._project(x, context))
         update = self.out(rearrange(answer, "b heads n d -> b n (heads d)")) * self.gamma
         return x + update.transpose(1, 2).reshape(x.shape)
+
+    def attention_weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """softmax(q kᵀ / √d), which `forward` never builds: [B, heads, places, N], places = product of spatial.
+
+        Rows add up to 1.
+        """
+        query, key, _ = self._project(x, context)
+        return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+
+    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, heads, places, d], keys and values [B, heads, N, d]."""
+        query = self._split_heads(self.query(self.norm(x)))
+        key, value = (self._split_heads(t) for t in self.key_value(context).chunk(2, dim=-1))
+        return query, key, value
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """[B, N, width] → [B, heads, N, width / heads]."""
         return rearrange(tokens, "b n (heads d) -> b heads n d", heads=self.num_heads)
+
+
+def pooled_attentions(modules: Iterable[nn.Module]) -> list[PooledAttention]:
+    """The modules of a ModuleList, which knows no types, as what they are."""
+    return [module for module in modules if isinstance(module, PooledAttention)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,12 +16,41 @@ from utils.blocks import Block, State, run_plainly
 DEFAULT_GRID = {2: 7, 3: 4}
 
 
+class CBAMMaps(NamedTuple):
+    """One level's CBAM: channel [B, C] is multiplied in first, then spatial [B, 1, *spatial]; all from 0 to 1."""
+
+    channel: Tensor
+    spatial: Tensor
+
+
+class TokenMaps(NamedTuple):
+    """What each place of a level looks at.
+
+    weights: [B, heads, places, tokens], rows add up to 1. places: the level's spatial size, row by row.
+    sources: (level, grid of its tokens) in the order of the tokens, each grid row by row.
+    """
+
+    weights: Tensor
+    places: tuple[int, ...]
+    sources: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def by_source(self) -> dict[int, Tensor]:
+        """Level → its part of the weights, [B, heads, places, *grid]."""
+        counts = [math.prod(grid) for _, grid in self.sources]
+        parts = self.weights.split(counts, dim=-1)
+        return {level: part.unflatten(-1, grid) for (level, grid), part in zip(self.sources, parts)}
+
+
 class PyramidAttention(nn.Module, ABC):
     """levels [B, C_i, *spatial_i] in → the same shapes out, as the sequence of `steps`."""
 
     @abstractmethod
     def steps(self) -> list[Block]:
         """State in: the levels; state out: the levels. One step a level, so that checkpointing can cut between."""
+
+    @abstractmethod
+    def attention_maps(self, features: Sequence[Tensor]) -> Mapping[int, CBAMMaps | TokenMaps]:
+        """The weights that `forward` uses for these levels, by level; nothing where there is no attention."""
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         return list(run_plainly(self.steps(), tuple(features)))
@@ -30,6 +61,9 @@ class NoAttention(PyramidAttention):
 
     def steps(self) -> list[Block]:
         return []
+
+    def attention_maps(self, features: Sequence[Tensor]) -> dict[int, TokenMaps]:
+        return {}
 
 
 def level_step(i: int, function: Callable[[Tensor], Tensor]) -> Block:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,6 +22,19 @@ def check_size(name: str, dims: int, image_size: Sequence[int]) -> tuple[int, ..
     raise ModelError(
         f"{name} is for {kind}, not for a size of {size}: set DATA.image_size to [{axes}], or take another backbone"
     )
+
+
+class GlobalAttention(NamedTuple):
+    """Self-attention of every token with every other, block after block.
+
+    weights: one [B, heads, tokens, tokens] a block, rows add up to 1. prefix: tokens before those of the grid, which
+    stand for no place. grid: places an axis, row by row. stride: pixels a place.
+    """
+
+    weights: list[Tensor]
+    prefix: int
+    grid: tuple[int, ...]
+    stride: float
 
 
 class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
@@ -65,6 +79,10 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
         As fine as the architecture's own blocks, so that checkpointing can cut between any two of them. The same
         number of blocks whatever x is.
         """
+
+    def global_attention(self, x: Tensor) -> GlobalAttention | None:
+        """The attention weights of all blocks for x; None where there is none, or only within windows."""
+        return None
 
     def refuse_other_sizes(self, x: Tensor) -> None:
         """For backbones tied to the size they were built for: ModelError where x has another."""

@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import ModelError
-from models.backbones.base import BaseVisionBackbone
+from models.backbones.base import BaseVisionBackbone, GlobalAttention
 from models.backbones.pyramid import SimplePyramid
-from models.backbones.timm_blocks import STEM, Part, drop_unused, parts_of, stem_level, width_after_norm
+from models.backbones.timm_blocks import (
+    STEM,
+    Part,
+    attention_weights,
+    drop_unused,
+    parts_of,
+    stem_level,
+    width_after_norm,
+)
 from models.backbones.weights import find_weights
 from models.layers import running_statistics
 from utils.blocks import Block, State, block, run_plainly
@@ -149,6 +157,18 @@ class TimmBackbone(BaseVisionBackbone):
         # One picture whose coarsest map is a single value has no variance to normalise by.
         one_value = self.training and len(x) == 1 and max(x.shape[2:]) <= self.feature_strides[-1]
         return [_within(partial(running_statistics, self.body), step) for step in blocks] if one_value else blocks
+
+    def global_attention(self, x: Tensor) -> GlobalAttention | None:
+        if self.sized:
+            self.refuse_other_sizes(x)
+        padded = self._pad(x)
+        weights = attention_weights(self.body, padded)
+        if not weights:
+            return None
+        grid = self.body.patch_embed.dynamic_feat_size(tuple(padded.shape[2:]))
+        return GlobalAttention(
+            weights, self.body.num_prefix_tokens, tuple(grid), self.body.feature_info[0]["reduction"]
+        )
 
     def _pad(self, x: Tensor) -> Tensor:
         bottom, right = (_round_up(side, self.multiple) - side for side in x.shape[2:])

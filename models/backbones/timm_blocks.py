@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from timm.layers import resample_abs_pos_embed_nhwc
+from timm.layers import Attention, resample_abs_pos_embed_nhwc
 from timm.models.convnext import ConvNeXt
 from timm.models.densenet import DenseNet
 from timm.models.efficientnet import EfficientNet
@@ -22,6 +22,7 @@ from timm.models.regnet import RegNet
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import Block as TransformerBlock
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
@@ -173,6 +174,32 @@ def _efficientvim(body: Any, x: Tensor) -> Iterator[Part]:
 def _first(module: nn.Module, x: Tensor) -> Tensor:
     """The map of a block that also returns its hidden state."""
     return module(x)[0]
+
+
+def attention_weights(body: Any, x: Tensor) -> list[Tensor]:
+    """softmax(q kᵀ / √d) of every block of a plain transformer for input x, [B, heads, tokens, tokens] each.
+
+    [] where the body is no sequence of timm's Blocks over all tokens.
+    """
+    if not isinstance(body, VisionTransformer) or not all(_attends_globally(block) for block in body.blocks):
+        return []
+    weights = []
+    for part in _vit(body, x):
+        if isinstance(part.function, TransformerBlock):
+            weights.append(_softmax_weights(part.function.attn, part.function.norm1(x)))
+        x = part.function(x)
+    return weights
+
+
+def _attends_globally(block: nn.Module) -> bool:
+    return isinstance(block, TransformerBlock) and isinstance(block.attn, Attention)
+
+
+def _softmax_weights(attention: Any, tokens: Tensor) -> Tensor:
+    """What timm's Attention multiplies the values with; its fused path never builds them."""
+    qkv = rearrange(attention.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=attention.num_heads)
+    query, key = attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
+    return (query * attention.scale @ key.mT).softmax(-1)
 
 
 FAMILIES: dict[type, Callable[[Any, Tensor], Iterator[Part]]] = {
