@@ -32,6 +32,8 @@ class ScoredSplit:
 
     def __post_init__(self) -> None:
         shape = (len(self.patients), len(self.class_names))
+        if 0 in shape:
+            raise ValueError(f"nothing to evaluate: {shape[0]} pictures, {shape[1]} classes")
         for name in ("probabilities", "targets", "mask"):
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"{name} must be {list(shape)}, got {list(np.shape(getattr(self, name)))}")
@@ -88,3 +90,6 @@ class BootstrapSettings:
                 f"a bootstrap needs draws >= 1, seed >= 0, threads >= 1 and 0 < level < 1, not {self.draws}, "
                 f"{self.seed}, {self.threads} and {self.level}"
             )
+
+
+DEFAULT_BOOTSTRAP = BootstrapSettings()

@@ -1,0 +1,126 @@
+"""All that is known about a model on a split, as plain values: metrics.json, and what the report shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.bootstrap import bootstrap
+from evaluation.delong import auroc_interval, holm, paired_test
+from evaluation.figure_table import ALL, FigureTable, drawn_figures, figure_table, mean_of_defined
+from evaluation.intervals import percentile_interval, plain
+from evaluation.operating_points import OperatingPoint
+from evaluation.scored_split import DEFAULT_BOOTSTRAP, BootstrapSettings, Floats, ScoredSplit
+from evaluation.subgroups import subgroup_figures
+from evaluation.weighted import Accuracy, RankingFigures
+
+METHOD = "patient bootstrap, percentile"
+CELLS = ("tp", "fp", "tn", "fn")
+
+
+def evaluate_scores(
+    scored: ScoredSplit,
+    point: OperatingPoint,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
+) -> dict[str, Any]:
+    """Every figure of every class with its interval, the means, and the subgroups, for JSON: nan is None.
+
+    scored: probabilities already calibrated by `point`. point: its thresholds, K, are on them.
+    columns: name → N texts, one a picture, to make subgroups of.
+
+    Means are over the classes with positives and negatives where the figure is defined ('classes' says how many), never
+    over others. A class row's 'undefined_draws' counts draws that left a figure undefined. 'accuracy' is of exclusive
+    classes, else None. 'comparison' is None: see `compare_scores`.
+    Raises ValueError where sizes disagree, ConfigError where a column makes too many groups.
+    """
+    thresholds = np.asarray(point.thresholds, np.float64)
+    if thresholds.shape != (len(scored.class_names),):
+        raise ValueError(f"{thresholds.size} thresholds for {len(scored.class_names)} classes")
+    figures = drawn_figures(scored, thresholds) + ([Accuracy(scored)] if scored.exclusive else [])
+    drawn = bootstrap(figures, scored.cluster_count, settings)
+    table = figure_table(scored, thresholds, drawn, settings)
+    return {
+        "split": scored.split,
+        "pictures": len(scored.patients),
+        "patients": scored.cluster_count,
+        "interval": {"level": settings.level, "method": METHOD, "draws": settings.draws, "seed": settings.seed},
+        "threshold_rule": point.rule,
+        "threshold_split": point.split,
+        "calibration": point.calibration.as_dict() if point.calibration else None,
+        "classes": [_class_row(scored, table, thresholds, k) for k in range(len(scored.class_names))],
+        "mean": table.mean_row(ALL),
+        "accuracy": _accuracy(scored, drawn[-1]["accuracy"][0], settings) if scored.exclusive else None,
+        "subgroups": [
+            subgroup_figures(scored, thresholds, column, values, settings) for column, values in (columns or {}).items()
+        ],
+        "comparison": None,
+    }
+
+
+def _class_row(scored: ScoredSplit, table: FigureTable, thresholds: Floats, k: int) -> dict[str, Any]:
+    row = table.row(k, ALL)
+    row["figures"]["auroc_delong"] = auroc_interval(*scored.known(k), table.level).as_dict()
+    counts = table.confusion[:, k]
+    confusion = None if np.isnan(counts).any() else {cell: int(n) for cell, n in zip(CELLS, counts)}
+    start = {"name": scored.class_names[k], "threshold": plain(thresholds[k])}
+    return start | row | {"confusion": confusion, "undefined_draws": table.undefined_draws(k)}
+
+
+def _accuracy(scored: ScoredSplit, draws: Floats, settings: BootstrapSettings) -> dict[str, float | None]:
+    value = float(Accuracy(scored)(np.ones((scored.cluster_count, 1)))["accuracy"][0, 0])
+    return percentile_interval(value, draws, settings.level).as_dict()
+
+
+def compare_scores(
+    scored: ScoredSplit,
+    other: Floats,
+    other_name: str,
+    settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
+) -> dict[str, Any]:
+    """Another model on the same pictures: the value of 'comparison', for JSON.
+
+    other: its probabilities, float64 [N, K], columns in the order of scored.class_names. other_name: as shown.
+    Differences are this model's AUROC minus the other's. For each class DeLong's paired test, clustered by patient,
+    with p corrected by Holm over the classes; for the mean a paired patient bootstrap.
+    """
+    second = scored.of_other(np.asarray(other, np.float64))
+    tests = []
+    for k in range(len(scored.class_names)):
+        scores, labels, patients = scored.known(k)
+        tests.append(paired_test(scores, second.known(k)[0], labels, patients, settings.level))
+    classes = [
+        {
+            "name": name,
+            "auroc": plain(test.auroc),
+            "other_auroc": plain(test.other_auroc),
+            "difference": test.difference.as_dict(),
+            "z": plain(test.z),
+            "p": plain(test.p),
+            "p_holm": plain(corrected),
+        }
+        for name, test, corrected in zip(scored.class_names, tests, holm([test.p for test in tests]))
+    ]
+    return {"other": other_name, "classes": classes, "mean": _mean_difference(scored, second, settings)}
+
+
+def _mean_difference(scored: ScoredSplit, second: ScoredSplit, settings: BootstrapSettings) -> dict[str, Any]:
+    figures = [RankingFigures(scored), RankingFigures(second)]
+    mine, theirs = (part["auroc"] for part in bootstrap(figures, scored.cluster_count, settings))
+    everyone = np.ones((scored.cluster_count, 1))
+    values = [figure(everyone)["auroc"][:, 0] for figure in figures]
+    defined = ~np.isnan(values[0])
+    if not defined.any():
+        means = [math.nan, math.nan]
+    else:
+        means = [math.fsum(value[defined]) / int(defined.sum()) for value in values]
+    draws = mean_of_defined(mine[defined] - theirs[defined])
+    return {
+        "defined_classes": int(defined.sum()),
+        "auroc": plain(means[0]),
+        "other_auroc": plain(means[1]),
+        "difference": percentile_interval(means[0] - means[1], draws, settings.level).as_dict(),
+    }
