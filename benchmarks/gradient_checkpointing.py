@@ -2,6 +2,7 @@
 
 python -m benchmarks.gradient_checkpointing               # all; writes docs/benchmarks/gradient_checkpointing.{md,json}
 python -m benchmarks.gradient_checkpointing --backbone resnet50 --segments 2 4 --no-write
+python -m benchmarks.gradient_checkpointing --cuda-only   # the page's part about CUDA; what it says of CPUs stays
 
 On a CPU: peak of saved activations counted by looking at which storages live (utils.activation_memory), float32.
 On CUDA: torch.cuda.max_memory_allocated and events, bf16 with channels_last for convolutions, batch 64.
@@ -51,6 +52,7 @@ MEASURED: dict[str, tuple[int | None, ...]] = {
     "convnext_tiny+cross_scale": (4, 8, None),
     "swin_tiny+multi_scale": (4, 8, None),
 }
+CUDA_HEADING = "## CUDA\n\n"
 # What the issue this page answers wanted: least reduction of saved bytes.
 WANTED = {("resnet50", 4): 0.65, ("convnext_tiny", 4): 0.65, ("swin_tiny", 4): 0.65}
 WANTED |= {("convnext_base", 8): 0.80, ("swin_base", 8): 0.80}
@@ -91,7 +93,7 @@ def build(name: str, size: int) -> Any:
 
 def loss_of(model: Any, x: Tensor) -> Tensor:
     """The mean square of all that the network gives."""
-    outputs = model.forward_features(x) if hasattr(model, "forward_features") else [model(x)]
+    outputs = [model(x)] if isinstance(model, HybridMedNet) else model.forward_features(x)
     return torch.stack([y.float().square().mean() for y in outputs]).sum()
 
 
@@ -271,12 +273,6 @@ def page(rows: list[Row], exact: dict[str, float], cuda: list[Row], size: int, b
     where = f"{machine['processor']}, {torch.get_num_threads()} threads, Python {machine['python']}, {versions}"
     differences = ", ".join(f"{name} {value:g}" for name, value in exact.items())
     worst = max((abs(row.predicted_bytes / row.peak_bytes - 1) for row in rows), default=0.0)
-    gpu = (
-        f"Measured on {torch.cuda.get_device_name()} by `torch.cuda.max_memory_allocated` (gradients among the bytes) "
-        f"and events, bf16.\n\n{table(cuda)}"
-        if cuda
-        else "Not measured: no CUDA device was to be had. The same command measures it where there is one."
-    )
     return f"""# Gradient checkpointing, measured
 
 Written by `python -m benchmarks.gradient_checkpointing` on {machine["time"][:10]}: {where}.
@@ -296,9 +292,22 @@ forward passes; a third is the bound. *Largest difference*: of loss, gradients a
 Largest absolute difference of loss, every gradient and every buffer, with and without, over two steps of gradient
 descent in a row, at 2, 4 and automatic segments and with one segment a block: {differences or "not run"}.
 
-## CUDA
+{cuda_part(cuda)}"""
 
-{gpu}
+
+def cuda_part(rows: list[Row]) -> str:
+    """The page's last part; it names its own machine, as it may be written alone."""
+    if not rows:
+        return (
+            f"{CUDA_HEADING}Not measured: no CUDA device was to be had. `--cuda-only` measures it where there is one.\n"
+        )
+    machine = describe_environment("cuda", "bf16")
+    where = f"{torch.cuda.get_device_name()}, torch {machine['packages']['torch']}, {machine['time'][:10]}"
+    return f"""{CUDA_HEADING}{where}; bf16, channels_last for convolutional networks. Bytes by
+`torch.cuda.max_memory_allocated` beyond what was there before the step, gradients among them; times by events, medians.
+*Predicted* leaves gradients out. *Largest difference* is of float32 steps, in which cuDNN may add in another order.
+
+{table(rows)}
 """
 
 
@@ -315,6 +324,21 @@ def measure_all(options: argparse.Namespace, device: torch.device, batch: int) -
     return rows
 
 
+def measure_cuda(options: argparse.Namespace) -> int:
+    """Measure on CUDA and write the page's part about it."""
+    if not torch.cuda.is_available():
+        print("error: --cuda-only needs a CUDA device", file=sys.stderr)
+        return 2
+    rows = measure_all(options, torch.device("cuda"), options.cuda_batch)
+    if not options.no_write:
+        before = PAGE.read_text(encoding="utf-8").partition(CUDA_HEADING)[0]
+        PAGE.write_text(before + cuda_part(rows), encoding="utf-8")
+        figures = json.loads(PAGE.with_suffix(".json").read_text(encoding="utf-8"))
+        figures["cuda"] = [asdict(row) for row in rows]
+        PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write; 1 where a saving was missed or anything differs, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -325,7 +349,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cuda-batch", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each kind; default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--cuda-only", action="store_true", help="measure on CUDA alone")
     options = parser.parse_args(arguments)
+    if options.cuda_only:
+        return measure_cuda(options)
     print(HEADINGS)
     rows = measure_all(options, torch.device("cpu"), options.batch)
     cuda = measure_all(options, torch.device("cuda"), options.cuda_batch) if torch.cuda.is_available() else []

@@ -15,6 +15,7 @@ from configs.default_config import Config
 from configs.errors import ModelError
 from models import HybridMedNet, backbone_dims, create_backbone, list_backbones
 from models.attention import ATTENTION_MODES
+from models.backbones import BaseVisionBackbone
 from models.backbones.families import smallest_of_each_family
 from training.ema import ExponentialMovingAverage
 from utils.activation_memory import SavedActivations
@@ -41,7 +42,7 @@ def picture(model, batch: int = 2) -> Tensor:
 
 
 def loss_of(model, x: Tensor) -> Tensor:
-    outputs = model.forward_features(x) if hasattr(model, "forward_features") else [model(x)]
+    outputs = model.forward_features(x) if isinstance(model, BaseVisionBackbone) else [model(x)]
     return sum(y.float().square().mean() for y in outputs)
 
 

@@ -1,0 +1,162 @@
+"""Training and inference throughput on a CUDA device: bare backbone and HybridMedNet, bf16, with and without compile.
+
+python -m benchmarks.throughput              # writes docs/benchmarks/throughput.{md,json}
+python -m benchmarks.throughput --backbone resnet50 --compile --batch 256 --no-write
+
+Pictures are random and on the device already, so that the loader has no part in it. Model-FLOP utilisation counts
+the multiplications of a plain step (a multiply-add as two operations, no recomputation) against `--peak` TFLOP/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.gradient_checkpointing import build, seconds_of
+from models import HybridMedNet
+from utils.environment import describe_environment
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "throughput.md"
+NAMES = ("resnet50", "convnext_base", "swin_base", "vit_base", "vim_small")
+SIZE = 224
+# Dense bf16 of an H100 or H200 by its data sheet.
+PEAK_TFLOPS = 989.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: pictures a second in training and inference, utilisation and peak memory in training."""
+
+    name: str
+    compiled: bool
+    batch: int
+    training: float
+    inference: float
+    utilisation: float
+    gib: float
+
+
+def loss_of(network: nn.Module, x: Tensor) -> Tensor:
+    """The mean square of what `forward` gives: a vector a picture of a backbone, logits of a whole network."""
+    with torch.autocast("cuda", torch.bfloat16):
+        y = network(x)
+    return y.float().square().mean()
+
+
+def flops_of_step(model: nn.Module, x: Tensor) -> float:
+    """Operations of forward and backward a picture, counted on a batch of two."""
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, x[:2]).backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / 2
+
+
+def measure(name: str, batch: int, compiled: bool, repeats: int, peak: float) -> Row:
+    """Median over repeats of ten steps each, after a warm-up."""
+    model = build(name, SIZE).cuda()
+    backbone = model.backbone if isinstance(model, HybridMedNet) else model
+    layout = torch.channels_last if backbone.prefers_channels_last else torch.contiguous_format
+    model.to(memory_format=layout)
+    x = torch.randn(batch, 3, SIZE, SIZE, device="cuda").to(memory_format=layout)
+    flops = flops_of_step(model, x)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    network = torch.compile(model) if compiled else model
+
+    def train() -> None:
+        for _ in range(10):
+            loss_of(network, x).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    @torch.inference_mode()
+    def infer() -> None:
+        for _ in range(10):
+            loss_of(network, x)
+
+    torch.cuda.reset_peak_memory_stats()
+    speeds = []
+    for run, training in ((train, True), (infer, False)):
+        model.train(training)
+        run()
+        seconds = statistics.median(seconds_of(run, x.device) for _ in range(repeats))
+        speeds.append(10 * batch / seconds)
+    gib = torch.cuda.max_memory_allocated() / 2**30
+    return Row(name, compiled, batch, speeds[0], speeds[1], speeds[0] * flops / (peak * 1e12), gib)
+
+
+HEADINGS = "network | compiled | batch | training, pictures/s | inference, pictures/s | utilisation | peak memory"
+
+
+def cells(row: Row) -> str:
+    """A row of the table."""
+    return (
+        f"{row.name} | {'yes' if row.compiled else 'no'} | {row.batch} | {row.training:,.0f} | {row.inference:,.0f} | "
+        f"{row.utilisation:.1%} | {row.gib:.1f} GiB"
+    )
+
+
+def page(rows: list[Row], peak: float, missed: list[str]) -> str:
+    """The Markdown page."""
+    machine = describe_environment("cuda", "bf16")
+    versions = ", ".join(f"{key} {machine['packages'][key]}" for key in ("torch", "timm"))
+    table = "\n".join([f"| {HEADINGS} |", "|" + " --- |" * 7, *(f"| {cells(row)} |" for row in rows)])
+    left_out = f"\nNot measured: {'; '.join(missed)}.\n" if missed else ""
+    return f"""# Throughput on a GPU
+
+Written by `python -m benchmarks.throughput` on {machine["time"][:10]}: {torch.cuda.get_device_name()}, {versions}.
+{SIZE} px, bf16 autocast, AdamW (fused), channels_last for convolutional networks; random pictures on the device.
+Utilisation: operations of a plain step against {peak:g} TFLOP/s. `+cbam` and the like are whole HybridMedNets.
+
+{table}
+{left_out}"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what time allows, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", nargs="+", metavar="NAME[+ATTENTION]", help="only these")
+    parser.add_argument("--batch", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--compile", choices=("no", "yes", "both"), default="both", help="default: %(default)s")
+    parser.add_argument("--peak", type=float, default=PEAK_TFLOPS, help="TFLOP/s of the device; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing new after this time")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("error: this benchmark needs a CUDA device", file=sys.stderr)
+        return 2
+    modes = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]
+    names = options.backbone or [*NAMES, *(f"{n}+{'cbam' if n == 'resnet50' else 'cross_scale'}" for n in NAMES)]
+    rows, missed, begin = [], [], time.perf_counter()
+    for compiled in modes:
+        for name in names:
+            if time.perf_counter() - begin > options.seconds:
+                missed.append(f"{name}{' compiled' if compiled else ''} (time was up)")
+                continue
+            try:
+                rows.append(measure(name, options.batch, compiled, options.repeats, options.peak))
+                print(cells(rows[-1]), flush=True)
+            except Exception as error:  # what the compiler cannot do is a result too
+                missed.append(f"{name}{' compiled' if compiled else ''} ({type(error).__name__})")
+                print(missed[-1], str(error)[:500], flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.compiler.reset()
+    if not options.no_write:
+        PAGE.write_text(page(rows, options.peak, missed), encoding="utf-8")
+        PAGE.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

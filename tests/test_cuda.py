@@ -1,0 +1,154 @@
+"""What only a GPU can show; skipped where there is none.
+
+PYTORCH_NVML_BASED_CUDA_CHECK=1 python -m pytest -rP tests/test_cuda.py   (the variable: some of these fork)
+"""
+
+import copy
+import os
+
+import pytest
+import torch
+
+from configs.default_config import Config
+from data.loaders import Batch
+from models import HybridMedNet, create_backbone, list_backbones
+from models.backbones.families import smallest_of_each_family
+from models.backbones.selective_scan import plain_scan
+from tests.models.test_selective_scan_triton import CASES, NAMES, arguments, results
+from tests.test_resume import prepare
+from tests.training.toys import make_trainer
+from training.precision import Precision
+from utils.out_of_memory import is_out_of_memory
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA = torch.device("cuda")
+
+
+def deterministic(steps: int | None):
+    """A process that asks itself to stop after so many steps, with cuDNN and cuBLAS told to repeat themselves."""
+    stop = prepare(steps, "fp32")  # the precision stays what TRAIN.mixed_precision says
+
+    def patch() -> None:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        stop()
+
+    return patch
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "false"])
+def test_a_run_resumed_on_cuda_ends_as_the_undisturbed_one(precision, tmp_path, harness):
+    settings = {
+        "TRAIN.device": "cuda",
+        "TRAIN.mixed_precision": precision,
+        "CHECKPOINT.save_freq": 0,
+        "MODEL.attention": "cross_scale",
+        "DATA.num_workers": 2,
+    }
+    harness.write_phantom(tmp_path / "data", 60, 64)
+    for name in ("whole", "again"):
+        harness.undisturbed(tmp_path / "data", tmp_path / name, settings, deterministic(None))
+    noise = harness.differing(tmp_path / "whole", tmp_path / "again")
+    folder = tmp_path / "stopped"
+    for number, steps in enumerate((1, 5, 2, None)):
+        first = [str(a) for a in harness.arguments_of(tmp_path / "data", folder, settings)]
+        arguments, log = first if number == 0 else ["--resume", str(folder)], tmp_path / "log.txt"
+        code = harness.wait(harness.launch(arguments, log, deterministic(steps)))
+        assert code == (143 if steps else 0), log.read_text()[-3000:]
+    found = harness.differing(tmp_path / "whole", folder)
+    print(
+        f"{precision}: two undisturbed runs differ in {len(noise)} entries, a resumed one in {len(found)} ({found[:3]})"
+    )
+    assert noise or not found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_kernel_agrees_with_the_plain_scan_in_float64(case):
+    from models.backbones.selective_scan_triton import triton_scan
+
+    inputs, dy = arguments(*CASES[case])
+    inputs = [x.detach().to(CUDA).requires_grad_() for x in inputs]
+    found, again = results(triton_scan, inputs, dy.to(CUDA)), results(triton_scan, inputs, dy.to(CUDA))
+    assert all(torch.equal(x, y) for x, y in zip(found, again)), "two runs differ"
+    exact = results(plain_scan, [x.detach().double().cpu().requires_grad_() for x in inputs], dy.double())
+    pairs = zip(NAMES, (x.double().cpu() for x in found), exact)
+    errors = {n: ((x - e).abs().max() / e.abs().max().clamp(min=1e-30)).item() for n, x, e in pairs}
+    print(case, {name: f"{error:.1e}" for name, error in errors.items()})
+    assert max(errors.values()) < (2e-5 if CASES[case][-1] == torch.float32 else 1e-2)
+
+
+def test_a_real_lack_of_memory_is_survived_with_the_same_step():
+    """The allocator itself refuses: this process may use little more than a quarter of what the step takes."""
+    batch = _batch(64, 128)
+
+    def trainer():
+        # No BatchNorm and no dropout, which would see the smaller micro-batches.
+        model = network("convnext_tiny", norm="group", dropout=0, attention="none").to(CUDA)
+        return make_trainer(model, kind="sgd", precision=Precision("cuda", None), on_oom="adapt")
+
+    one, other = trainer(), trainer()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    assert one.train_step([batch])
+    needed = torch.cuda.max_memory_allocated() - held
+    expected = [p.detach().cpu() for p in one.model.parameters()]
+    del one
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_reserved() + needed * 0.45
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        assert other.train_step([batch])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    worst = max((p.detach().cpu() - e).abs().max().item() for p, e in zip(other.model.parameters(), expected))
+    state = other.state
+    print(
+        f"the step takes {needed / 2**20:.0f} MiB, {limit / 2**20:.0f} were allowed: {state.micro_splits} parts, "
+        f"recomputation for {state.recomputation}; weights differ by at most {worst:.1e}"
+    )
+    assert state.micro_splits > 1
+    assert worst < 1e-5
+
+
+def test_what_cuda_says_when_memory_is_out_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15, device=CUDA)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("name", [n for n in smallest_of_each_family(list_backbones()) if "3d" not in n])
+def test_checkpointing_on_cuda_changes_rounding_at_most(name):
+    torch.manual_seed(0)
+    model = create_backbone(name, image_size=(64, 64)).to(CUDA).train()
+    other = copy.deepcopy(model)
+    other.enable_gradient_checkpointing(4, batch_size=2, autocast=torch.bfloat16)
+    x = torch.randn(2, 3, *model.image_size, device=CUDA)
+    losses, gradients, buffers = [], [], []
+    for network_ in (model, other):
+        torch.manual_seed(1)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = sum(y.float().square().mean() for y in network_.forward_features(x))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([p.grad for p in network_.parameters() if p.grad is not None])
+        buffers.append([b.float() for b in network_.buffers()])
+    assert losses[0] == losses[1]
+    assert all(torch.equal(a, b) for a, b in zip(*buffers, strict=True))
+    scale = max(g.abs().max().item() for g in gradients[0])
+    worst = max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True)) / scale
+    print(f"{name}: loss and buffers equal, gradients differ by {worst:.1e} of the largest")
+    assert worst < 1e-2
+
+
+def network(backbone: str, **settings) -> HybridMedNet:
+    torch.manual_seed(0)
+    rows = {"pretrained": "false", "fusion_channels": 32, "num_classes": 3} | settings
+    overrides = [f"MODEL.{key}={value}" for key, value in rows.items()]
+    return HybridMedNet(Config.from_overrides([f"MODEL.backbone={backbone}", "DATA.image_size=128", *overrides]))
+
+
+def _batch(count: int, size: int) -> Batch:
+    g = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 2, (count, 3), generator=g).float()
+    mask = torch.ones(count, 3, dtype=torch.bool)
+    return Batch(torch.randn(count, 3, size, size, generator=g), target, mask, torch.arange(count))
