@@ -46,6 +46,14 @@ class PredictionError(HybridMedNetError):
     """A model cannot be asked, or what it answers is of no use."""
 
 
+class ExplanationError(HybridMedNetError):
+    """A map cannot be made as asked: an unknown method, level or class, or a network that has none of it."""
+
+
+class ExportError(HybridMedNetError):
+    """A model cannot be exported as asked, or the exported file does not compute what the network does."""
+
+
 def shortened(text: str, most: int = 2000) -> str:
     """A text for a message: the middle of a very long one left out."""
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

@@ -1,0 +1,77 @@
+"""What goes into an exported file: a network in eval mode with probabilities at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class ExportedNetwork(nn.Module):
+    """Pictures in, probabilities out: float32 [B, C, *spatial] → float32 [B, K], or that and [B, G] of coarse classes.
+
+    p = sigmoid(slope · logit + intercept), or the softmax of the same line where classes are exclusive, with one slope
+    and intercept a class; coarse classes, which nothing calibrates, have their plain sigmoid. Fine classes come first.
+
+    network: logits [B, K], or (coarse, fine) logits. logits: give these as they are instead.
+    slopes, intercepts: K numbers each, None: 1 and 0. precision: a key of PRECISIONS, of the network's arithmetic; what
+    is before and behind it is float32.
+    """
+
+    slopes: Tensor | None
+    intercepts: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        exclusive: bool = False,
+        logits: bool = False,
+        slopes: Sequence[float] | None = None,
+        intercepts: Sequence[float] | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.network = network.to(PRECISIONS[precision])
+        self.exclusive, self.gives_logits, self.dtype = exclusive, logits, PRECISIONS[precision]
+        for name, values in (("slopes", slopes), ("intercepts", intercepts)):
+            self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        outputs = self.network(image.to(self.dtype))
+        if isinstance(outputs, tuple):
+            coarse, fine = (y.float() for y in outputs)
+            return self._last(fine), coarse if self.gives_logits else coarse.sigmoid()
+        return self._last(outputs.float())
+
+    def _last(self, logits: Tensor) -> Tensor:
+        if self.gives_logits:
+            return logits
+        line = logits if self.slopes is None else logits * self.slopes
+        line = line if self.intercepts is None else line + self.intercepts
+        return line.softmax(dim=1) if self.exclusive else line.sigmoid()
+
+
+@contextmanager
+def ready_for_export(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode and its attention is written out as products and a softmax; then as it was.
+
+    Eval mode ends dropout, stochastic depth and gradient checkpointing. timm's attention modules have a switch,
+    `fused_attn`, for torch's fused function, which the ONNX exporter does not take with every kind of mask.
+    """
+    training = {module: module.training for module in model.modules()}
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False) is True]
+    try:
+        model.eval()
+        for module in fused:
+            module.fused_attn = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]

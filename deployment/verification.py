@@ -1,0 +1,86 @@
+"""Whether an exported file computes what the network does: it is run, and compared number by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from configs.errors import ExportError
+
+Run = Callable[[np.ndarray], Any]
+
+# Largest |Δ| of a probability against the float32 network; of a logit too, in units of the larger of 1 and itself.
+# Half types keep 11 (fp16) and 8 (bf16) binary digits, of which a deep network loses some.
+BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+# Pictures at a time: one, and more than the exporter was shown.
+BATCH_SIZES = (1, 3)
+
+
+def random_pictures(image_shape: Sequence[int], count: int = 4, seed: int = 0) -> np.ndarray:
+    """Normal noise like normalised pictures: float32 [count, C, *spatial]."""
+    return np.random.default_rng(seed).standard_normal((count, *image_shape), dtype=np.float32)
+
+
+def compare(model: nn.Module, run: Run, pictures: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES) -> float:
+    """The largest |Δ| of any output over these pictures, each batch size in turn.
+
+    model: in eval mode; a network with (coarse, fine) outputs is compared output by output in the order it gives them.
+    run: float32 [B, C, *spatial] → an array, or a sequence of as many as the model gives. pictures: [N, C, *spatial].
+    Where |value| is above 1, as logits may be, the difference is taken relative to it.
+    Infinite where an output is not finite or not of the model's shape. Raises ValueError without pictures.
+    """
+    if not len(pictures):
+        raise ValueError("nothing to compare: no pictures")
+    worst = 0.0
+    for size in batch_sizes:
+        for batch in _batches(pictures, size):
+            pairs = zip(_expected(model, batch), _found(run, batch), strict=True)
+            worst = max(worst, *(_difference(expected, found) for expected, found in pairs))
+    return worst
+
+
+def check(model: nn.Module, run: Run, pictures: np.ndarray, precision: str, batch_sizes: Sequence[int]) -> float:
+    """`compare`, or ExportError where that is above BOUNDS[precision] or the file cannot be run at all."""
+    try:
+        difference = compare(model, run, pictures, batch_sizes)
+    except Exception as error:  # the exported file may fail in any way, and in several runtimes
+        raise ExportError(f"the exported file does not run ({type(error).__name__}: {first_line(error)})") from error
+    if not difference < BOUNDS[precision]:
+        raise ExportError(
+            f"the exported file does not compute what the network does: largest |Δ| {difference:.1e}, allowed is less "
+            f"than {BOUNDS[precision]:g} in {precision}; it was removed"
+        )
+    return difference
+
+
+def first_line(error: BaseException) -> str:
+    """What happened, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _batches(pictures: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """All pictures in batches of exactly this size, the first ones again where the last batch lacks some."""
+    for start in range(0, len(pictures), size):
+        yield np.take(pictures, range(start, start + size), axis=0, mode="wrap")
+
+
+@torch.inference_mode()
+def _expected(model: nn.Module, batch: np.ndarray) -> list[np.ndarray]:
+    outputs = model(torch.from_numpy(batch))
+    return [y.numpy() for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _found(run: Run, batch: np.ndarray) -> list[np.ndarray]:
+    outputs = run(batch)
+    return [np.asarray(y) for y in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    if expected.shape != found.shape or not np.isfinite(found).all() or not np.isfinite(expected).all():
+        return float("inf")
+    apart = np.abs(expected.astype(np.float64) - found.astype(np.float64))
+    return float((apart / np.maximum(np.abs(expected), 1.0)).max(initial=0.0))
