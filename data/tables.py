@@ -83,8 +83,9 @@ def read_table(path: Path) -> Table:
     """Read a comma-separated table with a header.
 
     Blank lines are skipped, surrounding blanks of cells dropped, as are columns without a name (a pandas index, the
-    comma at the end of NIH's 2017 header). Raises DataError naming the file, and the line where there is one: no
-    rows, a row of another length, a column named twice, broken quoting, another separator, not UTF-8.
+    comma at the end of NIH's 2017 header); at the end of a row they may be missing, as in NIH's list of boxes. Raises
+    DataError naming the file, and the line where there is one: no rows, a row of another length, a column named twice,
+    broken quoting, another separator, not UTF-8.
     """
     lines = _csv_lines(path)
     try:
@@ -93,10 +94,11 @@ def read_table(path: Path) -> Table:
         raise DataError(f"'{path}' is empty: it needs a header and a row a picture") from None
     kept = [index for index, name in enumerate(header) if name and not name.startswith("Unnamed: ")]
     names = tuple(header[index] for index in kept)
+    least = 1 + max(kept, default=-1)
     _check_header(path, names)
     rows = []
     for line, cells in lines:
-        if len(cells) != len(header):
+        if not least <= len(cells) <= len(header):
             raise DataError(f"'{path}' line {line} has {len(cells)} cells, the header has {len(header)}")
         rows.append((line, tuple(cells[index] for index in kept)))
     if not rows:
