@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_gr
 from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
 from data.phantom import write_phantom
 from data.phantom_volumes import write_phantom_volumes
+from data.profile import describe_pictures
 from data.sample import SPLITS, Catalogue
 from data.splits import assign_splits, read_split
 from data.transforms import AlbumentationsAugmentation, LightAugmentation, Preprocess
@@ -44,6 +46,11 @@ class Loaders:
         """The labels of the training split alone."""
         rows, labels = self.train.indices, self.train.labels
         return Labels(labels.target[rows], labels.mask[rows])
+
+    def describe(self) -> dict[str, Any]:
+        """For checkpoints: how a picture becomes an input, and what the training pictures look like before that."""
+        described = describe_pictures(self.train, isinstance(self.preprocess, VolumePreprocess))
+        return {"preprocessing": self.preprocess.as_dict(), "training_data": described}
 
 
 def open_data(config: Config) -> Catalogue:
@@ -120,6 +127,39 @@ def build_loaders(
 
     test = loader("test") if (assignment == "test").any() else None
     return Loaders(loader("train"), loader("val"), test, evaluation, groups)
+
+
+def saved_preprocess(
+    saved: Mapping[str, Any] | None, config: Config, mean: Sequence[float], std: Sequence[float]
+) -> Preprocess | VolumePreprocess:
+    """What a checkpoint says of its preprocessing; where it says nothing, what its settings and the backbone do.
+
+    saved: `as_dict` of one or None. Raises ConfigError where it is of other data than the settings' image_size.
+    """
+    if saved is None:
+        return _preprocess(config, mean, std)
+    return (VolumePreprocess if config.has_volumes() else Preprocess).from_dict(saved)
+
+
+def evaluation_labels(config: Config, catalogue: Catalogue) -> Labels:
+    """Labels of the whole catalogue as they are scored: DATA.uncertain_labels, but never soft ones."""
+    return _labels(config, catalogue, (), train=False)
+
+
+def build_evaluation_loader(
+    config: Config,
+    catalogue: Catalogue,
+    rows: np.ndarray,
+    preprocess: Preprocess | VolumePreprocess,
+    pin_memory: bool = False,
+) -> PictureLoader:
+    """A loader of some rows of a catalogue, in their order, without augmentation."""
+    dataset = PictureDataset(catalogue, preprocess, config.TRAIN.seed)
+    batches = EpochBatches(rows, config.TRAIN.batch_size * EVALUATION_BATCH_FACTOR, False, config.TRAIN.seed)
+    failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
+    bad = BadPictures(config.DATA.max_bad_images)
+    labels = evaluation_labels(config, catalogue)
+    return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory, failures)
 
 
 def _preprocess(

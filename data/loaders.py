@@ -165,6 +165,11 @@ class PictureLoader:
         """Rows of the catalogue that belong to this split."""
         return self.batches.indices
 
+    def like(self, dataset: PictureDataset, batches: EpochBatches, bad: BadPictures) -> PictureLoader:
+        """A loader of something else with as many workers, watched in the same way."""
+        failures = WorkerFailures(self._loader.failures.limit, self._loader.failures.timeout)
+        return PictureLoader(dataset, self.labels, batches, bad, self._loader.num_workers, failures=failures)
+
     def names(self, index: Tensor) -> list[str]:
         """What the pictures of a batch are called."""
         return [self.dataset.catalogue.samples[i].image for i in index.tolist()]

@@ -1,0 +1,228 @@
+"""What the training pictures look like before preprocessing, and how another picture differs from them.
+
+A model answers whatever it is given; nothing in its answer says that a film was a screenshot or a lateral view. So a
+run notes a few plain traits of its training data, and prediction compares. This finds what is coarsely wrong (size,
+depth, colour, view, a negative); it is no test of whether a model holds for a picture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from configs.errors import CheckpointError, DataError
+from data.loaders import BadPictures, EpochBatches, PictureDataset, PictureLoader
+from data.readers import scale_intensity
+from data.volume_transforms import PERCENTILES
+from data.volumes import Volume
+
+logger = logging.getLogger(__name__)
+
+# As many as tell the range, and as many pixels as are decoded in a few seconds.
+MOST_PICTURES, MOST_PIXELS, BATCH = 64, 10**8, 8
+_LOOKED_AT = 256  # pixels of an axis; of volumes as many voxels as of pictures
+_COLOURED = 0.02  # mean distance of the channels, of the full range; JPEG's rounding of a grey film is below
+
+
+@dataclass(frozen=True)
+class Trait:
+    """A number that is measured of each picture.
+
+    words, number, unit: how a warning shows it. ratio: how many times below the smallest or above the largest of
+    training is still alike. floor, share: by how much, beyond half of training's range; share is of the largest number
+    met. names: for a number that stands for a kind: what each is called; only kinds met in training are alike.
+    """
+
+    name: str
+    words: str = ""
+    number: str = ""
+    unit: str = ""
+    ratio: float = 0.0
+    floor: float = 0.0
+    share: float = 0.0
+    names: Mapping[int, str] | None = None
+
+    def limits(self, low: float, high: float) -> tuple[float, float]:
+        """The numbers between which a picture is like those of training, which were from low to high."""
+        if self.ratio:
+            return low / self.ratio, high * self.ratio
+        margin = (high - low) / 2 + self.floor + self.share * max(abs(low), abs(high))
+        return low - margin, high + margin
+
+
+PICTURE_TRAITS = (
+    Trait("height", "height", ".0f", " pixels", ratio=1.5),
+    Trait("width", "width", ".0f", " pixels", ratio=1.5),
+    Trait("aspect", "width / height", ".2f", ratio=1.15),
+    Trait("brightness", "mean brightness", ".2f", floor=0.05),
+    Trait("contrast", "standard deviation of brightness", ".2f", floor=0.05),
+    Trait("bits", names={8: "8 bits", 16: "16 bits", 32: "windowed DICOM"}),
+    Trait("colour", names={0: "grey", 1: "colour"}),
+)
+VOLUME_TRAITS = (
+    *(Trait(f"{axis}_mm", axis, ".0f", " mm", ratio=1.5) for axis in ("depth", "height", "width")),
+    *(Trait(f"spacing_{axis}_mm", f"spacing in {axis}", ".3g", " mm", ratio=1.5) for axis in "zyx"),
+    Trait("low", "0.5 percentile", ".4g", share=0.25),
+    Trait("high", "99.5 percentile", ".4g", share=0.25),
+)
+_TRAITS = {"pictures": PICTURE_TRAITS, "volumes": VOLUME_TRAITS}
+
+
+def measure(picture: np.ndarray | Volume) -> np.ndarray:
+    """The traits of one decoded picture or volume, float32 in the order of PICTURE_TRAITS or VOLUME_TRAITS.
+
+    Brightness is in [0, 1] by data/readers.py's rule, as preprocessing sees it; of large pictures every n-th row and
+    column counts. A picture stored with three equal channels is grey.
+    """
+    if isinstance(picture, Volume):
+        return _measure_volume(picture)
+    height, width = picture.shape[:2]
+    few = picture[:: -(-height // _LOOKED_AT), :: -(-width // _LOOKED_AT)]
+    unit = scale_intensity(few).astype(np.float32) / (255.0 if few.dtype == np.uint8 else 1.0)
+    colour = few.ndim == 3 and few.shape[2] == 3 and float(np.ptp(unit, axis=2).mean()) > _COLOURED
+    figures = (height, width, width / height, unit.mean(), unit.std(), 8 * picture.dtype.itemsize, colour)
+    return np.array(figures, np.float32)
+
+
+def _measure_volume(volume: Volume) -> np.ndarray:
+    voxels, spacing = volume.voxels, volume.spacing_mm
+    counted = voxels.reshape(-1)[:: -(-voxels.size // _LOOKED_AT**2)]
+    lengths = [step * count for step, count in zip(spacing, voxels.shape)]
+    return np.array([*lengths, *spacing, *np.percentile(counted, PERCENTILES)], np.float32)
+
+
+class Measurement:
+    """Takes the place of a preprocessing in a PictureDataset: a picture becomes its traits."""
+
+    augmentation = None
+
+    def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
+        return measure(picture)
+
+
+class _Skipped(BadPictures):
+    """Training itself will say which pictures it cannot read."""
+
+    def __init__(self) -> None:
+        super().__init__(MOST_PICTURES)
+
+    def add(self, index: int, reason: str) -> None:
+        self.reasons[index] = reason
+
+
+def describe_pictures(loader: PictureLoader, volumes: bool) -> dict[str, Any]:
+    """The traits of the pictures of a training loader, as plain values for a checkpoint.
+
+    At most 64 pictures are read, always the same ones, and no more after 100 million pixels; those that cannot be read
+    are left out. No random state but its own is touched. Views are those of all of them, where the labels name views.
+    {} where nothing could be read.
+    """
+    rows = loader.indices
+    if len(rows) > MOST_PICTURES:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_PICTURES, replace=False))
+    catalogue = loader.dataset.catalogue
+    dataset = PictureDataset(catalogue, Measurement(), seed=0)  # type: ignore[arg-type]
+    traits = VOLUME_TRAITS if volumes else PICTURE_TRAITS
+    figures = _read(loader.like(dataset, EpochBatches(rows, BATCH, False, 0), _Skipped()), traits)
+    if not len(figures):
+        return {}
+    views = Counter(view_name(catalogue.samples[i].meta.get("view", "")) for i in loader.indices)
+    ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
+    kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
+    seen = {"pictures": len(figures), "of": len(loader.indices)}
+    kind = "volumes" if volumes else "pictures"
+    return {"kind": kind, **seen, "ranges": ranges, "kinds": kinds, "views": {v: n for v, n in views.items() if v}}
+
+
+def _read(loader: PictureLoader, traits: Sequence[Trait]) -> np.ndarray:
+    """[pictures, traits], float64."""
+    rows: list[np.ndarray] = []
+    pixels = 0.0
+    try:
+        for _, batch in loader.epoch(0):
+            if batch is None:
+                continue
+            rows.append(batch.image.numpy().astype(np.float64))
+            pixels += _pixels(rows[-1], traits)
+            if pixels > MOST_PIXELS:
+                break
+    except DataError as error:  # workers that died too often
+        logger.warning("the training data are not described in checkpoints: %s", error)
+        return np.empty((0, len(traits)))
+    return np.concatenate(rows) if rows else np.empty((0, len(traits)))
+
+
+def _pixels(figures: np.ndarray, traits: Sequence[Trait]) -> float:
+    columns = dict(zip((trait.name for trait in traits), figures.T))
+    if "height" in columns:
+        return float((columns["height"] * columns["width"]).sum())
+    counts = [columns[f"{long}_mm"] / columns[f"spacing_{short}_mm"] for long, short in _AXES]
+    return float(np.prod(counts, axis=0).sum())
+
+
+_AXES = (("depth", "z"), ("height", "y"), ("width", "x"))
+
+
+def _count(names: Mapping[int, str], column: np.ndarray) -> dict[str, int]:
+    return dict(Counter(names.get(int(value), str(int(value))) for value in column))
+
+
+def view_name(text: str) -> str:
+    """'pa ' and 'PA' are one view."""
+    return text.strip().upper()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What `describe_pictures` gave, read back: ranges of numbers, counts of kinds and of views."""
+
+    traits: tuple[Trait, ...]
+    ranges: Mapping[str, tuple[float, float]]
+    kinds: Mapping[str, Mapping[str, int]]
+    views: Mapping[str, int]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingData:
+        """Raises CheckpointError for anything else."""
+        try:
+            traits = _TRAITS[values["kind"]]
+            ranges = {t.name: _range(values["ranges"][t.name]) for t in traits if t.names is None}
+            kinds = {t.name: _counts(values["kinds"][t.name]) for t in traits if t.names is not None}
+            return cls(traits, ranges, kinds, _counts(values["views"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"what a checkpoint says of its training data cannot be read ({error!r})") from None
+
+    def differences(self, figures: Sequence[float] | np.ndarray, view: str = "") -> list[str]:
+        """In words, how a picture with these traits (see `measure`) and this view is unlike the training pictures."""
+        found = [self._difference(trait, float(value)) for trait, value in zip(self.traits, figures, strict=True)]
+        view = view_name(view)
+        if view and self.views and view not in self.views:
+            found.append(f"view {view} (training: {', '.join(sorted(self.views))})")
+        return [text for text in found if text]
+
+    def _difference(self, trait: Trait, value: float) -> str:
+        if trait.names is not None:
+            kind, known = trait.names.get(int(value), str(int(value))), self.kinds[trait.name]
+            return "" if kind in known else f"{kind} (training: {', '.join(sorted(known))})"
+        low, high = self.ranges[trait.name]
+        least, most = trait.limits(low, high)
+        if least <= value <= most:
+            return ""
+        span = " to ".join(dict.fromkeys(format(bound, trait.number) for bound in (low, high)))
+        return f"{trait.words} {value:{trait.number}}{trait.unit} (training: {span})"
+
+
+def _range(values: Any) -> tuple[float, float]:
+    low, high = (float(value) for value in values)
+    if not np.isfinite([low, high]).all() or low > high:
+        raise ValueError(f"{low} to {high}")
+    return low, high
+
+
+def _counts(values: Any) -> dict[str, int]:
+    return {str(name): int(count) for name, count in values.items()}

@@ -1,0 +1,182 @@
+"""What a run notes of its training pictures: right numbers, cheap, harmless, and differences that are real."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import CheckpointError
+from data import profile
+from data.formats import open_source
+from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.phantom import write_phantom
+from data.phantom_volumes import write_phantom_volumes
+from data.profile import PICTURE_TRAITS, VOLUME_TRAITS, TrainingData, describe_pictures, measure
+from data.sample import Catalogue, Sample
+from data.volumes import Volume
+from utils.checkpoint import load_checkpoint, save_checkpoint
+
+COUNT = 90
+
+
+def loader_of(catalogue: Catalogue, workers: int = 0) -> PictureLoader:
+    count, classes = len(catalogue.samples), max(len(catalogue.class_names), 1)
+    labels = Labels(np.zeros((count, classes), np.float32), np.ones((count, classes), bool))
+    dataset = PictureDataset(catalogue, profile.Measurement(), 0)
+    return PictureLoader(dataset, labels, EpochBatches(np.arange(count), 4, True, 0), BadPictures(0), workers)
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Catalogue:
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    write_phantom(folder, COUNT, 64)
+    return open_source(folder)
+
+
+@pytest.fixture(scope="module")
+def described(phantom) -> dict:
+    return describe_pictures(loader_of(phantom), volumes=False)
+
+
+def named(figures: np.ndarray) -> dict[str, float]:
+    return dict(zip((trait.name for trait in PICTURE_TRAITS), figures.tolist()))
+
+
+def test_the_traits_of_a_picture():
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (60, 90), dtype=np.uint8)
+    figures = named(measure(grey))
+    assert (figures["height"], figures["width"], figures["bits"], figures["colour"]) == (60, 90, 8, 0)
+    assert figures["aspect"] == pytest.approx(1.5)
+    assert figures["brightness"] == pytest.approx(grey.mean() / 255, abs=1e-6)
+    assert figures["contrast"] == pytest.approx(grey.std() / 255, abs=1e-6)
+    assert named(measure(np.repeat(grey[..., None], 3, axis=2)))["colour"] == 0
+    assert named(measure(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)))["colour"] == 1
+    deep = named(measure(grey.astype(np.uint16) * 16))
+    stretched = (grey.astype(float) - grey.min()) / (grey.max() - grey.min())
+    assert deep["bits"] == 16 and deep["brightness"] == pytest.approx(stretched.mean(), abs=1e-6)
+    windowed = named(measure(grey.astype(np.float32) / np.float32(255)))
+    assert windowed["bits"] == 32 and windowed["brightness"] == pytest.approx(grey.mean() / 255, abs=1e-6)
+
+
+def test_of_a_large_picture_a_part_is_looked_at():
+    film = np.random.default_rng(0).integers(0, 256, (2500, 2000), dtype=np.uint8)
+    figures = named(measure(film))
+    assert (figures["height"], figures["width"]) == (2500, 2000)
+    assert figures["brightness"] == pytest.approx(film[::10, ::8].mean() / 255, abs=1e-6)
+
+
+def test_the_traits_of_a_volume():
+    affine = np.diag([0.7, 0.8, 2.5, 1.0])
+    voxels = np.random.default_rng(0).normal(40, 200, (30, 50, 60)).astype(np.float32)
+    figures = dict(zip((trait.name for trait in VOLUME_TRAITS), measure(Volume(voxels, affine)).tolist()))
+    assert [figures[f"spacing_{axis}_mm"] for axis in "zyx"] == pytest.approx([2.5, 0.8, 0.7])
+    assert [figures[f"{axis}_mm"] for axis in ("depth", "height", "width")] == pytest.approx([75, 40, 42])
+    assert [figures["low"], figures["high"]] == pytest.approx(np.percentile(voxels, (0.5, 99.5)), rel=0.03)
+
+
+def test_a_description_is_of_at_most_64_pictures(described, phantom):
+    assert (described["pictures"], described["of"], described["kind"]) == (64, COUNT, "pictures")
+    assert described["ranges"]["height"] == [64, 64] and described["kinds"] == {
+        "bits": {"8 bits": 64},
+        "colour": {"grey": 64},
+    }
+    views = [sample.meta["view"] for sample in phantom.samples]
+    assert (
+        described["views"] == {view: views.count(view) for view in described["views"]}
+        and sum(described["views"].values()) == COUNT
+    )
+
+
+def test_a_description_is_the_same_with_workers_and_draws_nothing(described, phantom):
+    before, generator = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # noqa: NPY002
+    assert describe_pictures(loader_of(phantom, workers=2), volumes=False) == described
+    assert torch.equal(before, torch.get_rng_state()) and generator == np.random.get_state()[1].tobytes()  # noqa: NPY002
+
+
+def test_a_checkpoint_carries_it(described, tmp_path):
+    save_checkpoint({"training_data": described}, tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth")["training_data"] == described
+
+
+def test_unreadable_pictures_are_skipped_in_silence(tmp_path, caplog):
+    write_phantom(tmp_path / "p", 12, 64)
+    catalogue = open_source(tmp_path / "p")
+    for sample in catalogue.samples[:5]:
+        (tmp_path / "p" / sample.image).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    described = describe_pictures(loader_of(catalogue), volumes=False)
+    assert (described["pictures"], described["of"]) == (7, 12) and not caplog.records
+    for sample in catalogue.samples:
+        (tmp_path / "p" / sample.image).write_bytes(b"")
+    assert describe_pictures(loader_of(catalogue), volumes=False) == {}
+
+
+def test_huge_pictures_end_it_early():
+    film = np.zeros((5000, 4000), np.uint8)
+    samples = tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(40))
+    catalogue = Catalogue(("a",), samples, lambda index: film)
+    assert describe_pictures(loader_of(catalogue), volumes=False)["pictures"] == 8
+
+
+def warnings_of(described: dict, picture: np.ndarray, view: str = "") -> list[str]:
+    return TrainingData.from_dict(described).differences(measure(picture), view)
+
+
+def test_pictures_of_the_training_data_are_not_unlike_it(described, phantom):
+    data = TrainingData.from_dict(described)
+    found = [
+        data.differences(measure(phantom.read(i)), sample.meta["view"]) for i, sample in enumerate(phantom.samples)
+    ]
+    print(f"warned of {sum(map(bool, found))} of {COUNT} pictures, 26 of them not in the description")
+    assert not any(found)
+
+
+def test_pictures_that_are_unlike_the_training_data(described, phantom):
+    picture = phantom.read(0)
+    large = np.kron(picture, np.ones((2, 2), np.uint8))
+    assert warnings_of(described, large) == ["height 128 pixels (training: 64)", "width 128 pixels (training: 64)"]
+    assert warnings_of(described, picture[:, 8:-8])[0] == "width / height 0.75 (training: 1.00)"
+    assert any("16 bits (training: 8 bits)" in text for text in warnings_of(described, picture.astype(np.uint16) * 257))
+    colour = np.stack([picture, picture // 2, picture // 3], axis=2)
+    assert "colour (training: grey)" in warnings_of(described, colour)
+    assert any("mean brightness" in text for text in warnings_of(described, np.full_like(picture, 250)))
+    assert any(
+        "standard deviation of brightness 0.00" in text for text in warnings_of(described, np.full_like(picture, 90))
+    )
+
+
+def test_views(described, phantom):
+    picture = phantom.read(0)
+    known = sorted(described["views"])
+    assert warnings_of(described, picture, f" {known[0].lower()} ") == [] == warnings_of(described, picture, "")
+    assert warnings_of(described, picture, "swimmer") == [f"view SWIMMER (training: {', '.join(known)})"]
+    assert warnings_of(described | {"views": {}}, picture, "swimmer") == []
+
+
+def test_volumes_unlike_the_training_data(tmp_path):
+    write_phantom_volumes(tmp_path / "v", 8, 64)
+    catalogue = open_source(tmp_path / "v", volumes=True)
+    described = describe_pictures(loader_of(catalogue), volumes=True)
+    data = TrainingData.from_dict(described)
+    assert described["kind"] == "volumes" and described["pictures"] == 8
+    one = catalogue.read(0)
+    assert data.differences(measure(one)) == []
+    thick = Volume(one.voxels[::6], one.affine @ np.diag([1, 1, 6, 1]))
+    assert any(text.startswith("spacing in z") for text in data.differences(measure(thick)))
+    assert any("99.5 percentile" in text for text in data.differences(measure(Volume(one.voxels * 20, one.affine))))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"kind": "films"},
+        {"ranges": {}},
+        {"ranges": None},
+        {"views": 3},
+        {"kinds": {"bits": {"8 bits": "many"}}},
+        {"ranges": {trait.name: [2, 1] for trait in PICTURE_TRAITS}},
+        {"ranges": {trait.name: [0, float("nan")] for trait in PICTURE_TRAITS}},
+    ],
+)
+def test_a_description_that_is_none(described, broken):
+    with pytest.raises(CheckpointError, match="training data cannot be read"):
+        TrainingData.from_dict(described | broken)
