@@ -93,7 +93,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
         resume(trainer, checkpoint, config)
 
     run = open_run(config, model.attention_mode, resumed, trainer.state.epoch)
-    description = describe_run(run, config, catalogue, assignment, loaders.preprocess, trainer)
+    description = describe_run(run, config, catalogue, assignment, loaders, trainer)
     recorder = Recorder(run, config, description, trainer.state.global_step)
     trainer.on_step, trainer.on_epoch, trainer.save = recorder.on_step, recorder.on_epoch, recorder.save
     trainer.should_stop = stop
@@ -125,7 +125,7 @@ def open_run(config: Config, attention: str, resumed: Path | None, last_epoch: i
     return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name or name.replace("/", "_"))
 
 
-def describe_run(run: RunFolder, config: Config, catalogue, assignment, preprocess, trainer) -> dict:
+def describe_run(run: RunFolder, config: Config, catalogue, assignment, loaders, trainer) -> dict:
     """Write config, split and environment into the run's folder; what checkpoints carry of them."""
     from data.splits import write_split
     from utils.environment import describe_environment
@@ -139,7 +139,7 @@ def describe_run(run: RunFolder, config: Config, catalogue, assignment, preproce
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(catalogue.class_names),
-        "preprocessing": preprocess.as_dict(),
+        **loaders.describe(),
         "split_sha256": split_hash,
     }
 
