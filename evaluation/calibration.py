@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize
-from scipy.special import expit, log_expit, softmax
+from scipy.optimize import brentq
+from scipy.special import expit, log_expit, logit, softmax
 
 from configs.errors import CheckpointError, ConfigError
 
@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 METHODS = ("temperature", "platt")
 # Slopes (one over temperatures) are sought between these: below, the scores say nothing; above, all is separated.
 SMALLEST_SLOPE, LARGEST_SLOPE = 0.01, 100.0
+# A dozen is usual.
+MOST_STEPS = 200
 SLOPE_TOO_SMALL = "the scores do not rise with the label here"
 
 
@@ -107,7 +109,7 @@ def fit_calibration(
         rows = known.all(axis=1)
         lines = [_shared_temperature(z[rows], y[rows])] * z.shape[1]
     else:
-        fit = _temperature if method == "temperature" else _platt_smooth if smooth else _platt
+        fit = _temperature if method == "temperature" else _platt_smooth if smooth else _platt_plain
         lines = [_line(fit, z[known[:, k], k], y[known[:, k], k]) for k in range(z.shape[1])]
     slopes, intercepts, reasons = zip(*lines)
     return Calibration(method, exclusive, slopes, intercepts, reasons)
@@ -154,24 +156,40 @@ def _platt_smooth(z: Floats, y: Floats) -> Line:
     return _platt(z, np.where(y > 0, (positives + 1) / (positives + 2), 1 / (y.size - positives + 2)))
 
 
+def _platt_plain(z: Floats, y: Floats) -> Line:
+    if z[y > 0].max() <= z[y == 0].min():
+        return _untouched(SLOPE_TOO_SMALL)
+    if z[y == 0].max() <= z[y > 0].min():
+        return _untouched("the split is separated: no slope is the best")
+    return _platt(z, y)
+
+
 def _platt(z: Floats, t: Floats) -> Line:
-    """Newton steps within a trust region, on standardised logits; t: targets in [0, 1]."""
+    """The line of largest likelihood, found on standardised logits; t: targets in [0, 1]."""
     centre, scale = z.mean(), z.std()
     if scale == 0:
         return _untouched(SLOPE_TOO_SMALL)
-    columns = np.stack([(z - centre) / scale, np.ones_like(z)])
-
-    def loss(line: Floats) -> tuple[float, Floats]:
-        u = line @ columns
-        value = -np.mean(t * log_expit(u) + (1 - t) * log_expit(-u))
-        return float(value), columns @ (expit(u) - t) / t.size
-
-    def hessian(line: Floats) -> Floats:
-        p = expit(line @ columns)
-        return (columns * (p * (1 - p))) @ columns.T / t.size
-
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-10})
-    if not found.success:
-        return _untouched("the split is separated: there is no best line")
-    slope, intercept = float(found.x[0] / scale), float(found.x[1] - found.x[0] * centre / scale)
+    rise, height = _newton(np.stack([(z - centre) / scale, np.ones_like(z)]), t)
+    slope, intercept = float(rise / scale), float(height - rise * centre / scale)
     return (slope, intercept, "") if slope >= SMALLEST_SLOPE else _untouched(SLOPE_TOO_SMALL)
+
+
+def _newton(columns: Floats, t: Floats) -> Floats:
+    """The logistic regression of targets t [n] on columns [2, n]: halved Newton steps down a convex function. [2]"""
+
+    def loss(line: Floats) -> float:
+        u = line @ columns
+        return float(-np.mean(t * log_expit(u) + (1 - t) * log_expit(-u)))
+
+    line = np.array([0.0, logit(t.mean())])
+    for _ in range(MOST_STEPS):
+        p = expit(line @ columns)
+        gradient = columns @ (p - t) / t.size
+        step = np.linalg.solve((columns * (p * (1 - p))) @ columns.T / t.size, gradient)
+        # Below this the loss cannot be compared any more: the step is the last, and whole.
+        if gradient @ step < 1e-13:
+            return line - step
+        while loss(line - step) > loss(line):
+            step = step / 2
+        line = line - step
+    raise AssertionError("Newton's method on a convex function must converge")

@@ -152,11 +152,11 @@ class OperatingPoint:
             point = cls(thresholds, str(values["rule"]), split, int(values["pictures"]), calibration)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the stored operating point cannot be read ({error!r}): fit it again") from None
-        counts = {len(thresholds), len(calibration.slopes) if calibration else classes}
-        if counts != {classes}:
-            raise CheckpointError(
-                f"the stored operating point is for {sorted(counts)} classes, the model has {classes}: fit it again"
-            )
+        for size in (len(thresholds), len(calibration.slopes) if calibration else classes):
+            if size != classes:
+                raise CheckpointError(
+                    f"the stored operating point is for {size} classes, the model has {classes}: fit it again"
+                )
         return point
 
     @classmethod
