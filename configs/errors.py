@@ -42,6 +42,10 @@ class TrainingError(HybridMedNetError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
 
+class EvaluationError(HybridMedNetError):
+    """An evaluation cannot be made as asked, or what it gives cannot be written."""
+
+
 class PredictionError(HybridMedNetError):
     """A model cannot be asked, or what it answers is of no use."""
 

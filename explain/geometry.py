@@ -1,0 +1,58 @@
+"""Where a cell of a map lies in the network's input, and where a pixel of that lies in the original picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.errors import ExplanationError
+
+RESIZE_MODES = ("stretch", "letterbox")
+
+
+def cells_to_pixels(maps: Tensor, size: Sequence[int], stride: float) -> Tensor:
+    """Linear interpolation along each of the last len(size) axes: [..., *cells] → [..., *size].
+
+    Cell i covers the pixels from i · stride on, so that a map of a padded input, or of one whose size the stride does
+    not divide, lies where it belongs. Beyond the outer cells' centres their values go on. Where cells · stride = size,
+    this is torch's interpolation with align_corners=False.
+    """
+    for axis, pixels in zip(range(-len(size), 0), size):
+        weights = _linear_weights(maps.shape[axis], pixels, stride).to(maps)
+        maps = torch.movedim(torch.tensordot(maps, weights, dims=([axis], [1])), -1, axis)
+    return maps
+
+
+def _linear_weights(cells: int, pixels: int, stride: float) -> Tensor:
+    """float64 [pixels, cells], rows add up to 1."""
+    places = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / stride - 0.5).clamp(0, cells - 1)
+    return (1 - (places[:, None] - torch.arange(cells)).abs()).clamp(min=0)
+
+
+def content_box(size: Sequence[int], picture: Sequence[int], mode: str) -> tuple[int, int, int, int]:
+    """Where a resized picture lies in the network's input: (top, left, height, width) in pixels of the input.
+
+    size, picture: (height, width) of the input and of the original. mode: that of data.transforms.resize, 'stretch' or
+    'letterbox'. Raises ExplanationError for another.
+    """
+    if mode not in RESIZE_MODES:
+        raise ExplanationError(f"unknown resize mode {mode!r}: one of {', '.join(map(repr, RESIZE_MODES))}")
+    if mode == "stretch" or tuple(size) == tuple(picture):
+        return 0, 0, size[0], size[1]
+    ratio = min(size[0] / picture[0], size[1] / picture[1])
+    height, width = (min(side, max(1, round(length * ratio))) for side, length in zip(size, picture))
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+
+def onto_picture(heatmap: np.ndarray, picture: Sequence[int], mode: str) -> np.ndarray:
+    """A heatmap of the network's input back in the original's pixels: float32 [h, w] → [*picture], picture (H, W).
+
+    The inverse of data.transforms.resize: what was padding is cut off, then axes are interpolated linearly.
+    """
+    top, left, height, width = content_box(heatmap.shape, picture, mode)
+    content = np.ascontiguousarray(heatmap[top : top + height, left : left + width], np.float32)
+    return cv2.resize(content, (int(picture[1]), int(picture[0])), interpolation=cv2.INTER_LINEAR)

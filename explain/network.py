@@ -1,0 +1,123 @@
+"""What a network promises so that its outputs can be explained, and the map that a class is explained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import ExplanationError
+from explain.geometry import cells_to_pixels
+from utils.evaluation_mode import evaluating
+
+FUSED, AUTO = "fused", "auto"
+# The coarsest level hits least and the fused map most on the phantom: docs/explanation.md has the figures.
+AUTO_LEVEL: int | str = FUSED
+
+Level = int | str
+
+
+class PyramidModel(Protocol):
+    """HybridMedNet's promise: [B, C, *spatial] → levels → a fused map → logits, or (coarse logits, logits).
+
+    backbone.feature_strides: pixels a cell, a number a level. fusion.target_level: whose size the fused map has.
+    """
+
+    backbone: Any
+    fusion: Any
+    classifier: Any
+
+    def forward_features(self, x: Tensor) -> list[Tensor]: ...
+
+    def forward_fused(self, features: list[Tensor]) -> Tensor: ...
+
+    def forward_head(self, features: list[Tensor]) -> Any: ...
+
+
+def fine_logits(output: Any) -> Tensor:
+    """Logits [B, K] of what a network gives: those themselves, or the second of (coarse, fine)."""
+    return output[-1] if isinstance(output, tuple) else output
+
+
+def class_logits(model: Any, x: Tensor) -> Tensor:
+    """[B, C, *spatial] → the logits [B, K] that maps are made for."""
+    return fine_logits(model(x))
+
+
+def check_classes(classes: Sequence[int], count: int) -> list[int]:
+    """The classes as a list; ExplanationError unless there is one, and each is from 0 to count − 1."""
+    wrong = [k for k in classes if not 0 <= k < count]
+    if wrong or not classes:
+        raise ExplanationError(f"classes {list(classes)}: give one or more, each from 0 to {count - 1}")
+    return list(classes)
+
+
+@contextmanager
+def explaining(model: Any, gradients: bool = True) -> Iterator[None]:
+    """Evaluation mode, and autograd on or off, whatever the caller's modes are; all as before at the end."""
+    with ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(evaluating(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        yield
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """x without its history; a copy where it was made in inference mode, as autograd cannot use that."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+class Layer:
+    """One map of the network for input x, from which the logits follow.
+
+    activations: [B, C, *cells], without history. strides: pixels a cell. Made and used inside `explaining`.
+    """
+
+    def __init__(self, model: PyramidModel, x: Tensor, level: Level) -> None:
+        self.model, self.x = model, ordinary(x)
+        with torch.no_grad():
+            self._features = model.forward_features(self.x)
+            self.level = resolve_level(level, len(self._features))
+            fused = model.forward_fused(self._features) if self.level == FUSED else None
+        self.activations = self._features[int(self.level)] if fused is None else fused
+        strides = model.backbone.feature_strides
+        self.stride: float = strides[model.fusion.target_level if fused is not None else int(self.level)]
+
+    def logits(self, activations: Tensor) -> Tensor:
+        """The logits [B, K] that follow from this map, the other levels staying as they are."""
+        if self.level == FUSED:
+            return fine_logits(self.model.classifier(activations))
+        features = list(self._features)
+        features[int(self.level)] = activations
+        return fine_logits(self.model.forward_head(features))
+
+    def gradients(self, classes: Sequence[int]) -> Iterator[Tensor]:
+        """d logit_k / d activations, [B, C, *cells], for each class k; one forward pass for all of them."""
+        leaf = self.activations.detach().requires_grad_()
+        logits = self.logits(leaf)
+        # In evaluation mode no picture sees another, so that the gradient of the sum is each picture's own.
+        for k in check_classes(classes, logits.shape[1]):
+            # retain_graph each time: the caller may stop early, and the graph goes with the iterator.
+            (gradient,) = torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)
+            yield gradient
+
+    def to_pixels(self, maps: Tensor) -> Tensor:
+        """[..., *cells] → [..., *spatial of x]."""
+        return cells_to_pixels(maps, self.x.shape[2:], self.stride)
+
+
+def resolve_level(level: Level, count: int) -> Level:
+    """An index from 0, or 'fused'; 'auto' is AUTO_LEVEL. Negative indices count from the coarsest level.
+
+    Raises ExplanationError for a level that is not there.
+    """
+    level = AUTO_LEVEL if level == AUTO else level
+    if level == FUSED:
+        return FUSED
+    if isinstance(level, int) and -count <= level < count:
+        return level % count
+    raise ExplanationError(f"unknown level {level!r}: 0 (finest) to {count - 1} (coarsest), {FUSED} or {AUTO}")
