@@ -137,24 +137,26 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     modes = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]
     names = options.backbone or [*NAMES, *(f"{n}+{'cbam' if n == 'resnet50' else 'cross_scale'}" for n in NAMES)]
-    rows, missed, begin = [], [], time.perf_counter()
-    for compiled in modes:
-        for name in names:
-            if time.perf_counter() - begin > options.seconds:
-                missed.append(f"{name}{' compiled' if compiled else ''} (time was up)")
-                continue
-            try:
-                rows.append(measure(name, options.batch, compiled, options.repeats, options.peak))
-                print(cells(rows[-1]), flush=True)
-            except Exception as error:  # what the compiler cannot do is a result too
-                missed.append(f"{name}{' compiled' if compiled else ''} ({type(error).__name__})")
-                print(missed[-1], str(error)[:500], flush=True)
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.compiler.reset()
-    if not options.no_write:
-        PAGE.write_text(page(rows, options.peak, missed), encoding="utf-8")
-        PAGE.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    rows: list[Row] = []
+    missed: list[str] = []
+    begin = time.perf_counter()
+    for compiled, name in ((c, n) for c in modes for n in names):
+        title = f"{name}{' compiled' if compiled else ''}"
+        if time.perf_counter() - begin > options.seconds:
+            missed.append(f"{title} (time was up)")
+            continue
+        try:
+            rows.append(measure(name, options.batch, compiled, options.repeats, options.peak))
+            print(cells(rows[-1]), flush=True)
+        except RuntimeError as error:  # what the compiler cannot do is a result too
+            missed.append(f"{title} ({type(error).__name__})")
+            print(missed[-1], str(error)[:500], flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.compiler.reset()
+        if not options.no_write:  # after each, as a run may be ended before the last
+            PAGE.write_text(page(rows, options.peak, missed), encoding="utf-8")
+            PAGE.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
 
 
