@@ -55,9 +55,36 @@ def _contexts(norms: Sequence[_BatchNorm]) -> dict:
         return {}
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), untouched_statistics(norms)
+        return nullcontext(), _as_before(norms, tuple(_SURROUNDINGS))
 
     return {"context_fn": contexts}
+
+
+# Makers of contexts in force now, the outermost first; see `again_in_recomputation`.
+_SURROUNDINGS: list[Callable[[], AbstractContextManager]] = []
+
+
+@contextmanager
+def again_in_recomputation(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """What is computed inside is computed again within a context that `make` gives, in whatever thread that happens.
+
+    For contexts that change what operations compute; torch restores autocast and random states itself.
+    """
+    _SURROUNDINGS.append(make)
+    try:
+        yield
+    finally:
+        _SURROUNDINGS.pop()
+
+
+@contextmanager
+def _as_before(
+    norms: Sequence[_BatchNorm], surroundings: Sequence[Callable[[], AbstractContextManager]]
+) -> Iterator[None]:
+    with untouched_statistics(norms), ExitStack() as stack:
+        for make in surroundings:
+            stack.enter_context(make())
+        yield
 
 
 @contextmanager
