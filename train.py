@@ -67,8 +67,8 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     setup_logging(config.LOGGING.format)
 
     from data.builder import build_loaders, open_data, split_data
-    from models import check_backbone, create_model
-    from training.builder import build_trainer
+    from models import check_backbone, create_model, load_teacher
+    from training.builder import add_teacher, build_trainer
     from training.precision import choose_device
     from training.resume import resume
     from utils.checkpoint import load_resumable
@@ -89,6 +89,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     trainer = build_trainer(
         config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups, backbone.prefers_channels_last
     )
+    add_teacher(trainer, load_teacher(config), config, loaders.preprocess.as_dict())
     if checkpoint is not None:
         resume(trainer, checkpoint, config)
 

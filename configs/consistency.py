@@ -29,6 +29,8 @@ def find_problems(config: Config) -> list[str]:
         found.append(
             "MODEL.init_from and a file in MODEL.pretrained: the first brings the backbone too, set one of them"
         )
+    if config.TRAIN.quantization_aware and config.TRAIN.compile:
+        found.append("TRAIN.quantization_aware and TRAIN.compile do not go together: set one of them to false")
     for key in ("mean", "std"):
         values = config.DATA[key]
         if values is not None and len(values) not in (1, config.MODEL.in_channels):

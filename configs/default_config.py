@@ -133,6 +133,9 @@ class TrainSettings(Section):
     max_nonfinite_steps: PositiveInt = _setting(10, "Steps in a row with NaN or Inf before the run stops.")
     channels_last: Literal["auto"] | bool = _setting("auto", "Memory format; auto: for convolutional backbones.")
     compile: bool = _setting(False, "torch.compile the model.")
+    quantization_aware: bool = _setting(
+        False, "Train for int8: forward passes of training round weights and inputs of layers; evaluation does not."
+    )
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     seed: NonNegativeInt = _setting(0, "Seed of weights, splits, order and augmentation.")
 
@@ -217,6 +220,15 @@ class LossSettings(Section):
     coarse_weight: float = _setting(0.4, "Hierarchical: weight of the coarse loss.", ge=0)
     fine_weight: float = _setting(0.6, "Hierarchical: weight of the loss of the findings.", ge=0)
     consistency_weight: float = _setting(0.2, "Hierarchical: weight of coarse-fine disagreement.", ge=0)
+    teacher: str | None = _setting(
+        None, "Distillation: a checkpoint of this program for the same classes, which the network learns from as well."
+    )
+    distillation_weight: float = _setting(
+        0.5, "Distillation: share of the teacher in the loss; the labels have the rest.", gt=0, le=1
+    )
+    distillation_temperature: float = _setting(
+        2.0, "Distillation: both networks' logits are divided by it before they are compared.", gt=0
+    )
 
 
 class CheckpointSettings(Section):

@@ -21,6 +21,7 @@ from models.backbones import (
 )
 from models.hybrid_med_net import HybridMedNet
 from models.initial_weights import create_model, start_from
+from models.saved_model import load_teacher
 
 __all__ = [
     "BaseVisionBackbone",
@@ -42,5 +43,6 @@ __all__ = [
     "create_backbone",
     "create_model",
     "list_backbones",
+    "load_teacher",
     "start_from",
 ]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from configs.default_config import Config
-from configs.errors import CheckpointError, ConfigError
+from configs.errors import CheckpointError, ConfigError, ModelError
 from configs.loading import config_from_values
 from models.hybrid_med_net import HybridMedNet
 from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
@@ -56,6 +57,20 @@ def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
     names, preprocessing = tuple(names) if names else None, description.get("preprocessing")
     said = {key: value for key, value in description.items() if key not in _TRAINING}
     return SavedModel(model.eval(), config, names, preprocessing, source, said)
+
+
+def load_teacher(config: Config) -> SavedModel | None:
+    """The network in LOSS.teacher, None where there is none; torch's random stream is left as it is.
+
+    Raises what `load_model` does, naming the setting.
+    """
+    if config.LOSS.teacher is None:
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return load_model(config.LOSS.teacher)
+    except (CheckpointError, ConfigError, ModelError) as error:
+        raise type(error)(f"LOSS.teacher: {error}") from None
 
 
 # What only training needs of a checkpoint.

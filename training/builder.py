@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from configs.default_config import Config, TrainSettings
 from configs.errors import ConfigError
+from training.distillation import DistillationLoss, teacher_of
 from training.ema import ExponentialMovingAverage
 from training.losses import (
     ElementwiseLoss,
@@ -24,6 +26,7 @@ from training.losses import (
 )
 from training.optim import LearningRateSchedule, create_optimizer
 from training.precision import Precision, choose_precision
+from training.quantization_aware import QuantizationAware
 from training.trainer import Trainer, TrainerOptions
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
 
@@ -86,9 +89,28 @@ def build_trainer(
         tuple(config.DATA.class_names or ()),
         ExponentialMovingAverage(model, settings.ema_decay) if settings.ema_decay else None,
     )
+    if settings.quantization_aware:
+        trainer.forward = QuantizationAware(model)
     if settings.compile:
         trainer.forward = trainer.evaluator.forward = torch.compile(model)
     return trainer
+
+
+def add_teacher(trainer: Trainer, saved, config: Config, preprocessing: Mapping[str, Any]) -> None:
+    """Let a trainer learn from the network in LOSS.teacher too; scores and losses of other splits stay without it.
+
+    saved: what models.load_teacher gave; nothing happens where that is None. preprocessing: the student's, `as_dict`.
+    Raises ConfigError where teacher and student do not fit.
+    """
+    if saved is None:
+        return
+    settings, labels = config.LOSS, trainer.loss
+    assert isinstance(labels, TrainingLoss)
+    names = config.DATA.class_names or ()
+    place = (trainer.precision, trainer.device, trainer.options.memory_format)
+    teacher = teacher_of(saved, names, preprocessing, labels.exclusive, *place)
+    trainer.loss = DistillationLoss(labels, teacher, settings.distillation_weight, settings.distillation_temperature)
+    logger.info("learning from '%s' too, with weight %g", settings.teacher, settings.distillation_weight)
 
 
 def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precision) -> None:

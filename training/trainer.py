@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from configs.errors import TrainingError
+from training.distillation import DistillationLoss
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator, Predictions
 from training.losses import TrainingLoss
@@ -66,7 +67,8 @@ class Trainer:
         class_names: tuple[str, ...],
         ema: ExponentialMovingAverage | None = None,
     ) -> None:
-        self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.loss: TrainingLoss | DistillationLoss = loss  # of training; the evaluator has its own
         self.precision, self.options, self.class_names, self.ema = precision, options, class_names, ema
         self.scaler = precision.scaler()
         self.device = next(model.parameters()).device
