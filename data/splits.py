@@ -103,6 +103,15 @@ def read_split(path: Path, catalogue: Catalogue) -> np.ndarray:
     return np.array([saved[image][1] for image in images])
 
 
+def images_and_patients(path: Path, split: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The images of one split of a file that write_split saved, and the patients that it names for them.
+
+    Raises DataError for a missing or damaged file.
+    """
+    rows = {image: patient for image, (patient, of) in _verified_rows(path).items() if of == split}
+    return frozenset(rows), frozenset(rows.values()) - {""}
+
+
 def _check_fractions(fractions: Sequence[float]) -> None:
     total = sum(fractions)
     if len(fractions) != 3 or not abs(total - 1.0) <= 1e-6 or min(fractions) < 0:

@@ -6,6 +6,7 @@ state and no leak.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import textwrap
@@ -105,6 +106,13 @@ def tidy(axes: Axes) -> None:
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, format="png")
+    return buffer.getvalue()
 
 
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

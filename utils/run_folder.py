@@ -147,6 +147,37 @@ def folder_of(resumed: Path) -> Path:
     return resumed if resumed.is_dir() else resumed.parent
 
 
+def model_file(path: Path) -> Path:
+    """The file that a model is read from: the path itself, of a run's folder best_model.pth or else last.pth.
+
+    Raises CheckpointError where there is none.
+    """
+    if not path.is_dir():
+        return path
+    for name in (BEST, LAST):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"there is no {BEST} and no {LAST} in the folder '{path}': name a checkpoint's file")
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process is training in a run's folder."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        lock = (folder / _LOCK).open("r+")
+    except OSError:  # no run's folder, or one that nobody here can write to
+        return False
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
 def _last_written(folder: Path) -> float:
     """When a run's config or a checkpoint to go on from was written; 0 where the folder is no run's."""
     files = [folder / name for name in (_CONFIG, LAST, PREVIOUS)]

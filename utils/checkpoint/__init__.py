@@ -11,12 +11,14 @@ from utils.checkpoint.files import (
     save_checkpoint,
     verify,
 )
+from utils.checkpoint.operating_point import keep_operating_point, store_operating_point
 from utils.checkpoint.recovery import load_resumable, set_aside
 from utils.checkpoint.safetensors_files import read_safetensors, write_safetensors
 
 __all__ = [
     "FORMAT_VERSION",
     "find_weights",
+    "keep_operating_point",
     "load_checkpoint",
     "load_resumable",
     "read_described_weights",
@@ -25,6 +27,7 @@ __all__ = [
     "read_weights",
     "save_checkpoint",
     "set_aside",
+    "store_operating_point",
     "verify",
     "write_safetensors",
 ]

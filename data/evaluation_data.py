@@ -1,0 +1,88 @@
+"""The data a finished model is evaluated on: pictures, what is known about them, and which split they are in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configs.default_config import Config
+from configs.errors import DataError
+from data.builder import evaluation_labels, open_data
+from data.loaders import Labels
+from data.sample import Catalogue
+from data.saved_split import SavedSplit, saved_split
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """place: folder or file. catalogue: every picture. labels: theirs, as they are scored. split: which is where."""
+
+    place: str
+    catalogue: Catalogue
+    labels: Labels
+    split: SavedSplit
+
+    def known(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of 0 and 1, and whether they are known, bool; both [n, K]. index: n rows of the catalogue."""
+        return self.labels.target[index] > 0.5, self.labels.mask[index]
+
+    def labelled(self, logits: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(logits, labels, mask), each [n, K], of what a Predictor gave for one model: logits [1, n, K], index [n]."""
+        return logits[0], *self.known(index)
+
+    def images(self, index: np.ndarray) -> list[str]:
+        """What n pictures are called."""
+        return [self.catalogue.samples[row].image for row in index]
+
+    def patients(self, index: np.ndarray) -> list[str]:
+        """Whose n pictures are, '' where nobody says."""
+        return [self.catalogue.samples[row].patient_id for row in index]
+
+    def names(self, index: np.ndarray) -> tuple[list[str], list[str], list[str]]:
+        """Image, patient and split of n pictures."""
+        return self.images(index), self.patients(index), self.split.assignment[index].tolist()
+
+    def groups(self, index: np.ndarray) -> list[str]:
+        """What is drawn together: the patient, or the picture itself where no patient is named."""
+        return [self.catalogue.samples[row].group for row in index]
+
+    def columns(self, names: Sequence[str], index: np.ndarray) -> dict[str, list[str]]:
+        """Name → n texts of further columns of the labels table. Raises DataError for one that is not there."""
+        there = sorted({name for sample in self.catalogue.samples for name in sample.meta})
+        for name in names:
+            if name not in there:
+                near = difflib.get_close_matches(name, there, 1)
+                raise DataError(
+                    f"the data have no column {name!r}{f': did you mean {near[0]!r}?' if near else ''} "
+                    f"(there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'})"
+                )
+        return {name: [self.catalogue.samples[row].meta.get(name, "") for row in index] for name in names}
+
+
+def open_evaluation_data(
+    config: Config, class_names: Sequence[str] | None, folder: Path, digest: str | None, own_data: bool
+) -> EvaluationData:
+    """What the DATA section names, with the model's classes in the model's order.
+
+    class_names: the model's; None where its file does not say, as the previous release's: then those of the data, if
+    they are as many. folder: the run's, with its split.csv. digest, own_data: see `saved_split`.
+    Raises DataError where the data lack a class of the model, and as `open_data` and `saved_split` do.
+    """
+    config = config.model_copy(deep=True)
+    if class_names is not None:
+        config.DATA.class_names = list(class_names)
+    catalogue = open_data(config)
+    expected = tuple(class_names) if class_names is not None else None
+    if expected not in (None, catalogue.class_names) or len(catalogue.class_names) != config.MODEL.num_classes:
+        raise DataError(
+            f"the model has {config.MODEL.num_classes} classes ({', '.join(expected or ('names unknown',))}), the data "
+            f"have {len(catalogue.class_names)} ({', '.join(catalogue.class_names)}): the data must have every one of "
+            "them; DATA.class_names says which columns they are"
+        )
+    split = saved_split(catalogue, folder / "split.csv", digest, own_data)
+    place = config.DATA.data_dir or "the built-in sample data"
+    return EvaluationData(place, catalogue, evaluation_labels(config, catalogue), split)

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Measure a trained model on its test split: figures with intervals, pictures, a report.
+
+python evaluate.py checkpoints/<run> --calibrate platt --threshold sensitivity=0.9 --subgroups sex age
+python evaluate.py model.pth --data /data/other_hospital --split all --compare checkpoints/<other run>
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from functools import cache
+from pathlib import Path
+
+from configs.errors import EvaluationError, HybridMedNetError
+from utils.log import setup_logging
+from utils.run_folder import model_file
+
+logger = logging.getLogger("evaluate")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; torch is not imported for it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What every figure is, and the traps: docs/evaluation.md.",
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a run's folder, a .pth or .safetensors file, the previous release's too",
+    )
+    add("--data", metavar="PATH", help="folder or .npz; without it where the config.yaml beside the checkpoint says")
+    add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
+    add("--split", choices=("test", "val", "train", "all"), default="test", help="what to evaluate (test)")
+    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    add("--threshold", metavar="RULE", help="youden, f1, sensitivity=0.9 or specificity=0.95, chosen on val")
+    add("--calibrate", metavar="METHOD", help="temperature, platt or none, fitted on val")
+    add("--subgroups", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns of the labels table")
+    add("--compare", metavar="CHECKPOINT", help="another model, on the same pictures")
+    add("--draws", metavar="N", type=int, default=2000, help="bootstrap draws for the intervals (2000)")
+    add("--output", metavar="DIR", help="where to write; without it evaluation-<split> beside the checkpoint")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
+    options = parse_arguments(arguments)
+    setup_logging()
+    try:
+        evaluate(options)
+    except HybridMedNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """The recipe: model → data → scores → operating point → figures → files."""
+    from configs.run_data import with_data_of_run
+    from data.evaluation_data import open_evaluation_data
+    from evaluation.about import about_evaluation
+    from evaluation.evaluation_folder import make_folder, write_evaluation
+    from evaluation.fitting import Wishes, bootstrap_settings, operating_point
+    from evaluation.results import evaluate_scores
+    from evaluation.results_table import format_results_table
+    from evaluation.scored_split import ScoredSplit
+    from models.saved_model import load_model
+    from utils.checkpoint import keep_operating_point
+
+    wishes, settings = Wishes.parse(options.threshold, options.calibrate), bootstrap_settings(options.draws)
+    path = model_file(Path(options.checkpoint))
+    saved = load_model(path, options.set)
+    config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
+    said = saved.description
+    data = open_evaluation_data(config, saved.class_names, path.parent, said.get("split_sha256"), options.data is None)
+    data.columns(options.subgroups, data.split.rows(options.split))  # before the work, not after it
+    output = make_folder(options.output, path.parent, options.split, None if data.split.own else data.place)
+
+    score, place = scorer(saved, config, data)
+    exclusive, names = config.MODEL.task == "multi_class", data.catalogue.class_names
+    can_fit = data.split.has("val") and options.split != "all"
+    validation = (lambda: data.labelled(*score("val"))) if can_fit else None
+    point, fitted = operating_point(wishes, said.get("operating_point"), validation, len(names), exclusive)
+    (logits,), index = score(options.split)
+    probabilities = point.probabilities(logits, exclusive)
+    scored = ScoredSplit(probabilities, *data.known(index), data.groups(index), names, options.split, exclusive)
+    results = evaluate_scores(scored, point, data.columns(options.subgroups, index), settings)
+    results["comparison"], notes = compare(options, config, data, index, scored, settings)
+    if fitted:
+        keep_operating_point(path, point.as_dict(), data.split.own)
+    about = about_evaluation(path, saved, data, options.split, index, place, notes)
+    write_evaluation(output, scored, logits, point, results, about, data.names(index))
+    print(format_results_table(results))
+    logger.info("report, figures and predictions are in %s", output)
+
+
+def scorer(saved, config, data):
+    """(split's name → (logits float64 [n, K], rows of the catalogue [n]), each once; names of device and precision)."""
+    import torch
+
+    from data.builder import build_evaluation_loader, saved_preprocess
+    from inference.predictor import Predictor
+    from training.precision import choose_device, choose_precision
+
+    settings, backbone = saved.config.TRAIN, saved.model.backbone
+    device = choose_device(settings.device)
+    channels_last = backbone.prefers_channels_last if settings.channels_last == "auto" else settings.channels_last
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    precision = choose_precision(settings.mixed_precision, device)
+    predictor = Predictor([saved.model.to(device=device, memory_format=layout)], precision, layout)
+    preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
+
+    @cache
+    def score(split: str):
+        rows = data.split.rows(split)
+        loader = build_evaluation_loader(config, data.catalogue, rows, preprocess, device.type == "cuda")
+        return predictor.over(loader, split, config.LOGGING.progress)
+
+    return score, (str(device), precision.name)
+
+
+def compare(options: argparse.Namespace, config, data, index, scored, settings):
+    """(--compare's model beside this one, notes); it has its own preprocessing and calibration."""
+    if not options.compare:
+        return None, []
+    from evaluation.comparison import compare_by_name
+    from evaluation.fitting import stored_point
+    from models.saved_model import load_model
+
+    path = model_file(Path(options.compare))
+    other = load_model(path, [text for text in options.set if text.startswith("TRAIN.")])
+    if other.config.has_volumes() != config.has_volumes():
+        raise EvaluationError(f"--compare: of the two models one is for volumes, the other for pictures ('{path}')")
+    (logits,), other_index = scorer(other, config, data)[0](options.split)
+    if list(other_index) != list(index):
+        raise EvaluationError("--compare: the two models could not read the same pictures")
+    point = stored_point(other.description.get("operating_point"), logits.shape[1])
+    probabilities = point.probabilities(logits, other.config.MODEL.task == "multi_class")
+    return compare_by_name(scored, probabilities, other.class_names or scored.class_names, str(path), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What was evaluated, for the report and metrics.json."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.report import About
+from utils.environment import describe_environment
+
+
+def about_evaluation(
+    path: Path, saved: Any, data: Any, split: str, index: np.ndarray, place: tuple[str, str], notes: Sequence[str]
+) -> About:
+    """path: the checkpoint. saved: its SavedModel. data: EvaluationData. split: its name; index: the rows scored.
+
+    place: names of device and precision. notes: what else is to be said.
+    """
+    left_out = len(data.split.rows(split)) - len(index)
+    facts = {
+        **_model_facts(path, saved),
+        "data": str(data.place),
+        "split": f"{split}, as {data.split.source} says" if split != "all" else "all pictures",
+        "pictures": f"{len(index):,}" + (f"; {left_out:,} could not be read and are left out" if left_out else ""),
+        "patients": _patients(data.patients(index)),
+        **_environment(*place),
+    }
+    warnings = [*data.split.warnings, *data.split.concerns(split)]
+    if left_out:
+        warnings.append(f"{left_out:,} pictures could not be read and are left out.")
+    return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, [*_source_notes(saved), *notes])
+
+
+def _model_facts(path: Path, saved: Any) -> dict[str, str]:
+    settings, epoch = saved.config.MODEL, (saved.description.get("metrics") or {}).get("epoch")
+    preprocessing = saved.preprocessing or {}
+    millions = sum(parameter.numel() for parameter in saved.model.parameters()) / 1e6
+    parts = [
+        settings.name,
+        settings.backbone,
+        f"attention {saved.model.attention_mode}",
+        f"{millions:.1f} M parameters",
+    ]
+    return {
+        "checkpoint": f"{path} (SHA-256 {_digest(path)[:16]}…)",
+        "model": ", ".join([*parts, *([f"weights of epoch {epoch}"] if epoch else [])]),
+        "task": f"{settings.task}, {settings.num_classes} {'class' if settings.num_classes == 1 else 'classes'}",
+        "preprocessing": "; ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in preprocessing.items())
+        or "as the settings and the backbone say: the file does not",
+    }
+
+
+def _source_notes(saved: Any) -> list[str]:
+    notes = []
+    if saved.preprocessing is None:
+        notes.append("The file does not say how pictures are preprocessed: its settings and the backbone's were used.")
+    if saved.class_names is None:
+        notes.append("The file does not name its classes: those of the data were taken, in their order.")
+    return notes
+
+
+def _environment(device: str, precision: str) -> dict[str, str]:
+    made = describe_environment(device, precision)
+    versions = [f"{name} {version}" for name in ("torch", "timm", "numpy") if (version := made["packages"][name])]
+    commit = [f"source {made['git_commit'][:12]}"] if made["git_commit"] else []
+    return {
+        "computed on": f"{device}, {precision}",
+        "made": f"{made['time']}, Python {made['python']}, {', '.join([*versions, *commit])}",
+    }
+
+
+def _patients(names: Sequence[str]) -> str:
+    named = {name for name in names if name}
+    unnamed = sum(not name for name in names)
+    if not unnamed:
+        return f"{len(named):,}"
+    return f"{len(named):,}, and {unnamed:,} pictures that name no patient: each counts as one"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        sign = " × " if all(isinstance(item, int) for item in value) else ", "
+        return sign.join(_shown(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,92 @@
+"""What an evaluation leaves behind: report.html, metrics.json, predictions.csv and the pictures, each whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configs.errors import EvaluationError
+from evaluation.calibration import uncalibrated
+from evaluation.forest_plots import classes_figure, subgroups_figure
+from evaluation.operating_points import OperatingPoint
+from evaluation.plots import confusion_figure, precision_recall_figure, roc_figure
+from evaluation.predictions_table import predictions_csv
+from evaluation.probability_plots import calibration_figure, histogram_figure
+from evaluation.report import About, report_html
+from evaluation.scored_split import ScoredSplit
+from utils.atomic_file import write_atomically
+from utils.figures import png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Names = tuple[Sequence[str], Sequence[str], Sequence[str]]
+
+PICTURES = ("roc", "pr", "calibration", "confusion")
+
+
+def make_folder(asked: str | None, beside: Path, split: str, other_data: str | None) -> Path:
+    """Make the folder before the work begins, so that it is not done in vain. Raises EvaluationError.
+
+    asked: its path; None: evaluation-<split> in `beside`, with the name of other_data, a path, where that is not None,
+    so that an evaluation on other data does not replace that on the run's own.
+    """
+    name = f"evaluation-{split}" + (f"-{Path(other_data).resolve().stem}" if other_data else "")
+    path = Path(asked) if asked else beside / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"cannot make the folder '{path}': {error.strerror}; name another by --output") from None
+    return path
+
+
+def draw_figures(
+    scored: ScoredSplit, thresholds: Sequence[float], results: Mapping[str, Any], before: np.ndarray | None
+) -> dict[str, Figure]:
+    """The report's pictures by name. before: uncalibrated probabilities [N, K], where there is a calibration."""
+    figures = {
+        "classes": classes_figure(results),
+        "roc": roc_figure(scored, thresholds),
+        "pr": precision_recall_figure(scored, thresholds),
+        "calibration": calibration_figure(scored, before),
+        "confusion": confusion_figure(scored, thresholds),
+        "histograms": histogram_figure(scored, thresholds),
+    }
+    level = results["interval"]["level"]
+    return figures | {f"subgroup {n}": subgroups_figure(one, level) for n, one in enumerate(results["subgroups"])}
+
+
+def write_evaluation(
+    path: Path,
+    scored: ScoredSplit,
+    logits: np.ndarray,
+    point: OperatingPoint,
+    results: Mapping[str, Any],
+    about: About,
+    names: Names,
+) -> None:
+    """Write all files into a folder that is there; those of an earlier evaluation are replaced one by one.
+
+    scored: N pictures with their probabilities, which `point` made of the logits, [N, K]. results: of these, by
+    `evaluate_scores`; metrics.json is that, with what `about` says. names: image, patient and split of each picture,
+    N texts each. Raises EvaluationError.
+    """
+    said = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
+    before = uncalibrated(logits, scored.exclusive) if point.calibration else None
+    figures = {name: png(one) for name, one in draw_figures(scored, point.thresholds, results, before).items()}
+    texts = {
+        "metrics.json": json.dumps({**said, **results}, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "predictions.csv": predictions_csv(scored, *names),
+        "report.html": report_html(results, about, figures),
+    }
+    try:
+        for name in PICTURES:
+            write_atomically(path / f"{name}.png", figures[name])
+        for file, text in texts.items():
+            write_atomically(path / file, text.encode())
+    except OSError as error:
+        raise EvaluationError(f"cannot write into '{path}': {error.strerror or error}") from None

@@ -1,0 +1,64 @@
+"""Pictures of figures with their intervals, one below the other: classes, and the groups of a column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from utils.figures import BLUE, GREY, ORANGE, caption, new_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = tuple[str, Mapping[str, float | None]]
+
+
+def classes_figure(results: Mapping[str, Any]) -> Figure:
+    """AUROC of each class with its interval, and their mean; results: as `evaluate_scores` gives them."""
+    rows = [(f"{one['name']} ({one['positives']:,})", one["figures"]["auroc"]) for one in results["classes"]]
+    mean = results["mean"]
+    rows.append((f"mean of {mean['defined_classes']}", mean["figures"]["auroc"]))
+    figure = new_figure(7.5, 1.0 + 0.26 * len(rows))
+    axes = figure.subplots()
+    draw_forest(axes, rows, last_is_mean=True)
+    axes.set_xlabel("AUROC")
+    level = results["interval"]["level"]
+    lines = [f"AUROC on {results['split']} with {level:.0%} intervals; in brackets the positives"]
+    caption(figure, lines, len(rows), len(rows))
+    return figure
+
+
+def subgroups_figure(subgroup: Mapping[str, Any], level: float) -> Figure:
+    """Mean AUROC of each group of one column, with its interval."""
+    rows = [(f"{one['name']} ({one['pictures']:,})", one["mean"]["figures"]["auroc"]) for one in subgroup["groups"]]
+    figure = new_figure(7.5, 1.2 + 0.3 * len(rows))
+    axes = figure.subplots()
+    draw_forest(axes, rows)
+    axes.set_xlabel("mean AUROC")
+    lines = [f"Mean AUROC by {subgroup['column']} with {level:.0%} intervals; in brackets the pictures"]
+    caption(figure, lines, len(rows), len(rows))
+    return figure
+
+
+def draw_forest(axes: Axes, rows: Sequence[Row], last_is_mean: bool = False) -> None:
+    """A dot and a line a row, the first on top; a row whose figure is undefined says so."""
+    defined = [end for _, figure in rows for end in figure.values() if end is not None]
+    left = min([0.5, *defined]) - 0.02
+    for place, (_, figure) in enumerate(rows):
+        value, low, high = figure["value"], figure["low"], figure["high"]
+        if value is None or math.isnan(value):
+            axes.text(0.51, place, "undefined", color=GREY, fontsize=8, va="center")
+            continue
+        colour = ORANGE if last_is_mean and place == len(rows) - 1 else BLUE
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+        axes.plot(value, place, "o", color=colour, markersize=5)
+    axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+    axes.set_xlim(left, 1.01)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    names = [name if len(name) <= 40 else name[:39] + "…" for name, _ in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
+    tidy(axes)
+    axes.grid(visible=False, axis="y")

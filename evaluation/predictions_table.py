@@ -1,0 +1,45 @@
+"""predictions.csv: every picture with patient, split, labels and probabilities."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from evaluation.scored_split import ScoredSplit
+
+# A cell that begins so is a formula to spreadsheet programs, and a formula can run things.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def safe_cell(text: str) -> str:
+    """A text that no spreadsheet program takes for a formula: with an apostrophe before it where it might be one.
+
+    Source: OWASP, CSV injection.
+    """
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def predictions_csv(scored: ScoredSplit, images: Sequence[str], patients: Sequence[str], splits: Sequence[str]) -> str:
+    """The table as text.
+
+    Columns: image, patient_id, split, 'probability <class>' for each class, 'label <class>' for each class.
+    Probabilities are written in full, so that they read back as they were; labels are 1, 0, or empty where unknown.
+    images, patients, splits: N texts each; patients and splits may be ''.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    names = scored.class_names
+    heads = [f"{kind} {name}" for kind in ("probability", "label") for name in names]
+    writer.writerow(["image", "patient_id", "split", *heads])
+    for row, (image, patient, split) in enumerate(zip(images, patients, splits, strict=True)):
+        start = [safe_cell(image), safe_cell(patient), split]
+        writer.writerow([*start, *map(repr, scored.probabilities[row].tolist()), *_labels(scored, row)])
+    return text.getvalue()
+
+
+def _labels(scored: ScoredSplit, row: int) -> Iterator[str]:
+    for target, known in zip(np.asarray(scored.targets)[row], scored.mask[row]):
+        yield str(int(target)) if known else ""

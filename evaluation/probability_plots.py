@@ -1,0 +1,122 @@
+"""Pictures of what probabilities are worth: reliability diagrams, and how scores of positives and negatives lie.
+
+Functions from a ScoredSplit to a Figure; utils.figures writes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.plots import ranking
+from evaluation.reliability import expected_calibration_error, reliability_bins
+from evaluation.scored_split import ScoredSplit
+from utils.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    caption,
+    panel_figure,
+    panel_title,
+    panels_to_show,
+    say_undefined,
+    tidy,
+    unit_square,
+    unit_ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HISTOGRAM_BINS = 25
+
+
+def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = None) -> Figure:
+    """A reliability diagram a class: the share of positives in each of 15 bins of probability, with Wilson intervals.
+
+    before: uncalibrated probabilities [N, K] of the same pictures, drawn beside, where split's are calibrated.
+    """
+    metrics = ranking(split)
+    shown = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(shown))
+    for axes, k in zip(panels, shown):
+        one = metrics.per_class[k]
+        scores, labels, _ = split.known(k)
+        old = None if before is None else before[split.mask[:, k], k]
+        panel_title(axes, one.name, _errors(scores, labels, old), f"{one.positives:,} of {labels.size:,} positive")
+        unit_square(axes)
+        if labels.size:
+            _draw_reliability(axes, scores, labels, old)
+        else:
+            say_undefined(axes, 0, 0)
+    what = "" if before is None else "; after calibration blue dots, before it orange crosses"
+    caption(figure, [f"Reliability on {split.split}{what}"], len(shown), len(metrics.per_class))
+    figure.supxlabel("mean probability in the bin", fontsize=9)
+    figure.supylabel("share of positives in the bin", fontsize=9)
+    return figure
+
+
+def histogram_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
+    """How the probabilities of positives and of negatives lie, each as shares of its own kind, with the threshold."""
+    metrics = ranking(split)
+    shown = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(shown))
+    for axes, k in zip(panels, shown):
+        one = metrics.per_class[k]
+        scores, labels, _ = split.known(k)
+        panel_title(axes, one.name, f"{one.positives:,} of {labels.size:,} positive")
+        axes.set_box_aspect(1)
+        if labels.size:
+            _draw_histogram(axes, scores, labels, thresholds[k])
+        else:
+            say_undefined(axes, 0, 0)
+    title = f"Probabilities on {split.split}: positives orange, negatives blue, the threshold dashed"
+    caption(figure, [title], len(shown), len(metrics.per_class))
+    figure.supxlabel("probability", fontsize=9)
+    figure.supylabel("share of the positives, of the negatives", fontsize=9)
+    return figure
+
+
+def _errors(scores: np.ndarray, labels: np.ndarray, old: np.ndarray | None) -> str:
+    """The ECE, and the one before calibration."""
+    after = expected_calibration_error(scores, labels)
+    if math.isnan(after):
+        return "ECE –"
+    return f"ECE {after:.3f}" if old is None else f"ECE {expected_calibration_error(old, labels):.3f} → {after:.3f}"
+
+
+def _draw_reliability(axes: Axes, scores: np.ndarray, labels: np.ndarray, old: np.ndarray | None) -> None:
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+    if old is not None:
+        bins = reliability_bins(old, labels)
+        x, y = [one.confidence for one in bins], [one.frequency.value for one in bins]
+        axes.plot(x, y, "x", color=ORANGE, markersize=5, markeredgewidth=1.2, zorder=3)
+    bins = reliability_bins(scores, labels)
+    x, y = [one.confidence for one in bins], [one.frequency.value for one in bins]
+    down = [one.frequency.value - one.frequency.low for one in bins]
+    up = [one.frequency.high - one.frequency.value for one in bins]
+    axes.errorbar(x, y, [down, up], fmt="o", color=BLUE, markersize=4, linewidth=1, zorder=4)
+    unit_ticks(axes)
+
+
+def _draw_histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshold: float) -> None:
+    edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
+    for present, colour in ((0, BLUE), (1, ORANGE)):
+        of_kind = scores[labels == present]
+        if of_kind.size:
+            shares = np.histogram(of_kind, edges)[0] / of_kind.size
+            axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35)
+            axes.stairs(shares, edges, color=colour, linewidth=1.2)
+    if not math.isnan(threshold):
+        axes.axvline(threshold, color=GREY, linewidth=1.0, linestyle="--")
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.locator_params(axis="y", nbins=3)
+    tidy(axes)

@@ -1,0 +1,109 @@
+"""report.html: one file with its pictures inside, which opens nothing else and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.operating_points import NOT_CHOSEN
+from evaluation.reliability import BINS
+from evaluation.results_table import UNDEFINED, number
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class About:
+    """What was evaluated, in words.
+
+    title: the page's. facts: name → text, as listed. warnings: what a reader must know before any figure.
+    notes: what else is to be said. All are shown as they are, whatever characters they hold.
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def report_html(results: Mapping[str, Any], about: About, pictures: Mapping[str, bytes]) -> str:
+    """The page.
+
+    results: what `evaluate_scores` gives, with 'comparison' where there is one. pictures: PNG files by name: 'classes',
+    'roc', 'pr', 'calibration', 'confusion', 'histograms' and 'subgroup 0', …, each optional.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"number": number, "count": _count}
+    return environment.get_template(TEMPLATE).render(
+        results=results,
+        title=about.title,
+        facts=about.facts,
+        warnings=about.warnings,
+        notes=[*about.notes, *notes_of(results)],
+        level=f"{results['interval']['level']:.0%}",
+        threshold_text=threshold_text(results),
+        calibration_text=calibration_text(results),
+        counts={one["name"]: (one["positives"], one["negatives"]) for one in results["classes"]},
+        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
+    )
+
+
+def threshold_text(results: Mapping[str, Any]) -> str:
+    """Where the thresholds come from."""
+    rule, split = results["threshold_rule"], results["threshold_split"]
+    if rule == NOT_CHOSEN:
+        return "Thresholds are 0.5, not chosen: there was no validation split, and the checkpoint brings none."
+    text = f"Thresholds were chosen on the {split} split by the rule '{rule}'."
+    if split == results["split"]:
+        text += " These are the same pictures, so that the figures below are flattered."
+    return text
+
+
+def calibration_text(results: Mapping[str, Any]) -> str:
+    """Whether probabilities are calibrated, how and which classes are not."""
+    calibration = results["calibration"]
+    if calibration is None:
+        return "Probabilities are the network's own: no calibration."
+    text = f"Probabilities are calibrated: {calibration['method']} scaling, fitted on the validation split."
+    names = [one["name"] for one in results["classes"]]
+    left = [f"{name} ({reason})" for name, reason in zip(names, calibration["reasons"]) if reason]
+    return text + (f" Left as they were: {'; '.join(left)}." if left else "")
+
+
+def notes_of(results: Mapping[str, Any]) -> list[str]:
+    """How the figures were made, and which are undefined."""
+    interval = results["interval"]
+    notes = [
+        f"Intervals: {interval['level']:.0%} percentiles of {interval['draws']:,} bootstrap draws of patients, seed "
+        f"{interval['seed']}. A patient's pictures are drawn together. Thresholds and calibration are held fixed.",
+        "The column 'AUROC, DeLong' is a second interval without drawing: DeLong et al. 1988 on the logit scale, "
+        "clustered by patient (Obuchowski 1997).",
+        "AUROC counts equal scores one half. Average precision is the step-wise sum, without interpolation.",
+        f"Brier is the mean squared error of a class's probability. ECE is over {BINS} bins of equal width. Smaller is "
+        "better. The ECE of few pictures is too large, and of a draw more so, which shifts its interval upwards.",
+        "PPV and NPV hold at the prevalence of these pictures only.",
+        f"'{UNDEFINED}' is a figure that is undefined here. It is never counted as 0 and never averaged in.",
+    ]
+    return [*notes, *_undefined(results["classes"])]
+
+
+def _undefined(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    for kind in ("positives", "negatives"):
+        lacking = [one["name"] for one in classes if not one[kind]]
+        if lacking:
+            found.append(f"Without {kind}, hence undefined and not in the means: {', '.join(lacking)}.")
+    few = [one["name"] for one in classes if 0 < one["positives"] < 10]
+    if few:
+        found.append(f"Fewer than 10 positives, so that the figures say little: {', '.join(few)}.")
+    return found
+
+
+def _count(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{int(value):,}"
