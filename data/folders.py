@@ -109,23 +109,23 @@ def _subfolders(root: Path, folder: Path) -> list[Path]:
 def _pictures(root: Path, folder: Path, skipped: list[str], volumes: bool = False) -> list[str]:
     """Sorted paths, relative to root, of the pictures or volumes below a class folder; other files go into skipped."""
     found: dict[str, None] = {}
-    for path in _files(folder):
+    for path in visible_files(folder):
         refuse_link(root, path)
-        if volumes and path.parent != folder and not is_nifti_name(path.name) and _is_dicom(path):
+        if volumes and path.parent != folder and not is_nifti_name(path.name) and is_dicom_file(path):
             path = path.parent  # a slice stands for its series
         name = path.relative_to(root).as_posix()
         if not name.isprintable():  # surrogates of a name that is not UTF-8: it could not be written to split.csv
             raise DataError(f"the file name {name!a} is not readable text: rename it")
         if name in found:
             continue
-        if not (_is_volume(path) if volumes else _is_picture(path)):
+        if not (is_volume(path) if volumes else _is_picture(path)):
             skipped.append(name)
         else:
             found[name] = None
     return list(found)
 
 
-def _files(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
     """Visible files below a folder, sorted; linked folders inside are not entered."""
     found = []
     for parent, folders, files in os.walk(folder):
@@ -135,19 +135,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _holds_picture(folder: Path) -> bool:
-    files = [path for path in _files(folder) if not path.is_symlink()]
+    files = [path for path in visible_files(folder) if not path.is_symlink()]
     return any(_is_picture(path) or is_nifti_name(path.name) for path in files)
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES if path.suffix else _is_dicom(path)
+    return path.suffix.lower() in PICTURE_SUFFIXES if path.suffix else is_dicom_file(path)
 
 
-def _is_volume(path: Path) -> bool:
-    return path.is_dir() or is_nifti_name(path.name) or _is_dicom(path)
+def is_volume(path: Path) -> bool:
+    """A folder (of slices), a NIfTI file by its name or a DICOM file."""
+    return path.is_dir() or is_nifti_name(path.name) or is_dicom_file(path)
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom_file(path: Path) -> bool:
     """By its name; by its content where the name has no suffix, or one of numbers ('IM_1.2.3')."""
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from configs.errors import ExplanationError
@@ -20,59 +19,62 @@ FOLDER = "heatmaps"
 
 
 class PredictionHeatmaps:
-    """Draws into `folder`/heatmaps.
+    """Draws into `folder`/heatmaps the mean of the members' maps.
 
-    models, orders: as in an Ensemble: orders[m][k] is where model m has class k. inputs: which input is whose.
+    members, orders: of an Ensemble: a member's model and which input is its own; orders[m][k]: where it has class k.
+    modes: for each input how pictures are resized for it, see data.transforms.resize.
     Raises ExplanationError for an unknown method.
     """
 
     def __init__(
-        self, folder: Path, method: str, models: Sequence[Any], inputs: Sequence[int], orders: Sequence[Sequence[int]]
+        self, folder: Path, method: str, members: Sequence[Any], orders: Sequence[Sequence[int]], modes: Sequence[str]
     ) -> None:
         if method not in METHODS:
             raise ExplanationError(f"unknown method {method!r}: one of {', '.join(METHODS)}")
-        self.folder, self.method = folder, method
-        self.members = list(zip(models, inputs, orders))
+        self.folder, self.method, self.members, self.orders, self.modes = folder, method, members, orders, modes
 
-    def maps(self, inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
-        """An input [1, C, *spatial] for each preprocessing → float32 [len(classes), *spatial of the first member's].
+    def of_picture(self, picture: np.ndarray, inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
+        """Maps in the pixels of the original: float32 [len(classes), H, W] in [0, 1].
 
-        The mean of the members' maps. Raises ExplanationError where the members' inputs differ in size.
+        picture: [H, W] or [H, W, 3]. inputs: [1, C, h, w] of it for each preprocessing.
         """
-        found = []
-        for model, position, order in self.members:
-            x = inputs[position].to(next(model.parameters()).device)
-            found.append(explain(model, x, [order[k] for k in classes], self.method)[0].cpu())
-        if len({one.shape for one in found}) > 1:
-            raise ExplanationError("--heatmaps: the models have inputs of different sizes; draw them one by one")
-        return torch.stack(found).mean(0).numpy()
+        size = picture.shape[:2]
+        found = [
+            [onto_picture(one, size, self.modes[member.input]) for one in self._maps(member, order, inputs, classes)]
+            for member, order in zip(self.members, self.orders)
+        ]
+        return np.mean(found, axis=0)
+
+    def of_volume(self, inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
+        """Maps on the models' grid: float32 [len(classes), D, H, W]. inputs: [1, C, D, H, W] for each preprocessing.
+
+        Raises ExplanationError where the models' grids differ.
+        """
+        found = [self._maps(member, order, inputs, classes) for member, order in zip(self.members, self.orders)]
+        if len(inputs) > 1:
+            raise ExplanationError("--heatmaps: the models see volumes on different grids: draw them one by one")
+        return np.mean(found, axis=0)
 
     def draw(
-        self,
-        number: int,
-        name: str,
-        maps: np.ndarray,
-        shown: np.ndarray,
-        mode: Any,
-        labels: Sequence[tuple[str, float]],
+        self, number: int, title: str, shown: np.ndarray, maps: np.ndarray, labels: Sequence[tuple[str, float]], **more
     ) -> tuple[str, ...]:
         """Write an overlay for each (class name, probability); their paths relative to `folder`.
 
-        number: of the row, which keeps names apart. shown: uint8 [H, W] or [H, W, 3], the original, with `mode` that of
-        data.transforms.resize; or a volume [D, H, W] on the model's grid with `mode` its spacing in mm.
+        number: of the row, by which files are called. shown: uint8 [H, W] or [H, W, 3], or a volume [D, H, W], for
+        which `spacing` is given too.
         """
         (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        paths = []
-        for heatmap, (label, probability) in zip(maps, labels):
-            path = f"{FOLDER}/{number:05d}_{_plain(Path(name).stem)}_{_plain(label)}.png"
-            said: Any = {"class_name": label, "probability": probability, "title": name}
-            if heatmap.ndim == 3:
-                save_volume_overlay(self.folder / path, shown, heatmap, spacing=mode, **said)
-            else:
-                save_overlay(self.folder / path, shown, onto_picture(heatmap, shown.shape[:2], mode), **said)
-            paths.append(path)
+        save: Any = save_volume_overlay if maps.ndim == 4 else save_overlay
+        paths = [f"{FOLDER}/{number:05d}_{place}_{_plain(label)}.png" for place, (label, _) in enumerate(labels, 1)]
+        for path, heatmap, (label, probability) in zip(paths, maps, labels):
+            save(self.folder / path, shown, heatmap, class_name=label, probability=probability, title=title, **more)
         return tuple(paths)
+
+    def _maps(self, member: Any, order: Sequence[int], inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
+        x = inputs[member.input].to(next(member.model.parameters()).device)
+        return explain(member.model, x, [order[k] for k in classes], self.method)[0].cpu().numpy()
 
 
 def _plain(text: str) -> str:
+    """What of a class's name may stand in a file's."""
     return re.sub(r"[^\w.-]+", "_", text)[:60]

@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Autocast(Protocol):
-    """What is needed of training's Precision: the context of a forward pass."""
+    """What is needed of training's Precision: its name, and the context of a forward pass."""
+
+    @property
+    def name(self) -> str: ...
 
     def autocast(self) -> AbstractContextManager: ...
 

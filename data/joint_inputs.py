@@ -1,0 +1,94 @@
+"""One decoded picture as the inputs of several models, each by its own preprocessing, with its traits beside them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.profile import measure
+from data.readers import scale_intensity
+from data.sample import Catalogue
+from data.transforms import Preprocess
+from data.volume_transforms import VolumePreprocess, apply_window, regrid
+from data.volumes import Volume
+from data.worker_watch import WorkerFailures
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+class JointPreprocess:
+    """Takes the place of a preprocessing in a PictureDataset: a file is read once, however many models are asked.
+
+    picture → float32 [n]: all inputs and the traits of data/profile.py, flat one after another; `split` undoes it.
+    """
+
+    augmentation = None
+
+    def __init__(self, preprocesses: Sequence[Preprocess | VolumePreprocess]) -> None:
+        self.preprocesses = tuple(preprocesses)
+        self.shapes = [(p.channels, *p.size) for p in self.preprocesses]
+
+    def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
+        inputs = [preprocess(picture) for preprocess in self.preprocesses]  # type: ignore[arg-type]
+        return np.concatenate([*(one.ravel() for one in inputs), measure(picture)])
+
+    def split(self, batch: Tensor) -> tuple[list[Tensor], Tensor]:
+        """[B, n] → (an input [B, C, *spatial] for each preprocessing, traits [B, T])."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        *inputs, traits = batch.split([*sizes, batch.shape[1] - sum(sizes)], dim=1)
+        return [one.reshape(len(batch), *shape) for one, shape in zip(inputs, self.shapes)], traits
+
+    @property
+    def modes(self) -> list[str]:
+        """How pictures are resized for each input: see data.transforms.resize."""
+        return [p.resize_mode for p in self.preprocesses if isinstance(p, Preprocess)]
+
+    def shown(self, picture: np.ndarray | Volume) -> tuple[np.ndarray, dict[str, Any]]:
+        """(what a heatmap is laid over, what is to be said of it).
+
+        Pictures: uint8 [H, W] or [H, W, 3], as they are. Volumes: [D, H, W] in [0, 1] on the first model's grid, and
+        the `spacing` of that in mm.
+        """
+        first = self.preprocesses[0]
+        if isinstance(first, VolumePreprocess):
+            assert isinstance(picture, Volume)
+            windowed = apply_window(picture.voxels, first.window)
+            voxels, spacing = regrid(windowed, first.size, picture.spacing_mm, first.spacing_mm)
+            return voxels, {"spacing": spacing}
+        assert isinstance(picture, np.ndarray)
+        unit = scale_intensity(picture)
+        return (unit if unit.dtype == np.uint8 else np.rint(unit * 255).astype(np.uint8)), {}
+
+
+class Unread(BadPictures):
+    """Any number of unreadable files; the first few are said, all are kept in `reasons`."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def add(self, index: int, reason: str) -> None:
+        if index in self.reasons:
+            return
+        self.reasons[index] = reason
+        if len(self.reasons) <= _SHOWN:
+            logger.warning("%s%s", reason, "; further ones stand in the results only" * (len(self.reasons) == _SHOWN))
+
+
+def unlabelled_loader(
+    catalogue: Catalogue, joint: JointPreprocess, unread: Unread, batch_size: int, num_workers: int
+) -> PictureLoader:
+    """The loader of all pictures of a catalogue without classes, in their order."""
+    count = len(catalogue.samples)
+    none = Labels(np.empty((count, 0), np.float32), np.empty((count, 0), bool))
+    dataset = PictureDataset(catalogue, joint, seed=0)  # type: ignore[arg-type]
+    batches = EpochBatches(np.arange(count), batch_size, False, 0)
+    failures = WorkerFailures(limit=3, timeout=300.0)
+    return PictureLoader(dataset, none, batches, unread, num_workers, failures=failures)

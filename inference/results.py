@@ -1,0 +1,162 @@
+"""What a prediction leaves behind: predictions.csv for tables, predictions.json with all that belongs to it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import PredictionError
+from inference.ensemble import Ensemble
+from utils.atomic_file import write_atomically
+from utils.csv_cells import safe_cell
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Row:
+    """What came of one picture. columns: what a table said of it. probabilities: [K], None with an error.
+
+    findings: classes at or over their threshold. heatmaps: files, relative to the results' folder.
+    """
+
+    image: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    probabilities: np.ndarray | None = None
+    findings: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+    heatmaps: tuple[str, ...] = ()
+
+    def fill(self, probabilities: np.ndarray, warnings: Sequence[str], ensemble: Ensemble) -> bool:
+        """Take over what the models say; whether that is of use: NaN is an error of the row."""
+        if not np.isfinite(probabilities).all():
+            self.error = "a model gives NaN for it"
+            return False
+        self.probabilities, self.warnings = probabilities, tuple(warnings)
+        self.findings = tuple(ensemble.findings(probabilities))
+        return True
+
+
+def make_folder(name: str) -> Path:
+    """The results' folder, made before the work so that it is not done in vain. Raises PredictionError."""
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PredictionError(f"cannot make the folder '{name}': {error.strerror}; name another by --output") from None
+    return Path(name)
+
+
+def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> int:
+    """Print what came of it, of a single picture its probabilities; the exit code: 0 if any was predicted, else 2."""
+    counts = count(rows)
+    if len(rows) == 1 and counts["predicted"]:
+        print(picture_table(rows[0], ensemble))
+        for warning in rows[0].warnings:
+            print(f"unlike the training pictures: {warning}")
+    if counts["warnings"]:
+        logger.warning(
+            "%d of %d pictures are unlike the training pictures: see the column warnings",
+            counts["warnings"],
+            counts["predicted"],
+        )
+    noun = "picture" if counts["pictures"] == 1 else "pictures"
+    print(
+        f"{counts['pictures']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
+        f"{counts['warnings']} with warnings"
+    )
+    print(f"thresholds: {ensemble.threshold_source}\nresults: {', '.join(map(str, paths))}")
+    return 0 if counts["predicted"] else 2
+
+
+def write_results(
+    folder: Path, formats: Sequence[str], rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, Any]
+) -> list[Path]:
+    """Write predictions.csv and predictions.json, each whole or not at all; their paths. Raises PredictionError."""
+    makers = {"csv": lambda: results_csv(rows, ensemble), "json": lambda: results_json(rows, ensemble, about)}
+    paths = [folder / f"predictions.{name}" for name in formats]
+    try:
+        for name, path in zip(formats, paths):
+            write_atomically(path, makers[name]().encode())
+    except OSError as error:
+        raise PredictionError(f"cannot write results into '{folder}': {error.strerror}; see --output") from None
+    return paths
+
+
+def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
+    """The table as text, the same for the same input: no dates and no paths of this machine but those in errors.
+
+    Columns: image, those of the input tables, 'probability <class>' for each class, findings ('A|B'), warnings
+    ('a; b'), error. Probabilities are written in full, so that they read back as they were. A column of an input table
+    that is called like one of these is 'input <name>'.
+    """
+    names = ensemble.class_names
+    columns = list(dict.fromkeys(name for row in rows for name in row.columns))
+    own = [f"probability {name}" for name in names]
+    last = ["findings", "warnings", "error"]
+    kept = [f"input {name}" if name in ("image", *own, *last) else name for name in columns]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(safe_cell, ["image", *kept, *own, *last]))
+    for row in rows:
+        given = [row.columns.get(name, "") for name in columns]
+        figures = [""] * len(names) if row.probabilities is None else map(repr, row.probabilities.tolist())
+        findings = "|".join(names[k] for k in row.findings)
+        writer.writerow(map(safe_cell, [row.image, *given, *figures, findings, "; ".join(row.warnings), row.error]))
+    return text.getvalue()
+
+
+def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, Any]) -> str:
+    """The same with thresholds, where they come from, the models, and what `about` says of the program and the time."""
+    content = {
+        **about,
+        "models": [{"file": member.name, **member.facts} for member in ensemble.members],
+        "threshold_source": ensemble.threshold_source,
+        "thresholds": None if ensemble.exclusive else dict(zip(ensemble.class_names, ensemble.thresholds)),
+        "counts": count(rows),
+        "pictures": [_as_dict(row, ensemble) for row in rows],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def count(rows: Sequence[Row]) -> dict[str, int]:
+    """Of pictures: all, those predicted, those with an error, those with a warning."""
+    errors, warned = (
+        sum(bool(text) for text in texts) for texts in ([r.error for r in rows], [r.warnings for r in rows])
+    )
+    return {"pictures": len(rows), "predicted": len(rows) - errors, "errors": errors, "warnings": warned}
+
+
+def picture_table(row: Row, ensemble: Ensemble) -> str:
+    """One picture's probabilities for a terminal, the likeliest first."""
+    assert row.probabilities is not None
+    width = max(map(len, [*ensemble.class_names, "class"]))
+    threshold = "" if ensemble.exclusive else "  threshold"
+    lines = [f"{'class':{width}}  probability{threshold}"]
+    for k in np.argsort(-row.probabilities, kind="stable").tolist():
+        limit = "" if ensemble.exclusive else f"  {ensemble.thresholds[k]:9.3f}"
+        mark = "  finding" if k in row.findings else ""
+        lines.append(f"{ensemble.class_names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
+    return "\n".join(lines)
+
+
+def _as_dict(row: Row, ensemble: Ensemble) -> dict[str, Any]:
+    names = ensemble.class_names
+    known = row.probabilities is not None
+    return {
+        "image": row.image,
+        "columns": dict(row.columns),
+        "probabilities": dict(zip(names, row.probabilities.tolist())) if row.probabilities is not None else None,
+        "findings": [names[k] for k in row.findings] if known else None,
+        "warnings": list(row.warnings),
+        "error": row.error or None,
+        "heatmaps": list(row.heatmaps),
+    }

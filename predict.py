@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Ask one or several trained models about pictures.
+
+python predict.py film.png --checkpoint checkpoints/<run>
+python predict.py films/ list.csv --checkpoint checkpoints/<run> --tta --heatmaps --output results
+python predict.py films/ --checkpoint checkpoints/<run> checkpoints/<other run>     # an ensemble
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from configs.errors import HybridMedNetError
+from utils.log import setup_logging
+from utils.run_folder import model_file
+
+logger = logging.getLogger("predict")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; torch is not imported for it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What the columns mean, and the warnings: docs/prediction.md.",
+    )
+    add = parser.add_argument
+    add("input", metavar="INPUT", nargs="+", help="pictures (PNG, JPEG, DICOM; volumes), folders, CSVs with `image`")
+    add(
+        "--checkpoint", metavar="FILE", nargs="+", required=True, help="a run's folder or a model's file; several: mean"
+    )
+    add("--output", metavar="DIR", default="predictions", help="where results are written (predictions)")
+    add("--format", choices=("csv", "json"), nargs="+", default=["csv", "json"], help="of results (both)")
+    add("--threshold", metavar="X", type=float, help="for all classes; without it the checkpoint's, or else 0.5")
+    add("--tta", action="store_true", help="average over fixed views of each picture: five times the work")
+    add("--heatmaps", metavar="METHOD", nargs="?", const="grad_cam", help="also draw where findings are (grad_cam)")
+    add("--batch-size", metavar="N", type=int, default=16, help="pictures at a time (16)")
+    add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 pictures, at most 4")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Predict; returns the exit code: 0 if any picture was predicted, 2 if none or for the user's errors, 130."""
+    options = parse_arguments(arguments)
+    setup_logging()
+    try:
+        return predict(options)
+    except HybridMedNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def predict(options: argparse.Namespace) -> int:
+    """The recipe: models → pictures → probabilities → findings, warnings, heatmaps → files."""
+    from data.joint_inputs import JointPreprocess, Unread, unlabelled_loader
+    from data.unlabelled import open_unlabelled
+    from inference.members import about_prediction
+    from inference.prediction import predict_rows
+    from inference.results import Row, make_folder, report, write_results
+    from training.precision import choose_device
+
+    device = choose_device(options.device)
+    ensemble, preprocesses, profiles = open_models(options, device)
+    catalogue, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3)
+    for note in catalogue.notes:
+        logger.warning("%s", note)
+    folder = make_folder(options.output)
+    joint, unread = JointPreprocess(preprocesses), Unread()
+    workers = min(4, len(items) // 32) if options.num_workers is None else options.num_workers
+    loader = unlabelled_loader(catalogue, joint, unread, options.batch_size, workers)
+    draw = drawer(options.heatmaps, folder, ensemble, joint, catalogue) if options.heatmaps else None
+    rows = [Row(item.name, item.columns) for item in items]
+
+    predict_rows(loader, joint.split, ensemble, rows, unlike(profiles, items), draw)
+    for number, reason in unread.reasons.items():
+        rows[number].error = reason
+    about = about_prediction(options.input, device, ensemble)
+    return report(rows, ensemble, write_results(folder, options.format, rows, ensemble, about))
+
+
+def open_models(options: argparse.Namespace, device):
+    """(the Ensemble, the different preprocessings of its members, what their training data looked like)."""
+    from data.builder import saved_preprocess
+    from data.profile import TrainingData
+    from evaluation.fitting import stored_point
+    from inference.ensemble import Ensemble
+    from inference.members import make_member
+    from models.saved_model import load_model
+    from training.precision import choose_precision
+
+    members, profiles = [], []
+    preprocesses: dict = {}
+    for file in [model_file(Path(name)) for name in options.checkpoint]:
+        saved = load_model(file, options.set)
+        said, settings, backbone = saved.description, saved.config, saved.model.backbone
+        preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
+        preprocesses.setdefault(str(preprocess.as_dict()), preprocess)
+        precision = choose_precision(settings.TRAIN.mixed_precision, device)
+        point = stored_point(said.get("operating_point"), settings.MODEL.num_classes)
+        place = list(preprocesses).index(str(preprocess.as_dict()))
+        members.append(make_member(file, saved, point, place, device, precision, options.tta))
+        if said.get("training_data"):
+            profiles.append(TrainingData.from_dict(said["training_data"]))
+        else:
+            logger.warning("'%s' does not describe its training pictures: unlike ones are not told by it", file)
+    return Ensemble(members, options.threshold), list(preprocesses.values()), profiles
+
+
+def unlike(profiles, items):
+    """(row's number, traits) → warnings, each once, of all models' training data."""
+    from data.unlabelled import dicom_view
+
+    knows_views = any(profile.views for profile in profiles)
+
+    def warnings(number: int, traits) -> list[str]:
+        item = items[number]
+        view = (item.view or dicom_view(item.path)) if knows_views else ""
+        return list(dict.fromkeys(text for one in profiles for text in one.differences(traits, view)))
+
+    return warnings
+
+
+def drawer(method: str, folder: Path, ensemble, joint, catalogue):
+    """(row's number, row, inputs) → overlays of its findings, or of the likeliest class where there is none."""
+    from explain.prediction_heatmaps import PredictionHeatmaps
+
+    heatmaps = PredictionHeatmaps(folder, method, ensemble.members, ensemble.orders, joint.modes)
+
+    def draw(number: int, row, inputs) -> None:
+        classes = row.findings or (int(row.probabilities.argmax()),)
+        labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
+        title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"
+        shown, more = joint.shown(catalogue.read(number))
+        maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_picture(shown, inputs, classes)
+        row.heatmaps = heatmaps.draw(number, title, shown, maps, labels, **more)
+
+    return draw
+
+
+if __name__ == "__main__":
+    sys.exit(main())
