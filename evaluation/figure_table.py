@@ -28,11 +28,11 @@ FEWEST_PATIENTS = 2
 
 
 def drawn_figures(scored: ScoredSplit, thresholds: Floats, names: Sequence[str] = ALL) -> list[Figures]:
-    """What to hand to `bootstrap` for these figures; others may come along."""
+    """What to hand to `bootstrap` for these figures; others of their kind may come along."""
     wanted = set(names)
     made: list[Figures] = []
     if wanted & set(RANKING):
-        made.append(RankingFigures(scored))
+        made.append(RankingFigures(scored, "average_precision" in wanted))
     if wanted & set(AT_THRESHOLD):
         made.append(ThresholdFigures(scored, thresholds))
     if wanted & set(RELIABILITY):

@@ -108,7 +108,7 @@ def compare_scores(
 
 
 def _mean_difference(scored: ScoredSplit, second: ScoredSplit, settings: BootstrapSettings) -> dict[str, Any]:
-    figures = [RankingFigures(scored), RankingFigures(second)]
+    figures = [RankingFigures(one, precision=False) for one in (scored, second)]
     mine, theirs = (part["auroc"] for part in bootstrap(figures, scored.cluster_count, settings))
     everyone = np.ones((scored.cluster_count, 1))
     values = [figure(everyone)["auroc"][:, 0] for figure in figures]

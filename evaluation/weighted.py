@@ -37,8 +37,8 @@ class WeightedRanking:
     """AUROC and average precision of one class, ties exact as in utils.metrics.
 
     scores, labels, patients: [n], known labels only; patients are numbers below `count`.
-    Called with weights [count, draws], gives both, [2, draws], nan where positives or negatives have no weight (average
-    precision: where positives have none).
+    Called with weights [count, draws], gives both, [2, draws], or AUROC alone, [1, draws]; nan where positives or
+    negatives have no weight (average precision: where positives have none).
     """
 
     def __init__(self, scores: Floats, labels: Floats, patients: Numbers, count: int) -> None:
@@ -64,28 +64,38 @@ class WeightedRanking:
         self.above = matrix(above, level + tied, levels)
         self.negatives = matrix(~positive, np.zeros_like(level), 1)
 
-    def __call__(self, weights: Floats) -> Floats:
+    def __call__(self, weights: Floats, precision: bool = True) -> Floats:
         positives, negatives = self.positives @ weights, (self.negatives @ weights)[0]
         above, tied = np.cumsum(self.above @ weights, axis=0), self.tied @ weights
-        true_positives = np.cumsum(positives, axis=0)
-        total = true_positives[-1] if len(true_positives) else np.zeros_like(negatives)
+        total = positives.sum(axis=0)
         won = np.sum(positives * (negatives - above - tied / 2), axis=0)
-        called = true_positives + above + tied
-        precision = np.divide(true_positives, called, out=np.zeros_like(called), where=called > 0)
-        average = np.sum(_ratio(positives, total) * precision, axis=0)
-        return np.stack([_ratio(won, total * negatives), np.where(total > 0, average, math.nan)])
+        auroc = _ratio(won, total * negatives)
+        return np.stack([auroc, _average_precision(positives, above + tied, total)]) if precision else auroc[None]
+
+
+def _average_precision(positives: Floats, false_positives: Floats, total: Floats) -> Floats:
+    """From positives at each level, false positives down to it, both [levels, draws], and all positives [draws]."""
+    true_positives = np.cumsum(positives, axis=0)
+    called = true_positives + false_positives
+    precision = np.divide(true_positives, called, out=np.zeros_like(called), where=called > 0)
+    return np.where(total > 0, np.sum(_ratio(positives, total) * precision, axis=0), math.nan)
 
 
 class RankingFigures:
-    """AUROC and average precision of every class of a split. Weights [patients, draws] → figure → [K, draws]."""
+    """AUROC of every class of a split and, if wanted, average precision, which doubles the work.
 
-    def __init__(self, scored: ScoredSplit) -> None:
+    Weights [patients, draws] → figure → [K, draws].
+    """
+
+    def __init__(self, scored: ScoredSplit, precision: bool = True) -> None:
         count = scored.cluster_count
         self.classes = [WeightedRanking(*scored.known(k), count) for k in range(len(scored.class_names))]
+        self.names = ("auroc", "average_precision") if precision else ("auroc",)
 
     def __call__(self, weights: Floats) -> dict[str, Floats]:
-        auroc, average_precision = np.stack([ranking(weights) for ranking in self.classes], axis=1)
-        return {"auroc": auroc, "average_precision": average_precision}
+        precision = len(self.names) == 2
+        figures = np.stack([ranking(weights, precision) for ranking in self.classes], axis=1)
+        return dict(zip(self.names, figures))
 
 
 class ThresholdFigures:
