@@ -108,7 +108,7 @@ def open_models(options: argparse.Namespace, device):
         place = list(preprocesses).index(str(preprocess.as_dict()))
         members.append(make_member(file, saved, point, place, device, precision, options.tta))
         if said.get("training_data"):
-            profiles.append(TrainingData.from_dict(said["training_data"]))
+            profiles.append(TrainingData.from_dict(said["training_data"], settings.has_volumes()))
         else:
             logger.warning("'%s' does not describe its training pictures: unlike ones are not told by it", file)
     return Ensemble(members, options.threshold), list(preprocesses.values()), profiles

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from configs.errors import DataError
 from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
 from data.profile import measure
 from data.readers import scale_intensity
@@ -28,12 +29,15 @@ class JointPreprocess:
     """Takes the place of a preprocessing in a PictureDataset: a file is read once, however many models are asked.
 
     picture → float32 [n]: all inputs and the traits of data/profile.py, flat one after another; `split` undoes it.
+    Raises DataError for models of pictures and of volumes together.
     """
 
     augmentation = None
 
     def __init__(self, preprocesses: Sequence[Preprocess | VolumePreprocess]) -> None:
         self.preprocesses = tuple(preprocesses)
+        if len({len(p.size) for p in self.preprocesses}) > 1:
+            raise DataError("some of the models are for pictures and some for volumes: ask them one by one")
         self.shapes = [(p.channels, *p.size) for p in self.preprocesses]
 
     def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -85,7 +89,9 @@ class Unread(BadPictures):
 def unlabelled_loader(
     catalogue: Catalogue, joint: JointPreprocess, unread: Unread, batch_size: int, num_workers: int
 ) -> PictureLoader:
-    """The loader of all pictures of a catalogue without classes, in their order."""
+    """The loader of all pictures of a catalogue without classes, in their order. Raises DataError for other numbers."""
+    if batch_size < 1 or num_workers < 0:
+        raise DataError(f"--batch-size {batch_size} must be at least 1, --num-workers {num_workers} at least 0")
     count = len(catalogue.samples)
     none = Labels(np.empty((count, 0), np.float32), np.empty((count, 0), bool))
     dataset = PictureDataset(catalogue, joint, seed=0)  # type: ignore[arg-type]

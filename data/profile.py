@@ -187,10 +187,12 @@ class TrainingData:
     views: Mapping[str, int]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainingData:
-        """Raises CheckpointError for anything else."""
+    def from_dict(cls, values: Mapping[str, Any], volumes: bool) -> TrainingData:
+        """volumes: whether the model is for them. Raises CheckpointError for anything else."""
         try:
             traits = _TRAITS[values["kind"]]
+            if (values["kind"] == "volumes") != volumes:
+                raise ValueError(f"it is of {values['kind']}")
             ranges = {t.name: _range(values["ranges"][t.name]) for t in traits if t.names is None}
             kinds = {t.name: _counts(values["kinds"][t.name]) for t in traits if t.names is not None}
             return cls(traits, ranges, kinds, _counts(values["views"]))

@@ -77,7 +77,7 @@ class Ensemble:
         """(one a class, where they come from): means over the members that have one, as probabilities are means too."""
         count = len(self.class_names)
         if threshold is not None:
-            return (threshold,) * count, "as asked"
+            return (threshold,) * count, f"{threshold:g}, as asked"
         chosen = [(m, order) for m, order in zip(self.members, self.orders) if m.thresholds]
         if not chosen:
             return (DEFAULT_THRESHOLD,) * count, f"{DEFAULT_THRESHOLD}, as none were chosen: evaluate.py does"
