@@ -70,7 +70,7 @@ class Calibration:
             slopes, intercepts = (tuple(float(x) for x in values[key]) for key in ("slopes", "intercepts"))
             reasons = tuple(str(x) for x in values["reasons"])
             made = cls(str(values["method"]), bool(values["exclusive"]), slopes, intercepts, reasons)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the stored calibration cannot be read ({error!r}): fit it again") from None
         finite = all(math.isfinite(x) for x in (*slopes, *intercepts)) and all(x > 0 for x in slopes)
         if made.method not in METHODS or not finite or not len(slopes) == len(intercepts) == len(reasons) > 0:

@@ -150,7 +150,7 @@ class OperatingPoint:
             thresholds = tuple(math.nan if x is None else float(x) for x in values["thresholds"])
             split = None if values["split"] is None else str(values["split"])
             point = cls(thresholds, str(values["rule"]), split, int(values["pictures"]), calibration)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"the stored operating point cannot be read ({error!r}): fit it again") from None
         for size in (len(thresholds), len(calibration.slopes) if calibration else classes):
             if size != classes:

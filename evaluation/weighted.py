@@ -121,6 +121,8 @@ class ThresholdFigures:
 class ReliabilityFigures:
     """Brier score and expected calibration error (15 bins of equal width) of every class.
 
+    A draw adds noise to every bin, and the error takes its absolute value: draws of the error lie above that of the
+    sample, the more so the smaller the sample, which can even lie below its own percentile interval.
     Weights [patients, draws] → figure → [K, draws].
     """
 

@@ -132,6 +132,7 @@ def test_calibration_comes_back_from_json():
         {"slopes": [1.0, -1.0]},
         {"slopes": [1.0, math.nan]},
         {"slopes": [1.0]},
+        {"slopes": [10**400, 1]},
         {"slopes": None},
         {"intercepts": ["x", 0]},
         {"slopes": [], "intercepts": [], "reasons": []},

@@ -160,7 +160,13 @@ def test_a_stored_point_that_does_not_fit_is_refused():
     assert math.isnan(undefined.thresholds[0]) and undefined.as_dict()["thresholds"][0] is None
     with pytest.raises(CheckpointError, match="for 3 classes, the model has 4"):
         OperatingPoint.from_dict(good, 4)
-    for change in ({"thresholds": 5}, {"thresholds": ["x"] * 3}, {"calibration": {}}, {"pictures": "many"}):
+    for change in (
+        {"thresholds": 5},
+        {"thresholds": ["x"] * 3},
+        {"calibration": {}},
+        {"pictures": "many"},
+        {"pictures": math.inf},
+    ):
         with pytest.raises(CheckpointError, match="fit it again"):
             OperatingPoint.from_dict({**good, **change}, 3)
     with pytest.raises(CheckpointError, match="cannot be read"):
