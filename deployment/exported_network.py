@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,9 +18,8 @@ class ExportedNetwork(nn.Module):
     p = sigmoid(slope · logit + intercept), or the softmax of the same line where classes are exclusive, with one slope
     and intercept a class; coarse classes, which nothing calibrates, have their plain sigmoid. Fine classes come first.
 
-    network: logits [B, K], or (coarse, fine) logits. logits: give these as they are instead.
-    slopes, intercepts: K numbers each, None: 1 and 0. precision: a key of PRECISIONS, of the network's arithmetic; what
-    is before and behind it is float32.
+    network: gives logits [B, K], or (coarse, fine) logits. logits: give these as they are instead.
+    slopes, intercepts: K numbers each, None: 1 and 0.
     """
 
     slopes: Tensor | None
@@ -32,11 +32,10 @@ class ExportedNetwork(nn.Module):
         logits: bool = False,
         slopes: Sequence[float] | None = None,
         intercepts: Sequence[float] | None = None,
-        precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.network = network.to(PRECISIONS[precision])
-        self.exclusive, self.gives_logits, self.dtype = exclusive, logits, PRECISIONS[precision]
+        self.network, self.exclusive, self.gives_logits = network, exclusive, logits
+        self.dtype = torch.float32
         for name, values in (("slopes", slopes), ("intercepts", intercepts)):
             self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
         self.eval()
@@ -47,6 +46,20 @@ class ExportedNetwork(nn.Module):
             coarse, fine = (y.float() for y in outputs)
             return self._last(fine), coarse if self.gives_logits else coarse.sigmoid()
         return self._last(outputs.float())
+
+    def in_precision(self, precision: str) -> ExportedNetwork:
+        """Itself in fp32, else a copy whose network computes in a half type; what is before and behind is float32."""
+        if precision == "fp32":
+            return self
+        copied = copy.deepcopy(self)
+        copied.dtype = PRECISIONS[precision]
+        copied.network.to(copied.dtype)
+        return copied
+
+    def output_names(self) -> list[str]:
+        """What an exported file calls its outputs; a coarse one is there where the network has one."""
+        kind = "logits" if self.gives_logits else "probabilities"
+        return [kind, f"coarse_{kind}"]
 
     def _last(self, logits: Tensor) -> Tensor:
         if self.gives_logits:

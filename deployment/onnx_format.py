@@ -37,14 +37,15 @@ def export_onnx(
     """Write an ONNX file whose input is float32 'image' [B, C, *spatial]. image_shape: (C, *spatial).
 
     dynamic_batch: any number of pictures at a time, the axis is called 'batch'; False: `batch` of them.
-    metadata: the file's metadata_props. output_names: the model's outputs in turn; None: 'output', 'output_1', …
+    metadata: the file's metadata_props. output_names: of the model's outputs in turn, those that it has not are left
+    out; None: 'output', 'output_1', …
     Raises ExportError where an operation has no counterpart in ONNX, or the opset is one that cannot be written.
     """
     if opset < OLDEST_OPSET:
         raise ExportError(f"opset {opset}: torch writes opset {OLDEST_OPSET} or newer, set --opset to one of them")
     program = traced_program(model, image_shape, None if dynamic_batch else batch)
     count = len(program.graph_signature.user_outputs)
-    names = list(output_names or ["output", *(f"output_{i}" for i in range(1, count))])
+    names = list(output_names or ["output", *(f"output_{i}" for i in range(1, count))])[:count]
     converted = _converted(program, opset, names, dynamic_batch)
     found = converted.model.opset_imports.get("")
     if found != opset:
@@ -82,7 +83,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def _converted(program: torch.export.ExportedProgram, opset: int, names: list[str], dynamic_batch: bool) -> Any:
     """torch's ONNXProgram; its progress messages, which it prints, are left out."""
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             return torch.onnx.export(
                 program,

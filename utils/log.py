@@ -53,7 +53,7 @@ def setup_logging(style: str = "text") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    for noisy in ("timm", "matplotlib", "PIL", "pydicom", "httpx", "huggingface_hub", "torch"):
+    for noisy in ("timm", "matplotlib", "PIL", "pydicom", "httpx", "huggingface_hub", "torch", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

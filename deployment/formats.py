@@ -1,0 +1,123 @@
+"""The formats by name, and the one way in which a file of any of them is made: written, run, compared, renamed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import ExportError
+from deployment import onnx_format, openvino_format, tensorrt_format, torch_formats
+from deployment.exported_network import ExportedNetwork
+from deployment.verification import BATCH_SIZES, Run, check
+from utils.atomic_file import replacing
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a file is to be. image_shape: (C, *spatial). batch: pictures at a time, None for any number.
+
+    metadata: texts by name. opset: of ONNX and of what is made from it. precision: fp32, fp16 or bf16.
+    """
+
+    image_shape: tuple[int, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    batch: int | None = None
+    opset: int = onnx_format.OPSET
+    precision: str = "fp32"
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """With how many pictures at a time the file is tried."""
+        return BATCH_SIZES if self.batch is None else (self.batch,)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a kind of file is written and run. precisions: those that can be run here, so that they can be compared."""
+
+    write: Callable[[ExportedNetwork, Path, Request], None]
+    open: Callable[[Path], Run]
+    precisions: tuple[str, ...]
+
+
+def export_file(network: ExportedNetwork, kind: str, path: Path, request: Request, pictures: np.ndarray) -> float:
+    """Make a file of format `kind` and prove it: the largest |Δ| to the float32 network over `pictures`.
+
+    pictures: float32 [N, C, *spatial], normalised. The file is written in a folder of its own beside `path`, run and
+    compared, and only then takes its name; a second file that a format has goes with it.
+    Raises ExportError, what was at `path` untouched, where any of this fails.
+    """
+    made = FORMATS[kind]
+    if request.precision not in made.precisions:
+        raise ExportError(
+            f"{kind} in {request.precision} cannot be run here, so that nobody would know whether it is right: take "
+            f"--precision {' or '.join(made.precisions)}"
+        )
+    with _complete(path) as temporary:
+        made.write(network.in_precision(request.precision), temporary, request)
+        return check(network, made.open(temporary), pictures, request.precision, request.batch_sizes)
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """A file's name in a new folder beside `path`; at the end all files of that folder move beside `path`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", suffix=".tmp", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            # The file that is asked for comes last: where it is, all are.
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+                with replacing(path.with_name(file.name)) as temporary:
+                    shutil.move(file, temporary)
+    except OSError as error:
+        raise ExportError(f"cannot write '{path}': {error.strerror or error}") from None
+
+
+def _write_onnx(network: ExportedNetwork, path: Path, request: Request) -> None:
+    dynamic, batch = request.batch is None, request.batch or 1
+    names, metadata = network.output_names(), request.metadata
+    onnx_format.export_onnx(network, request.image_shape, path, metadata, request.opset, dynamic, batch, names)
+
+
+def _write_program(network: ExportedNetwork, path: Path, request: Request) -> None:
+    torch_formats.export_program(network, request.image_shape, path, request.metadata, request.batch)
+
+
+def _write_script(network: ExportedNetwork, path: Path, request: Request) -> None:
+    torch_formats.export_script(network, request.image_shape, path, request.metadata, request.batch)
+
+
+def _write_openvino(network: ExportedNetwork, path: Path, request: Request) -> None:
+    openvino_format.load_openvino()  # before the minute that the ONNX file takes
+    with _onnx_file(network, request) as onnx:
+        openvino_format.convert_onnx(onnx, path, request.metadata)
+
+
+def _write_tensorrt(network: ExportedNetwork, path: Path, request: Request) -> None:
+    tensorrt_format.load_tensorrt()
+    with _onnx_file(network, request) as onnx:
+        tensorrt_format.build_engine(onnx, path, request.image_shape, request.batch)
+
+
+@contextmanager
+def _onnx_file(network: ExportedNetwork, request: Request) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        _write_onnx(network, path, request)
+        yield path
+
+
+# onnxruntime and OpenVINO have no bf16 convolutions on every CPU; TorchScript's are torch's own.
+FORMATS: dict[str, Format] = {
+    "onnx": Format(_write_onnx, onnx_format.open_onnx, ("fp32", "fp16")),
+    "torch_export": Format(_write_program, torch_formats.open_program, ("fp32", "fp16", "bf16")),
+    "torchscript": Format(_write_script, torch_formats.open_script, ("fp32", "fp16", "bf16")),
+    "openvino": Format(_write_openvino, openvino_format.open_openvino, ("fp32", "fp16")),
+    "tensorrt": Format(_write_tensorrt, tensorrt_format.open_engine, ("fp32", "fp16", "bf16")),
+}

@@ -1,0 +1,62 @@
+"""What an exported file says of itself: texts by name, those of structure as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.default_config import Config
+from configs.errors import CheckpointError
+from utils.environment import describe_environment
+
+PROGRAM = "HybridMedNet"
+
+
+def export_metadata(
+    config: Config,
+    class_names: Sequence[str],
+    coarse_classes: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    operating_point: Mapping[str, Any] | None,
+    output: str,
+    checkpoint: Path,
+) -> dict[str, str]:
+    """Name → text.
+
+    JSON: classes, coarse_classes (those of the second output, [] where there is none), preprocessing (`as_dict` of
+    data's Preprocess), operating_point ('null' where none was fitted; its thresholds are on calibrated probabilities).
+    Words: task, backbone, attention as in the settings; output: what the numbers are; program, program_commit, torch:
+    what wrote the file; checkpoint, checkpoint_sha256: what it was made of.
+    """
+    model, environment = config.MODEL, describe_environment("cpu", "fp32")
+    return {
+        "classes": _json(list(class_names)),
+        "coarse_classes": _json(list(coarse_classes)),
+        "preprocessing": _json(preprocessing),
+        "operating_point": _json(operating_point),
+        "task": model.task,
+        "output": output,
+        "backbone": model.backbone,
+        "attention": model.attention,
+        "program": PROGRAM,
+        "program_commit": environment["git_commit"] or "unknown",
+        "torch": environment["packages"]["torch"],
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": file_digest(checkpoint),
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises CheckpointError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Write a trained model as a file for other programs, and prove that it computes what the network does.
+
+python export.py checkpoints/<run>                                # best_model.onnx beside the checkpoint
+python export.py model.pth --format openvino --output hospital/model.xml
+python export.py model.pth --format torch_export --precision bf16 --fixed-batch 8 --logits
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from configs.errors import ConfigError, DataError, ExportError, HybridMedNetError
+from utils.log import setup_logging
+from utils.run_folder import model_file
+
+logger = logging.getLogger("export")
+
+# How files of a format end, and what it is.
+FORMATS = {
+    "onnx": (".onnx", "by torch's dynamo exporter; for onnxruntime and most others"),
+    "torch_export": (".pt2", "torch.export's program, for PyTorch without this project's code"),
+    "torchscript": (".torchscript", "deprecated by PyTorch: for programs that take nothing else"),
+    "openvino": (".xml", "with its .bin; needs the package openvino"),
+    "tensorrt": (".engine", "for the GPU it is built on; needs the package tensorrt"),
+}
+FROM_ONNX = ("onnx", "openvino", "tensorrt")
+REAL_PICTURES = 8
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; torch is not imported for it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Formats: " + "; ".join(f"{name} ({what})" for name, (_, what) in FORMATS.items()) + ". docs/export.md",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="a run's folder, a .pth or .safetensors file")
+    add("--format", choices=FORMATS, default="onnx", help="default: %(default)s; see below")
+    add("--output", metavar="FILE", help="default: beside the checkpoint, of its name")
+    add("--opset", metavar="N", type=int, help="of ONNX and what is made from it; default: 18")
+    add("--fixed-batch", metavar="N", type=int, nargs="?", const=1, help="N pictures at a time (1); else any number")
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the network inside (%(default)s)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--calibrated", action="store_true", help="insist on calibrated probabilities")
+    output.add_argument("--logits", action="store_true", help="logits instead of probabilities")
+    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
+    options = parse_arguments(arguments)
+    setup_logging()
+    try:
+        export(options)
+    except HybridMedNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def export(options: argparse.Namespace) -> None:
+    """The recipe: checkpoint → network with probabilities → file → the file's numbers beside the network's."""
+    path = model_file(Path(options.checkpoint))
+    target = output_file(options, path)
+
+    import numpy as np
+
+    from data.builder import saved_preprocess
+    from deployment.formats import Request, export_file
+    from deployment.metadata import export_metadata
+    from deployment.onnx_format import OPSET
+    from deployment.verification import random_pictures
+    from evaluation.fitting import stored_point
+    from models.saved_model import load_model
+
+    begin = time.perf_counter()
+    saved = load_model(path, options.set)
+    if saved.class_names is None:
+        raise ConfigError(f"'{path}' does not name its classes: --set DATA.class_names=[…], in the order of training")
+    model, names = saved.model, saved.class_names
+    point = stored_point(saved.description.get("operating_point"), len(names))
+    network, output = exported_network(options, saved, point)
+    preprocess = saved_preprocess(saved.preprocessing, saved.config, model.backbone.mean, model.backbone.std)
+    stored = point.as_dict() if point.split else None
+    coarse = coarse_names(saved.config, names)
+    metadata = export_metadata(saved.config, names, coarse, preprocess.as_dict(), stored, output, path)
+    image_shape = (model.in_channels, *model.image_size)
+    request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
+    real, place = real_pictures(path, saved, preprocess)
+    pictures = np.concatenate([random_pictures(image_shape), real])
+
+    difference = export_file(network, options.format, target, request, pictures)
+    logger.info("exported and compared in %.0f s", time.perf_counter() - begin)
+    print(f"{target}: {options.format} in {options.precision}, gives {output} of {len(names)} classes")
+    counts = f"{len(pictures) - len(real)} random pictures and {len(real)} of {place}"
+    print(f"largest |Δ| to the network: {difference:.1e}, over {counts}")
+
+
+def output_file(options: argparse.Namespace, checkpoint: Path) -> Path:
+    """Where to write. Raises ExportError for options that do not go together, before anything is loaded."""
+    suffix = FORMATS[options.format][0]
+    target = Path(options.output) if options.output else checkpoint.with_suffix(suffix)
+    if target.suffix != suffix:
+        raise ExportError(f"--output '{target}': the name of a file of format {options.format} ends in {suffix}")
+    if options.opset is not None and options.format not in FROM_ONNX:
+        raise ExportError(f"--opset is for --format {', '.join(FROM_ONNX)}, not for {options.format}")
+    if options.fixed_batch is not None and options.fixed_batch < 1:
+        raise ExportError(f"--fixed-batch {options.fixed_batch}: at least 1 picture")
+    if options.format == "torchscript":
+        logger.warning(
+            "TorchScript is deprecated by PyTorch: --format onnx or torch_export will be readable for longer"
+        )
+    return target
+
+
+def exported_network(options: argparse.Namespace, saved, point):
+    """(the network with its last step, what its numbers are in words)."""
+    from deployment.exported_network import ExportedNetwork
+
+    line, exclusive = point.calibration, saved.config.MODEL.task == "multi_class"
+    if options.calibrated and line is None:
+        raise ExportError("--calibrated: the checkpoint has no calibration; evaluate.py --calibrate fits one")
+    if options.logits:
+        return ExportedNetwork(saved.model, exclusive, logits=True), "logits"
+    if line is None:
+        return ExportedNetwork(saved.model, exclusive), "probabilities"
+    return ExportedNetwork(saved.model, exclusive, False, line.slopes, line.intercepts), "calibrated probabilities"
+
+
+def coarse_names(config, class_names) -> list[str]:
+    """What the second output's classes are called; [] without one, and in old files, which do not say."""
+    from data.labels import default_groups
+
+    if not config.MODEL.hierarchical:
+        return []
+    names = list(config.MODEL.coarse_groups or (group.name for group in default_groups(class_names)))
+    return names if len(names) == config.MODEL.num_coarse_classes else []
+
+
+def real_pictures(path: Path, saved, preprocess):
+    """(pictures as the model sees them, float32 [8, C, *spatial], where they are from).
+
+    Those of the run's data where they are at hand, else the drawn sample data's, made in memory.
+    """
+    import numpy as np
+
+    try:
+        found, place = pictures_of_run(path, saved), "the run's data"
+    except (ConfigError, DataError) as error:
+        logger.info("the run's pictures are not at hand (%s): drawn ones are compared", error)
+        found, place = drawn_pictures(saved.config.has_volumes()), "drawn sample data"
+    return np.stack([preprocess(picture) for picture in found]), place
+
+
+def pictures_of_run(path: Path, saved) -> list:
+    """Some of those that the config.yaml beside the checkpoint names, spread over all of them.
+
+    Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
+    """
+    import numpy as np
+
+    from configs.run_data import with_data_of_run
+    from data.builder import open_data
+
+    config = with_data_of_run(saved.config, path.parent)
+    place = Path(config.DATA.data_dir or "")
+    if config.DATA.data_dir is None or not place.exists():  # open_data would draw sample data there
+        raise DataError(f"there is no '{place}'")
+    catalogue = open_data(config)
+    rows = np.unique(np.linspace(0, len(catalogue.samples) - 1, REAL_PICTURES).round().astype(int))
+    return [catalogue.read(int(row)) for row in rows]
+
+
+def drawn_pictures(volumes: bool) -> list:
+    """The first of the built-in sample data, without writing them anywhere."""
+    from data.phantom import draw_pictures
+    from data.phantom_volumes import draw_volumes
+
+    if volumes:
+        return [drawn.volume for drawn in draw_volumes(REAL_PICTURES)]
+    return [drawn.image for drawn in draw_pictures(REAL_PICTURES)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
