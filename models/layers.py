@@ -124,7 +124,19 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(rearrange(x, "b c ... -> b (...) c"))
 
 
-_ADAPTIVE_MEAN = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+def _adaptive_mean_3d(x: Tensor, size: Sequence[int]) -> Tensor:
+    """F.adaptive_avg_pool3d; in exported graphs by its 2-D kin, height and width first, as ONNX has no 3-D one.
+
+    A cell is a product of intervals, so its mean is the mean along one axis after the others.
+    """
+    depth, height, width = size
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool3d(x, (depth, height, width))
+    flat = F.adaptive_avg_pool2d(x.flatten(1, 2), (height, width)).unflatten(1, x.shape[1:3]).flatten(3)
+    return F.adaptive_avg_pool2d(flat, (depth, height * width)).unflatten(-1, (height, width))
+
+
+_ADAPTIVE_MEAN = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: _adaptive_mean_3d}
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 

@@ -1,6 +1,7 @@
 """The selective scan of Mamba: a linear recurrence along a sequence, with coefficients that depend on the input.
 
-Source: Gu & Dao 2023, arXiv:2312.00752. On the CPU in plain PyTorch; on CUDA by a kernel that has to agree with it.
+Source: Gu & Dao 2023, arXiv:2312.00752. On the CPU in plain PyTorch; on CUDA by a kernel that has to agree with it; in
+exported graphs without a loop over time.
 """
 
 from __future__ import annotations
@@ -126,6 +127,29 @@ class _PlainScan(torch.autograd.Function):
         return *(g.to(x.dtype) for g, x in zip(gradients, raw)), None
 
 
+def graph_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+    """`selective_scan` in ⌈log2 L⌉ plain operations on whole sequences, for graphs that are exported.
+
+    (a, h) pairs of neighbours are joined at distances 1, 2, 4, …: h_t += a_t h_{t-s}, a_t *= a_{t-s}. As every a is in
+    (0, 1), products only shrink and nothing is divided. All states are in memory at once: [L, batch, d, N].
+    Source: Hillis & Steele, CACM 1986.
+    """
+    uw, dw, Aw, Bw, Cw, Dw = _wide(u, delta, A, B, C, D, delta_bias)
+    a, h = (dw.unsqueeze(-1) * Aw).exp(), (dw * uw).unsqueeze(-1) * Bw.unsqueeze(2)
+    step = 1
+    while step < u.shape[1]:
+        h = torch.cat([h[:step], h[step:] + a[step:] * h[:-step]])
+        a = torch.cat([a[:step], a[step:] * a[:-step]])
+        step *= 2
+    y = torch.matmul(h, Cw.unsqueeze(-1)).squeeze(-1) + uw * Dw
+    return y.transpose(0, 1).to(u.dtype)
+
+
+def _is_exported() -> bool:
+    """Whether a graph is being made for other programs, which know neither our autograd function nor our kernels."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def _without_autocast(x: Tensor) -> AbstractContextManager:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -192,6 +216,8 @@ def _scan_for(u: Tensor) -> Scan:
 
     A thread has no autocast, no grad mode, no hooks and no modes of the caller that the check could disturb.
     """
+    if _is_exported():
+        return graph_scan
     if u.device.type not in KERNELS or u.dtype == torch.float64 or _only_shapes(u):
         return plain_scan
     key = (u.device, u.dtype)

@@ -164,7 +164,7 @@ class VisionMambaNet(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Pictures → tokens with the class token among them, in float32 at least."""
         tokens = wide(self.patch_embed(x))
-        token = wide(self.cls_token).expand(len(x), -1, -1)
+        token = wide(self.cls_token).expand(x.shape[0], -1, -1)  # len(x) would be a constant in exported graphs
         tokens = torch.cat([tokens[:, : self.middle], token, tokens[:, self.middle :]], dim=1)
         return tokens + wide(self.pos_embed)
 
