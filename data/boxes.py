@@ -132,6 +132,20 @@ def _check_findings(path: Path, findings: set[str], class_names: Sequence[str] |
         raise DataError(f"'{path}' has boxes of {some(unknown)}, which the model has no class for{hint}")
 
 
+def region_of_boxes(boxes: Sequence[Sequence[float]], shape: Sequence[int]) -> np.ndarray:
+    """bool [H, W]: pixels whose centre lies in a box; of a box between pixel centres the one it lies on."""
+    region = np.zeros(tuple(shape), bool)
+    for x, y, width, height in boxes:
+        rows, columns = _span(y, height, shape[0]), _span(x, width, shape[1])
+        region[rows, columns] = True
+    return region
+
+
+def _span(start: float, length: float, limit: int) -> slice:
+    first = min(max(math.ceil(start - 0.5), 0), limit - 1)
+    return slice(first, min(max(math.ceil(start + length - 0.5), first + 1), limit))
+
+
 def read_mask(path: Path, finding: str) -> np.ndarray | None:
     """bool [H, W] from a picture of the sample data's masks/, None where the finding is not in it.
 

@@ -14,22 +14,24 @@ from configs.errors import ExplanationError
 RESIZE_MODES = ("stretch", "letterbox")
 
 
-def cells_to_pixels(maps: Tensor, size: Sequence[int], stride: float) -> Tensor:
+def cells_to_pixels(maps: Tensor, size: Sequence[int], stride: float, first: float | None = None) -> Tensor:
     """Linear interpolation along each of the last len(size) axes: [..., *cells] → [..., *size].
 
-    Cell i covers the pixels from i · stride on, so that a map of a padded input, or of one whose size the stride does
-    not divide, lies where it belongs. Beyond the outer cells' centres their values go on. Where cells · stride = size,
-    this is torch's interpolation with align_corners=False.
+    Cell i is centred on pixel first + i · stride, so that a map of a padded input, or of one whose size the stride does
+    not divide, lies where it belongs. Beyond the outer cells' centres their values go on.
+    first: None for (stride − 1) / 2, cells that tile the picture; where cells · stride = size, this is then torch's
+    interpolation with align_corners=False.
     """
+    first = (stride - 1) / 2 if first is None else first
     for axis, pixels in zip(range(-len(size), 0), size):
-        weights = _linear_weights(maps.shape[axis], pixels, stride).to(maps)
+        weights = _linear_weights(maps.shape[axis], pixels, stride, first).to(maps)
         maps = torch.movedim(torch.tensordot(maps, weights, dims=([axis], [1])), -1, axis)
     return maps
 
 
-def _linear_weights(cells: int, pixels: int, stride: float) -> Tensor:
+def _linear_weights(cells: int, pixels: int, stride: float, first: float) -> Tensor:
     """float64 [pixels, cells], rows add up to 1."""
-    places = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / stride - 0.5).clamp(0, cells - 1)
+    places = ((torch.arange(pixels, dtype=torch.float64) - first) / stride).clamp(0, cells - 1)
     return (1 - (places[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 

@@ -21,23 +21,6 @@ TOLERANCE = 15 / 500
 MAP_SHARE = 0.5
 DRAWS = 2000
 
-# (x, y, width, height) in pixels, from the upper left corner
-Box = Sequence[float]
-
-
-def region_of_boxes(boxes: Sequence[Box], shape: Sequence[int]) -> np.ndarray:
-    """bool [H, W]: pixels whose centre lies in a box; of a box between pixel centres the one it lies on."""
-    region = np.zeros(tuple(shape), bool)
-    for x, y, width, height in boxes:
-        rows, columns = _span(y, height, shape[0]), _span(x, width, shape[1])
-        region[rows, columns] = True
-    return region
-
-
-def _span(start: float, length: float, limit: int) -> slice:
-    first = min(max(math.ceil(start - 0.5), 0), limit - 1)
-    return slice(first, min(max(math.ceil(start + length - 0.5), first + 1), limit))
-
 
 def with_tolerance(region: np.ndarray, pixels: float) -> np.ndarray:
     """The region and all that lies within so many pixels of it."""

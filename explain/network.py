@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import ExplanationError
+from explain.alignment import first_centre
 from explain.geometry import cells_to_pixels
 from utils.evaluation_mode import evaluating
 
@@ -74,7 +75,8 @@ def ordinary(x: Tensor) -> Tensor:
 class Layer:
     """One map of the network for input x, from which the logits follow.
 
-    activations: [B, C, *cells], without history. strides: pixels a cell. Made and used inside `explaining`.
+    activations: [B, C, *cells], without history. stride: pixels a cell. first: the pixel its first cell is centred on.
+    Made and used inside `explaining`.
     """
 
     def __init__(self, model: PyramidModel, x: Tensor, level: Level) -> None:
@@ -84,8 +86,9 @@ class Layer:
             self.level = resolve_level(level, len(self._features))
             fused = model.forward_fused(self._features) if self.level == FUSED else None
         self.activations = self._features[int(self.level)] if fused is None else fused
-        strides = model.backbone.feature_strides
-        self.stride: float = strides[model.fusion.target_level if fused is not None else int(self.level)]
+        place = model.fusion.target_level if fused is not None else int(self.level)
+        self.stride: float = model.backbone.feature_strides[place]
+        self.first = first_centre(model.backbone, place, self.x)
 
     def logits(self, activations: Tensor) -> Tensor:
         """The logits [B, K] that follow from this map, the other levels staying as they are."""
@@ -107,7 +110,7 @@ class Layer:
 
     def to_pixels(self, maps: Tensor) -> Tensor:
         """[..., *cells] → [..., *spatial of x]."""
-        return cells_to_pixels(maps, self.x.shape[2:], self.stride)
+        return cells_to_pixels(maps, self.x.shape[2:], self.stride, self.first)
 
 
 def resolve_level(level: Level, count: int) -> Level:

@@ -7,12 +7,12 @@ import pytest
 from scipy import stats
 
 from configs.errors import ExplanationError
+from data.boxes import region_of_boxes
 from data.transforms import resize
 from explain.geometry import content_box, onto_picture
 from explain.localization import (
     intersection_over_union,
     measure,
-    region_of_boxes,
     summarise,
     wilson,
     with_tolerance,

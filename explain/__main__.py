@@ -1,0 +1,274 @@
+"""Draw which places speak for a finding, and measure whether they are right.
+
+python -m explain checkpoints/<run>                                    # Grad-CAM on the test split
+python -m explain checkpoints/<run> --method grad_cam layer_cam --sanity
+python -m explain model.pth --data /data/nih --boxes BBox_List_2017.csv --split all
+
+Where findings are annotated (boxes.csv or BBox_List_2017.csv beside the data, or --boxes, or --masks), the pointing
+game and IoU of every map are measured, those of a network with random weights and chance beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from configs.errors import ExplanationError, HybridMedNetError
+from utils.log import setup_logging
+from utils.run_folder import RunFolder, model_file
+
+logger = logging.getLogger("explain")
+
+SANITY_PICTURES = 24
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; torch is not imported for it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m explain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The methods, and how far to believe them: docs/explanation.md.",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="a run's folder, a .pth or .safetensors file")
+    add("--data", metavar="PATH", help="folder or .npz; without it where the config.yaml beside the checkpoint says")
+    add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
+    add("--split", choices=("test", "val", "train", "all"), default="test", help="which pictures (test)")
+    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    add("--method", metavar="NAME", nargs="+", default=["grad_cam"], help="one or more, or all (grad_cam)")
+    add("--level", type=parse_level, default="auto", help="0 (finest) to -1 (coarsest), fused or auto (auto)")
+    add("--boxes", metavar="FILE", help="table of boxes: image, finding, x, y, w, h; or NIH's BBox_List_2017.csv")
+    add("--masks", metavar="DIR", help="the sample data's masks, instead of boxes")
+    add("--limit", metavar="N", type=int, help="measure on the first N annotated pictures only")
+    add("--count", metavar="N", type=int, default=8, help="overlays to draw, the classes in turn (8)")
+    add("--sanity", action="store_true", help="randomise the network from the head on: the maps must change")
+    add("--output", metavar="DIR", help="where to write; without it explanation-<split> beside the checkpoint")
+    return parser.parse_args(arguments)
+
+
+def parse_level(text: str) -> int | str:
+    """A number, or a word that `resolve_level` judges."""
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Explain; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
+    options = parse_arguments(arguments)
+    setup_logging()
+    try:
+        run(options)
+    except HybridMedNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """The recipe: model → data → regions → maps → figures, overlays, files."""
+    from explain.methods import METHODS
+    from explain.results import format_localization, format_sanity, localization, sanity_values
+
+    methods = list(METHODS) if options.method == ["all"] else options.method
+    for method in methods:
+        if method not in METHODS:
+            raise ExplanationError(f"unknown method {method!r}: one of {', '.join(METHODS)}, or all")
+    session = Session(options)
+    output = RunFolder(Path(options.output) if options.output else session.path.parent / f"explanation-{options.split}")
+    output.path.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for method in methods:
+        level = options.level if METHODS[method].has_levels else "auto"
+        results[method] = {"level": str(level)}
+        try:
+            if session.annotated:
+                found = localization(list(session.measure(method, level)), session.class_names)
+                results[method].update(found)
+                print(format_localization(f"\n{method}, level {level}, {options.split} split", found))
+            session.draw(output.path, method, level, options.count)
+            if options.sanity:
+                check = session.sanity(method, level)
+                results[method]["sanity"] = sanity_values(check)
+                print(format_sanity(check))
+        except ExplanationError as error:
+            if len(methods) == 1:
+                raise
+            results[method]["error"] = str(error)
+            logger.warning("%s left out: %s", method, error)
+    output.write_json("localization.json", {"split": options.split, **session.about(), "methods": results})
+    logger.info("figures and overlays are in %s", output.path)
+
+
+class Session:
+    """Model, data and annotated regions of one call."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from configs.run_data import with_data_of_run
+        from data.builder import saved_preprocess
+        from data.evaluation_data import open_evaluation_data
+        from models.saved_model import load_model
+        from training.precision import choose_device
+
+        self.options, self.path = options, model_file(Path(options.checkpoint))
+        saved = self.saved = load_model(self.path, options.set)
+        self.config = with_data_of_run(saved.config, self.path.parent, options.data, options.labels, options.set)
+        folder, digest = self.path.parent, saved.description.get("split_sha256")
+        self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)
+        self.rows = self.data.split.rows(options.split)
+        self.catalogue, self.class_names = self.data.catalogue, self.data.catalogue.class_names
+        self.device = choose_device(saved.config.TRAIN.device)
+        self.model = saved.model.to(self.device)
+        backbone = self.model.backbone
+        self.preprocess: Any = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
+        self.regions = self._open_regions()
+        pairs = [(row, self.regions.classes(row)) for row in self.rows.tolist()] if self.regions else []
+        self.annotated: list[tuple[int, tuple[int, ...]]] = [pair for pair in pairs if pair[1]][: options.limit]
+        logger.info("%d of %d pictures have annotated regions", len(self.annotated), len(self.rows))
+
+    def _open_regions(self) -> Any:
+        from configs.default_config import SAMPLE_FOLDER
+        from data.regions import open_regions
+
+        if self.config.has_volumes():
+            return None
+        folder = Path(self.config.DATA.data_dir or SAMPLE_FOLDER)
+        regions = open_regions(self.catalogue, folder, self.options.boxes, self.options.masks)
+        if regions is None:
+            logger.warning("no table of boxes beside the data: maps are drawn, not measured; --boxes FILE names one")
+        return regions
+
+    def picture(self, row: int) -> tuple[Any, Any]:
+        """(what the catalogue reads, the network's input [1, C, *spatial])."""
+        import torch
+
+        picture = self.catalogue.read(row)
+        return picture, torch.from_numpy(self.preprocess(picture))[None].to(self.device)
+
+    def on_picture(self, maps: Any, shape: Sequence[int]) -> Any:
+        """Maps [K, h, w] of the input as float32 [K, H, W] of the original."""
+        import numpy as np
+
+        from explain.geometry import onto_picture
+
+        return np.stack([onto_picture(one, shape, self.preprocess.resize_mode) for one in maps.cpu().numpy()])
+
+    @cached_property
+    def random(self) -> Any:
+        """The same architecture as it is before training."""
+        from models import HybridMedNet
+        from utils.seed import seed_everything
+
+        seed_everything(0)
+        return HybridMedNet(self.saved.config.without_pretrained()).eval().to(self.device)
+
+    def measure(self, method: str, level: int | str) -> Iterator[Any]:
+        """A `Measured` for each annotated finding."""
+        from explain.localization import measure
+        from explain.methods import explain
+        from explain.results import Measured
+
+        for row, classes in self.annotated:
+            picture, x = self.picture(row)
+            shape = picture.shape[:2]
+            both = [
+                self.on_picture(explain(net, x, classes, method, level)[0], shape) for net in (self.model, self.random)
+            ]
+            for k, trained, random in zip(classes, *both):
+                region, _ = self.regions.of(row, k, shape)
+                group = self.catalogue.samples[row].group
+                yield Measured(self.class_names[k], group, measure(trained, region), measure(random, region))
+
+    def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
+        """Overlays, the classes in turn; of pictures without regions those of their labels."""
+        from explain.methods import explain
+        from explain.overlay import save_overlay, save_volume_overlay
+
+        for row, k in islice(self._in_turn(), count):
+            picture, x = self.picture(row)
+            maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
+            image = self.catalogue.samples[row].image
+            path = folder / method / f"{name.replace('/', '_')}_{Path(image).stem}_{zlib.crc32(image.encode()):08x}.png"
+            said: dict[str, Any] = {
+                "class_name": name,
+                "probability": self.probability(x, k),
+                "title": f"{image}, {method}, level {level}",
+            }
+            if maps.ndim == 4:
+                spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
+                save_volume_overlay(path, x[0, 0].cpu().numpy(), maps[0].cpu().numpy(), spacing=spacing, **said)
+                continue
+            boxes: Any = ()
+            mask = None
+            if self.annotated:
+                mask, boxes = self.regions.of(row, k, picture.shape[:2])
+            heatmap = self.on_picture(maps, picture.shape[:2])[0]
+            save_overlay(path, grey(picture), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **said)
+
+    def _in_turn(self) -> list[tuple[int, int]]:
+        """(row, class), the first picture of every class, then the second …"""
+        pairs = [(row, k) for row, classes in self.annotated for k in classes]
+        if not self.annotated:
+            labels = self.catalogue.label_matrix()
+            pairs = [(row, int(k)) for row in self.rows.tolist() for k in (labels[row] == 1).nonzero()[0]]
+        by_class = [[pair for pair in pairs if pair[1] == k] for k in range(len(self.class_names))]
+        return [pair for turn in zip_longest(*by_class) for pair in turn if pair is not None]
+
+    def probability(self, x: Any, k: int) -> float:
+        """Calibrated where the checkpoint has a calibration."""
+        import torch
+
+        from evaluation.fitting import stored_point
+        from explain.network import class_logits
+
+        with torch.no_grad():
+            logits = class_logits(self.model, x).double().cpu().numpy()
+        point = stored_point(self.saved.description.get("operating_point"), logits.shape[1])
+        return float(point.probabilities(logits, self.saved.config.MODEL.task == "multi_class")[0, k])
+
+    def sanity(self, method: str, level: int | str) -> Any:
+        """The cascade over the first pictures, each with its first class."""
+        import torch
+
+        from explain.methods import explain
+        from explain.sanity import check
+
+        inputs = [(self.picture(row)[1], k) for row, k in islice(self._in_turn(), SANITY_PICTURES)]
+        if not inputs:
+            raise ExplanationError("--sanity needs pictures with a finding: there is none in this split")
+        return check(
+            self.model, self.random, lambda net: torch.cat([explain(net, x, [k], method, level) for x, k in inputs])
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What the figures are of."""
+        return {
+            "checkpoint": self.path.name,
+            "pictures": len(self.rows),
+            "annotated_pictures": len(self.annotated),
+            "regions": self.regions.kind if self.regions else None,
+        }
+
+
+def grey(picture: Any) -> Any:
+    """What the catalogue reads as uint8 [H, W] or [H, W, 3]."""
+    import numpy as np
+
+    from data.readers import scale_intensity
+
+    scaled = scale_intensity(picture)
+    scaled = scaled if scaled.dtype == np.uint8 else (scaled * 255 + 0.5).astype(np.uint8)
+    return scaled[..., 0] if scaled.ndim == 3 and scaled.shape[2] == 1 else scaled
+
+
+if __name__ == "__main__":
+    sys.exit(main())
