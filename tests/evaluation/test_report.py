@@ -1,0 +1,148 @@
+"""report.html and predictions.csv: what a reader is told, and that names from files stay text."""
+
+import csv
+import io
+import math
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+
+from evaluation.evaluation_folder import draw_figures, make_folder
+from evaluation.operating_points import OperatingPoint
+from evaluation.predictions_table import predictions_csv, safe_cell
+from evaluation.report import About, calibration_text, report_html, threshold_text
+from evaluation.results import compare_scores, evaluate_scores
+from evaluation.scored_split import BootstrapSettings, ScoredSplit
+
+FEW = BootstrapSettings(draws=30)
+ABOUT = About("run on test", {"data": "<b>here</b>"}, ["Beware & look."], ["A note."])
+
+
+def scored_split(names: tuple[str, ...] = ("Mass", "Hernia"), rows: int = 80) -> ScoredSplit:
+    """The last class has no positives."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, (rows, len(names))).astype(float)
+    targets[:, -1] = 0
+    scores = 1 / (1 + np.exp(-rng.normal(size=targets.shape) - targets))
+    mask = rng.random(targets.shape) < 0.9
+    return ScoredSplit(scores, targets, mask, [f"p{n // 2}" for n in range(rows)], names)
+
+
+def results_of(scored: ScoredSplit, **columns: list[str]) -> dict:
+    thresholds = (0.5,) * (len(scored.class_names) - 1) + (math.nan,)
+    return evaluate_scores(scored, OperatingPoint(thresholds, "youden", "val", 50), columns, FEW)
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """The text of every table row's cells."""
+    rows = re.findall(r"<tr.*?</tr>", page, re.S)
+    return [[re.sub(r"<[^>]*>", " ", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+
+
+def test_undefined_is_shown_as_undefined():
+    results = results_of(scored_split())
+    page = report_html(results, ABOUT, {})
+    hernia = next(row for row in rows_of(page) if row and row[0] == "Hernia")
+    assert hernia[1] == "0" and hernia[3:6] == ["–", "–", "–"], "AUROC, DeLong, average precision"
+    mass = next(row for row in rows_of(page) if row and row[0] == "Mass")
+    auroc = results["classes"][0]["figures"]["auroc"]
+    assert mass[3].split() == [f"{auroc['value']:.3f}", f"{auroc['low']:.3f}", "to", f"{auroc['high']:.3f}"]
+    assert "mean of 1" in page and "1 of 2 classes" in page and "not in the means: Hernia." in page
+    assert "nan" not in page.lower().replace("financial", "")
+
+
+def test_names_facts_warnings_and_notes_are_text():
+    name = "<img src=x onerror=alert(1)>{{ 7 * 7 }}"
+    page = report_html(results_of(scored_split((name, "b"))), ABOUT, {})
+    assert "<img" not in page and "<b>here" not in page and "Beware &amp; look." in page
+    assert name in unescape(page) and "49" not in re.sub(r"[\d.]*49[\d.]*", "", page)
+
+
+def test_a_comparison_and_groups_have_their_tables():
+    scored = scored_split()
+    results = results_of(scored, sex=["F", "M"] * 40)
+    results["comparison"] = compare_scores(scored, scored.probabilities[::-1].copy(), "other <i>model</i>", FEW)
+    page = report_html(results, ABOUT, {})
+    one = results["comparison"]["classes"][0]
+    row = next(row for row in rows_of(page) if len(row) == 9 and row[0] == "Mass")
+    assert row[3:5] == [f"{one['auroc']:.3f}", f"{one['other_auroc']:.3f}"] and row[7] == f"{one['p']:.4f}"
+    assert "other &lt;i&gt;model" in page and [r[0] for r in rows_of(page) if len(r) == 7].count("F") == 3
+    gap = results["subgroups"][0]["gap"]
+    assert f"<b>{gap['auroc']['value']:.3f}</b>" in page and f"the best group ({gap['best']})" in page
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_figures_are_drawn_for_any_number_of_classes(classes, exclusive):
+    names = tuple(f"c{k}" for k in range(classes + 1))
+    scored = scored_split(names, 40)
+    if exclusive:
+        targets = np.eye(classes + 1)[np.arange(40) % (classes + 1)]
+        shares = scored.probabilities / scored.probabilities.sum(axis=1, keepdims=True)
+        mask = np.ones_like(scored.mask)
+        scored = ScoredSplit(shares, targets, mask, scored.patients, names, exclusive=True)
+    figures = draw_figures(
+        scored, [0.5] * classes + [math.nan], results_of(scored, sex=["F"] * 40), scored.probabilities
+    )
+    assert {"classes", "roc", "pr", "calibration", "confusion", "histograms", "subgroup 0"} == set(figures)
+    assert all(figure.axes for figure in figures.values())
+
+
+def test_a_confusion_matrix_holds_the_counts():
+    scored = scored_split()
+    results = results_of(scored)
+    figure = draw_figures(scored, [0.5, math.nan], results, None)["confusion"]
+    cells = [int(text.get_text().split("\n")[0].replace(",", "")) for text in figure.axes[0].texts]
+    confusion = results["classes"][0]["confusion"]
+    assert cells == [confusion["tn"], confusion["fp"], confusion["fn"], confusion["tp"]]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["no threshold"]
+
+
+def test_an_exclusive_matrix_counts_the_most_probable_class():
+    shares = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.7, 0.2], [0.4, 0.3, 0.3]])
+    targets = np.eye(3)[[0, 1, 2, 2]]
+    scored = ScoredSplit(shares, targets, np.ones((4, 3), bool), list("abcd"), ("x", "y", "z"), exclusive=True)
+    figure = draw_figures(scored, [0.5] * 3, results_of(scored), None)["confusion"]
+    cells = [int(text.get_text().split("\n")[0]) for text in figure.axes[0].texts]
+    assert cells == [1, 0, 0, 0, 1, 0, 1, 1, 0] and "2 of 4 right (50.0%)" in figure.get_suptitle()
+
+
+def test_where_thresholds_and_calibration_come_from_is_said():
+    results = results_of(scored_split())
+    assert "chosen on the val split by the rule 'youden'" in threshold_text(results)
+    assert "flattered" not in threshold_text(results)
+    assert "flattered" in threshold_text({**results, "split": "val"})
+    assert "0.5, not chosen" in threshold_text({**results, "threshold_rule": "0.5, not chosen"})
+    assert "no calibration" in calibration_text(results)
+    fitted = {"method": "platt", "reasons": ["", "no positives"]}
+    assert "platt scaling" in calibration_text({**results, "calibration": fitted})
+    assert "Hernia (no positives)" in calibration_text({**results, "calibration": fitted})
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1"])
+def test_what_a_spreadsheet_would_run_gets_an_apostrophe(text):
+    assert safe_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "a=1", "images/1.png", "p-1", "'=1"])
+def test_other_cells_stay_as_they_are(text):
+    assert safe_cell(text) == text
+
+
+def test_predictions_read_back_as_they_were():
+    scored = scored_split(('a,"b"', "c\nd"), 30)
+    text = predictions_csv(scored, [f"{n}.png" for n in range(30)], ["-1"] * 30, ["test"] * 30)
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    heads = ["image", "patient_id", "split", 'probability a,"b"', "probability c\nd", 'label a,"b"', "label c\nd"]
+    assert rows[0] == heads and {row[1] for row in rows[1:]} == {"'-1"}
+    np.testing.assert_array_equal(np.array([row[3:5] for row in rows[1:]], float), scored.probabilities)
+    known = np.array([[cell != "" for cell in row[5:]] for row in rows[1:]])
+    np.testing.assert_array_equal(known, scored.mask)
+
+
+def test_an_evaluation_on_other_data_has_a_folder_of_its_own(tmp_path):
+    assert make_folder(None, tmp_path, "test", None) == tmp_path / "evaluation-test"
+    assert make_folder(None, tmp_path, "all", "/data/nih.npz") == tmp_path / "evaluation-all-nih"
+    assert make_folder(str(tmp_path / "x" / "y"), tmp_path, "test", "z").is_dir()

@@ -1,0 +1,544 @@
+"""evaluate.py from the command line to report, metrics and predictions, on drawn data and untrained networks."""
+
+import csv
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
+import evaluate
+from configs.default_config import Config
+from configs.errors import CheckpointError
+from data.builder import open_data, split_data
+from data.phantom import write_phantom
+from data.splits import write_split
+from data.transforms import Preprocess
+from data.volume_transforms import VolumePreprocess
+from evaluation import evaluation_folder
+from evaluation.calibration import Calibration
+from models import HybridMedNet
+from models.saved_model import load_model
+from utils.checkpoint import load_checkpoint, save_checkpoint, write_safetensors
+
+ROOT = Path(evaluate.__file__).resolve().parent
+SIZE, COUNT = 32, 60
+# Two findings of the phantom, one of them with a name that a browser, a spreadsheet and a formula would obey; one that
+# nobody has; one that is often unknown.
+HOSTILE = '=1+1"><script src=http://evil.example/x.js></script>$x_{'
+NAMES = ["Cardiomegaly", HOSTILE, "Never", "Unsure"]
+NETWORK = [
+    "MODEL.backbone=timm/test_efficientnet",
+    "MODEL.pretrained=false",
+    "MODEL.fpn_channels=8",
+    "MODEL.fusion_channels=8",
+    "MODEL.fusion_stride=32",
+    "DATA.num_workers=0",
+    "TRAIN.batch_size=16",
+    "TRAIN.device=cpu",
+    "TRAIN.mixed_precision=false",
+    "DATA.train_split=0.4",
+    "DATA.val_split=0.3",
+    "DATA.test_split=0.3",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """The phantom's films with a column a class."""
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    write_phantom(folder, COUNT, 64)
+    write_labels(folder / "labels.csv", rows_of(folder / "labels.csv"))
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The phantom's rows with labels by chance: an untrained network knows nothing anyway."""
+    rows, rng = read_rows(path), np.random.default_rng(0)
+    for row in rows:
+        codes = [str(code) for code in rng.integers(0, 2, 3)]
+        row |= {NAMES[0]: codes[0], NAMES[1]: codes[1], NAMES[2]: "0", NAMES[3]: codes[2]}
+        row[NAMES[3]] = "" if rng.random() < 0.3 else codes[2]
+    return rows
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_labels(path: Path, rows: list[dict[str, str]], names: list[str] = NAMES, more: tuple[str, ...] = ()) -> None:
+    columns = ["image", "patient_id", "view", "age", "sex", *more, *names]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_run(folder: Path, data: Path, *overrides: str, seed: int = 0, size: object = SIZE) -> Path:
+    """A run's folder as train.py leaves it, its network untrained."""
+    given = Config.from_overrides([*NETWORK, f"DATA.image_size={size}", f"DATA.data_dir={data}", *overrides])
+    catalogue = open_data(given)
+    config = given.resolve(catalogue.class_names, catalogue.exclusive)
+    torch.manual_seed(seed)
+    model = HybridMedNet(config).eval()
+    make = VolumePreprocess if config.has_volumes() else Preprocess
+    preprocess = make(config.image_shape(), 3, model.backbone.mean, model.backbone.std)
+    folder.mkdir(parents=True)
+    content = {
+        "config": config.model_dump(mode="json"),
+        "class_names": list(catalogue.class_names),
+        "preprocessing": preprocess.as_dict(),
+        "split_sha256": write_split(folder / "split.csv", catalogue, split_data(config, catalogue)),
+        "model": model.state_dict(),
+        "metrics": {"epoch": 3},
+    }
+    save_checkpoint(content, folder / "best_model.pth")
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(pictures, tmp_path_factory) -> Path:
+    """A run that nothing was fitted for; tests copy it."""
+    return write_run(tmp_path_factory.mktemp("runs") / "first", pictures)
+
+
+@pytest.fixture
+def run(first, tmp_path) -> Path:
+    return Path(shutil.copytree(first, tmp_path / "run"))
+
+
+class Blank:
+    """In place of a figure: one that is quick to draw."""
+
+    def savefig(self, buffer, **_) -> None:
+        buffer.write(b"no picture")
+
+
+def call(*arguments: object, figures: bool = False) -> int:
+    """evaluate.main with few draws and blank pictures; logging is put back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    names = evaluation_folder.PICTURES
+    with pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr(evaluation_folder, "draw_figures", lambda *_: dict.fromkeys(names, Blank()))
+        try:
+            draws = [] if "--draws" in arguments else ["--draws", "20"]
+            return evaluate.main([str(argument) for argument in [*arguments, *draws]])
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def evaluated(first, tmp_path_factory) -> Path:
+    """A run that was evaluated once, with everything on."""
+    run = Path(shutil.copytree(first, tmp_path_factory.mktemp("evaluated") / "run"))
+    assert call(run, "--calibrate", "platt", "--subgroups", "sex", "age", "--compare", first, figures=True) == 0
+    return run
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def table_of(folder: Path, names: list[str] = NAMES) -> tuple[list[dict[str, str]], np.ndarray, np.ndarray]:
+    """(rows, probabilities [N, K], labels [N, K] with nan where unknown) of predictions.csv."""
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = np.array([[float(row[f"probability {name}"]) for name in names] for row in rows])
+    labels = np.array([[float(row[f"label {name}"] or "nan") for name in names] for row in rows])
+    return rows, scores, labels
+
+
+# ---- the figures
+
+
+def test_every_figure_is_that_of_scikit_learn_on_the_predictions(evaluated):
+    results, (rows, scores, labels) = metrics_of(evaluated / "evaluation-test"), table_of(evaluated / "evaluation-test")
+    assert len(rows) == results["pictures"] and {row["split"] for row in rows} == {"test"}
+    worst = 0.0
+    for k, one in enumerate(results["classes"]):
+        known = ~np.isnan(labels[:, k])
+        y, p = labels[known, k], scores[known, k]
+        assert (one["name"], one["positives"], one["negatives"]) == (NAMES[k], y.sum(), len(y) - y.sum())
+        figures = {name: figure["value"] for name, figure in one["figures"].items()}
+        expected = {"brier": brier_score_loss(y, p)}
+        if NAMES[k] == "Never":
+            assert figures["auroc"] is None and figures["average_precision"] is None and one["threshold"] is None
+        else:
+            flagged = p >= one["threshold"]
+            expected |= {
+                "auroc": roc_auc_score(y, p),
+                "average_precision": average_precision_score(y, p),
+                "sensitivity": flagged[y == 1].mean(),
+                "specificity": 1 - flagged[y == 0].mean(),
+            }
+        worst = max([worst, *(abs(figures[name] - value) for name, value in expected.items())])
+    print(f"largest difference from scikit-learn: {worst:.1e}")
+    assert worst < 1e-12
+    defined = [one["figures"]["auroc"]["value"] for one in results["classes"] if one["name"] != "Never"]
+    assert results["mean"]["defined_classes"] == 3
+    assert results["mean"]["figures"]["auroc"]["value"] == pytest.approx(np.mean(defined), abs=1e-15)
+
+
+def test_unknown_labels_are_empty_and_rows_name_their_patient(evaluated, pictures):
+    rows, _, labels = table_of(evaluated / "evaluation-test")
+    assert np.isnan(labels[:, 3]).any() and not np.isnan(labels[:, :3]).any()
+    with (pictures / "labels.csv").open(encoding="utf-8", newline="") as file:
+        truth = {row["image"]: row for row in csv.DictReader(file)}
+    for row in rows:
+        assert row["patient_id"] == truth[row["image"]]["patient_id"]
+        assert [row[f"label {name}"] for name in NAMES] == [truth[row["image"]][name] for name in NAMES]
+
+
+def test_probabilities_are_the_calibrated_ones_of_the_network(evaluated, pictures):
+    rows, scores, _ = table_of(evaluated / "evaluation-test")
+    saved = load_model(evaluated / "best_model.pth")
+    preprocess = Preprocess.from_dict(saved.preprocessing)
+    films = [cv2.imread(str(pictures / row["image"]), cv2.IMREAD_UNCHANGED) for row in rows]
+    with torch.no_grad():
+        logits = saved.model(torch.stack([torch.from_numpy(preprocess(film)) for film in films])).double().numpy()
+    calibration = Calibration.from_dict(saved.description["operating_point"]["calibration"])
+    assert calibration.method == "platt" and "no positives" in calibration.reasons[2]
+    np.testing.assert_allclose(scores, calibration.probabilities(logits), atol=1e-6)
+
+
+def test_a_model_compared_with_itself_does_not_differ(evaluated):
+    comparison = metrics_of(evaluated / "evaluation-test")["comparison"]
+    assert [one["name"] for one in comparison["classes"]] == NAMES
+    for one in comparison["classes"]:
+        if one["name"] != "Never":
+            assert one["difference"]["value"] == 0 and one["p"] == 1 and one["p_holm"] == 1
+    assert comparison["mean"]["difference"] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_subgroups_cover_every_picture(evaluated):
+    results = metrics_of(evaluated / "evaluation-test")
+    assert [one["column"] for one in results["subgroups"]] == ["sex", "age"]
+    for one in results["subgroups"]:
+        assert sum(group["pictures"] for group in one["groups"]) == results["pictures"]
+
+
+# ---- the files
+
+
+def test_all_files_are_there_and_are_pictures(evaluated):
+    folder = evaluated / "evaluation-test"
+    wanted = {"report.html", "metrics.json", "predictions.csv", "roc.png", "pr.png", "calibration.png", "confusion.png"}
+    assert {path.name for path in folder.iterdir()} == wanted
+    for path in folder.glob("*.png"):
+        picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert min(picture.shape) > 300 and (picture < 128).any()
+
+
+def test_the_report_opens_and_runs_nothing_and_escapes_names(evaluated):
+    page = (evaluated / "evaluation-test" / "report.html").read_text(encoding="utf-8")
+    tags = re.findall(r"<[a-zA-Z!][^>]*>", page)  # what a browser would take for a tag
+    assert not [tag for tag in tags if re.search(r"\b(href|src)\s*=", tag) and 'src="data:image/png;base64,' not in tag]
+    assert not re.search(r"<\s*(script|link|iframe|object|embed|base)\b|@import|url\(|\son\w+=", "".join(tags))
+    assert "http" not in "".join(tags) and len([tag for tag in tags if tag.startswith("<img")]) == 8
+    assert HOSTILE not in page and HOSTILE in unescape(page)
+    assert "https://" not in page and page.count("http://") == page.count("http://evil.example")
+
+
+def test_the_report_says_what_and_how(evaluated):
+    page = unescape((evaluated / "evaluation-test" / "report.html").read_text(encoding="utf-8"))
+    results = metrics_of(evaluated / "evaluation-test")
+    for text in (
+        "best_model.pth",
+        "weights of epoch 3",
+        "split.csv' says",
+        "youden",
+        "platt scaling",
+        "DeLong",
+    ):
+        assert text in page, text
+    assert "Without positives, hence undefined and not in the means: Never." in page
+    mean = results["mean"]["figures"]["auroc"]
+    assert f"{mean['low']:.3f} to {mean['high']:.3f}" in page
+
+
+def test_cells_are_no_formulas(tmp_path, pictures):
+    data = Path(shutil.copytree(pictures, tmp_path / "data"))
+    rows = read_rows(data / "labels.csv")
+    (data / rows[0]["image"]).rename(data / "=1.png")
+    rows[0] |= {"image": "=1.png", "patient_id": "@x"}
+    write_labels(data / "labels.csv", rows)
+    run = write_run(tmp_path / "run", data)
+    assert call(run, "--split", "all") == 0
+    text = (run / "evaluation-all" / "predictions.csv").read_text(encoding="utf-8")
+    cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert "'@x" in cells and "'=1.png" in cells
+
+
+# ---- the operating point
+
+
+def test_what_was_fitted_is_kept_and_used_again(evaluated, tmp_path, capsys):
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    before, stored = (run / "best_model.pth").read_bytes(), load_checkpoint(run / "best_model.pth")["operating_point"]
+    assert (stored["rule"], stored["split"], stored["thresholds"][2]) == ("youden", "val", None)
+    assert call(run, "--output", tmp_path / "again") == 0
+    assert (run / "best_model.pth").read_bytes() == before and "val" not in capsys.readouterr().err
+    again, first = metrics_of(tmp_path / "again"), metrics_of(run / "evaluation-test")
+    assert again["classes"] == first["classes"] and again["threshold_rule"] == "youden"
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (
+        run / "evaluation-test" / "predictions.csv"
+    ).read_bytes()
+
+
+def test_thresholds_are_chosen_on_val_for_what_was_asked(run):
+    weights = load_checkpoint(run / "best_model.pth")["model"]
+    assert call(run, "--threshold", "sensitivity=0.9", "--split", "val") == 0
+    results, (_, scores, labels) = metrics_of(run / "evaluation-val"), table_of(run / "evaluation-val")
+    for k, one in enumerate(results["classes"]):
+        positives = scores[labels[:, k] == 1, k]
+        if not positives.size:
+            continue
+        assert (positives >= one["threshold"]).mean() >= 0.9 and one["figures"]["sensitivity"]["value"] >= 0.9
+        higher = positives[positives > one["threshold"]]
+        assert higher.size / positives.size < 0.9, "it is the highest such threshold"
+    content = load_checkpoint(run / "best_model.pth")
+    assert content["operating_point"]["rule"] == "sensitivity=0.9" and content["metrics"] == {"epoch": 3}
+    assert all(torch.equal(content["model"][name], tensor) for name, tensor in weights.items())
+    assert "flattered" in (run / "evaluation-val" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_no_obstacle(run, monkeypatch, capsys):
+    def full(*_):
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr("utils.checkpoint.operating_point.save_checkpoint", full)
+    assert call(run) == 0
+    assert "not saved" in (said := capsys.readouterr().err) and "the disk is full" in said
+    assert (run / "evaluation-test" / "report.html").is_file()
+
+
+def test_without_a_validation_split_thresholds_are_not_chosen(run):
+    assert call(run, "--split", "all") == 0
+    results = metrics_of(run / "evaluation-all")
+    assert results["threshold_rule"] == "0.5, not chosen" and results["pictures"] == COUNT
+    assert {one["threshold"] for one in results["classes"]} == {0.5}
+    assert "trained on" in results["warnings"][0]
+    assert "0.5, not chosen" in (run / "evaluation-all" / "report.html").read_text(encoding="utf-8")
+
+
+# ---- other data, other models
+
+
+def test_other_data_are_scored_by_class_names_and_fit_nothing_into_the_file(run, pictures, tmp_path):
+    """The same films elsewhere, columns in another order, a further column: the same figures."""
+    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+    rows = [row | {"site": "B"} for row in read_rows(data / "labels.csv")]
+    rows[0] |= {"patient_id": "somebody else"}  # so that the run's split.csv is not of these data
+    write_labels(data / "labels.csv", rows, NAMES[::-1], ("site",))
+    before = (run / "best_model.pth").read_bytes()
+    assert call(run, "--split", "all", "--output", tmp_path / "mine") == 0
+    assert call(run, "--data", data, "--split", "all", "--subgroups", "site") == 0
+    theirs = metrics_of(run / "evaluation-all-hospital")
+    mine = metrics_of(tmp_path / "mine")
+    assert [one["figures"]["auroc"]["value"] for one in theirs["classes"]] == [
+        one["figures"]["auroc"]["value"] for one in mine["classes"]
+    ]
+    assert "have names that the model was trained on" in theirs["warnings"][0]
+    assert (run / "best_model.pth").read_bytes() == before
+
+
+def test_thresholds_of_other_data_stay_out_of_the_checkpoint(run, pictures, tmp_path, capsys):
+    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+    rows = read_rows(data / "labels.csv")
+    write_labels(data / "labels.csv", [row | {"split": "val"} for row in rows[1:]], NAMES, ("split",))
+    before = (run / "best_model.pth").read_bytes()
+    assert call(run, "--data", data, "--split", "val") == 0
+    assert (run / "best_model.pth").read_bytes() == before
+    assert "not saved" in capsys.readouterr().err
+
+
+def test_two_models_that_differ(run, pictures, tmp_path):
+    """The other knows fewer classes, at another size: compared over what both have, against scikit-learn."""
+    other_data = Path(shutil.copytree(pictures, tmp_path / "fewer"))
+    write_labels(other_data / "labels.csv", read_rows(pictures / "labels.csv"), [NAMES[3], NAMES[0]])
+    other = write_run(tmp_path / "other", other_data, seed=7, size=48)
+    assert call(run, "--compare", other, "--split", "all") == 0
+    assert call(other, "--split", "all") == 0
+    comparison = metrics_of(run / "evaluation-all")["comparison"]
+    assert [one["name"] for one in comparison["classes"]] == [NAMES[0], NAMES[3]]
+    names = [NAMES[0], NAMES[3]]
+    for folder, key in ((run, "auroc"), (other, "other_auroc")):
+        _, scores, labels = table_of(folder / "evaluation-all", names)
+        for k, one in enumerate(comparison["classes"]):
+            known = ~np.isnan(labels[:, k])
+            assert one[key] == pytest.approx(roc_auc_score(labels[known, k], scores[known, k]), abs=1e-12)
+    assert "Not compared" in " ".join(metrics_of(run / "evaluation-all")["notes"])
+
+
+def test_safetensors_carry_what_was_fitted(run, tmp_path):
+    content = load_checkpoint(run / "best_model.pth")
+    weights = content.pop("model")
+    (run / "best_model.pth").unlink()
+    write_safetensors(run / "model.safetensors", weights, content)
+    assert call(run / "model.safetensors", "--calibrate", "temperature") == 0
+    saved = load_model(run / "model.safetensors")
+    assert saved.description["operating_point"]["calibration"]["method"] == "temperature"
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in saved.model.state_dict().items())
+
+
+def write_class_folders(root: Path) -> Path:
+    for number, name in enumerate(("bright", "dark", "striped")):
+        for index in range(12):
+            pixels = np.random.default_rng(100 * number + index).integers(0, 40, (24, 24)).astype(np.uint8)
+            pixels[:: 2 if number == 2 else 1] += 200 if number != 1 else 0
+            (root / name).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(root / name / f"{index}.png"), pixels)
+    return root
+
+
+def write_npz(root: Path) -> Path:
+    arrays = {}
+    for split, count in (("train", 8), ("val", 20), ("test", 20)):
+        rng = np.random.default_rng(count)
+        arrays[f"{split}_images"] = rng.integers(0, 255, (count, 28, 28)).astype(np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count) % 2)[:, None]
+    root.mkdir()
+    np.savez(root / "data.npz", **arrays)
+    return root / "data.npz"
+
+
+def write_volumes(root: Path) -> Path:
+    """Noise; axes and units are what tests/data look at."""
+    root.mkdir()
+    rows = ["image,patient_id,split,Spot,Dot"]
+    for number in range(12):
+        voxels = np.random.default_rng(number).normal(size=(20, 20, 10)).astype(np.float32)
+        nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 4.0, 1.0])).to_filename(root / f"{number}.nii.gz")
+        rows.append(
+            f"{number}.nii.gz,p{number // 2},{('train', 'val', 'test')[number // 4]},{number % 2},{number // 2 % 2}"
+        )
+    (root / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("write", "overrides", "size", "task"),
+    [
+        (write_class_folders, [], SIZE, "multi_class"),
+        (write_npz, [], SIZE, "binary"),
+        (write_volumes, ["MODEL.backbone=convnext3d_tiny"], [8, 32, 32], "multi_label"),
+    ],
+    ids=["classes", "binary", "volumes"],
+)
+def test_every_kind_of_task(tmp_path, write, overrides, size, task):
+    run = write_run(tmp_path / "run", write(tmp_path / "data"), *overrides, size=size)
+    options = ["--calibrate", "temperature"] if task != "multi_label" else []
+    assert call(run, *options) == 0
+    results = metrics_of(run / "evaluation-test")
+    names = [one["name"] for one in results["classes"]]
+    _, scores, labels = table_of(run / "evaluation-test", names)
+    if task == "multi_class":
+        np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-12)
+        expected = (scores.argmax(axis=1) == labels.argmax(axis=1)).mean()
+        assert results["accuracy"]["value"] == pytest.approx(expected, abs=1e-12)
+        assert len(set(results["calibration"]["slopes"])) == 1
+    assert task in results["evaluated"]["task"]
+
+
+def test_a_hierarchical_model_is_scored_by_its_findings(pictures, tmp_path):
+    groups = f"MODEL.coarse_groups={{heart: [{NAMES[0]}], other: [{NAMES[2]}]}}"
+    run = write_run(tmp_path / "run", pictures, "MODEL.hierarchical=true", groups)
+    assert call(run) == 0
+    assert len(metrics_of(run / "evaluation-test")["classes"]) == 4
+
+
+# ---- the user's errors
+
+
+@pytest.fixture
+def complaint(capsys):
+    """complaint(arguments…) → the one line of an evaluation that must end with exit code 2."""
+
+    def say(*arguments: object) -> str:
+        assert call(*arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1 and not [line for line in lines if "Traceback" in line]
+        return "\n".join(lines[lines.index(errors[0]) :])
+
+    return say
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys, evaluate\n"
+        "try:\n    evaluate.parse_arguments(['--help'])\n"
+        "except SystemExit as leave:\n    assert leave.code == 0\n"
+        "print('heavy:', sorted({'torch', 'timm', 'cv2', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--calibrate" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stderr
+
+
+def test_wishes_that_cannot_be(complaint, run):
+    assert "did you mean 'youden'" in complaint(run, "--threshold", "yuden")
+    assert "temperature, platt, none" in complaint(run, "--calibrate", "isotonic")
+    assert "--draws 0" in complaint(run, "--draws", "0")
+    assert "did you mean 'sex'" in complaint(run, "--subgroups", "sexx")
+    assert "no split 'val'" in complaint(run, "--split", "all", "--threshold", "f1")
+
+
+def test_checkpoints_that_are_none(complaint, run, tmp_path):
+    assert "nowhere.pth' does not exist" in complaint(tmp_path / "nowhere.pth")
+    (tmp_path / "empty").mkdir()
+    assert "there is no best_model.pth and no last.pth" in complaint(tmp_path / "empty")
+    assert "nowhere.pth' does not exist" in complaint(run, "--compare", tmp_path / "nowhere.pth")
+    (run / "best_model.pth").write_bytes((run / "best_model.pth").read_bytes()[:5000])
+    assert "damaged" in complaint(run)
+
+
+def test_a_path_in_the_checkpoint_is_not_opened(complaint, run):
+    (run / "config.yaml").unlink()
+    assert "--data FOLDER" in complaint(run)
+
+
+def test_splits_that_are_not_there(complaint, run, pictures, tmp_path):
+    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+    rows = [
+        row | {"split": "train" if number % 2 else "val"} for number, row in enumerate(read_rows(data / "labels.csv"))
+    ]
+    write_labels(data / "labels.csv", rows[1:], NAMES, ("split",))
+    message = complaint(run, "--data", data)
+    assert (
+        "no test split" in message and "train (30 pictures), val (29 pictures)" in message and "--split all" in message
+    )
+    write_labels(data / "labels.csv", rows[1:])
+    assert "there are none" in complaint(run, "--data", data)
+
+
+def test_a_split_file_that_does_not_fit_the_runs_own_data(complaint, run):
+    path = run / "split.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("test", "train", 1), encoding="utf-8")
+    assert "damaged or was edited" in complaint(run)
+
+
+def test_data_that_lack_a_class(complaint, run, pictures, tmp_path):
+    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+    write_labels(data / "labels.csv", read_rows(data / "labels.csv"), NAMES[:3])
+    assert "'Unsure'" in complaint(run, "--data", data, "--split", "all")
+
+
+def test_a_folder_that_cannot_be_made(complaint, run, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "name another by --output" in complaint(run, "--output", tmp_path / "file" / "x")
