@@ -6,6 +6,8 @@ lies between them, LayerNorm, softmax and GELU above all, stays float32 in any c
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import shutil
 import tempfile
@@ -148,11 +150,12 @@ def _naming_failures(kind: str, source: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that onnxruntime's tools log on the root logger."""
+    """Without the advice that onnxruntime's tools log on the root logger, and what they print."""
     root = logging.getLogger()
     before, root.disabled = root.disabled, True
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.disabled = before
 
