@@ -9,17 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evaluation.scored_split import ScoredSplit
-
-# A cell that begins so is a formula to spreadsheet programs, and a formula can run things.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def safe_cell(text: str) -> str:
-    """A text that no spreadsheet program takes for a formula: with an apostrophe before it where it might be one.
-
-    Source: OWASP, CSV injection.
-    """
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+from utils.csv_cells import safe_cell
 
 
 def predictions_csv(scored: ScoredSplit, images: Sequence[str], patients: Sequence[str], splits: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ def test_formulas_are_texts(text):
     assert safe_cell(text) == "'" + text
 
 
-@pytest.mark.parametrize("text", ["", "PA", "a=b", "-1", "+1.5", "-1e-3", "0.25", " -7", "it's", "心影增大"])
+@pytest.mark.parametrize(
+    "text", ["", "PA", "a=b", "-1", "+1.5", "-1e-3", "0.25", " -7", "it's", "p-1", "'=1", "心影增大"]
+)
 def test_other_texts_and_numbers_stay(text):
     assert safe_cell(text) == text
