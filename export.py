@@ -2,6 +2,7 @@
 """Write a trained model as a file for other programs, and prove that it computes what the network does.
 
 python export.py checkpoints/<run>                                # best_model.onnx beside the checkpoint
+python export.py model.pth --quantize static --calibration-count 256    # model.int8.onnx beside model.onnx
 python export.py model.pth --format openvino --output hospital/model.xml
 python export.py model.pth --format torch_export --precision bf16 --fixed-batch 8 --logits
 """
@@ -46,6 +47,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--opset", metavar="N", type=int, help="of ONNX and what is made from it; default: 18")
     add("--fixed-batch", metavar="N", type=int, nargs="?", const=1, help="N pictures at a time (1); else any number")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the network inside (%(default)s)")
+    add("--quantize", choices=("dynamic", "static"), help="an int8 file beside the ONNX file: docs/compression.md")
+    add("--calibration-count", metavar="N", type=int, default=128, help="training pictures for static (%(default)s)")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--calibrated", action="store_true", help="insist on calibrated probabilities")
     output.add_argument("--logits", action="store_true", help="logits instead of probabilities")
@@ -99,11 +102,15 @@ def export(options: argparse.Namespace) -> None:
     real, place = real_pictures(path, saved, preprocess)
     pictures = np.concatenate([random_pictures(image_shape), real])
 
+    calibration = calibration_pictures(path, saved, preprocess, options) if options.quantize == "static" else ()
+
     difference = export_file(network, options.format, target, request, pictures)
     logger.info("exported and compared in %.0f s", time.perf_counter() - begin)
     print(f"{target}: {options.format} in {options.precision}, gives {output} of {len(names)} classes")
     counts = f"{len(pictures) - len(real)} random pictures and {len(real)} of {place}"
     print(f"largest |Δ| to the network: {difference:.1e}, over {counts}")
+    if options.quantize:
+        quantize(target, calibration, network, pictures)
 
 
 def output_file(options: argparse.Namespace, checkpoint: Path) -> Path:
@@ -116,11 +123,58 @@ def output_file(options: argparse.Namespace, checkpoint: Path) -> Path:
         raise ExportError(f"--opset is for --format {', '.join(FROM_ONNX)}, not for {options.format}")
     if options.fixed_batch is not None and options.fixed_batch < 1:
         raise ExportError(f"--fixed-batch {options.fixed_batch}: at least 1 picture")
+    if options.quantize and (options.format, options.precision) != ("onnx", "fp32"):
+        raise ExportError("--quantize makes an int8 file of a float32 ONNX file: --format onnx, --precision fp32")
+    if options.calibration_count < 1:
+        raise ExportError(f"--calibration-count {options.calibration_count}: at least 1 picture")
     if options.format == "torchscript":
         logger.warning(
             "TorchScript is deprecated by PyTorch: --format onnx or torch_export will be readable for longer"
         )
     return target
+
+
+def quantize(source: Path, calibration, network, pictures) -> None:
+    """Make the int8 file beside an ONNX file, static where there are pictures, and say how far its numbers are off."""
+    import math
+
+    from deployment.onnx_format import open_onnx
+    from deployment.quantization import quantize_dynamic, quantize_static
+    from deployment.verification import compare
+
+    target = source.with_suffix(".int8.onnx")
+    static = calibration != ()
+    count = quantize_static(source, target, calibration) if static else quantize_dynamic(source, target)
+    difference = compare(network, open_onnx(target), pictures)
+    if not math.isfinite(difference):
+        target.unlink()
+        raise ExportError(f"'{target}' gave numbers that are not finite; it was removed")
+    what = f"{count} tensors of fixed range" if static else f"{count} matrix products"
+    print(f"{target}: int8 {'static' if static else 'dynamic'}, {what}, {target.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"largest |Δ| to the network: {difference:.1e}; what that does to AUROC is to be measured: docs/compression.md"
+    )
+
+
+def calibration_pictures(path: Path, saved, preprocess, options: argparse.Namespace):
+    """Batches of the run's training pictures, float32 [1, C, *spatial], spread over the split, read as they are needed.
+
+    Raises ConfigError and DataError where the run's data or its split.csv are not at hand.
+    """
+    import numpy as np
+
+    from configs.run_data import with_data_of_run
+    from data.builder import open_data, split_data
+
+    config, split = with_data_of_run(saved.config, path.parent), path.parent / "split.csv"
+    if not split.is_file():
+        raise DataError(
+            f"--quantize static needs the run's '{split}', which says what it was trained on: or use dynamic"
+        )
+    catalogue = open_data(config)
+    rows = np.flatnonzero(split_data(config, catalogue, split) == "train")
+    chosen = np.unique(np.linspace(0, len(rows) - 1, options.calibration_count).round().astype(int))
+    return (preprocess(catalogue.read(int(row)))[None] for row in rows[chosen])
 
 
 def exported_network(options: argparse.Namespace, saved, point):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import shutil
 import tempfile
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from configs.errors import ExportError
+from utils.atomic_file import replacing
 
 # How ranges of activations follow from the pictures that are shown.
 METHODS = ("minmax", "percentile", "entropy")
 # Convolutions of whole numbers are slow in onnxruntime without ranges that are known before.
 _DYNAMIC_TYPES = ("MatMul", "Gemm")
 _STATIC_TYPES = ("Conv", "MatMul", "Gemm")
+_MADE = "made.onnx"
 
 
 def quantize_dynamic(source: str | Path, target: str | Path, seven_bits: bool = True) -> int:
@@ -39,13 +42,13 @@ def quantize_dynamic(source: str | Path, target: str | Path, seven_bits: bool = 
     with _prepared(source) as prepared, _quiet():
         quantize_dynamic(
             prepared,
-            target,
+            prepared.with_name(_MADE),
             op_types_to_quantize=list(_DYNAMIC_TYPES),
             per_channel=True,
             reduce_range=seven_bits,
             weight_type=QuantType.QInt8,
         )
-    return _count_or_fail(target, ("MatMulInteger", "DynamicQuantizeMatMul"), "matrix products")
+        return _finish(prepared.with_name(_MADE), target, ("MatMulInteger", "DynamicQuantizeMatMul"), "matrix products")
 
 
 def quantize_static(
@@ -62,7 +65,7 @@ def quantize_static(
     the network is given them, of the training split. method: minmax, the whole range seen; percentile, 99.999 % of it;
     entropy, the range of least Kullback-Leibler divergence (Migacz 2017). seven_bits: see `quantize_dynamic`.
     excluded: names of nodes that stay float32.
-    Returns how many products were quantised. Raises ExportError without pictures, for an unknown method, and where
+    Returns how many tensors are quantised. Raises ExportError without pictures, for an unknown method, and where
     onnxruntime fails.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -74,7 +77,7 @@ def quantize_static(
         reader = _reader(prepared, pictures)
         quantize_static(
             prepared,
-            target,
+            prepared.with_name(_MADE),
             reader,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_STATIC_TYPES),
@@ -85,7 +88,7 @@ def quantize_static(
             weight_type=QuantType.QInt8,
             calibrate_method=dict(zip(METHODS, kinds, strict=True))[method],
         )
-    return _count_or_fail(target, ("QuantizeLinear",), "convolutions or matrix products")
+        return _finish(prepared.with_name(_MADE), target, ("QuantizeLinear",), "convolutions or matrix products")
 
 
 def to_half(source: str | Path, target: str | Path) -> None:
@@ -111,12 +114,11 @@ def _reader(model: Path, pictures: Iterable[np.ndarray]) -> Any:
     if first is None:
         raise ExportError("there is no picture to calibrate int8 with: raise --calibration-count")
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.waiting: list[np.ndarray] = [first]
+    everything = itertools.chain([first], batches)
 
+    class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = self.waiting.pop() if self.waiting else next(batches, None)
+            batch = next(everything, None)
             return None if batch is None else {name: np.ascontiguousarray(batch, np.float32)}
 
     return Reader()
@@ -160,11 +162,13 @@ def _quiet() -> Iterator[None]:
         root.disabled = before
 
 
-def _count_or_fail(path: str | Path, kinds: Sequence[str], what: str) -> int:
+def _finish(made: Path, target: str | Path, kinds: Sequence[str], what: str) -> int:
+    """Count nodes of these kinds, and give the file its name; ExportError where there are none."""
     import onnx
 
-    count = sum(node.op_type in kinds for node in onnx.load(str(path), load_external_data=False).graph.node)
+    count = sum(node.op_type in kinds for node in onnx.load(str(made)).graph.node)
     if not count:
-        Path(path).unlink(missing_ok=True)
-        raise ExportError(f"int8 would change nothing: this network has no {what} with weights; the file was removed")
+        raise ExportError(f"int8 would change nothing: this network has no {what} with weights; no file was written")
+    with replacing(Path(target)) as temporary:
+        shutil.move(made, temporary)
     return count
