@@ -15,8 +15,8 @@ from explain.geometry import cells_to_pixels
 from utils.evaluation_mode import evaluating
 
 FUSED, AUTO = "fused", "auto"
-# The coarsest level hits least and the fused map most on the phantom: docs/explanation.md has the figures.
-AUTO_LEVEL: int | str = FUSED
+# The last level but one, of stride 16 in most backbones, hits most on the phantom: docs/explanation.md has the figures.
+AUTO_LEVEL: int | str = -2
 
 Level = int | str
 
