@@ -2,7 +2,7 @@
 
 A model answers whatever it is given; nothing in its answer says that a film was a screenshot or a lateral view. So a
 run notes a few plain traits of its training data, and prediction compares. This finds what is coarsely wrong (size,
-depth, colour, view, a negative); it is no test of whether a model holds for a picture.
+depth, colour, view, a negative, another part of the body); it is no test of whether a model holds for a picture.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from configs.errors import CheckpointError, DataError
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 # As many as tell the range, and as many pixels as are decoded in a few seconds.
 MOST_PICTURES, MOST_PIXELS, BATCH = 64, 10**8, 8
 _LOOKED_AT = 256  # pixels of an axis; of volumes as many voxels as of pictures
+_CELLS = 8  # rows and columns of the mean picture: where it is bright, not whose it is
 _COLOURED = 0.02  # mean distance of the channels, of the full range; JPEG's rounding of a grey film is below
 
 
@@ -63,6 +65,7 @@ PICTURE_TRAITS = (
     Trait("contrast", "standard deviation of brightness", ".2f", floor=0.05),
     Trait("bits", names={8: "8 bits", 16: "16 bits", 32: "windowed DICOM"}),
     Trait("colour", names={0: "grey", 1: "colour"}),
+    Trait("likeness", "correlation with the mean training picture", ".2f", floor=0.1),
 )
 VOLUME_TRAITS = (
     *(Trait(f"{axis}_mm", axis, ".0f", " mm", ratio=1.5) for axis in ("depth", "height", "width")),
@@ -77,16 +80,26 @@ def measure(picture: np.ndarray | Volume) -> np.ndarray:
     """The traits of one decoded picture or volume, float32 in the order of PICTURE_TRAITS or VOLUME_TRAITS.
 
     Brightness is in [0, 1] by data/readers.py's rule, as preprocessing sees it; of large pictures every n-th row and
-    column counts. A picture stored with three equal channels is grey.
+    column counts. A picture stored with three equal channels is grey. Instead of its likeness, which is told against
+    others, a picture has its brightness in 8 x 8 cells at the end.
     """
     if isinstance(picture, Volume):
         return _measure_volume(picture)
     height, width = picture.shape[:2]
     few = picture[:: -(-height // _LOOKED_AT), :: -(-width // _LOOKED_AT)]
-    unit = scale_intensity(few).astype(np.float32) / (255.0 if few.dtype == np.uint8 else 1.0)
+    unit = scale_intensity(few).astype(np.float32) / np.float32(255.0 if few.dtype == np.uint8 else 1.0)
     colour = few.ndim == 3 and few.shape[2] == 3 and float(np.ptp(unit, axis=2).mean()) > _COLOURED
     figures = (height, width, width / height, unit.mean(), unit.std(), 8 * picture.dtype.itemsize, colour)
-    return np.array(figures, np.float32)
+    grey = unit if unit.ndim == 2 else unit.mean(axis=2)
+    cells = cv2.resize(grey, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
+    return np.concatenate([np.array(figures, np.float32), cells.ravel()])
+
+
+def likeness(cells: np.ndarray, pattern: np.ndarray) -> float:
+    """Correlation of two pictures' cells, -1 to 1; 0 where one of them is all of one value."""
+    one, other = (values - values.mean() for values in (np.asarray(cells, np.float64), np.asarray(pattern, np.float64)))
+    norm = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / norm if norm > 1e-9 else 0.0
 
 
 def _measure_volume(volume: Volume) -> np.ndarray:
@@ -131,12 +144,21 @@ def describe_pictures(loader: PictureLoader, volumes: bool) -> dict[str, Any]:
     figures = _read(loader.like(dataset, EpochBatches(rows, BATCH, False, 0), _Skipped()), traits)
     if not len(figures):
         return {}
+    figures, pattern = (figures, []) if volumes else _with_likeness(figures)
     views = Counter(view_name(catalogue.samples[i].meta.get("view", "")) for i in loader.indices)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
     seen = {"pictures": len(figures), "of": len(loader.indices)}
-    kind = "volumes" if volumes else "pictures"
-    return {"kind": kind, **seen, "ranges": ranges, "kinds": kinds, "views": {v: n for v, n in views.items() if v}}
+    kind, known = "volumes" if volumes else "pictures", {v: n for v, n in views.items() if v}
+    return {"kind": kind, **seen, "ranges": ranges, "kinds": kinds, "views": known, "pattern": pattern}
+
+
+def _with_likeness(figures: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """([pictures, traits], the mean picture's cells): the likeness of each to the mean of all others."""
+    traits, cells = np.split(figures, [figures.shape[1] - _CELLS**2], axis=1)
+    total, count = cells.sum(axis=0), len(cells)
+    alike = [likeness(one, (total - one) / (count - 1)) if count > 1 else 1.0 for one in cells]
+    return np.column_stack([traits, alike]), np.round(total / count, 4).tolist()
 
 
 def _read(loader: PictureLoader, traits: Sequence[Trait]) -> np.ndarray:
@@ -179,12 +201,13 @@ def view_name(text: str) -> str:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What `describe_pictures` gave, read back: ranges of numbers, counts of kinds and of views."""
+    """What `describe_pictures` gave, read back; pattern: the mean picture's cells."""
 
     traits: tuple[Trait, ...]
     ranges: Mapping[str, tuple[float, float]]
     kinds: Mapping[str, Mapping[str, int]]
     views: Mapping[str, int]
+    pattern: np.ndarray
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], volumes: bool) -> TrainingData:
@@ -195,13 +218,17 @@ class TrainingData:
                 raise ValueError(f"it is of {values['kind']}")
             ranges = {t.name: _range(values["ranges"][t.name]) for t in traits if t.names is None}
             kinds = {t.name: _counts(values["kinds"][t.name]) for t in traits if t.names is not None}
-            return cls(traits, ranges, kinds, _counts(values["views"]))
+            return cls(traits, ranges, kinds, _counts(values["views"]), _pattern(values["pattern"], volumes))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"what a checkpoint says of its training data cannot be read ({error!r})") from None
 
     def differences(self, figures: Sequence[float] | np.ndarray, view: str = "") -> list[str]:
         """In words, how a picture with these traits (see `measure`) and this view is unlike the training pictures."""
-        found = [self._difference(trait, float(value)) for trait, value in zip(self.traits, figures, strict=True)]
+        values = [float(value) for value in figures]
+        if len(self.pattern):
+            cut = len(values) - len(self.pattern)
+            values = [*values[:cut], likeness(np.array(values[cut:]), self.pattern)]
+        found = [self._difference(trait, value) for trait, value in zip(self.traits, values, strict=True)]
         view = view_name(view)
         if view and self.views and view not in self.views:
             found.append(f"view {view} (training: {', '.join(sorted(self.views))})")
@@ -228,3 +255,10 @@ def _range(values: Any) -> tuple[float, float]:
 
 def _counts(values: Any) -> dict[str, int]:
     return {str(name): int(count) for name, count in values.items()}
+
+
+def _pattern(values: Any, volumes: bool) -> np.ndarray:
+    pattern = np.array(values, np.float64)
+    if pattern.shape != (0 if volumes else _CELLS**2,) or not np.isfinite(pattern).all():
+        raise ValueError(f"pattern of shape {pattern.shape}")
+    return pattern

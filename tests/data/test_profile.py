@@ -10,7 +10,7 @@ from data.formats import open_source
 from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
 from data.phantom import write_phantom
 from data.phantom_volumes import write_phantom_volumes
-from data.profile import PICTURE_TRAITS, VOLUME_TRAITS, TrainingData, describe_pictures, measure
+from data.profile import PICTURE_TRAITS, VOLUME_TRAITS, TrainingData, describe_pictures, likeness, measure
 from data.sample import Catalogue, Sample
 from data.volumes import Volume
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -130,6 +130,27 @@ def test_pictures_of_the_training_data_are_not_unlike_it(described, phantom):
     assert not any(found)
 
 
+def test_likeness_is_the_correlation_of_cells(described, phantom):
+    one, other = (phantom.read(i).astype(float).reshape(8, 8, 8, 8).mean(axis=(1, 3)).ravel() for i in (0, 1))
+    assert likeness(one, other) == pytest.approx(np.corrcoef(one, other)[0, 1], abs=1e-12)
+    np.testing.assert_allclose(measure(phantom.read(0))[-64:], one / 255, atol=1e-6)
+    assert likeness(one, -other) == -likeness(one, other) and likeness(one, np.ones(64)) == 0.0
+    low, high = described["ranges"]["likeness"]
+    print(f"likeness of the training pictures to the mean of all others: {low:.2f} to {high:.2f}")
+    assert 0 < low < high <= 1
+
+
+def test_negatives_and_turned_pictures(described, phantom):
+    """A negative looks like no film; upside down, most of a thorax is still bright in the middle."""
+    changes = {"negative": lambda p: 255 - p, "quarter turn": np.rot90, "half turn": lambda p: np.rot90(p, 2)}
+    found = {
+        name: sum("correlation" in "".join(warnings_of(described, change(phantom.read(i)))) for i in range(COUNT))
+        for name, change in changes.items()
+    }
+    print(f"of {COUNT} pictures told to be unlike: {found}")
+    assert found["negative"] == COUNT and found["quarter turn"] > COUNT / 2
+
+
 def test_pictures_that_are_unlike_the_training_data(described, phantom):
     picture = phantom.read(0)
     large = np.kron(picture, np.ones((2, 2), np.uint8))
@@ -170,6 +191,8 @@ def test_volumes_unlike_the_training_data(tmp_path):
     [
         {"kind": "films"},
         {"kind": "volumes"},
+        {"pattern": [1.0] * 63},
+        {"pattern": [float("nan")] * 64},
         {"ranges": {}},
         {"ranges": None},
         {"views": 3},
