@@ -29,6 +29,8 @@ def find_problems(config: Config) -> list[str]:
         found.append(
             "MODEL.init_from and a file in MODEL.pretrained: the first brings the backbone too, set one of them"
         )
+    if config.TRAIN.pruning.method != "none" and config.MODEL.init_from is None:
+        found.append("TRAIN.pruning is for trained weights: name them by MODEL.init_from")
     if config.TRAIN.quantization_aware and config.TRAIN.compile:
         found.append("TRAIN.quantization_aware and TRAIN.compile do not go together: set one of them to false")
     for key in ("mean", "std"):

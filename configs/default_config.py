@@ -98,6 +98,17 @@ class ModelSettings(Section):
         return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
+class Pruning(Section):
+    """Removing weights before fine-tuning."""
+
+    section_name: ClassVar[str] = "TRAIN.pruning"
+
+    method: Literal["none", "unstructured"] = _setting(
+        "none", "unstructured: the smallest weights of MODEL.init_from are zero and stay zero in training."
+    )
+    amount: float = _setting(0.5, "Share of the weights of convolutions and linear layers, the head apart.", gt=0, lt=1)
+
+
 class TrainSettings(Section):
     """The optimisation."""
 
@@ -136,6 +147,7 @@ class TrainSettings(Section):
     quantization_aware: bool = _setting(
         False, "Train for int8: forward passes of training round weights and inputs of layers; evaluation does not."
     )
+    pruning: Pruning = Field(default_factory=Pruning, description="Weights that are zero while others are trained.")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     seed: NonNegativeInt = _setting(0, "Seed of weights, splits, order and augmentation.")
 

@@ -27,6 +27,7 @@ from training.losses import (
 from training.optim import LearningRateSchedule, create_optimizer
 from training.precision import Precision, choose_precision
 from training.quantization_aware import QuantizationAware
+from training.sparsity import SparseWeights, prune_smallest
 from training.trainer import Trainer, TrainerOptions
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
 
@@ -79,6 +80,7 @@ def build_trainer(
         save_every_steps=config.CHECKPOINT.save_every_steps,
     )
     model.to(memory_format=options.memory_format)
+    sparsity = _pruned(model, settings) if settings.pruning.method != "none" else None
     trainer = Trainer(
         model,
         build_loss(config, train_labels, coarse_groups, device),
@@ -89,6 +91,7 @@ def build_trainer(
         tuple(config.DATA.class_names or ()),
         ExponentialMovingAverage(model, settings.ema_decay) if settings.ema_decay else None,
     )
+    trainer.sparsity = sparsity
     if settings.quantization_aware:
         trainer.forward = QuantizationAware(model)
     if settings.compile:
@@ -119,6 +122,13 @@ def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precis
     model.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=precision.dtype)
     assert isinstance(model, nn.Module)
     logger.info("gradient checkpointing: %s", _standing_memory(model, config.TRAIN))
+
+
+def _pruned(model: nn.Module, settings: TrainSettings) -> SparseWeights:
+    """Zero weights before anything copies them; a run that is resumed finds its own again."""
+    sparsity = prune_smallest(model, settings.pruning.amount, spared=("classifier.",))
+    logger.info("pruned %.1f %% of the weights of convolutions and linear layers", 100 * sparsity.share)
+    return sparsity
 
 
 def _standing_memory(model: nn.Module, settings: TrainSettings) -> str:

@@ -22,6 +22,7 @@ from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
 from training.out_of_memory import Adaptation, memory_needed
 from training.precision import Precision
+from training.sparsity import SparseWeights
 from training.state import EpochSums, TrainerState, WindowStart
 from training.state_check import check_resumable
 from utils.interrupt import Interrupted
@@ -71,6 +72,7 @@ class Trainer:
         self.loss: TrainingLoss | DistillationLoss = loss  # of training; the evaluator has its own
         self.precision, self.options, self.class_names, self.ema = precision, options, class_names, ema
         self.scaler = precision.scaler()
+        self.sparsity: SparseWeights | None = None
         self.device = next(model.parameters()).device
         self.state = TrainerState()
         self.forward: Callable = model
@@ -152,6 +154,8 @@ class Trainer:
                 return False
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.sparsity is not None:
+                self.sparsity.apply()
         self.optimizer.zero_grad(set_to_none=True)
         self._count_step(loss_value, norm, sum(len(batch) for batch in window))
         return True
@@ -299,6 +303,8 @@ class Trainer:
         self.adaptation.resume(state)
         self.state = state
         self.model.load_state_dict(content["model"])
+        if self.sparsity is not None:
+            self.sparsity = self.sparsity.taken_from(self.model)
         if self.ema is not None:
             self.ema = ExponentialMovingAverage(self.model, self.ema.decay)
             if content["ema"] is not None:
