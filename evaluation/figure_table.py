@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.bootstrap import Figures
-from evaluation.intervals import UNDEFINED, Interval, percentile_interval
+from evaluation.intervals import UNDEFINED, Interval, percentile_interval, shifted_interval
 from evaluation.operating_points import confusion_counts, threshold_figures
 from evaluation.reliability import brier_score, expected_calibration_error
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
@@ -25,6 +25,7 @@ ALL = (*RANKING, *AT_THRESHOLD, *RELIABILITY)
 NEEDS_POSITIVES = {"auroc", "average_precision", "sensitivity", "f1"}
 NEEDS_NEGATIVES = {"auroc", "average_precision", "specificity"}
 FEWEST_PATIENTS = 2
+RAISED_BY_NOISE = {"ece"}
 
 
 def drawn_figures(scored: ScoredSplit, thresholds: Floats, names: Sequence[str] = ALL) -> list[Figures]:
@@ -67,7 +68,7 @@ class FigureTable:
             and (positives >= FEWEST_PATIENTS or name not in NEEDS_POSITIVES)
             and (negatives >= FEWEST_PATIENTS or name not in NEEDS_NEGATIVES)
         )
-        return percentile_interval(value, draws, self.level) if enough else Interval(value)
+        return self._interval(name, value, draws) if enough else Interval(value)
 
     def mean(self, name: str) -> Interval:
         """The mean over the classes with both sides where the figure is defined; so in each draw."""
@@ -75,7 +76,10 @@ class FigureTable:
         if not chosen.any():
             return UNDEFINED
         value = math.fsum(self.values[name][chosen]) / int(chosen.sum())
-        return percentile_interval(value, self.mean_draws(name, chosen), self.level)
+        return self._interval(name, value, self.mean_draws(name, chosen))
+
+    def _interval(self, name: str, value: float, draws: Floats) -> Interval:
+        return (shifted_interval if name in RAISED_BY_NOISE else percentile_interval)(value, draws, self.level)
 
     def averaged(self, name: str) -> np.ndarray:
         """The classes that a mean is over, bool [K]."""

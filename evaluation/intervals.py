@@ -55,6 +55,19 @@ def percentile_interval(value: float, draws: ArrayLike, level: float = 0.95) -> 
     return Interval(float(value), float(low), float(high))
 
 
+def shifted_interval(value: float, draws: ArrayLike, level: float = 0.95) -> Interval:
+    """The percentile interval moved so that the draws' mean lies on the value, cut at 0: for figures that noise raises.
+
+    A draw adds noise to every bin of an expected calibration error, whose draws then lie above the sample's own value,
+    all of them even. How far above is the bootstrap's estimate of that bias (Efron & Tibshirani 1993, chapter 10); the
+    sample's value has such a bias too, which is left in it, as is usual. Arguments as for `percentile_interval`.
+    """
+    defined = np.asarray(draws, np.float64)
+    known = defined[~np.isnan(defined)]
+    bias = float(known.mean()) - value if known.size else 0.0
+    return percentile_interval(value, np.maximum(defined - bias, 0.0), level)
+
+
 def wilson_interval(successes: float, total: float, level: float = 0.95) -> Interval:
     """A share and its score interval; it stays within [0, 1] and has a width at 0 and at 1 too.
 

@@ -8,7 +8,7 @@ import pytest
 import evaluation.bootstrap as module
 from evaluation.bootstrap import bootstrap, draw_weights
 from evaluation.figure_table import ALL, drawn_figures, figure_table
-from evaluation.intervals import percentile_interval
+from evaluation.intervals import percentile_interval, shifted_interval
 from evaluation.scored_split import BootstrapSettings, ScoredSplit
 from evaluation.weighted import RankingFigures
 from tests.evaluation.samples import made_up
@@ -142,3 +142,12 @@ def test_means_leave_out_classes_and_draws_that_are_undefined():
     # The one positive comes from one patient: no interval; specificity rests on the others.
     assert math.isnan(table.interval("auroc", 2).low) and not math.isnan(table.interval("specificity", 2).low)
     assert math.isnan(table.interval("auroc", 1).value)
+
+
+def test_an_interval_of_what_noise_raises_is_moved_by_the_bias_of_its_draws():
+    draws = np.array([0.3, 0.5, 0.4, math.nan, 0.6, 0.2])
+    found, plain = shifted_interval(0.1, draws), percentile_interval(0.4, draws)
+    assert (found.value, found.high) == (0.1, pytest.approx(plain.high - 0.3))
+    assert found.low == 0.0  # 0.2 - 0.3, cut at 0
+    assert shifted_interval(0.4, draws).low == pytest.approx(plain.low, abs=1e-12)
+    assert math.isnan(shifted_interval(0.1, [math.nan]).low)
