@@ -29,10 +29,10 @@ def about_evaluation(
         "patients": _patients(data.patients(index)),
         **_environment(*place),
     }
-    warnings = [*data.split.warnings, *data.split.concerns(split)]
+    warnings = [*_source_warnings(saved), *data.split.warnings, *data.split.concerns(split)]
     if left_out:
         warnings.append(f"{left_out:,} pictures could not be read and are left out.")
-    return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, [*_source_notes(saved), *notes])
+    return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, list(notes))
 
 
 def _model_facts(path: Path, saved: Any) -> dict[str, str]:
@@ -54,13 +54,18 @@ def _model_facts(path: Path, saved: Any) -> dict[str, str]:
     }
 
 
-def _source_notes(saved: Any) -> list[str]:
-    notes = []
-    if saved.preprocessing is None:
-        notes.append("The file does not say how pictures are preprocessed: its settings and the backbone's were used.")
+def _source_warnings(saved: Any) -> list[str]:
+    warnings = []
     if saved.class_names is None:
-        notes.append("The file does not name its classes: those of the data were taken, in their order.")
-    return notes
+        warnings.append(
+            "The file does not name its classes: those of the data were taken, in their order. If the model was "
+            "trained with another order, every figure is wrong; DATA.class_names gives it."
+        )
+    if saved.preprocessing is None:
+        warnings.append(
+            "The file does not say how pictures are preprocessed: its settings and the backbone's were used."
+        )
+    return warnings
 
 
 def _environment(device: str, precision: str) -> dict[str, str]:

@@ -55,7 +55,9 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
         one = metrics.per_class[k]
         _draw_precision_recall(axes, *split.known(k)[:2], one)
         if one.defined:
-            axes.plot(rates["sensitivity"][k], rates["ppv"][k], "o", color=ORANGE, markersize=6, zorder=5)
+            axes.plot(
+                rates["sensitivity"][k], rates["ppv"][k], "o", color=ORANGE, markersize=6, zorder=5, clip_on=False
+            )
     mean = "–" if not metrics.defined_classes else f"{metrics.mean_average_precision:.3f}"
     title = f"Precision-recall curves on {split.split}; the dot is the operating point, the dashes the prevalence"
     count = f"over {metrics.defined_classes} of {len(metrics.per_class)} {_classes(len(metrics.per_class))}"
@@ -108,8 +110,9 @@ def _draw_precision_recall(axes: Axes, scores: np.ndarray, labels: np.ndarray, o
         return
     precision, recall, _ = precision_recall_curve(scores, labels)
     axes.axhline(one.positives / total, color=GREY, linewidth=0.8, linestyle="--")
-    # Average precision is the area under these steps; straight lines between the points would promise more.
-    axes.step(recall, precision, where="post", color=BLUE, linewidth=1.6)
+    # Average precision is the area under these steps; straight lines between the points would promise more. The last
+    # point, precision 1 at recall 0, is a convention: the first step goes on to there.
+    axes.step(recall, [*precision[:-1], precision[-2]], where="post", color=BLUE, linewidth=1.6)
     unit_ticks(axes)
 
 

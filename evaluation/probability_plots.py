@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HISTOGRAM_BINS = 25
+FEW = 5
 
 
 def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = None) -> Figure:
     """A reliability diagram a class: the share of positives in each of 15 bins of probability, with Wilson intervals.
 
+    Bins of fewer than 5 pictures are faint.
     before: uncalibrated probabilities [N, K] of the same pictures, drawn beside, where split's are calibrated.
     """
     metrics = ranking(split)
@@ -54,8 +56,9 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
             _draw_reliability(axes, scores, labels, old)
         else:
             say_undefined(axes, 0, 0)
-    what = "" if before is None else "; after calibration blue dots, before it orange crosses"
-    caption(figure, [f"Reliability on {split.split}{what}"], len(shown), len(metrics.per_class))
+    what = "" if before is None else "; blue dots after calibration, orange crosses before"
+    title = f"Reliability on {split.split}{what}; faint: fewer than {FEW} pictures in the bin"
+    caption(figure, [title], len(shown), len(metrics.per_class))
     figure.supxlabel("mean probability in the bin", fontsize=9)
     figure.supylabel("share of positives in the bin", fontsize=9)
     return figure
@@ -93,15 +96,19 @@ def _errors(scores: np.ndarray, labels: np.ndarray, old: np.ndarray | None) -> s
 def _draw_reliability(axes: Axes, scores: np.ndarray, labels: np.ndarray, old: np.ndarray | None) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     if old is not None:
-        bins = reliability_bins(old, labels)
-        x, y = [one.confidence for one in bins], [one.frequency.value for one in bins]
-        axes.plot(x, y, "x", color=ORANGE, markersize=5, markeredgewidth=1.2, zorder=3)
-    bins = reliability_bins(scores, labels)
-    x, y = [one.confidence for one in bins], [one.frequency.value for one in bins]
-    down = [one.frequency.value - one.frequency.low for one in bins]
-    up = [one.frequency.high - one.frequency.value for one in bins]
-    axes.errorbar(x, y, [down, up], fmt="o", color=BLUE, markersize=4, linewidth=1, zorder=4)
+        for one in reliability_bins(old, labels):
+            mark = {"color": ORANGE, "alpha": _opacity(one.count), "markersize": 5, "markeredgewidth": 1.2}
+            axes.plot(one.confidence, one.frequency.value, "x", **mark, zorder=3)
+    for one in reliability_bins(scores, labels):
+        x, y, alpha = one.confidence, one.frequency.value, _opacity(one.count)
+        axes.plot([x, x], [one.frequency.low, one.frequency.high], color=BLUE, linewidth=1, alpha=alpha, zorder=4)
+        axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=alpha, zorder=4)
     unit_ticks(axes)
+
+
+def _opacity(count: int) -> float:
+    """Bins of a few pictures are shown, as they are in the ECE, but not so that they catch the eye."""
+    return 1.0 if count >= FEW else 0.25
 
 
 def _draw_histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshold: float) -> None:

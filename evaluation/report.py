@@ -39,7 +39,7 @@ def report_html(results: Mapping[str, Any], about: About, pictures: Mapping[str,
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": number, "count": _count}
+    environment.filters |= {"number": number, "count": _count, "p_value": _p_value}
     return environment.get_template(TEMPLATE).render(
         results=results,
         title=about.title,
@@ -86,7 +86,7 @@ def notes_of(results: Mapping[str, Any]) -> list[str]:
         "clustered by patient (Obuchowski 1997).",
         "AUROC counts equal scores one half. Average precision is the step-wise sum, without interpolation.",
         f"Brier is the mean squared error of a class's probability. ECE is over {BINS} bins of equal width. Smaller is "
-        "better. The ECE of few pictures is too large, and of a draw more so, which shifts its interval upwards.",
+        "better. The ECE of few pictures is too large, and of a draw more so: its interval is moved by that.",
         "PPV and NPV hold at the prevalence of these pictures only.",
         f"'{UNDEFINED}' is a figure that is undefined here. It is never counted as 0 and never averaged in.",
     ]
@@ -107,3 +107,8 @@ def _undefined(classes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _count(value: float | None) -> str:
     return UNDEFINED if value is None else f"{int(value):,}"
+
+
+def _p_value(p: float | None) -> str:
+    """No p is 0, however many digits would say so."""
+    return "< 0.0001" if p is not None and p < 0.0001 else number(p, 4)

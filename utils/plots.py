@@ -148,7 +148,7 @@ def roc_curves_figure(
         row = known[:, k]
         _draw_roc(axes, score[row, k], target[row, k], metrics.per_class[k])
         if points and metrics.per_class[k].defined:
-            axes.plot(*points[k], "o", color=ORANGE, markersize=6, zorder=5)
+            axes.plot(*points[k], "o", color=ORANGE, markersize=6, zorder=5, clip_on=False)
     _label_figure(figure, metrics, title, len(shown))
     return figure
 

@@ -64,10 +64,12 @@ def test_a_comparison_and_groups_have_their_tables():
     scored = scored_split()
     results = results_of(scored, sex=["F", "M"] * 40)
     results["comparison"] = compare_scores(scored, scored.probabilities[::-1].copy(), "other <i>model</i>", FEW)
-    page = report_html(results, ABOUT, {})
     one = results["comparison"]["classes"][0]
+    one["p"], one["p_holm"] = 0.0123, 1e-9
+    page = report_html(results, ABOUT, {})
     row = next(row for row in rows_of(page) if len(row) == 9 and row[0] == "Mass")
-    assert row[3:5] == [f"{one['auroc']:.3f}", f"{one['other_auroc']:.3f}"] and row[7] == f"{one['p']:.4f}"
+    assert row[7:] == ["0.0123", "&lt; 0.0001"]
+    assert row[3:5] == [f"{one['auroc']:.3f}", f"{one['other_auroc']:.3f}"]
     assert "other &lt;i&gt;model" in page and [r[0] for r in rows_of(page) if len(r) == 7].count("F") == 3
     gap = results["subgroups"][0]["gap"]
     assert f"<b>{gap['auroc']['value']:.3f}</b>" in page and f"the best group ({gap['best']})" in page
@@ -88,6 +90,21 @@ def test_figures_are_drawn_for_any_number_of_classes(classes, exclusive):
     )
     assert {"classes", "roc", "pr", "calibration", "confusion", "histograms", "subgroup 0"} == set(figures)
     assert all(figure.axes for figure in figures.values())
+
+
+def test_the_area_under_the_drawn_steps_is_the_average_precision():
+    scored = scored_split(("Mass", "Nodule", "Hernia"))
+    results = results_of(scored)
+    figures = draw_figures(scored, [0.5, 0.5, math.nan], results, None)
+    for k, axes in enumerate(figures["pr"].axes[:2]):
+        recall, precision = axes.lines[1].get_xdata(), axes.lines[1].get_ydata()
+        area = -np.sum(np.diff(recall) * np.asarray(precision)[:-1])
+        assert area == pytest.approx(results["classes"][k]["figures"]["average_precision"]["value"], abs=1e-12)
+        dot = axes.lines[2].get_xydata()[0]
+        figure = results["classes"][k]["figures"]
+        assert dot == pytest.approx([figure["sensitivity"]["value"], figure["ppv"]["value"]])
+        dot = figures["roc"].axes[k].lines[2].get_xydata()[0]
+        assert dot == pytest.approx([1 - figure["specificity"]["value"], figure["sensitivity"]["value"]])
 
 
 def test_a_confusion_matrix_holds_the_counts():
