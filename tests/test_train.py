@@ -378,10 +378,20 @@ def test_an_existing_run_is_not_written_over(phantom, run, runs, capsys):
 def test_nothing_to_resume(complaint, tmp_path, run):
     assert "there is no run in" in complaint(args=["--resume", "--set", f"CHECKPOINT.save_dir={tmp_path}"])
     assert "there is no run and no checkpoint" in complaint(args=["--resume", tmp_path / "gone"])
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    (tmp_path / "damaged" / "last.pth").write_bytes((run / "last.pth").read_bytes()[:5000])
-    assert "damaged" in complaint(args=["--resume", tmp_path / "damaged"])
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again(complaint, run, tmp_path):
+    """Neither at the first --resume, which sets the damaged files aside, nor at the second, which finds none."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in run.iterdir():
+        damaged = path.name in ("last.pth", "previous.pth")
+        (folder / path.name).write_bytes(path.read_bytes()[: 5000 if damaged else None])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for number in range(3):
+        assert "is not begun again" in complaint(args=["--resume", folder]), f"resumed {number + 1} times"
+    after = {path.name.removesuffix(".corrupt"): path.read_bytes() for path in folder.iterdir()}
+    assert after == before and (folder / "last.pth.corrupt").is_file()
 
 
 @pytest.mark.parametrize(

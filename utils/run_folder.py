@@ -13,7 +13,7 @@ from configs.errors import CheckpointError
 from utils.atomic_file import clear_leftovers, write_atomically
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best_model.pth"
-_CONFIG, _LOCK = "config.yaml", ".lock"
+_CONFIG, _METRICS, _LOCK = "config.yaml", "metrics.jsonl", ".lock"
 
 
 class RunFolder:
@@ -90,7 +90,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / _METRICS
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, complete or not at all."""
@@ -160,6 +160,20 @@ def model_file(path: Path) -> Path:
     raise CheckpointError(f"there is no {BEST} and no {LAST} in the folder '{path}': name a checkpoint's file")
 
 
+def remains_of_training(folder: Path) -> list[str]:
+    """What shows that training had got past its first checkpoint, whether or not one is left; [] where it had not.
+
+    One epoch's row, with or without its best_model.pth, is what a run leaves that was killed in its first save.
+    """
+    found = sorted(path.name for pattern in ("*.corrupt", "epoch_*.pth") for path in folder.glob(pattern))
+    rows = _read_rows(folder / _METRICS)
+    killed_in_its_first_save = not found and [row.get("epoch") for row in rows] == [1]
+    if killed_in_its_first_save:
+        return []
+    best = [BEST] if (folder / BEST).is_file() else []
+    return [*best, *found, *([f"{_METRICS} with {len(rows)} rows"] if rows else [])]
+
+
 def in_use(folder: Path) -> bool:
     """Whether another process is training in a run's folder."""
     try:
@@ -189,9 +203,11 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

@@ -10,7 +10,7 @@ import torch
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, load_resumable, read_weights, save_checkpoint, verify
-from utils.run_folder import LAST, PREVIOUS
+from utils.run_folder import BEST, LAST, PREVIOUS
 
 
 def content(step: int = 0) -> dict:
@@ -197,7 +197,10 @@ def test_the_newest_whole_checkpoint_is_taken(folder, caplog, spoilt, expected):
         kept[f"{name}.corrupt"] = (folder / name).read_bytes()
     assert step_of(load_resumable(folder)) == expected
     assert {path.name: path.read_bytes() for path in folder.glob("*.corrupt")} == kept
-    assert all(name in caplog.text for name in spoilt) and f"optimizer step {expected}" in caplog.text
+    assert (
+        all(f"kept as '{name}.corrupt'" in caplog.text for name in spoilt)
+        and f"optimizer step {expected}" in caplog.text
+    )
     save_checkpoint(content(31), folder / LAST, folder / PREVIOUS)
     assert step_of(load_resumable(folder)) == 31
 
@@ -213,21 +216,58 @@ def test_a_last_checkpoint_that_is_gone(folder, caplog):
     assert step_of(load_resumable(folder)) == 25 and "going on from 'previous.pth'" in caplog.text
 
 
+def fingerprint(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_nothing_whole_is_left(folder):
     for path in folder.glob("*.pth"):
         spoil(path)
-    with pytest.raises(CheckpointError, match=r"not one checkpoint.*corrupt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole.*epoch_0001\.pth\.corrupt"):
         load_resumable(folder)
     assert len(list(folder.glob("*.corrupt"))) == 4
+    before = fingerprint(folder)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole.*last\.pth\.corrupt"):
+            load_resumable(folder)
+    assert fingerprint(folder) == before
 
 
 def test_the_only_checkpoint_is_damaged(tmp_path):
     save_checkpoint(content(), tmp_path / LAST)
     for number in (1, 2):
         (tmp_path / LAST).write_bytes(b"x" * number)
-        with pytest.raises(CheckpointError, match="no other checkpoint"):
+        with pytest.raises(CheckpointError, match=r"not begun again.*another LOGGING\.run_name$"):
             load_resumable(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"last.pth.corrupt", "last.pth.2.corrupt"}
+
+
+EPOCH = '{"epoch": %d, "step": 5}\n'
+REMAINS = {
+    "a damaged file": {"previous.pth.corrupt": b"x"},
+    "the best model": {BEST: b"x"},
+    "two epochs": {"metrics.jsonl": (EPOCH % 1 + EPOCH % 2).encode()},
+    "an epoch and results": {"metrics.jsonl": (EPOCH % 1 + '{"split": "test"}\n').encode(), BEST: b"x"},
+    "a later epoch": {"metrics.jsonl": (EPOCH % 7).encode()},
+    "an epoch and damage": {"metrics.jsonl": (EPOCH % 1).encode(), "last.pth.corrupt": b"x"},
+}
+
+
+@pytest.mark.parametrize("name", REMAINS)
+def test_a_run_that_had_got_somewhere_is_not_begun_again(tmp_path, name):
+    for file, raw in REMAINS[name].items():
+        (tmp_path / file).write_bytes(raw)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="not begun again") as refused:
+            load_resumable(tmp_path)
+    assert all(file in str(refused.value) for file in REMAINS[name]) and "init_from" not in str(refused.value)
+    assert fingerprint(tmp_path) == REMAINS[name]
+
+
+def test_the_way_on_names_best_weights_that_are_whole(tmp_path):
+    save_checkpoint(content(), tmp_path / BEST)
+    with pytest.raises(CheckpointError, match=rf"by MODEL\.init_from={tmp_path / BEST}$"):
+        load_resumable(tmp_path)
 
 
 def test_a_file_that_was_named_is_not_replaced_by_another(folder):
@@ -237,8 +277,11 @@ def test_a_file_that_was_named_is_not_replaced_by_another(folder):
     assert not list(folder.glob("*.corrupt"))
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):
-    assert load_resumable(tmp_path) is None
+@pytest.mark.parametrize("files", [{}, {"metrics.jsonl": (EPOCH % 1).encode(), BEST: b"x"}], ids=["bare", "an epoch"])
+def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, files, caplog):
+    for file, raw in files.items():
+        (tmp_path / file).write_bytes(raw)
+    assert load_resumable(tmp_path) is None and "the run begins again" in caplog.text
 
 
 def test_what_is_not_damaged_is_not_set_aside(folder, monkeypatch):

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError, DamagedCheckpointError
-from utils.checkpoint.files import load_checkpoint
-from utils.run_folder import LAST, PREVIOUS
+from utils.checkpoint.files import load_checkpoint, verify
+from utils.run_folder import BEST, LAST, PREVIOUS, remains_of_training
 
 logger = logging.getLogger(__name__)
 
 
 def load_resumable(path: Path) -> dict[str, Any] | None:
-    """What to go on from: a checkpoint's content, of a folder last.pth's; None for a folder without checkpoints.
+    """What to go on from: a checkpoint's content, of a folder last.pth's; None where a run had not got to its first.
 
     A damaged last.pth of a folder is renamed to last.pth.corrupt, and of those that are left the one with the most
     optimizer steps is taken; both are said. Raises CheckpointError where none of them is whole, and for a damaged
@@ -24,14 +24,34 @@ def load_resumable(path: Path) -> dict[str, Any] | None:
         return load_checkpoint(path)
     last = path / LAST
     try:
-        return load_checkpoint(last) if last.is_file() else _newest_other(path)
+        found = load_checkpoint(last) if last.is_file() else _newest_other(path)
     except DamagedCheckpointError as error:
-        logger.warning("%s", error)
-        aside = set_aside(last)
+        logger.warning("%s; kept as '%s'", error, set_aside(last).name)
         found = _newest_other(path)
-        if found is None:
-            raise CheckpointError(f"{error}, kept as '{aside.name}', and the run has no other checkpoint") from None
-        return found
+    if found is None:
+        _refuse_to_begin_over(path)
+    return found
+
+
+def _refuse_to_begin_over(folder: Path) -> None:
+    """CheckpointError where a folder without a whole checkpoint shows that training had got somewhere."""
+    remains = remains_of_training(folder)
+    if not remains:
+        logger.warning("'%s' had not got to its first checkpoint: the run begins again", folder)
+        return
+    best = folder / BEST
+    advice = f", from these weights by MODEL.init_from={best}" if best.is_file() and _is_whole(best) else ""
+    raise CheckpointError(
+        f"no checkpoint in '{folder}' is whole, and training had got somewhere in it ({', '.join(remains)}): it is not "
+        f"begun again over that. Begin a new run under another LOGGING.run_name{advice}"
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return verify(path)
+    except CheckpointError:
+        return False
 
 
 def set_aside(path: Path) -> Path:
@@ -49,10 +69,9 @@ def set_aside(path: Path) -> Path:
 
 
 def _newest_other(folder: Path) -> dict[str, Any] | None:
-    """The content with the most optimizer steps of all but last.pth, None where there is no other file."""
+    """The content with the most optimizer steps of all but last.pth, None where no other is whole."""
     newest: tuple[int, Path, dict[str, Any]] | None = None
-    paths = [path for path in (folder / PREVIOUS, *sorted(folder.glob("epoch_*.pth"))) if path.is_file()]
-    for path in paths:
+    for path in filter(Path.is_file, (folder / PREVIOUS, *sorted(folder.glob("epoch_*.pth")))):
         try:
             content = load_checkpoint(path)
         except DamagedCheckpointError as error:
@@ -61,8 +80,6 @@ def _newest_other(folder: Path) -> dict[str, Any] | None:
         step = content.get("progress", {}).get("global_step", -1)
         if newest is None or step > newest[0]:
             newest = step, path, content
-    if newest is None and paths:
-        raise CheckpointError(f"not one checkpoint in '{folder}' is whole: the damaged ones are named *.corrupt")
     if newest is None:
         return None
     step, path, content = newest
