@@ -76,7 +76,7 @@ class HybridMedNet(Checkpointable, nn.Module):
             return make(settings.backbone, settings.pretrained)
         except WeightsUnavailableError as error:
             self.lacking_weights = str(error)
-            logger.warning("%s. The network is of no use before load_state_dict has brought other weights", error)
+            logger.warning("%s The network is of no use before load_state_dict has brought other weights", error)
             return make(settings.backbone, False)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
