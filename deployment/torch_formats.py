@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from configs.errors import ExportError
@@ -46,7 +47,7 @@ def export_program(
 
 def open_program(path: Path) -> Run:
     """Run a .pt2 file: float32 [B, C, *spatial] → its outputs."""
-    return _run(torch.export.load(path).module())
+    return run_module(torch.export.load(path).module())
 
 
 def export_script(
@@ -68,10 +69,12 @@ def open_script(path: Path) -> Run:
     """Run a TorchScript file: float32 [B, C, *spatial] → its outputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _run(torch.jit.load(path))
+        return run_module(torch.jit.load(path))
 
 
-def _run(module) -> Run:
+def run_module(module: Callable[[Tensor], Any]) -> Run:
+    """A module, a program's `module()` or a script as arrays in, arrays out."""
+
     @torch.inference_mode()
     def run(image: np.ndarray) -> list[np.ndarray]:
         outputs = module(torch.from_numpy(image))

@@ -1,0 +1,201 @@
+"""export.py on a checkpoint: numbers, metadata, real pictures, the page's example, and errors of one line."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import export
+from configs.default_config import Config
+from data.builder import saved_preprocess
+from data.phantom import draw_pictures, save_png
+from data.readers import read_picture
+from data.transforms import Preprocess
+from deployment.onnx_format import open_onnx, read_metadata
+from evaluation.fitting import stored_point
+from inference.predictor import Predictor
+from models import HybridMedNet
+from models.saved_model import load_model
+from training.precision import Precision
+from utils.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["heart", "肺", "bone"]
+PREPROCESSING = Preprocess((32, 32), 3, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]).as_dict()
+CALIBRATION = {
+    "method": "platt",
+    "exclusive": False,
+    "slopes": [0.5, 2.0, 1.5],
+    "intercepts": [0.3, -0.2, 0.1],
+    "reasons": [""] * 3,
+}
+POINT = {"calibration": CALIBRATION, "thresholds": [0.2, None, 0.4], "rule": "youden", "split": "val", "pictures": 9}
+PICTURES = np.stack([Preprocess.from_dict(PREPROCESSING)(drawn.image) for drawn in draw_pictures(8, 64)])
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def save_model(path: Path, point: dict | None = POINT, **settings) -> Path:
+    """A checkpoint of a network of 0.1 M parameters that gives different answers to different pictures."""
+    given = {
+        "backbone": "timm/test_resnet",
+        "attention": "none",
+        "fusion_channels": 32,
+        "pretrained": False,
+        **settings,
+    }
+    config = Config.from_overrides(["DATA.image_size=32", *(f"MODEL.{key}={value}" for key, value in given.items())])
+    config = config.resolve(tuple(NAMES))
+    torch.manual_seed(0)
+    model = HybridMedNet(config)
+    with torch.no_grad():
+        for _ in range(30):  # running statistics, without which all pictures look alike to it
+            model(torch.from_numpy(PICTURES))
+    described = {"config": config.model_dump(mode="json"), "class_names": NAMES, "preprocessing": PREPROCESSING}
+    save_checkpoint(described | {"model": model.state_dict()} | ({"operating_point": point} if point else {}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run's folder: a checkpoint, and a config.yaml that names six pictures."""
+    folder = tmp_path_factory.mktemp("run")
+    save_model(folder / "best_model.pth")
+    rows = ["image,labels,patient_id"]
+    (folder / "data").mkdir()
+    for i, drawn in enumerate(draw_pictures(6, 64)):
+        save_png(folder / "data" / f"{i}.png", drawn.image)
+        rows.append(f"{i}.png,{NAMES[i % 3]},{i}")
+    (folder / "data" / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "config.yaml").write_text(f"DATA: {{data_dir: {folder / 'data'}}}\n", encoding="utf-8")
+    return folder
+
+
+def run_export(capsys, *arguments) -> tuple[int, str, str]:
+    code = export.main([str(argument) for argument in arguments])
+    return (code, *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def onnx_file(run) -> Path:
+    """best_model.onnx of the run; the one ONNX export of this file."""
+    assert export.main([str(run)]) == 0
+    return run / "best_model.onnx"
+
+
+def test_the_file_agrees_with_prediction(onnx_file, run):
+    """Pictures as predict.py reads them, logits and probabilities as it makes them."""
+    saved = load_model(run / "best_model.pth")
+    preprocess = saved_preprocess(
+        saved.preprocessing, saved.config, saved.model.backbone.mean, saved.model.backbone.std
+    )
+    pictures = np.stack([preprocess(read_picture(run / "data" / f"{i}.png")) for i in range(6)])
+    (logits,) = Predictor([saved.model], Precision("cpu", None)).logits(torch.from_numpy(pictures))
+    expected = stored_point(saved.description["operating_point"], 3).probabilities(logits.numpy(), False)
+    found = open_onnx(onnx_file)(pictures)
+    assert found.dtype == np.float32 and np.ptp(expected, axis=0).min() > 1e-3, "all pictures look alike to it"
+    print(f"largest |Δ| to prediction: {np.abs(found - expected).max():.1e}")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_file_says_what_it_is(onnx_file, run):
+    said = read_metadata(onnx_file)
+    assert json.loads(said["classes"]) == NAMES and json.loads(said["preprocessing"]) == PREPROCESSING
+    assert json.loads(said["operating_point"]) == POINT and json.loads(said["coarse_classes"]) == []
+    assert (said["task"], said["output"]) == ("multi_label", "calibrated probabilities")
+    assert (said["backbone"], said["attention"]) == ("timm/test_resnet", "none")
+    assert said["checkpoint_sha256"] == sha256((run / "best_model.pth").read_bytes()).hexdigest()
+    assert said["program"] == "HybridMedNet" and said["torch"] and said["program_commit"]
+
+
+def test_the_pages_example_needs_neither_torch_nor_this_project(onnx_file, run, tmp_path):
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "onnxruntime" in block]
+    used = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
+            for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.Import, ast.ImportFrom))}  # fmt: skip
+    assert used == {"json", "numpy", "onnxruntime", "PIL"}
+    shutil.copy(onnx_file, tmp_path / "best_model.onnx")
+    shutil.copy(run / "data" / "0.png", tmp_path / "film.png")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    preprocess = Preprocess.from_dict(PREPROCESSING)
+    expected = open_onnx(onnx_file)(preprocess(read_picture(run / "data" / "0.png"))[None])[0]
+    assert [name for name, _ in lines] == NAMES
+    np.testing.assert_allclose([float(value) for _, value in lines], expected, atol=2e-6)
+
+
+def test_real_pictures_are_the_runs(run, capsys, tmp_path):
+    code, said, _ = run_export(capsys, run, "--format", "torch_export", "--output", tmp_path / "a.pt2")
+    assert code == 0 and "4 random pictures and 6 of the run's data" in said and "calibrated probabilities" in said
+    shutil.copy(run / "best_model.pth", tmp_path / "alone.pth")
+    code, said, _ = run_export(capsys, tmp_path / "alone.pth", "--format", "torch_export", "--logits")
+    assert code == 0 and "4 random pictures and 8 of drawn sample data" in said and "gives logits of 3" in said
+    assert (tmp_path / "alone.pt2").is_file()
+
+
+def test_sample_data_are_never_drawn_into_a_folder(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(run / "best_model.pth", tmp_path)
+    (tmp_path / "config.yaml").write_text("DATA: {data_dir: ./data/sample_chest_xray}\n", encoding="utf-8")
+    code, said, _ = run_export(capsys, "best_model.pth", "--format", "torch_export")
+    assert code == 0 and "of drawn sample data" in said and not (tmp_path / "data").exists()
+
+
+def test_a_hierarchical_model_has_a_second_output(capsys, tmp_path):
+    path = save_model(tmp_path / "h.pth", hierarchical=True, num_coarse_classes=2)
+    assert run_export(capsys, path, "--format", "torch_export", "--fixed-batch", 2)[0] == 0
+    said = {"coarse_classes": "", "classes": ""}
+    program = torch.export.load(tmp_path / "h.pt2", extra_files=said).module()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        fine, coarse = program(x)
+        logits = load_model(path).model(x)[0]
+    assert fine.shape == (2, 3) and json.loads(said["coarse_classes"]) == ["any finding", "no finding"]
+    torch.testing.assert_close(coarse, logits.sigmoid())
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--output", "x.bin"], "of format onnx ends in .onnx"),
+        (["--format", "torch_export", "--opset", "18"], "--opset is for --format onnx, openvino, tensorrt"),
+        (["--opset", "17"], "opset 17: torch writes opset 18 or newer"),
+        (["--fixed-batch", "0"], "at least 1 picture"),
+        (["--precision", "bf16"], "onnx in bf16 cannot be run here"),
+        (["--format", "tensorrt"], "pip install tensorrt"),
+    ],
+)
+def test_errors_are_one_line(run, arguments, reason, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if "tensorrt" in arguments:
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+    code, said, error = run_export(capsys, run, *arguments)
+    last = error.splitlines()[-1]
+    assert code == 2 and said == "" and last.startswith("error: ") and reason in last and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibration_that_is_asked_for_must_be_there(capsys, tmp_path):
+    path = save_model(tmp_path / "plain.pth", None)
+    code, _, error = run_export(capsys, path, "--calibrated")
+    assert code == 2 and "has no calibration; evaluate.py --calibrate fits one" in error
+    code, _, error = run_export(capsys, tmp_path / "nothing.pth")
+    assert code == 2 and "does not exist" in error
+
+
+def test_torchscript_is_called_deprecated(run, capsys, tmp_path, caplog):
+    code, _, error = run_export(capsys, run, "--format", "torchscript", "--output", tmp_path / "x.torchscript")
+    assert code == 0 and "TorchScript is deprecated by PyTorch" in caplog.text + error
+    assert torch.jit.load(tmp_path / "x.torchscript")(torch.zeros(5, 3, 32, 32)).shape == (5, 3)
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, export; export.parse_arguments(['x']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
