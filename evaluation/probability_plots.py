@@ -97,8 +97,8 @@ def _draw_reliability(axes: Axes, scores: np.ndarray, labels: np.ndarray, old: n
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     if old is not None:
         for one in reliability_bins(old, labels):
-            mark = {"color": ORANGE, "alpha": _opacity(one.count), "markersize": 5, "markeredgewidth": 1.2}
-            axes.plot(one.confidence, one.frequency.value, "x", **mark, zorder=3)
+            x, y, alpha = one.confidence, one.frequency.value, _opacity(one.count)
+            axes.plot(x, y, "x", color=ORANGE, alpha=alpha, markersize=5, markeredgewidth=1.2, zorder=3)
     for one in reliability_bins(scores, labels):
         x, y, alpha = one.confidence, one.frequency.value, _opacity(one.count)
         axes.plot([x, x], [one.frequency.low, one.frequency.high], color=BLUE, linewidth=1, alpha=alpha, zorder=4)
