@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import WeightsError
+from utils.checkpoint.tensors import is_plain
 
 # None of these beginnings is one of today's, so that today's names pass through unchanged.
 _BEGINNINGS = (
@@ -39,7 +40,7 @@ def rename_previous_release(weights: Mapping[str, Any]) -> dict[str, Any]:
             classes.setdefault(int(match[1]), {})[match[2]] = tensor
     renamed = rename_each(_rename, others)
     generator = renamed.get("fusion.weight_generator.weight")
-    if isinstance(generator, Tensor) and generator.shape[2:] == (1, 1):
+    if is_plain(generator) and generator.shape[2:] == (1, 1):
         renamed["fusion.weight_generator.weight"] = generator.flatten(1)  # was a 1×1 convolution, is a linear layer
     return rename_each(str, renamed, _join_classes(classes))
 
@@ -76,9 +77,9 @@ def _join_classes(classes: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]
 
 def _join(classes: Mapping[int, Mapping[str, Any]], part: str) -> Tensor:
     rows = [classes[k][part] for k in range(len(classes))]
-    shapes = {tuple(row.shape) if isinstance(row, Tensor) else () for row in rows}
-    if len(shapes) > 1 or () in shapes:
-        raise WeightsError(f"the classes of these weights differ: classifiers.*.{part} has shapes {sorted(shapes)}")
+    kinds = {f"{tuple(row.shape)} {row.dtype}" if is_plain(row) and row.ndim else "no plain numbers" for row in rows}
+    if len(kinds) > 1 or kinds == {"no plain numbers"}:
+        raise WeightsError(f"the classes of these weights differ: classifiers.*.{part} has {', '.join(sorted(kinds))}")
     return torch.cat(rows)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from configs.errors import WeightsError
 from models.legacy import rename_each, rename_previous_release
+from utils.checkpoint.tensors import misfit, not_finite
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 10
 
@@ -18,14 +20,16 @@ def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: boo
     """`given` under the names of `own`, ready for torch's load_state_dict.
 
     own: the network's own state dict. given: of today or of the previous release, with or without what wrappers
-    (DataParallel, torch.compile) leave in names. strict: their names must be the same; shapes always must.
-    Raises WeightsError that lists both differences of the names, and the shapes that differ.
+    (DataParallel, torch.compile) leave in names. strict: their names must be the same; shapes and kinds of numbers
+    always must, see `misfit`. NaN and infinities are loaded, with a warning.
+    Raises WeightsError that lists both differences of the names, and the tensors that are of another kind.
     """
     if not isinstance(given, Mapping):
         raise TypeError(f"a state dict maps names to tensors, this is {type(given).__name__}")
     here = {plain_name(name): name for name in own}
     found = {here.get(name, name): value for name, value in todays_names(given).items()}
-    _compare(own, found, strict)
+    compare(own, found, strict)
+    _warn_of_what_is_not_finite(own, found)
     fitted = OrderedDict(found)
     fitted._metadata = getattr(given, "_metadata", None)  # type: ignore[attr-defined]  # versions of layers, for torch
     return fitted
@@ -33,6 +37,8 @@ def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: boo
 
 def todays_names(weights: Mapping[str, Any]) -> dict[str, Any]:
     """The same tensors under HybridMedNet's names. WeightsError where two would have one name, or classes lack."""
+    if odd := [repr(name)[:60] for name in weights if not isinstance(name, str)]:
+        raise WeightsError(f"these are no weights of a network: names must be texts, not {', '.join(odd[:_SHOWN])}")
     return rename_previous_release(rename_each(plain_name, weights))
 
 
@@ -44,25 +50,29 @@ def plain_name(name: str) -> str:
     return ".".join(parts)
 
 
-def _compare(own: Mapping[str, Any], found: Mapping[str, Any], strict: bool) -> None:
+def compare(own: Mapping[str, Any], found: Mapping[str, Any], strict: bool = True) -> None:
+    """WeightsError where `found` cannot be loaded as `own`, which may be on the meta device; both by today's names."""
     missing = [name for name in own if name not in found] if strict else []
     unexpected = [name for name in found if name not in own] if strict else []
-    shapes = [
-        f"{name}: {_shape(found[name])} instead of {_shape(own[name])}"
-        for name in own
-        if name in found and _shape(found[name]) != _shape(own[name])
-    ]
-    groups = ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
-    if missing or unexpected or shapes:
+    misfits = {name: why for name in own if name in found and (why := misfit(found[name], own[name]))}
+    shapes = [f"{name}: {why}" for name, why in misfits.items() if _shape(found[name]) != own[name].shape]
+    kinds = [f"{name}: {why}" for name, why in misfits.items() if _shape(found[name]) == own[name].shape]
+    groups = (missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"), (kinds, "of another kind")
+    if any(rows for rows, _ in groups):
         differences = "; ".join(_listed(rows, what) for rows, what in groups if rows)
         raise WeightsError(f"these weights do not fit this network, nothing was loaded: {differences}")
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
+
+
+def _warn_of_what_is_not_finite(own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    names = [name for name in own if name in found and not_finite(found[name], own[name])]
+    if names:
+        logger.warning("NaN or infinity in the weights: %s", _listed(names, "tensors"))
 
 
 def _listed(rows: list[str], what: str) -> str:
     """'12 missing (a, b, …)', with the first ten."""
     return f"{len(rows)} {what} ({', '.join(rows[:_SHOWN])}{', …' if len(rows) > _SHOWN else ''})"
-
-
-def _shape(value: Any) -> tuple[int, ...] | str:
-    """A tensor's shape; for what is no tensor, the name of its type."""
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

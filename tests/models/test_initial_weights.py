@@ -121,7 +121,7 @@ def test_a_model_from_a_checkpoint_reads_no_other_file():
 @pytest.mark.skipif(not LEGACY.is_dir(), reason="no ../shared/legacy here: names of the previous release")
 def test_a_file_of_the_previous_release_with_its_config(tmp_path):
     names = json.loads((LEGACY / "manifest.json").read_text(encoding="utf-8"))["resnet34/flat"]
-    old = {name: torch.full(shape, 0.5) for name, shape in names}
+    old = {name: torch.full(shape, 0.5) if shape else torch.tensor(0) for name, shape in names}
     torch.save({"epoch": 3, "model_state_dict": old}, tmp_path / "old.pth")
     classic = {"backbone": "resnet34", "fpn_channels": 256, "fusion_channels": 512}
     model = create_model(settings(**classic, num_classes=2, init_from=str(tmp_path / "old.pth")))

@@ -181,6 +181,74 @@ def test_what_does_not_fit_is_told_and_changes_nothing(damage, words, model):
     assert_equal(model, before)
 
 
+def quantised(tensor: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(tensor.detach(), 0.1, 0, torch.qint8)
+
+
+BIAS = "classifier.classifiers.bias"  # the last but three of all names: whatever is loaded before it must not be
+KINDS = {
+    "meta": (BIAS, lambda t: t.to("meta"), r"a tensor without numbers \(meta\)"),
+    "sparse": (BIAS, lambda t: t.to_sparse(), "layout sparse_coo"),
+    "sparse rows": ("classifier.classifiers.weight", lambda t: t.to_sparse_csr(), "layout sparse_csr"),
+    "quantised": (BIAS, quantised, "a quantised tensor"),
+    "complex": (BIAS, lambda t: t + 1j, "complex64 instead of float32"),
+    "integers": (BIAS, lambda t: t.to(torch.int64), "int64 instead of float32"),
+    "booleans": (BIAS, lambda t: t > 0, "bool instead of float32"),
+    "eight bits": (BIAS, lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn instead of float32"),
+    "a broken counter": ("backbone.body.bn1.num_batches_tracked", lambda t: t + 0.5, "float32 instead of int64"),
+    "a true counter": ("backbone.body.bn1.num_batches_tracked", lambda t: t > 0, "bool instead of int64"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per", "ignore:Sparse CSR")
+@pytest.mark.parametrize("write", [WRITERS["today"], old_names], ids=["today", "old"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_of_another_kind_change_nothing(kind, write, model):
+    """torch would have copied all tensors before them, and then raised; or it would have converted them silently."""
+    name, convert, words = KINDS[kind]
+    before, weights = copy_of(model), write(copy_of(network()))
+    if name not in weights:
+        name = name.replace("backbone.body.bn1.", "feature_extractor.backbone.conv1.1.").replace(
+            "classifiers.", "classifiers.1.3."
+        )
+        words = words if "counter" in kind else "classes of these weights differ"
+    weights[name] = convert(weights[name])
+    with pytest.raises(WeightsError, match=words):
+        model.load_state_dict(weights)
+    assert_equal(model, before)
+
+
+def test_kinds_are_told_with_all_else(model):
+    weights = copy_of(network())
+    weights |= {BIAS: weights[BIAS].to("meta"), "fusion.weight_generator.bias": torch.zeros(9)}
+    with pytest.raises(WeightsError, match=r"1 of another shape \(fusion.*1 of another kind \(classifier"):
+        model.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_numbers_of_other_lengths_are_taken(dtype, model):
+    expected = {n: t.to(dtype) if t.is_floating_point() else t.to(torch.int32) for n, t in copy_of(network()).items()}
+    model.load_state_dict(expected)
+    assert_equal(model, {n: t.to(o.dtype) for (n, t), o in zip(expected.items(), model.state_dict().values())})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_said(value, model, caplog):
+    model.load_state_dict(copy_of(network()))
+    assert not caplog.records
+    weights = {name: tensor.double() for name, tensor in copy_of(network()).items() if name.endswith(".bias")}
+    weights[BIAS][1] = value
+    model.load_state_dict(weights, strict=False)
+    assert f"NaN or infinity in the weights: 1 tensors ({BIAS})" in caplog.text
+
+
+def test_names_that_are_no_texts(model):
+    before = copy_of(model)
+    with pytest.raises(WeightsError, match=r"names must be texts, not 3, \('a',\)"):
+        model.load_state_dict(copy_of(model) | {3: torch.zeros(1), ("a",): torch.zeros(1)})
+    assert_equal(model, before)
+
+
 def test_everything_that_differs_is_in_one_message(model):
     weights = without("fpn.lateral_convs.0.bias")(copy_of(network()))
     weights |= {"neck.weight": torch.zeros(1), "fpn.lateral_convs.1.bias": torch.zeros(4)}
