@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Row:
     gib: float
 
 
-def loss_of(network: nn.Module, x: Tensor) -> Tensor:
+def loss_of(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The mean square of what `forward` gives: a vector a picture of a backbone, logits of a whole network."""
     with torch.autocast("cuda", torch.bfloat16):
         y = network(x)
@@ -70,7 +71,7 @@ def measure(name: str, batch: int, compiled: bool, repeats: int, peak: float) ->
     x = torch.randn(batch, 3, SIZE, SIZE, device="cuda").to(memory_format=layout)
     flops = flops_of_step(model, x)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    network = torch.compile(model) if compiled else model
+    network: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
 
     def train() -> None:
         for _ in range(10):
