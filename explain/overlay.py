@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Perceptually uniform, and no grey in it: what is coloured is the map's, what is grey the picture's.
 COLOURS = "inferno"
 # The map's opacity grows with its value up to this, so that the anatomy under small values can be seen.
-OPACITY = 0.6
+OPACITY = 0.7
 BOX_COLOUR = "#56B4E9"
 LEGEND = "relative weight for the class\n(1: this map's maximum; faint where low)"
 
@@ -163,7 +163,7 @@ def _show_picture(axes: Axes, picture: np.ndarray) -> None:
 
 
 def _cover(axes: Axes, heatmap: np.ndarray) -> Any:
-    opacity = OPACITY * np.sqrt(np.clip(heatmap, 0, 1))
+    opacity = OPACITY * np.clip(heatmap, 0, 1)
     return axes.imshow(heatmap, cmap=COLOURS, vmin=0, vmax=1, alpha=opacity, aspect=axes.get_aspect())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explain.localization import MAP_SHARE, TOLERANCE, Finding, summarise
+from explain.localization import DRAWS, MAP_SHARE, TOLERANCE, Finding, summarise
 from explain.sanity import LIMIT, Check
 
 ALL = "all"
@@ -57,7 +57,8 @@ def format_localization(title: str, results: Mapping[str, Any]) -> str:
 
 def _notes() -> list[str]:
     return [
-        f"hit: the maximum lies in a region or within {TOLERANCE:.0%} of the longest side of it; 95 %: patients drawn",
+        f"hit: the maximum lies in a region or within {TOLERANCE:.0%} of the longest side of it.",
+        f"95 %: the wider of Wilson's interval and that of {DRAWS:,} draws of patients.",
         "random: a network of the same architecture with random weights. chance: the share of places that would hit; "
         "centre: how often the picture's centre would.",
         f"IoU ≥ half: of places from {MAP_SHARE:g} of the maximum on. IoU area: of as many places as the region has.",
@@ -71,7 +72,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
         name,
         f"{trained['maps']:,}",
         _number(hit["value"]),
-        f"[{_number(hit['low'])}, {_number(hit['high'])}]",
+        _interval(hit, trained["hit_wilson"]),
         _number(random["hit"]["value"]),
         _number(trained["chance"]),
         _number(trained["centre"]),
@@ -80,6 +81,11 @@ def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
         _number(random["iou_area"]["value"]),
         _number(trained["chance_iou_area"]),
     )
+
+
+def _interval(drawn: Mapping[str, float], wilson: Mapping[str, float]) -> str:
+    """Draws of patients know that pictures of one are alike; Wilson's knows that none of ten is not never."""
+    return f"[{_number(min(drawn['low'], wilson['low']))}, {_number(max(drawn['high'], wilson['high']))}]"
 
 
 def _number(value: float) -> str:

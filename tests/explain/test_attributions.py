@@ -164,8 +164,10 @@ def test_no_rollout_without_global_attention(name):
         attention_rollout(network(name), pictures(1, 3, 64, 64), [0], 2)
 
 
-def test_methods_have_one_signature():
-    model, x = network("vit_tiny", size=(32, 32)), pictures(1, 3, 32, 32)
+def test_methods_have_one_signature(monkeypatch):
+    model, x = network("vit_tiny", size=(16, 16)), pictures(1, 3, 16, 16)
+    monkeypatch.setattr("explain.attributions.INTEGRATION_STEPS", 4)
+    monkeypatch.setattr("explain.attributions.SMOOTHING_SAMPLES", 2)
     for name in METHODS:
-        maps = explain(model, x, [3, 1], name)
-        assert maps.shape == (1, 2, 32, 32) and maps.min() >= 0 and maps.max() <= 1, name
+        maps = explain(model, x, [3, 1], name, **({"level": "fused"} if METHODS[name].has_levels else {}))
+        assert maps.shape == (1, 2, 16, 16) and maps.min() >= 0 and maps.max() <= 1, name

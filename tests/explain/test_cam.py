@@ -20,6 +20,7 @@ from tests.explain.networks import PlainResNet, network, pictures, size_for
 
 SMALL = smallest_of_each_family(list_backbones())
 LARGER = [name for name in list_backbones() if name not in SMALL]
+COSTLY = ("sam_base", "vim_tiny")  # built for 1024 px; a scan in Python
 BY_GRADIENT = ("grad_cam", "grad_cam_plus_plus", "layer_cam")
 THEIRS = {"grad_cam": GradCAM, "grad_cam_plus_plus": GradCAMPlusPlus, "layer_cam": LayerCAM, "score_cam": ScoreCAM}
 
@@ -178,7 +179,7 @@ def check_promises(name: str, methods: tuple[str, ...]) -> None:
             assert torch.equal(maps, first)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in COSTLY else ()) for n in SMALL])
 def test_every_family(name):
     check_promises(name, ("grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam"))
 

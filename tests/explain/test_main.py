@@ -23,22 +23,22 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(tmp_path_factory) -> Path:
     """A run's folder with an untrained network over 14 classes, its data beside it."""
     folder = tmp_path_factory.mktemp("run")
-    write_phantom(folder / "data", 24, 64)
-    model = network("mobilenetv3_small", size=(48, 48), classes=14)
+    write_phantom(folder / "data", 12, 64)
+    model = network("mobilenetv3_small", size=(32, 32), classes=14)
     from configs.default_config import Config
 
     config = Config()
     for key, value in {"backbone": "mobilenetv3_small", "pretrained": False, "num_classes": 14}.items():
         config.MODEL[key] = value
     config.MODEL.fpn_channels = config.MODEL.fusion_channels = 32
-    config.MODEL.input_size = config.DATA.image_size = [48, 48]
+    config.MODEL.input_size = config.DATA.image_size = [32, 32]
     config.DATA.data_dir = str(folder / "data")
     names = open_data(config).class_names
     save_checkpoint(
         {
             "config": config.model_dump(mode="json"),
             "class_names": list(names),
-            "preprocessing": Preprocess((48, 48), 3, [0.5], [0.25], "letterbox").as_dict(),
+            "preprocessing": Preprocess((32, 32), 3, [0.5], [0.25], "letterbox").as_dict(),
             "model": model.state_dict(),
         },
         folder / "best_model.pth",
@@ -48,18 +48,18 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_table_overlays_and_json(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(script, "SANITY_PICTURES", 3)
+    monkeypatch.setattr(script, "SANITY_PICTURES", 1)
     output = tmp_path / "out"
-    arguments = [str(run), "--split", "all", "--count", "2", "--limit", "8", "--sanity", "--output", str(output)]
+    arguments = [str(run), "--split", "all", "--count", "2", "--limit", "4", "--sanity", "--output", str(output)]
     assert script.main([*arguments, "--method", "grad_cam", "eigen_cam"]) == 0
     printed = capsys.readouterr().out
     assert "grad_cam, level auto, all split" in printed and "eigen_cam" in printed
     assert "chance" in printed and "random" in printed and "sanity check" in printed
     written = json.loads((output / "localization.json").read_text())
-    assert written["pictures"] == 24 and written["regions"] == "boxes"
+    assert written["pictures"] == 12 and written["regions"] == "boxes"
     grad_cam = written["methods"]["grad_cam"]
     total = grad_cam["all"]["trained"]["maps"]
-    assert total == sum(row["trained"]["maps"] for row in grad_cam["classes"].values()) > 7
+    assert total == sum(row["trained"]["maps"] for row in grad_cam["classes"].values()) > 3
     for row in [grad_cam["all"], *grad_cam["classes"].values()]:
         for side in ("trained", "random"):
             hit = row[side]["hit"]
@@ -73,7 +73,7 @@ def test_table_overlays_and_json(run, tmp_path, capsys, monkeypatch):
 
 
 def test_masks_instead_of_boxes(run, tmp_path):
-    arguments = [str(run), "--split", "all", "--count", "1", "--limit", "4", "--output", str(tmp_path)]
+    arguments = [str(run), "--split", "all", "--count", "1", "--limit", "2", "--output", str(tmp_path)]
     assert script.main([*arguments, "--masks", str(run / "data" / "masks")]) == 0
     assert json.loads((tmp_path / "localization.json").read_text())["regions"] == "masks"
 

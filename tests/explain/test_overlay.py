@@ -83,7 +83,7 @@ def test_methods_side_by_side():
 
 @pytest.mark.parametrize("mode", ["cbam", "multi_scale", "cross_scale"])
 def test_attention_figures(mode, tmp_path):
-    model, x = network(attention=mode), pictures(1, 3, 64, 64)
+    model, x = network("mobilenetv3_small", attention=mode), pictures(1, 3, 64, 64)
     maps = model.get_attention_maps(x)
     figure = attention_figure(maps, x[0].mean(0).numpy())
     figure.savefig(tmp_path / "a.png")
