@@ -174,11 +174,11 @@ def test_views(described, phantom):
 
 
 def test_volumes_unlike_the_training_data(tmp_path):
-    write_phantom_volumes(tmp_path / "v", 8, 64)
+    write_phantom_volumes(tmp_path / "v", 4, 64)
     catalogue = open_source(tmp_path / "v", volumes=True)
     described = describe_pictures(loader_of(catalogue), volumes=True)
     data = TrainingData.from_dict(described, volumes=True)
-    assert described["kind"] == "volumes" and described["pictures"] == 8
+    assert described["kind"] == "volumes" and described["pictures"] == 4
     one = catalogue.read(0)
     assert data.differences(measure(one)) == []
     thick = Volume(one.voxels[::6], one.affine @ np.diag([1, 1, 6, 1]))
