@@ -285,6 +285,13 @@ def test_pooled_tokens_are_area_means_row_by_row(size):
         torch.testing.assert_close(tokens[:, n], means[(slice(None), slice(None), *place)])
 
 
+def test_the_3d_mean_of_exported_graphs_is_the_same_mean(monkeypatch):
+    x = torch.randn(2, 3, 7, 9, 10, dtype=torch.float64)
+    plain = resize_to(x, (4, 4, 3))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(resize_to(x, (4, 4, 3)), plain, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [(4,), (4, 4, 4), (3, 4, 4, 4)], ids=str)
 def test_sizes_for_another_number_of_axes_are_refused(size):
     with pytest.raises(ValueError):
