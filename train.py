@@ -83,7 +83,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     config = config.resolve(catalogue.class_names, catalogue.exclusive)
     assignment = split_data(config, catalogue, folder_of(resumed) / "split.csv" if resumed and checkpoint else None)
 
-    model = create_model(config if checkpoint is None else config.without_pretrained()).to(device)
+    model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
     loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type == "cuda")
     trainer = build_trainer(
@@ -135,13 +135,13 @@ def describe_run(run: RunFolder, config: Config, catalogue, assignment, loaders,
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, catalogue, assignment)
     run.write_json("environment.json", describe_environment(str(trainer.device), trainer.precision.name))
-    summary = trainer.model.summary()
-    logger.info("run %s: %s on %s, %s", run.path, trainer.precision.name, trainer.device, summary)
+    logger.info("run %s: %s on %s, %s", run.path, trainer.precision.name, trainer.device, trainer.model.summary())
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(catalogue.class_names),
         **loaders.describe(),
         "split_sha256": split_hash,
+        "removed_channels": trainer.model.removed_channels,
     }
 
 

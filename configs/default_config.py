@@ -103,10 +103,12 @@ class Pruning(Section):
 
     section_name: ClassVar[str] = "TRAIN.pruning"
 
-    method: Literal["none", "unstructured"] = _setting(
-        "none", "unstructured: the smallest weights of MODEL.init_from are zero and stay zero in training."
+    method: Literal["none", "unstructured", "structured"] = _setting(
+        "none",
+        "Of MODEL.init_from, unstructured: the smallest weights are zero and stay zero in training; structured: whole "
+        "channels of the backbone are taken out.",
     )
-    amount: float = _setting(0.5, "Share of the weights of convolutions and linear layers, the head apart.", gt=0, lt=1)
+    amount: float = _setting(0.5, "Share of weights, the head apart, or of each layer's channels.", gt=0, lt=1)
 
 
 class TrainSettings(Section):
@@ -340,6 +342,7 @@ class Config(Section):
         """A copy for a model whose weights all come from a checkpoint."""
         config = self.model_copy(deep=True)
         config.MODEL.pretrained, config.MODEL.init_from = False, None
+        config.TRAIN.pruning.method = "none"  # what was to be pruned is
         return config
 
     def problems(self) -> list[str]:

@@ -44,6 +44,7 @@ class HybridMedNet(Checkpointable, nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.started_from = ""
+        self.removed_channels: list = []  # by structured pruning, for checkpoints
         settings = config.MODEL
         self.in_channels, self.image_size = settings.in_channels, config.image_shape()
         self.lacking_weights = ""  # why the published weights are not there

@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.default_config import Config
 from configs.errors import CheckpointError, WeightsError, WeightsUnavailableError
+from models.channel_pruning import prune_channels, remove_channels
 from models.hybrid_med_net import HybridMedNet
 from models.state_dicts import todays_names
 from utils.checkpoint import read_described_weights
@@ -20,11 +21,17 @@ _OUTPUTS = {
 }
 
 
-def create_model(config: Config) -> HybridMedNet:
+def create_model(config: Config, checkpoint: Mapping[str, Any] | None = None) -> HybridMedNet:
     """HybridMedNet(config); with MODEL.init_from built without published weights and started from that file.
 
+    TRAIN.pruning 'structured' then takes channels out of it.
+    checkpoint: of a run to resume; the network has its shape, and all weights are still to be loaded.
     Raises ModelError and CheckpointError.
     """
+    if checkpoint is not None:
+        model = HybridMedNet(config.without_pretrained())
+        remove_channels(model, checkpoint.get("removed_channels") or ())
+        return model
     path = config.MODEL.init_from
     if path is None:
         return _complete(HybridMedNet(config))
@@ -33,6 +40,9 @@ def create_model(config: Config) -> HybridMedNet:
         model.started_from = start_from(model, path, config.DATA.class_names)
     except (CheckpointError, WeightsError) as error:
         raise type(error)(f"MODEL.init_from: {error}") from None
+    if config.TRAIN.pruning.method == "structured":
+        _, told = prune_channels(model, config.TRAIN.pruning.amount)
+        model.started_from += f", channels taken out: {told}"
     return model
 
 
@@ -58,6 +68,7 @@ def start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | None
 
 def _start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | None) -> str:
     weights, described = read_described_weights(path)
+    remove_channels(model, described.get("removed_channels") or ())
     found, own = todays_names(weights), model.state_dict()
     if not any(name.startswith("backbone.") for name in found):
         raise WeightsError(

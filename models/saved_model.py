@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from configs.default_config import Config
-from configs.errors import CheckpointError, ConfigError, ModelError
+from configs.errors import CheckpointError, ConfigError, ModelError, WeightsError
 from configs.loading import config_from_values
+from models.channel_pruning import remove_channels
 from models.hybrid_med_net import HybridMedNet
 from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
-from models.state_dicts import plain_name
+from models.state_dicts import compare, plain_name, todays_names
 from utils.checkpoint import find_weights, load_checkpoint, read_file, read_safetensors
 
 
@@ -52,11 +53,34 @@ def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
     names = description.get("class_names") or config.DATA.class_names
     if names and len(names) != config.MODEL.num_classes:
         raise ConfigError(f"'{path}' has {config.MODEL.num_classes} classes, DATA.class_names names {len(names)}")
+    removed = description.get("removed_channels") or ()
+    _compare_before_building(config, weights, removed)
     model = HybridMedNet(config)
+    remove_channels(model, removed)
     model.load_state_dict(weights)
     names, preprocessing = tuple(names) if names else None, description.get("preprocessing")
     said = {key: value for key, value in description.items() if key not in _TRAINING}
     return SavedModel(model.eval(), config, names, preprocessing, source, said)
+
+
+def _compare_before_building(config: Config, weights: Mapping[str, Tensor], removed: Sequence[Any]) -> None:
+    """WeightsError where a file's settings are those of another network than its weights are of.
+
+    They are compared with an outline of the network, which has shapes but no memory (torch's meta device): a small file
+    whose settings ask for terabytes must not get them.
+    """
+    outline = config.model_copy(deep=True)
+    outline.MODEL.gradient_checkpointing.enabled = False  # plans by what is computed
+    with torch.device("meta"):
+        network = HybridMedNet(outline)
+        remove_channels(network, removed)
+    compare(network.state_dict(), todays_names(weights))
+    needed = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    given = sum(tensor.nbytes for tensor in weights.values())
+    if needed > _BUFFERS_AT_MOST + 8 * given:
+        raise WeightsError(
+            f"a network of these settings takes {needed / 1e6:,.0f} MB, and its weights are {given / 1e6:,.1f} MB"
+        )
 
 
 def load_teacher(config: Config) -> SavedModel | None:
@@ -73,6 +97,8 @@ def load_teacher(config: Config) -> SavedModel | None:
         raise type(error)(f"LOSS.teacher: {error}") from None
 
 
+# Bytes of a network that need not be in its file: masks and coordinates, which follow from DATA.image_size.
+_BUFFERS_AT_MOST = 1 << 29
 # What only training needs of a checkpoint.
 _TRAINING = ("model", "ema", "optimizer", "optimizer_kind", "schedule", "scaler", "random", "progress")
 _Read = tuple[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any], str]

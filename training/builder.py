@@ -80,7 +80,7 @@ def build_trainer(
         save_every_steps=config.CHECKPOINT.save_every_steps,
     )
     model.to(memory_format=options.memory_format)
-    sparsity = _pruned(model, settings) if settings.pruning.method != "none" else None
+    sparsity = _pruned(model, settings) if settings.pruning.method == "unstructured" else None
     trainer = Trainer(
         model,
         build_loss(config, train_labels, coarse_groups, device),
