@@ -13,7 +13,7 @@ from configs.errors import CheckpointError, ConfigError, HybridMedNetError
 from models import HybridMedNet
 from models.saved_model import load_model
 from utils.checkpoint import __main__ as command
-from utils.checkpoint import load_checkpoint, read_safetensors, save_checkpoint, write_safetensors
+from utils.checkpoint import load_checkpoint, read_safetensors, read_weights, save_checkpoint, write_safetensors
 
 LEGACY = Path(__file__).resolve().parents[2].parent / "shared" / "legacy"
 NAMES = ["heart", "lung", "bone"]
@@ -234,6 +234,74 @@ def test_verify_names_the_damaged_ones(saved, tmp_path, capsys):
     assert command.main(["verify", str(damaged), str(saved)]) == 2
     said = capsys.readouterr()
     assert f"{saved}: whole" in said.out and "damaged.pth" in said.err and "Traceback" not in said.err
+
+
+VERIFIED = {  # file → how it is written, what is said of it, the exit code
+    "ours.pth": (lambda p: save_checkpoint({"model": W}, p), "whole (CRC and digest)", 0),
+    "torch.pth": (lambda p: torch.save(W, p), "whole (CRC; it has no digest)", 0),
+    "older.pth": (lambda p: torch.save(W, p, _use_new_zipfile_serialization=False), "without checksums", 0),
+    "ours.safetensors": (lambda p: write_safetensors(p, W, {}), "whole (digest)", 0),
+    "theirs.safetensors": (lambda p: save_file(W, p), "readable (it has no digest", 0),
+    "bare.pth": (lambda p: torch.save({"format_version": 1, "model": W}, p), "its digest is missing", 2),
+    "bare_older.pth": (
+        lambda p: torch.save({"format_version": 1, "model": W}, p, _use_new_zipfile_serialization=False),
+        "its digest is missing",
+        2,
+    ),
+    "text.pth": (lambda p: p.write_text("hello\n" * 99), "it is no checkpoint", 2),
+    "empty.pth": (lambda p: p.write_bytes(b""), "it is empty", 2),
+    "random.pth": (lambda p: p.write_bytes(bytes(range(1, 250)) * 40), "it is no checkpoint", 2),
+    "pickle.pth": (lambda p: p.write_bytes(b"\x80\x02" + bytes(99)), "pickle", 2),
+    "cut.pth": (lambda p: (torch.save(W, p), p.write_bytes(p.read_bytes()[:300])), "its end is missing", 2),
+    "cut_older.pth": (
+        lambda p: (torch.save(W, p, _use_new_zipfile_serialization=False), p.write_bytes(p.read_bytes()[:-5])),
+        "unexpected EOF",
+        2,
+    ),
+    "tar.pth": (lambda p: p.write_bytes(bytes(257) + b"ustar" + bytes(900)), "it is a tar", 2),
+    "flipped.safetensors": (lambda p: (write_safetensors(p, W, {}), flip_last(p)), "does not fit its digest", 2),
+    "text.safetensors": (lambda p: p.write_text("hello"), "cannot be read", 2),
+}
+W = {"w": torch.arange(8.0)}
+
+
+def flip_last(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+
+
+def test_verify_says_what_it_could_check(tmp_path, capsys):
+    for name, (write, words, code) in VERIFIED.items():
+        write(tmp_path / name)
+        assert command.main(["verify", str(tmp_path / name)]) == code, name
+        out, err = capsys.readouterr()
+        assert words in (err if code else out) and name in out + err, (name, out, err)
+        assert (out == "") is bool(code) and (out + err).count("\n") == 1
+    assert command.main(["verify", *(str(tmp_path / name) for name in [*VERIFIED, "gone.pth"])]) == 2
+    out, err = capsys.readouterr()
+    refused = sum(code == 2 for *_, code in VERIFIED.values()) + 1
+    assert (out.count("\n"), err.count("\n")) == (len(VERIFIED) + 1 - refused, refused), "all are looked at"
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, code) in VERIFIED.items() if code])
+def test_what_verify_refuses_gives_no_weights(tmp_path, name):
+    VERIFIED[name][0](tmp_path / name)
+    with pytest.raises(CheckpointError, match=name):
+        read_weights(tmp_path / name)
+
+
+def test_inspect_says_of_a_text_that_it_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "notes.pth").write_text("gone fishing")
+    assert command.main(["inspect", str(tmp_path / "notes.pth")]) == 2
+    assert "it is no checkpoint" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_safetensors_say(tmp_path, saved, capsys):
+    path = tmp_path / "model.safetensors"
+    assert command.main(["convert", str(saved), str(path)]) == command.main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    for expected in ("safetensors, digest fits", "MODEL.backbone resnet18", "heart", "preprocessing", "(float32"):
+        assert expected in said, said
 
 
 @pytest.mark.parametrize("arguments", [["inspect", "nothing.pth"], ["convert", "nothing.pth", "x.pth"]])

@@ -174,7 +174,12 @@ def write_deep_nesting(path: Path) -> None:
     path.write_bytes(in_zip(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."))
 
 
+def write_a_list_that_holds_itself(path: Path) -> None:
+    path.write_bytes(in_zip(b"\x80\x02]q\x00h\x00a."))
+
+
 FILES = {
+    "endless.pth": write_a_list_that_holds_itself,
     "bomb.pth": write_bomb,
     "script.pth": write_torchscript,
     "header.safetensors": write_safetensors_with_a_huge_header,

@@ -12,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from configs.errors import DamagedCheckpointError, HybridMedNetError
+from configs.errors import CheckpointError, HybridMedNetError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,20 +43,16 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from utils.checkpoint.files import read_file, verify
+    from utils.checkpoint.files import examine
 
-    damaged = 0
+    refused = 0
     for path in options.files:
         try:
-            if path.suffix == ".safetensors":
-                read_file(path)
-                print(f"{path}: readable; where this program wrote it, its digest fits")
-            else:
-                print(f"{path}: whole ({'CRC and digest' if verify(path) else 'CRC; it has no digest'})")
-        except DamagedCheckpointError as error:
-            damaged += 1
+            print(f"{path}: {examine(path)}")
+        except CheckpointError as error:
+            refused += 1
             print(f"error: {error}", file=sys.stderr)
-    return 2 if damaged else 0
+    return CheckpointError.exit_code if refused else 0
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,14 +23,13 @@ from torch import Tensor
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.atomic_file import keep_as, replacing
-from utils.checkpoint.safetensors_files import read_safetensors
+from utils.checkpoint.integrity import check_digest, digest_comment, first_line, verify
+from utils.checkpoint.safetensors_files import has_digest, read_safetensors
+from utils.checkpoint.tensors import check_storages, tensors_in
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")
-
-_END_OF_ZIP = b"PK\x05\x06"  # 20 bytes later come the comment's length, in two bytes, and the comment
-_CHUNK_BYTES = 1 << 22
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
@@ -52,7 +51,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, previous: Path | Non
     except CheckpointError as error:
         raise CheckpointError(f"cannot write checkpoint '{path}': {error}") from None
     except (OSError, RuntimeError, TypeError, AttributeError, pickle.PicklingError) as error:
-        raise CheckpointError(f"cannot write checkpoint '{path}': {_first_line(error)}") from None
+        raise CheckpointError(f"cannot write checkpoint '{path}': {first_line(error)}") from None
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -61,7 +60,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     Raises DamagedCheckpointError where CRC or digest do not fit, CheckpointError for anything else that is no
     checkpoint of this program.
     """
-    has_digest = verify(path)
+    whole = verify(path)
     if not zipfile.is_zipfile(path):
         raise DamagedCheckpointError(f"'{path}' is damaged: its end is missing, or it never was a checkpoint")
     content = _safe_load(path, map_location, checked=True)
@@ -70,25 +69,24 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     version = content["format_version"]
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(f"'{path}' has format {version!r}, this program reads up to {FORMAT_VERSION}: update it")
-    if not has_digest:
+    if not whole:
         raise DamagedCheckpointError(f"'{path}' is damaged: its digest is missing")
     return content
 
 
-def verify(path: Path) -> bool:
-    """Check the zip's CRC32s, and the digest where there is one: whether there is.
+def examine(path: Path) -> str:
+    """Read a .safetensors or torch file of anyone's as a whole; what there was to check it by, in words.
 
-    Raises DamagedCheckpointError where they do not fit, CheckpointError where there is no such file.
+    Raises DamagedCheckpointError where its bytes are not those that were written, as far as anything in it can tell,
+    or where it is no such file; CheckpointError where reading it would run something.
     """
-    if not path.is_file():
-        raise CheckpointError(f"'{path}' does not exist")
-    if not os.access(path, os.R_OK):  # not damage: the file must not be set aside for it
-        raise CheckpointError(f"'{path}' cannot be read: permission denied")
-    try:
-        _check_crc(path)
-        return _check_digest(path)
-    except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise DamagedCheckpointError(f"'{path}' is damaged or not a torch file: {_first_line(error)}") from None
+    if path.suffix == ".safetensors":
+        read_safetensors(path)
+        return "whole (digest)" if has_digest(path) else "readable (it has no digest: flipped bits would not show)"
+    read_file(path)
+    if not zipfile.is_zipfile(path):
+        return "readable (torch's format before 1.6, without checksums: flipped bits would not show)"
+    return "whole (CRC and digest)" if verify(path) else "whole (CRC; it has no digest)"
 
 
 def read_file(path: Path) -> Any:
@@ -100,7 +98,10 @@ def read_file(path: Path) -> Any:
         return read_safetensors(path)[0]
     # Published files carry their command line as a Namespace, which holds values and does nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        return _safe_load(path, "cpu")
+        content = _safe_load(path, "cpu")
+    if isinstance(content, Mapping) and "format_version" in content and not check_digest(path):
+        raise DamagedCheckpointError(f"'{path}' is damaged: its digest is missing")
+    return content
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -173,12 +174,7 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
                 raise digesting.error from None
             raise
         file.seek(-2, os.SEEK_END)
-        file.write(_comment(digesting.sha256.hexdigest()))
-
-
-def _comment(digest: str) -> bytes:
-    comment = f"sha256:{digest}".encode()
-    return len(comment).to_bytes(2, "little") + comment
+        file.write(digest_comment(digesting.sha256.hexdigest()))
 
 
 def _check_space(content: Mapping[str, Any], folder: Path) -> None:
@@ -190,78 +186,31 @@ def _check_space(content: Mapping[str, Any], folder: Path) -> None:
 
 def _size_of(content: Any) -> int:
     """Bytes of a file with this content, roughly: each storage once, and what surrounds it."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(content)}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(content)}
     return sum(storages.values()) + 512 * len(storages) + 2**16
-
-
-def _tensors(content: Any) -> Iterator[Tensor]:
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, Mapping):
-        for value in content.values():
-            yield from _tensors(value)
-    elif isinstance(content, (list, tuple)):
-        for value in content:
-            yield from _tensors(value)
 
 
 def _safe_load(path: Path, map_location: str | torch.device, mmap: bool = False, checked: bool = False) -> Any:
     if not checked:
         verify(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"'{path}' holds more than tensors and plain values, and is not opened for safety: {_unsafe_part(error)}"
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedCheckpointError(f"'{path}' is damaged or not a torch file: {_first_line(error)}") from None
-
-
-def _check_crc(path: Path) -> None:
-    """torch.load does not look at the CRC32s of its own zip format; a flipped bit would pass unnoticed."""
-    if not zipfile.is_zipfile(path):
-        return  # the older format without a zip around it; torch.load judges it
-    with zipfile.ZipFile(path) as archive:
-        inflated = sum(entry.file_size for entry in archive.infolist())
-        if inflated > path.stat().st_size:  # torch stores, it never compresses
-            raise zipfile.BadZipFile(f"it would inflate to {inflated / 1e6:,.0f} MB, more than its own size")
-        if any(entry.filename.endswith("/constants.pkl") for entry in archive.infolist()):
-            raise zipfile.BadZipFile("it is a TorchScript program, not weights")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"entry {damaged} fails its checksum")
-
-
-def _check_digest(path: Path) -> bool:
-    """Whether the zip has a comment. zipfile.BadZipFile where that is not the digest of what is before it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    sha256, left = hashlib.sha256(), path.stat().st_size - 2
-    with path.open("rb") as file:
-        file.seek(max(left - 2**16, 0))
-        end = file.read()
-        comment = end[end.rindex(_END_OF_ZIP) + 20 :]  # with its length
-        if comment == b"\0\0":
-            return False
-        left -= len(comment) - 2
-        file.seek(0)
-        while left > 0:
-            chunk = file.read(min(left, _CHUNK_BYTES))
-            sha256.update(chunk)
-            left -= len(chunk)
-    if comment != _comment(sha256.hexdigest()):
-        raise zipfile.BadZipFile("its content does not fit its digest")
-    return True
+    except (EOFError, LookupError, TypeError, AttributeError):
+        raise DamagedCheckpointError(f"'{path}' is damaged or not a torch file: its pickle cannot be read") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DamagedCheckpointError(f"'{path}' is damaged or not a torch file: {first_line(error)}") from None
+    try:
+        check_storages(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}' is made to fill the memory: {error}") from None
+    return content
 
 
 def _unsafe_part(error: pickle.UnpicklingError) -> str:
     """What the file names or does; torch's own message goes on with advice that must not be followed."""
     named = re.search(r"GLOBAL (\S+)|unrecognized function (\S.*)", str(error))
     return f"it asks for {named[1] or named[2]}" if named else "its pickle does more than hold values"
-
-
-def _first_line(error: BaseException) -> str:
-    """What happened, without the advice that torch adds: it is to read the file unsafely."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line.partition(" In PyTorch 2.6")[0].replace("``weights_only=True``", "safe reading")

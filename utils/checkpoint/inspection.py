@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configs.default_config import Config
 from utils.checkpoint.files import find_weights, read_file, verify
+from utils.checkpoint.safetensors_files import has_digest, read_safetensors
 
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 6, 100
 # Settings worth a line; the others are in the file.
@@ -19,13 +20,18 @@ _SETTINGS = ("MODEL.backbone", "MODEL.attention", "MODEL.task", "MODEL.num_class
 
 def describe(path: Path) -> list[str]:
     """Lines about a torch or .safetensors file of anyone's. Raises CheckpointError where it cannot be read safely."""
-    content = read_file(path)
-    return [f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {_kind(path, content)}", *_entries(content)]
+    if path.suffix == ".safetensors":
+        weights, content = read_safetensors(path)
+        lines = [*_entries(content), f"  {_weights(weights)}"] if content else [*_entries(weights)]
+    else:
+        content = read_file(path)
+        lines = [*_entries(content)]
+    return [f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {_kind(path, content)}", *lines]
 
 
 def _kind(path: Path, content: Any) -> str:
     if path.suffix == ".safetensors":
-        return "safetensors"
+        return f"safetensors, {'digest fits' if has_digest(path) else 'no digest'}"
     digest = "digest fits" if verify(path) else "no digest"
     if isinstance(content, Mapping) and "format_version" in content:
         return f"checkpoint of format {content['format_version']}, {digest}"

@@ -57,6 +57,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {name: _plain(text) for name, text in metadata.items() if name not in _NOT_JSON}
 
 
+def has_digest(path: Path) -> bool:
+    """Whether a readable file has a digest of ours, which `read_safetensors` checks."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return _DIGEST in (file.metadata() or {})
+
+
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     sha256 = hashlib.sha256()
     for name in sorted(tensors):

@@ -12,8 +12,8 @@ from configs.errors import CheckpointError
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Two names may share a storage (tied weights); a file in which the tensors add up to more is made to fill the memory.
-_SHARED_AT_MOST = 4
+# Names may share a storage (tied weights); a file whose tensors add up to more is made to fill the memory.
+_SHARED_AT_MOST = 16
 
 
 def is_plain(value: Any) -> TypeGuard[Tensor]:
@@ -70,15 +70,15 @@ def check_storages(content: Any) -> None:
 
 
 def tensors_in(content: Any) -> Iterator[Tensor]:
-    """All tensors in nested mappings, lists and tuples."""
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, Mapping):
-        for value in content.values():
-            yield from tensors_in(value)
-    elif isinstance(content, (list, tuple)):
-        for value in content:
-            yield from tensors_in(value)
+    """All tensors in nested mappings, lists and tuples, however deep; a container that holds itself is entered once."""
+    left, entered = [content], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in entered:
+            entered.add(id(value))
+            left += value.values() if isinstance(value, Mapping) else value
 
 
 def _convertible(found: torch.dtype, own: torch.dtype) -> bool:
