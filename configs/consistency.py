@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import PureWindowsPath
 from typing import Any
 
 from configs.default_config import Config
 from configs.errors import ConfigError
 
+_LARGEST = {2: (89_478_485, "pixels"), 3: (1 << 29, "voxels")}  # as data take them; a network's input is no larger
 _LONGEST_NAME = 100  # a file system takes 255 bytes; the backbone and the time are added to a model's name
 
 
@@ -64,9 +66,12 @@ def _problems_of_size(config: Config) -> list[str]:
     window = data.window
     found = [] if window is None or window[0] < window[1] else [f"DATA.window {window}: low must be below high"]
     try:
-        volumes = config.has_volumes()
+        volumes, shape = config.has_volumes(), config.image_shape()
     except ConfigError as error:
         return [*found, str(error)]
+    most, what = _LARGEST[len(shape)]
+    if prod(shape) > most:
+        found.append(f"DATA.image_size {shape} has {prod(shape):,} {what}: at most {most:,} are possible")
     if volumes and data.resize != "stretch":
         found.append(f"DATA.resize '{data.resize}' is for pictures: DATA.spacing_mm keeps a volume's proportions")
     if volumes and config.TRAIN.channels_last is True:

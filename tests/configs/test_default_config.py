@@ -633,3 +633,18 @@ def test_every_key_has_a_reader():
     read = set().union(*(reads(path.read_text(encoding="utf-8")) for path in files))
     unread = [".".join(path) for path in SETTINGS if path not in read]
     assert not unread, f"settings that nothing reads: {', '.join(unread)}"
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [
+        ([9459, 9459], True),
+        ([9460, 9460], False),
+        (1_000_000, False),
+        ([512, 1024, 1024], True),
+        ([513, 1024, 1024], False),
+    ],
+)
+def test_a_network_reads_no_larger_pictures_than_data_give(size, fits):
+    found = "\n".join(Config.model_validate({"DATA": {"image_size": size}}).problems())
+    assert ("are possible" in found) is not fits, found
