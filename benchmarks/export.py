@@ -25,6 +25,7 @@ from deployment.formats import FORMATS, Request, export_file
 from deployment.verification import BOUNDS, random_pictures
 from models import HybridMedNet, backbone_dims, list_backbones
 from models.backbones.families import smallest_of_each_family
+from utils.atomic_file import write_atomically
 from utils.environment import describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "export.md"
@@ -104,6 +105,26 @@ int8, and what it does to time, size and AUROC: [quantization.md](quantization.m
 """
 
 
+def _written() -> list[dict]:
+    """The rows on disk; read anew each time, as two processes may measure different formats."""
+    data = PAGE.with_suffix(".json")
+    return json.loads(data.read_text(encoding="utf-8"))["rows"] if data.is_file() else []
+
+
+def _of(rows: list[dict], backbone: str, kind: str) -> list[dict]:
+    return [row for row in rows if (row["backbone"], row["format"]) == (backbone, kind)]
+
+
+def _write(row: dict) -> None:
+    """Put a row in the place of the one that it repeats, and make the page anew."""
+    print(row, flush=True)
+    rows = _written()
+    rows = [other for other in rows if other not in _of(rows, row["backbone"], row["format"])] + [row]
+    figures = {"environment": describe_environment("cpu", "fp32"), "rows": rows}
+    write_atomically(PAGE.with_suffix(".json"), (json.dumps(figures, indent=1) + "\n").encode())
+    write_atomically(PAGE, page(figures).encode())
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=MEASURED)
@@ -111,18 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure what is written down already, too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    data = PAGE.with_suffix(".json")
-    rows = json.loads(data.read_text(encoding="utf-8"))["rows"] if data.is_file() else []
     for kind in options.formats:
         for backbone in options.backbones:
-            there = [row for row in rows if (row["backbone"], row["format"]) == (backbone, kind)]
-            if there and not options.again:
-                continue
-            rows = [row for row in rows if row not in there] + [measure(backbone, kind)]
-            print(rows[-1], flush=True)
-            figures = {"environment": describe_environment("cpu", "fp32"), "rows": rows}
-            data.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-            PAGE.write_text(page(figures), encoding="utf-8")
+            if options.again or not _of(_written(), backbone, kind):
+                _write(measure(backbone, kind))
     return 0
 
 

@@ -42,7 +42,11 @@ def export_program(
     model: nn.Module, image_shape: Sequence[int], path: Path, metadata: Mapping[str, str], batch: int | None = None
 ) -> None:
     """Write a .pt2 file; the metadata are its extra files: `torch.export.load(path, extra_files={name: ""})`."""
-    torch.export.save(traced_program(model, image_shape, batch), path, extra_files=dict(metadata))
+    program = traced_program(model, image_shape, batch)
+    try:
+        torch.export.save(program, path, extra_files=dict(metadata))
+    except RuntimeError as error:  # torch's writer hides the OSError of a full disk in one
+        raise ExportError(f"cannot write '{path}': {first_line(error)}") from error
 
 
 def open_program(path: Path) -> Run:
@@ -61,7 +65,7 @@ def export_script(
             torch.jit.save(torch.jit.trace(model, example, check_trace=False), path, _extra_files=dict(metadata))
     except Exception as error:
         raise ExportError(
-            f"TorchScript cannot trace this model ({type(error).__name__}: {first_line(error)})"
+            f"TorchScript cannot trace or write this model ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

@@ -131,21 +131,33 @@ def test_the_pages_example_needs_neither_torch_nor_this_project(onnx_file, run, 
     np.testing.assert_allclose([float(value) for _, value in lines], expected, atol=2e-6)
 
 
-def test_real_pictures_are_the_runs(run, capsys, tmp_path):
-    code, said, _ = run_export(capsys, run, "--format", "torch_export", "--output", tmp_path / "a.pt2")
-    assert code == 0 and "4 random pictures and 6 of the run's data" in said and "calibrated probabilities" in said
-    shutil.copy(run / "best_model.pth", tmp_path / "alone.pth")
-    code, said, _ = run_export(capsys, tmp_path / "alone.pth", "--format", "torch_export", "--logits")
-    assert code == 0 and "4 random pictures and 8 of drawn sample data" in said and "gives logits of 3" in said
-    assert (tmp_path / "alone.pt2").is_file()
+def pictures_for(path: Path) -> tuple[np.ndarray, str]:
+    return export.real_pictures(path, load_model(path), Preprocess.from_dict(PREPROCESSING))
 
 
-def test_sample_data_are_never_drawn_into_a_folder(run, capsys, tmp_path, monkeypatch):
+def test_real_pictures_are_the_runs(run):
+    found, place = pictures_for(run / "best_model.pth")
+    expected = [Preprocess.from_dict(PREPROCESSING)(read_picture(run / "data" / f"{i}.png")) for i in range(6)]
+    np.testing.assert_array_equal(found, expected)
+    assert place == "the run's data"
+
+
+@pytest.mark.parametrize("names", [None, "./data/sample_chest_xray", "nowhere"])
+def test_else_they_are_drawn_but_never_into_a_folder(names, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(run / "best_model.pth", tmp_path)
-    (tmp_path / "config.yaml").write_text("DATA: {data_dir: ./data/sample_chest_xray}\n", encoding="utf-8")
-    code, said, _ = run_export(capsys, "best_model.pth", "--format", "torch_export")
-    assert code == 0 and "of drawn sample data" in said and not (tmp_path / "data").exists()
+    if names:
+        (tmp_path / "config.yaml").write_text(f"DATA: {{data_dir: {names}}}\n", encoding="utf-8")
+    found, place = pictures_for(tmp_path / "best_model.pth")
+    assert found.shape == (8, 3, 32, 32) and place == "drawn sample data"
+    assert not (tmp_path / "data").exists() and not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_said_in_the_end(run, capsys, tmp_path):
+    code, said, _ = run_export(capsys, run, "--format", "torch_export", "--logits", "--output", tmp_path / "a.pt2")
+    assert code == 0 and (tmp_path / "a.pt2").is_file()
+    assert "a.pt2: torch_export in fp32, gives logits of 3 classes" in said
+    assert re.search(r"largest \|Δ\| to the network: \S+, over 4 random pictures and 6 of the run's data", said)
 
 
 def test_a_hierarchical_model_has_a_second_output(capsys, tmp_path):

@@ -72,7 +72,7 @@ class Necks(nn.Module):
         return tuple(neck(x) for neck in self.necks)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_attention_with_fusion_and_head(dims):
     """Odd sizes, so that maps are padded, pooled unevenly and resized."""
     shape, necks = (3, *(22, 26, 18)[:dims]), Necks(dims).eval()
@@ -93,7 +93,9 @@ class Pool(nn.Module):
         return pooled_tokens(x, 4)
 
 
-@pytest.mark.parametrize("module, shape", [(Scan(), (3, 3, 7)), (Scan(), (3, 1, 1)), (Pool(), (3, 5, 6, 9))])
+@pytest.mark.parametrize(
+    "module, shape", [(Scan(), (3, 3, 7)), pytest.param(Pool(), (3, 5, 6, 9), marks=pytest.mark.slow)]
+)
 def test_what_has_a_way_of_its_own_in_exported_graphs(module, shape, tmp_path):
     """The scan over time and the 3-D mean."""
     export_onnx(module, shape, tmp_path / "x.onnx", {})
