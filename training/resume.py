@@ -19,31 +19,43 @@ def resume(trainer: Trainer, checkpoint: Mapping[str, Any], config: Config) -> N
 
     Raises CheckpointError, the trainer unchanged, where the checkpoint is of other classes, model or optimizer.
     """
-    before = checkpoint.get("config", {})
+    before = checkpoint.get("config")
     classes = checkpoint.get("class_names")
-    if classes != config.DATA.class_names:
+    if not isinstance(classes, list) or list(map(repr, classes)) != list(map(repr, config.DATA.class_names or [])):
+        names = ", ".join(map(str, classes)) if isinstance(classes, list) and classes else "?"
         raise CheckpointError(
-            f"the run to resume has the classes {', '.join(classes or ['?'])}, the data now have "
+            f"the run to resume has the classes {names}, the data now have "
             f"{', '.join(config.DATA.class_names or ['?'])}: begin a new run, from its weights by MODEL.init_from"
         )
+    told, batch_size = _differences(before, config), _batch_size(before, config)
     trainer.load_state_dict(dict(checkpoint))
-    _say_differences(before, config)
-    _move_batches(trainer, before, config.TRAIN.batch_size)
+    for level, words in told:
+        logger.log(level, "not as the run was begun, %s", words)
+    _move_batches(trainer, batch_size, config.TRAIN.batch_size)
 
 
-def _say_differences(before: Mapping[str, Any], config: Config) -> None:
-    found = differences(before, config.model_dump(mode="json"))
-    mattering = [str(difference) for difference in found if difference.matters]
-    others = [str(difference) for difference in found if not difference.matters]
-    if mattering:
-        logger.warning("not as the run was begun, the weights will differ: %s", "; ".join(mattering))
-    if others:
-        logger.info("not as the run was begun, without effect on the weights: %s", "; ".join(others))
+def _differences(before: Any, config: Config) -> list[tuple[int, str]]:
+    """Log lines about settings that differ. CheckpointError where those of the checkpoint are none."""
+    try:
+        found = differences(before, config.model_dump(mode="json"))
+        mattering = "; ".join(str(difference) for difference in found if difference.matters)
+        others = "; ".join(str(difference) for difference in found if not difference.matters)
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # no mappings, or values that do not compare
+        raise CheckpointError("the settings in this checkpoint are damaged") from None
+    lines = [(logging.WARNING, f"the weights will differ: {mattering}")] if mattering else []
+    return [*lines, (logging.INFO, f"without effect on the weights: {others}")] if others else lines
 
 
-def _move_batches(trainer: Trainer, before: Mapping[str, Any], batch_size: int) -> None:
+def _batch_size(before: Any, config: Config) -> int:
+    section = before.get("TRAIN", {})
+    size = section.get("batch_size", config.TRAIN.batch_size) if isinstance(section, Mapping) else None
+    if type(size) is not int or not 0 < size < 1 << 31:
+        raise CheckpointError("the settings in this checkpoint are damaged: TRAIN.batch_size")
+    return size
+
+
+def _move_batches(trainer: Trainer, old: int, batch_size: int) -> None:
     """Where the batch size has changed, the epoch goes on at the same picture, or a few before it."""
-    old = before.get("TRAIN", {}).get("batch_size", batch_size)
     sums = trainer.state.sums
     if old == batch_size or not sums.batches:
         return

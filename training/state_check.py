@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from configs.errors import CheckpointError
+from utils.checkpoint.tensors import is_plain
+from utils.seed import is_random_state
 
 # What the optimizers keep for a parameter.
 _STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
@@ -32,10 +34,13 @@ def check_resumable(saved: Mapping[str, Any], own: Mapping[str, Any], parameters
     for part in ("schedule", "progress"):
         _check_values(part, _without(saved[part], "sums"), _without(own[part], "sums"))
     _check_values("progress.sums", saved["progress"].get("sums"), own["progress"]["sums"])
+    if saved["progress"]["micro_splits"] < 1:
+        raise CheckpointError("the progress of this checkpoint is damaged: micro_splits")
+    if not isinstance(saved["scaler"], Mapping):
+        raise CheckpointError("the scaler of this checkpoint is damaged")
     if saved["scaler"] and own["scaler"]:
         _check_values("scaler", saved["scaler"], own["scaler"])
-    random = saved["random"]
-    if not isinstance(random, Mapping) or not _alike(random.get("cpu"), own["random"]["cpu"]):
+    if not is_random_state(saved["random"]):
         raise CheckpointError("this checkpoint has no random state of this version of torch")
 
 
@@ -58,7 +63,9 @@ def _check_optimizer(saved: Any, own: Mapping[str, Any], parameters: Sequence[Te
     """As many parameters in each group, and states of their shapes; torch takes any."""
     try:
         groups = [list(group["params"]) for group in saved["param_groups"]]
-        states = {int(number): dict(state) for number, state in saved["state"].items()}
+        states = {number: dict(state) for number, state in saved["state"].items()}
+        if not all(type(number) is int for number in (*states, *(each for group in groups for each in group))):
+            raise TypeError
     except (TypeError, KeyError, ValueError, AttributeError):
         raise CheckpointError("the state of the optimizer in this checkpoint is damaged") from None
     if groups != [group["params"] for group in own["optimizer"]["param_groups"]]:
@@ -66,11 +73,12 @@ def _check_optimizer(saved: Any, own: Mapping[str, Any], parameters: Sequence[Te
     names = _STATES[own["optimizer_kind"]]
     for number, state in states.items():
         if not 0 <= number < len(parameters) or state.keys() != names:
-            raise CheckpointError(f"parameter {number} has {', '.join(state) or 'nothing'} in the optimizer's state")
+            found = ", ".join(map(str, state)) or "nothing"
+            raise CheckpointError(f"parameter {number} has {found} in the optimizer's state")
         for name, value in state.items():
             shape = () if name == "step" else tuple(parameters[number].shape)
             absent = value is None and name == "momentum_buffer"  # before the first step, or without momentum
-            if not absent and (not isinstance(value, Tensor) or tuple(value.shape) != shape):
+            if not absent and not (is_plain(value) and value.is_floating_point() and tuple(value.shape) == shape):
                 raise CheckpointError(
                     f"the optimizer's {name} of parameter {number} is {_describe(value)}, not {shape}"
                 )
@@ -79,13 +87,17 @@ def _check_optimizer(saved: Any, own: Mapping[str, Any], parameters: Sequence[Te
 def _check_values(what: str, saved: Any, own: Mapping[str, Any]) -> None:
     """The same names, with numbers of the same types."""
     saved = saved if isinstance(saved, Mapping) else {}
-    wrong = sorted(own.keys() ^ saved.keys())
-    for name in own.keys() & saved.keys():
-        allowed = int if isinstance(own[name], int) else (int, float)
-        if not isinstance(saved[name], allowed):
-            wrong.append(name)
+    wrong = [name for name in own if name in saved and not _fits(saved[name], own[name])]
+    wrong += sorted(map(str, own.keys() ^ saved.keys()))
     if wrong:
         raise CheckpointError(f"the {what} of this checkpoint is of another version or damaged: {', '.join(wrong)}")
+
+
+def _fits(saved: Any, own: Any) -> bool:
+    """Whether it is a number of the same type, and an integer none that nothing here counts to."""
+    if type(saved) is int:
+        return abs(saved) < 1 << 53
+    return type(saved) is float and not isinstance(own, int)
 
 
 def _without(values: Any, name: str) -> dict[str, Any]:
@@ -93,8 +105,11 @@ def _without(values: Any, name: str) -> dict[str, Any]:
 
 
 def _alike(one: Any, other: Tensor) -> bool:
-    return isinstance(one, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+    return is_plain(one) and one.shape == other.shape and one.dtype == other.dtype
 
 
 def _describe(value: Any) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kind = "" if is_plain(value) else f", {value.layout} on {value.device}"
+    return f"{tuple(value.shape)} {value.dtype}{kind}"

@@ -33,3 +33,23 @@ def set_random_state(state: dict) -> None:
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
     if torch.cuda.is_available() and len(state.get("cuda", [])) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def is_random_state(state: Any) -> bool:
+    """Whether `set_random_state` can take what a file holds: it is tried on generators that nobody uses."""
+    try:
+        torch.Generator().set_state(state["cpu"])
+        random.Random().setstate(state["python"])
+        kind, keys, position, has_gauss, gauss = state["numpy"]
+        np.random.RandomState().set_state((kind, keys, position, has_gauss, gauss))
+        cuda = all(_is_cuda_state(each) for each in state.get("cuda", ()))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError):
+        return False
+    # NumPy takes any position, and would read beyond its keys.
+    return cuda and kind == "MT19937" and len(keys) == 624 and isinstance(position, int) and 0 <= position <= 624
+
+
+def _is_cuda_state(state: Any) -> bool:
+    """Seed and offset, eight bytes each; the offset is a multiple of four."""
+    is_bytes = state.device.type == "cpu" and state.dtype == torch.uint8 and state.shape == (16,)
+    return is_bytes and int(state[8]) % 4 == 0

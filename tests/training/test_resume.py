@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from configs.default_config import Config
 from configs.errors import CheckpointError
@@ -61,3 +62,32 @@ def test_at_the_beginning_of_an_epoch_there_is_no_place_to_move(caplog):
     one = trainer(0)
     resume(one, checkpoint(config()), config("TRAIN.batch_size=3"))
     assert one.state.sums.batches == 0 and "seen twice" not in caplog.text
+
+
+def endless() -> dict:
+    nested: dict = {}
+    nested["MODEL"] = nested
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("entry", "forged"),
+    [
+        ("config", None),
+        ("config", [1]),
+        ("config", endless()),
+        ("config", {"TRAIN": {"batch_size": torch.zeros(3)}}),
+        ("config", {"TRAIN": {"batch_size": "8"}}),
+        ("config", {"TRAIN": {"batch_size": 0}}),
+        ("config", {"TRAIN": 3}),
+        ("class_names", 7),
+        ("class_names", [1, 2]),
+        ("class_names", torch.zeros(2)),
+        ("class_names", None),
+    ],
+)
+def test_forged_descriptions_are_refused_before_anything_is_loaded(entry, forged):
+    one = trainer()
+    with pytest.raises(CheckpointError, match=r"settings in this checkpoint are damaged|has the classes (1, 2|\?)"):
+        resume(one, checkpoint(config()) | {entry: forged}, config())
+    assert one.loaded == []
