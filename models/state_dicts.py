@@ -43,11 +43,8 @@ def todays_names(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_name(name: str) -> str:
-    """Without `_orig_mod` of torch.compile anywhere, and without `module` of DataParallel at the beginning."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    while len(parts) > 1 and parts[0] == "module":
-        del parts[0]
-    return ".".join(parts)
+    """Without `_orig_mod` of torch.compile and `module` of DataParallel, wherever in the network they were put."""
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module")) or name
 
 
 def compare(own: Mapping[str, Any], found: Mapping[str, Any], strict: bool = True) -> None:

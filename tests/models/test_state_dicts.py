@@ -72,7 +72,16 @@ WRITERS = {
     "compiled backbone": lambda weights: {
         name.replace("backbone.", "backbone._orig_mod."): tensor for name, tensor in weights.items()
     },
+    "parallel backbone": lambda weights: {
+        name.replace("backbone.", "backbone.module."): tensor for name, tensor in weights.items()
+    },
     "old": old_names,
+    "old, parallel parts": lambda weights: {
+        name.replace("feature_extractor.", "feature_extractor.module.").replace(
+            "fusion.", "fusion._orig_mod.module."
+        ): t
+        for name, t in old_names(weights).items()
+    },
     "old, some prefixed": lambda weights: {
         f"module.{name}" if name.startswith("f") else name: tensor for name, tensor in old_names(weights).items()
     },
@@ -94,6 +103,11 @@ def test_real_wrappers_write_what_is_read(model):
     source.load_state_dict(expected)
     model.load_state_dict(nn.DataParallel(torch.compile(source)).state_dict())
     assert_equal(model, expected)
+    source.backbone = nn.DataParallel(source.backbone)
+    assert "backbone.module.body.conv1.weight" in source.state_dict()
+    network().load_state_dict(source.state_dict())
+    source.load_state_dict(expected)
+    assert_equal(source.backbone.module, {k[9:]: v for k, v in expected.items() if k.startswith("backbone.")})
 
 
 def test_a_network_with_a_compiled_backbone_reads_plain_weights(model):
@@ -119,7 +133,7 @@ def test_versions_of_layers_reach_torch(model):
     [
         ("module._orig_mod.module.fusion.x", "fusion.x"),
         ("backbone._orig_mod.conv1.weight", "backbone.conv1.weight"),
-        ("backbone.module.weight", "backbone.module.weight"),
+        ("feature_extractor.module.fpn._orig_mod.module.x", "feature_extractor.fpn.x"),
         ("module", "module"),
         ("modules.x", "modules.x"),
     ],
