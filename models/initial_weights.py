@@ -56,8 +56,8 @@ def _complete(model: HybridMedNet) -> HybridMedNet:
 def start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | None = None) -> str:
     """Load a file of today's or the previous release's, .safetensors too, into a model; a line for the log.
 
-    A head for other classes, by their numbers or (class_names: the new ones) by the names that the file has, is left
-    out as a whole, and the model's own stays; all else is loaded strictly.
+    A head for other classes, by their numbers, by whether some are coarse, or (class_names: the new ones) by the names
+    that the file has, is left out as a whole, and the model's own stays; all else is loaded strictly.
     Raises CheckpointError where there are no weights to read, WeightsError where they do not fit: nothing is loaded.
     """
     try:
@@ -78,7 +78,7 @@ def _start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | Non
     before, now = _class_counts(found), _class_counts(own)
     names = list(described.get("class_names") or ())
     renamed = bool(names and class_names) and names != list(class_names or ())
-    other_classes = before.keys() == now.keys() and (before != now or renamed)
+    other_classes = bool(before) and (before != now or renamed)
     if other_classes:
         kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
         found = {name: tensor for name, tensor in found.items() if not name.startswith(_HEAD)} | kept

@@ -92,6 +92,21 @@ def test_as_many_classes_of_other_names_get_a_new_head(source, tmp_path, suffix)
         assert ("for other classes (a, b, c)" in model.started_from) is not same
 
 
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_a_head_with_coarse_classes_and_one_without_give_way_to_each_other(tmp_path, hierarchical):
+    weights = HybridMedNet(settings(hierarchical=hierarchical, num_coarse_classes=2)).state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    model = HybridMedNet(settings(hierarchical=not hierarchical, num_coarse_classes=2))
+    head = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
+    said = start_from(model, str(tmp_path / "w.safetensors"))
+    words = ["3 classes", "3 classes and 2 coarse classes"][:: -1 if hierarchical else 1]
+    assert said.endswith(f"but for its head: that is for {words[0]}, the new one for {words[1]}")
+    body = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
+    found = model.state_dict()
+    assert found.keys() == body.keys() | head.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in (body | head).items())
+
+
 def test_other_coarse_classes_get_a_new_head(tmp_path):
     weights = HybridMedNet(settings(hierarchical=True, num_coarse_classes=3)).state_dict()
     save_file(weights, tmp_path / "w.safetensors")
@@ -139,7 +154,6 @@ def test_a_file_of_the_previous_release_with_its_config(tmp_path):
     [
         ({"fusion_channels": 32}, r"of another shape \(fusion\.scale_convs"),
         ({"backbone": "resnet34"}, r"missing \(backbone\.body\.layer1\.2"),
-        ({"hierarchical": True}, r"missing \(classifier\.coarse_classifier.*unexpected \(classifier\.classifiers"),
         ({"in_channels": 1}, r"backbone\.body\.conv1\.weight: \(64, 3, 7, 7\) instead of \(64, 1, 7, 7\)"),
         ({"fusion_channels": 32, "num_classes": 5}, r"of another shape \(fusion\.scale_convs"),
     ],
