@@ -22,7 +22,10 @@ THEORY = {
 }
 
 
-@pytest.mark.parametrize("name", THEORY)
+QUICK = ("resnet18", "tf_efficientnet_lite0")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in THEORY])
 def test_centres_are_where_the_architecture_puts_them(name):
     torch.manual_seed(0)
     backbone = create_backbone(name, image_size=(64, 64)).eval()
