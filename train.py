@@ -95,7 +95,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
 
     run = open_run(config, model.attention_mode, resumed, trainer.state.epoch)
     description = describe_run(run, config, catalogue, assignment, loaders, trainer)
-    recorder = Recorder(run, config, description, trainer.state.global_step)
+    recorder = Recorder(run, config, description, checkpoint)
     trainer.on_step, trainer.on_epoch, trainer.save = recorder.on_step, recorder.on_epoch, recorder.save
     trainer.should_stop = stop
 

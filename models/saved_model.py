@@ -100,7 +100,7 @@ def load_teacher(config: Config) -> SavedModel | None:
 # Bytes of a network that need not be in its file: masks and coordinates, which follow from DATA.image_size.
 _BUFFERS_AT_MOST = 1 << 29
 # What only training needs of a checkpoint.
-_TRAINING = ("model", "ema", "optimizer", "optimizer_kind", "schedule", "scaler", "random", "progress")
+_TRAINING = ("model", "ema", "optimizer", "optimizer_kind", "schedule", "scaler", "random", "progress", "scalars")
 _Read = tuple[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any], str]
 
 

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from configs.errors import CheckpointError
@@ -175,9 +177,17 @@ def differing(one: Path, other: Path) -> list[str]:
     for name in sorted({path.name for folder in (one, other) for path in folder.glob("*.pth")} - {"previous.pth"}):
         contents = [dict(flatten(load_checkpoint(folder / name))) for folder in (one, other)]
         keys = [key for key in contents[0] | contents[1] if not key.startswith(".config.")]
-        keys = [key for key in keys if key.rpartition(".")[2] not in CLOCK]
+        keys = [key for key in keys if re.split("[./]", key)[-1] not in CLOCK]
         found += [f"{name}{key}" for key in keys if not identical(contents[0].get(key), contents[1].get(key))]
     return found
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag → (step, value) pairs, as TensorBoard shows them, of what is in its folder; without the clock's."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("system/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 CLOCK = ("seconds", "pictures_per_second", "memory_mib")
@@ -221,6 +231,8 @@ def main() -> int:
             folder = root / f"killed{runs}"
             outcome = killed(root / "data", folder, settings, min(8, options.kills - done), span, rng)
             differences = outcome.failures or differing(root / "whole", folder)
+            if scalars(root / "logs" / folder.name) != scalars(root / "logs" / "whole"):
+                differences += ["TensorBoard's figures"]
             done, runs = done + outcome.kills, runs + 1
             bad, unreadable = bad + bool(differences), unreadable + len(outcome.unreadable)
             print(f"run {runs}: killed {outcome.kills} times, at steps {outcome.steps_at_kill}: ", end="")

@@ -27,6 +27,7 @@ def test_killed_runs_end_as_the_undisturbed_one(tmp_path, harness, workers):
         assert outcome.failures == [] and outcome.unreadable == []
         assert harness.differing(tmp_path / "whole", folder) == []
         assert metrics(folder) == metrics(tmp_path / "whole")
+        assert harness.scalars(tmp_path / "logs" / folder.name) == harness.scalars(tmp_path / "logs" / "whole")
         kills, runs, steps = kills + outcome.kills, runs + 1, steps + outcome.steps_at_kill
     print(
         f"{workers} workers: {kills} kills in {runs} runs, at steps {steps}: all ended alike, 0 unreadable checkpoints"

@@ -28,30 +28,34 @@ class Recorder:
 
     config: its CHECKPOINT and LOGGING sections are followed.
     description: what every checkpoint carries beside weights: config, class names, preprocessing; plain values.
-    first_step: the optimizer steps that a resumed run has behind it; TensorBoard forgets later ones.
+    checkpoint: what a resumed run goes on from; TensorBoard forgets what was written after it.
     """
 
-    def __init__(self, run: RunFolder, config: Config, description: Mapping[str, Any], first_step: int = 0) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        config: Config,
+        description: Mapping[str, Any],
+        checkpoint: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run, self.description = run, dict(description)
         self.save_freq, self.save_best = config.CHECKPOINT.save_freq, config.CHECKPOINT.save_best
         self.continues = config.CHECKPOINT.on_save_error == "continue"
+        self._latest = _latest_scalars(checkpoint)
         self.writer = None
         if config.LOGGING.tensorboard:
-            self.writer = ScalarWriter(
-                Path(config.LOGGING.log_dir) / run.path.name, first_step + 1 if first_step else None
-            )
+            self.writer = ScalarWriter(Path(config.LOGGING.log_dir) / run.path.name, *self._still_true(checkpoint))
 
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:
         """Scalars of an optimizer step."""
-        if self.writer is not None:
-            with self._writing("TensorBoard's file"):
-                self.writer.add(step, figures)
+        self._latest = {"step": step, "figures": {tag: float(value) for tag, value in figures.items()}}
+        self._write_scalars(step, figures)
 
     def on_epoch(self, trainer, record: Mapping[str, Any], is_best: bool) -> None:
         """Write the record, the checkpoints and the curves of an epoch; last.pth after what it says is there."""
         with self._writing("metrics"):
             self.run.add_record(record)
-        self._scalars(record)
+        self._write_scalars(record["step"], _epoch_scalars(self.run.history[-1]))
         if is_best and self.save_best:
             weights = trainer.ema.shadow if trainer.ema is not None else trainer.model.state_dict()
             content = {**self.description, "model": weights, "metrics": self.run.history[-1]}
@@ -112,13 +116,43 @@ class Recorder:
         return content["metrics"]["epoch"]
 
     def _content(self, trainer) -> dict[str, Any]:
-        return {**self.description, **trainer.state_dict()}
+        return {**self.description, **trainer.state_dict(), "scalars": self._latest}
 
-    def _scalars(self, record: Mapping[str, Any]) -> None:
-        names = ("train_loss", "val_loss", "mean_auroc", "mean_average_precision", "learning_rate", "skipped_steps")
-        figures = {f"epoch/{name}": record[name] for name in names if record[name] is not None}
-        figures |= {f"auroc/{row['name']}": row["auroc"] for row in record["per_class"] if row["auroc"] is not None}
-        self.on_step(record["step"], figures)
+    def _write_scalars(self, step: int, figures: Mapping[str, float]) -> None:
+        if self.writer is not None:
+            with self._writing("TensorBoard's file"):
+                self.writer.add(step, figures)
+
+    def _still_true(self, checkpoint: Mapping[str, Any] | None) -> tuple[int, list[tuple[int, dict[str, float]]]]:
+        """(from which step on earlier figures are forgotten, those of this step that stand all the same).
+
+        An epoch that ended with the checkpoint's step may have been written before the process was killed or not, and
+        belongs to what is done again or not: so the step is forgotten as a whole and told as the checkpoint knows it.
+        """
+        if checkpoint is None:
+            return 0, []
+        step = checkpoint["progress"]["global_step"]
+        if "scalars" not in checkpoint:  # written by a version that did not keep them
+            return step + 1, []
+        told = [(step, self._latest["figures"])] if self._latest["step"] == step else []
+        return step, told + [(step, _epoch_scalars(row)) for row in self.run.history if row.get("step") == step]
+
+
+def _latest_scalars(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The figures that were last told of a step before the checkpoint; none where it has none, or no figures."""
+    latest = (checkpoint or {}).get("scalars")
+    if isinstance(latest, Mapping) and isinstance(latest.get("figures"), Mapping):
+        figures = {str(tag): value for tag, value in latest["figures"].items() if isinstance(value, float)}
+        return {"step": latest.get("step"), "figures": figures}
+    return {"step": 0, "figures": {}}
+
+
+def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """What TensorBoard is told of an epoch: of a row of metrics.jsonl what is defined."""
+    names = ("train_loss", "val_loss", "mean_auroc", "mean_average_precision", "learning_rate", "skipped_steps")
+    figures = {f"epoch/{name}": row.get(name) for name in names}
+    figures |= {f"auroc/{each['name']}": each["auroc"] for each in row.get("per_class", ())}
+    return {tag: value for tag, value in figures.items() if value is not None}
 
 
 def _summary(record: Mapping[str, Any], is_best: bool) -> str:

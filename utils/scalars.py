@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -17,20 +17,19 @@ class ScalarWriter:
     """Appends to a new event file in a folder (the format of TensorFlow's event.proto, records by tensorboard).
 
     purge_step: TensorBoard forgets what earlier files say about this step and later ones; None: nothing.
+    again: (step, figures by their tags) that are written with that, as they are still true.
     Raises OSError from `add` where the file cannot be written; the next `add` begins a new file.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        self.folder, self.purge_step = folder, purge_step
+    def __init__(
+        self, folder: Path, purge_step: int | None = None, again: Sequence[tuple[int, Mapping[str, float]]] = ()
+    ) -> None:
+        self.folder, self.purge_step, self.again = folder, purge_step, again
         self._file = None
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
         """Figures of one optimizer step, by their tags."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
-        self._write([Event(wall_time=time.time(), step=step, summary=Summary(value=values))])
+        self._write([_event(step, figures)])
 
     def close(self) -> None:
         """Close the file, if there is one."""
@@ -49,6 +48,7 @@ class ScalarWriter:
             for event in events:
                 records.write(event.SerializeToString())
             records.flush()
+            self.purge_step, self.again = None, ()  # another file of this process must not make it forget this one
         except OSError:
             self._abandon()
             raise
@@ -60,7 +60,7 @@ class ScalarWriter:
         events = [Event(wall_time=now, file_version="brain.Event:2")]
         if self.purge_step is not None:
             events.append(Event(wall_time=now, step=self.purge_step, session_log=SessionLog(status=SessionLog.START)))
-        return events
+        return [*events, *(_event(step, figures) for step, figures in self.again)]
 
     def _new_file(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,3 +75,11 @@ class ScalarWriter:
                 file.close()
         except OSError:
             return
+
+
+def _event(step: int, figures: Mapping[str, float]):
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=values))

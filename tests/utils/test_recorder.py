@@ -70,12 +70,12 @@ def record(epoch: int, step: int, auroc: float | None = 0.5, loss: float = 0.7) 
 
 @pytest.fixture
 def make(tmp_path):
-    """make(run, first_step, overrides) → a Recorder in tmp_path."""
+    """make(run, overrides, checkpoint) → a Recorder in tmp_path."""
 
-    def build(run: RunFolder | None = None, *overrides: str, first_step: int = 0) -> Recorder:
+    def build(run: RunFolder | None = None, *overrides: str, checkpoint: dict | None = None) -> Recorder:
         run = run or RunFolder.create(str(tmp_path / "runs"), "run")
         return Recorder(
-            run, Config.from_overrides([f"LOGGING.log_dir={tmp_path}/logs", *overrides]), DESCRIPTION, first_step
+            run, Config.from_overrides([f"LOGGING.log_dir={tmp_path}/logs", *overrides]), DESCRIPTION, checkpoint
         )
 
     return build
@@ -117,13 +117,104 @@ def test_a_resumed_run_replaces_later_scalars_and_keeps_earlier_ones(make, tmp_p
         if step == 20:
             first.on_epoch(trainer, record(1, 20), True)
     first.writer.close()
-    second = make(RunFolder.open(first.run.path, 1), first_step=20)
+    second = make(RunFolder.open(first.run.path, 1), checkpoint={"progress": {"global_step": 20}})  # as they once were
     second.on_step(30, {"train/loss": -30.0})
     second.on_step(40, {"train/loss": -40.0})
     second.writer.close()
     seen = scalars(tmp_path / "logs" / "run")
     assert close(seen["train/loss"], [(10, 10), (20, 20), (30, -30), (40, -40)])
     assert close(seen["epoch/val_loss"], [(20, 0.6)])
+
+
+class Training:
+    """Epochs of three steps, each step saved, of which any number is made before the process is killed."""
+
+    def __init__(self, recorder: Recorder, step: int = 0, epoch: int = 0) -> None:
+        self.recorder, self.trainer, self.step, self.epoch = recorder, FakeTrainer(), step, epoch
+        self.trainer.state_dict = lambda: {
+            "model": {},
+            "progress": {"global_step": self.step, "epoch": self.epoch},
+        }
+
+    def go_on(self, steps: int, print_freq: int = 1, killed_in_last_save: bool = False) -> None:
+        for number in range(1, steps + 1):
+            self.step += 1
+            if self.step % print_freq == 0:
+                self.recorder.on_step(self.step, {"train/loss": self.step / 7})
+            self.recorder.save(self.trainer)
+            if self.step % 3 == 0:
+                self.epoch += 1
+                if killed_in_last_save and number == steps:
+                    self.recorder.save = lambda trainer: None
+                self.recorder.on_epoch(self.trainer, record(self.epoch, self.step, loss=self.step / 9), False)
+
+
+EXPECTED = {
+    "train/loss": [(step, step / 7) for step in range(1, 10)],
+    "epoch/train_loss": [(step, step / 9) for step in (3, 6, 9)],
+    "epoch/val_loss": [(step, 0.6) for step in (3, 6, 9)],
+    "auroc/a": [(step, 0.5) for step in (3, 6, 9)],
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "print_freq", "in_save"),
+    [(1, 1, False), (3, 1, False), (3, 1, True), (3, 5, True), (4, 2, False), (6, 2, True), (6, 2, False)],
+)
+def test_no_figure_is_there_twice_after_a_kill(make, tmp_path, first, in_save, print_freq, monkeypatch):
+    """Within an epoch, after it, and after its figures were written and before its checkpoint was (in_save)."""
+    monkeypatch.setattr("utils.recorder.plot_training_curves", lambda *_: None)
+    training = Training(make())
+    training.go_on(first, print_freq, killed_in_last_save=in_save)
+    for steps in (1, 9):  # killed a second time after one more step
+        saved = load_checkpoint(training.recorder.run.path / "last.pth")
+        training.recorder.writer.close()
+        training.recorder.run._lock.close()
+        step, epoch = saved["progress"]["global_step"], saved["progress"]["epoch"]
+        recorder = make(RunFolder.open(training.recorder.run.path, epoch), checkpoint=saved)
+        training = Training(recorder, step, epoch)
+        if step and step == 3 * epoch + 3:  # what is left of this epoch is its end
+            training.epoch += 1
+            recorder.on_epoch(training.trainer, record(training.epoch, step, loss=step / 9), False)
+        training.go_on(min(steps, 9 - training.step), print_freq)
+    recorder.writer.close()
+    seen, steps = scalars(tmp_path / "logs" / "run"), range(print_freq, 10, print_freq)
+    expected = EXPECTED | {"train/loss": [(step, step / 7) for step in steps]}
+    assert all(close(seen[tag], expected[tag]) for tag in expected), {tag: seen[tag] for tag in expected}
+
+
+def test_a_run_that_begins_again_forgets_what_was_written_before(make, tmp_path):
+    first = make()
+    for step in range(1, 6):
+        first.on_step(step, {"train/loss": -1.0})
+    first.writer.close()
+    again = make(RunFolder.open(first.run.path, 0))
+    for step in range(1, 4):
+        again.on_step(step, {"train/loss": 1.0})
+    again.writer.close()
+    assert scalars(tmp_path / "logs" / "run")["train/loss"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+
+
+def test_a_new_file_after_a_full_disk_forgets_nothing(make, tmp_path, monkeypatch):
+    recorder = make(None, "CHECKPOINT.on_save_error=continue", checkpoint={"progress": {"global_step": 1}})
+    recorder.on_step(2, {"train/loss": 2.0})
+    monkeypatch.setattr(
+        "tensorboard.summary.writer.record_writer.RecordWriter.write",
+        lambda *_: (_ for _ in ()).throw(OSError(28, "full")),
+    )
+    recorder.on_step(3, {"train/loss": 3.0})
+    monkeypatch.undo()
+    recorder.on_step(4, {"train/loss": 4.0})
+    recorder.writer.close()
+    assert scalars(tmp_path / "logs" / "run")["train/loss"] == [(2, 2.0), (4, 4.0)]
+
+
+@pytest.mark.parametrize("forged", [None, 3, [], {}, {"step": "x"}, {"step": 2, "figures": {3: "x", "t": 10**400}}])
+def test_figures_that_are_none(make, tmp_path, forged):
+    recorder = make(checkpoint={"progress": {"global_step": 2}, "scalars": forged})
+    recorder.on_step(3, {"train/loss": 3.0})
+    recorder.writer.close()
+    assert scalars(tmp_path / "logs" / "run") == {"train/loss": [(3, 3.0)]}
 
 
 def test_tensorboard_can_be_left_out(make, tmp_path):
