@@ -121,7 +121,7 @@ def sound(rng: np.random.Generator, number: int) -> tuple[str, bytes, np.ndarray
 
 def header_only(rng: np.random.Generator, number: int) -> Case:
     extension, content, _ = sound(rng, number)
-    return Case(f"{number}.{extension}", content[: (0, 1, 2, 3, 4, 7, 8, 9, 12, 16)[number // 2]], "refuse")
+    return Case(f"{number}.{extension}", content[: (1, 2, 3, 4, 5, 7, 8, 9, 12, 16)[number // 2]], "refuse")
 
 
 def truncated(rng: np.random.Generator, number: int) -> Case:
@@ -132,16 +132,21 @@ def truncated(rng: np.random.Generator, number: int) -> Case:
     return Case(f"{number}.{extension}", content[:place], "refuse" if extension == "png" else "notice", pixels)
 
 
-def flipped_png(rng: np.random.Generator, number: int) -> Case:
+def empty(rng: np.random.Generator, number: int) -> Case:
+    """No byte at all, and bytes that say nothing, under every extension."""
+    content = (b"", bytes(1 << number // 2), b"\xff" * number, b" \n" * number)[number // 5]
+    return Case(f"{number}.{('png', 'jpg', 'jpeg', 'dcm', 'dicom')[number % 5]}", content, "refuse")
+
+
+def flipped_bit(rng: np.random.Generator, number: int) -> Case:
+    """One bit of a PNG, where it must show, or of a JPEG, which has no checksum."""
+    if number % 2:
+        _, content, pixels = sound(rng, number)
+        return Case(f"{number}.jpg", flip(rng, content), "survive", pixels)
     kinds = ((GREY, 8, ()), (GREY, 16, ()), (COLOUR, 8, (3,)), (COLOUR, 16, (3,)))
-    colour, depth, channels = kinds[number % 4]
+    colour, depth, channels = kinds[number // 2 % 4]
     pixels = noise(rng, *channels, high=2**depth)
     return Case(f"{number}.png", flip(rng, png(pixels, colour, depth)), "notice", pixels)
-
-
-def flipped_jpeg(rng: np.random.Generator, number: int) -> Case:
-    _, content, pixels = sound(rng, 2 * number + 1)
-    return Case(f"{number}.jpg", flip(rng, content), "survive", pixels)
 
 
 def flip(rng: np.random.Generator, content: bytes) -> bytes:
@@ -284,7 +289,7 @@ def sixteen_bit(rng: np.random.Generator, number: int) -> Case:
     return Case(f"{number}.png", png(pixels, COLOUR_ALPHA if kind == 3 else GREY_ALPHA, 16), "read", want)
 
 
-KINDS = (header_only, truncated, flipped_png, flipped_jpeg, wrong_extension, bomb)
+KINDS = (header_only, truncated, flipped_bit, empty, wrong_extension, bomb)
 KINDS += (postscript, cmyk, palette_alpha, animated, rotated, sixteen_bit)
 
 
