@@ -13,8 +13,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from configs.errors import EvaluationError, HybridMedNetError
-from utils.log import setup_logging
+from configs.errors import EvaluationError
+from utils.command_line import run_script
 from utils.run_folder import model_file
 
 logger = logging.getLogger("evaluate")
@@ -49,15 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
-    setup_logging()
-    try:
-        evaluate(options)
-    except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_script(lambda: evaluate(options))
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from configs.errors import ConfigError, DataError, ExportError, HybridMedNetError
-from utils.log import setup_logging
+from configs.errors import ConfigError, ExportError
+from utils.command_line import run_script
 from utils.run_folder import model_file
 
 logger = logging.getLogger("export")
@@ -30,7 +30,6 @@ FORMATS = {
     "tensorrt": (".engine", "for the GPU it is built on; needs the package tensorrt"),
 }
 FROM_ONNX = ("onnx", "openvino", "tensorrt")
-REAL_PICTURES = 8
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,16 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Export; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
-    setup_logging()
-    try:
-        export(options)
-    except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_script(lambda: export(options))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -79,6 +69,7 @@ def export(options: argparse.Namespace) -> None:
     import numpy as np
 
     from data.builder import saved_preprocess
+    from data.run_pictures import real_pictures, training_pictures
     from deployment.formats import Request, export_file
     from deployment.metadata import export_metadata
     from deployment.onnx_format import OPSET
@@ -99,10 +90,10 @@ def export(options: argparse.Namespace) -> None:
     metadata = export_metadata(saved.config, names, coarse, preprocess.as_dict(), stored, output, path)
     image_shape = (model.in_channels, *model.image_size)
     request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
-    real, place = real_pictures(path, saved, preprocess)
+    real, place = real_pictures(saved.config, path.parent, preprocess)
     pictures = np.concatenate([random_pictures(image_shape), real])
-
-    calibration = calibration_pictures(path, saved, preprocess, options) if options.quantize == "static" else ()
+    settings = saved.config, path.parent, preprocess, options.calibration_count
+    calibration = training_pictures(*settings) if options.quantize == "static" else None
 
     difference = export_file(network, options.format, target, request, pictures)
     logger.info("exported and compared in %.0f s", time.perf_counter() - begin)
@@ -143,7 +134,7 @@ def quantize(source: Path, calibration, network, pictures) -> None:
     from deployment.verification import compare
 
     target = source.with_suffix(".int8.onnx")
-    static = calibration != ()
+    static = calibration is not None
     count = quantize_static(source, target, calibration) if static else quantize_dynamic(source, target)
     difference = compare(network, open_onnx(target), pictures)
     if not math.isfinite(difference):
@@ -154,27 +145,6 @@ def quantize(source: Path, calibration, network, pictures) -> None:
     print(
         f"largest |Δ| to the network: {difference:.1e}; what that does to AUROC is to be measured: docs/compression.md"
     )
-
-
-def calibration_pictures(path: Path, saved, preprocess, options: argparse.Namespace):
-    """Batches of the run's training pictures, float32 [1, C, *spatial], spread over the split, read as they are needed.
-
-    Raises ConfigError and DataError where the run's data or its split.csv are not at hand.
-    """
-    import numpy as np
-
-    from configs.run_data import with_data_of_run
-    from data.builder import open_data, split_data
-
-    config, split = with_data_of_run(saved.config, path.parent), path.parent / "split.csv"
-    if not split.is_file():
-        raise DataError(
-            f"--quantize static needs the run's '{split}', which says what it was trained on: or use dynamic"
-        )
-    catalogue = open_data(config)
-    rows = np.flatnonzero(split_data(config, catalogue, split) == "train")
-    chosen = np.unique(np.linspace(0, len(rows) - 1, options.calibration_count).round().astype(int))
-    return (preprocess(catalogue.read(int(row)))[None] for row in rows[chosen])
 
 
 def exported_network(options: argparse.Namespace, saved, point):
@@ -199,50 +169,6 @@ def coarse_names(config, class_names) -> list[str]:
         return []
     names = list(config.MODEL.coarse_groups or (group.name for group in default_groups(class_names)))
     return names if len(names) == config.MODEL.num_coarse_classes else []
-
-
-def real_pictures(path: Path, saved, preprocess):
-    """(pictures as the model sees them, float32 [8, C, *spatial], where they are from).
-
-    Those of the run's data where they are at hand, else the drawn sample data's, made in memory.
-    """
-    import numpy as np
-
-    try:
-        found, place = pictures_of_run(path, saved), "the run's data"
-    except (ConfigError, DataError) as error:
-        logger.info("the run's pictures are not at hand (%s): drawn ones are compared", error)
-        found, place = drawn_pictures(saved.config.has_volumes()), "drawn sample data"
-    return np.stack([preprocess(picture) for picture in found]), place
-
-
-def pictures_of_run(path: Path, saved) -> list:
-    """Some of those that the config.yaml beside the checkpoint names, spread over all of them.
-
-    Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
-    """
-    import numpy as np
-
-    from configs.run_data import with_data_of_run
-    from data.builder import open_data
-
-    config = with_data_of_run(saved.config, path.parent)
-    place = Path(config.DATA.data_dir or "")
-    if config.DATA.data_dir is None or not place.exists():  # open_data would draw sample data there
-        raise DataError(f"there is no '{place}'")
-    catalogue = open_data(config)
-    rows = np.unique(np.linspace(0, len(catalogue.samples) - 1, REAL_PICTURES).round().astype(int))
-    return [catalogue.read(int(row)) for row in rows]
-
-
-def drawn_pictures(volumes: bool) -> list:
-    """The first of the built-in sample data, without writing them anywhere."""
-    from data.phantom import draw_pictures
-    from data.phantom_volumes import draw_volumes
-
-    if volumes:
-        return [drawn.volume for drawn in draw_volumes(REAL_PICTURES)]
-    return [drawn.image for drawn in draw_pictures(REAL_PICTURES)]
 
 
 if __name__ == "__main__":

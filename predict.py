@@ -13,8 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from configs.errors import HybridMedNetError
-from utils.log import setup_logging
+from utils.command_line import run_script
 from utils.run_folder import model_file
 
 logger = logging.getLogger("predict")
@@ -47,15 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Predict; returns the exit code: 0 if any picture was predicted, 2 if none or for the user's errors, 130."""
     options = parse_arguments(arguments)
-    setup_logging()
-    try:
-        return predict(options)
-    except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_script(lambda: predict(options))
 
 
 def predict(options: argparse.Namespace) -> int:

@@ -20,8 +20,8 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ExplanationError, HybridMedNetError
-from utils.log import setup_logging
+from configs.errors import ExplanationError
+from utils.command_line import run_script
 from utils.run_folder import RunFolder, model_file
 
 logger = logging.getLogger("explain")
@@ -62,16 +62,7 @@ def parse_level(text: str) -> int | str:
 def main(arguments: list[str] | None = None) -> int:
     """Explain; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
-    setup_logging()
-    try:
-        run(options)
-    except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_script(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from configs.default_config import Config
 from data.builder import saved_preprocess
 from data.phantom import draw_pictures, save_png
 from data.readers import read_picture
+from data.run_pictures import real_pictures
 from data.transforms import Preprocess
 from deployment.onnx_format import open_onnx, read_metadata
 from evaluation.fitting import stored_point
@@ -132,7 +133,7 @@ def test_the_pages_example_needs_neither_torch_nor_this_project(onnx_file, run, 
 
 
 def pictures_for(path: Path) -> tuple[np.ndarray, str]:
-    return export.real_pictures(path, load_model(path), Preprocess.from_dict(PREPROCESSING))
+    return real_pictures(load_model(path).config, path.parent, Preprocess.from_dict(PREPROCESSING))
 
 
 def test_real_pictures_are_the_runs(run):
