@@ -316,3 +316,13 @@ def test_a_file_without_weights(tmp_path, held):
 
 def test_weights_of_our_own_checkpoints(saved):
     assert_same(read_weights(saved), dict(content()["model"]))
+
+
+def test_tied_weights_are_taken_and_spread_ones_are_not(saved):
+    """Two names for one storage are no trick; a shape of a gigabyte over four bytes is, in our own files too."""
+    tied, before = torch.arange(6.0), saved.read_bytes()
+    save_checkpoint({"model": {"a": tied, "b": tied, "c": tied[2:]}}, saved.with_name("tied.pth"))
+    assert load_checkpoint(saved.with_name("tied.pth"))["model"]["c"].tolist() == [2, 3, 4, 5]
+    with pytest.raises(CheckpointError, match=r"a tensor \(250000000,\) of 1,000\.0 MB has 4 bytes in it"):
+        save_checkpoint({"model": {"a": torch.zeros(1).expand(250_000_000)}}, saved)
+    assert saved.read_bytes() == before
