@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness forks")
 
@@ -57,24 +56,12 @@ def prepare(steps: int | None, precision: str):
     return patch
 
 
-def scalars(folder) -> dict:
-    """Tag → (step, value) pairs, as TensorBoard shows them."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    clock = ("system/",)
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if not tag.startswith(clock)
-    }
-
-
 @pytest.mark.parametrize("name", [*RUNS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(name, tmp_path, harness):
     settings, precision = (RUNS | SLOW)[name] | {"CHECKPOINT.save_freq": 0}, name.partition(",")[0]
     harness.write_phantom(tmp_path / "data", 60, 64)
     harness.undisturbed(tmp_path / "data", tmp_path / "whole", settings, prepare(None, precision))
-    expected = scalars(tmp_path / "logs" / "whole")
+    expected = harness.scalars(tmp_path / "logs" / "whole")
     assert len(expected["train/loss"]) > 6
     for stops in STOPS if name == "fp32, 0 workers" else STOPS[1:]:
         folder = tmp_path / f"stopped{len(stops)}"
@@ -84,7 +71,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(name, tmp_path, h
             code = harness.wait(harness.launch([str(a) for a in arguments], log, prepare(steps, precision)))
             assert code == (143 if steps else 0), log.read_text()[-3000:]
         assert harness.differing(tmp_path / "whole", folder) == []
-        assert scalars(tmp_path / "logs" / folder.name) == expected
+        assert harness.scalars(tmp_path / "logs" / folder.name) == expected
         print(f"{name}: interrupted {len(stops)} times after {stops} steps, equal bit for bit, TensorBoard's too")
 
 
