@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import CheckpointError, ModelError
+from models.layers import conv_nd
 
 # One layer's channels that are taken out: [name of the layer, its outputs or its inputs, numbers of the channels].
 Removed = list[list[Any]]
@@ -34,8 +35,9 @@ def prune_channels(model: Any, amount: float) -> tuple[Removed, str]:
     with _traceable(model):
         before = torch_pruning.utils.count_ops_and_params(model, example)
         with _failing_as(ModelError, "TRAIN.pruning: channels of this network cannot be taken out one by one"):
-            graph = torch_pruning.DependencyGraph().build_dependency(model, example)
-            _take_least(graph, amount, _left_whole(model))
+            traced = _BackboneWithReaders(model.backbone)
+            graph = torch_pruning.DependencyGraph().build_dependency(traced, example)
+            _take_least(graph, amount, traced.left_whole())
             model(example)
         after = torch_pruning.utils.count_ops_and_params(model, example)
     removed = [[name, bool(outputs), [int(i) for i in numbers]] for name, outputs, numbers in graph.pruning_history()]
@@ -56,14 +58,33 @@ def remove_channels(model: Any, removed: Sequence[Any]) -> None:
         return
     import torch_pruning
 
-    with _traceable(model):
-        graph = torch_pruning.DependencyGraph().build_dependency(model, _example(model))
-        with _failing_as(CheckpointError, "removed_channels of this checkpoint are not of this network"):
-            graph.load_pruning_history(
-                [(str(name), bool(out), [int(i) for i in which]) for name, out, which in removed]
-            )
-            model(_example(model))
+    what = "removed_channels of this checkpoint are not of this network"
+    with _traceable(model), _failing_as(CheckpointError, what):
+        traced = _BackboneWithReaders(model.backbone)
+        graph = torch_pruning.DependencyGraph().build_dependency(traced, _example(model))
+        graph.load_pruning_history([(str(name), bool(out), [int(i) for i in which]) for name, out, which in removed])
+        model(_example(model))
     model.removed_channels = [[str(name), bool(out), [int(i) for i in which]] for name, out, which in removed]
+
+
+class _BackboneWithReaders(nn.Module):
+    """What is traced: the backbone, and a convolution behind each level that stands for all that reads it."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        device = next(backbone.parameters()).device
+        readers = [conv_nd(backbone.dims, channels, 1, 1) for channels in backbone.feature_channels]
+        self.readers = nn.ModuleList(readers).to(device)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [read(level) for read, level in zip(self.readers, self.backbone.forward_features(x), strict=True)]
+
+    def left_whole(self) -> list[nn.Module]:
+        """The readers, what a backbone has beside its body, and whatever belongs to a module that has heads."""
+        beside = [part for name, part in self.backbone.named_children() if name != "body"]
+        headed = [module for module in self.backbone.modules() if hasattr(module, "num_heads")]
+        return [module for part in (*self.readers, *beside, *headed) for module in part.modules()]
 
 
 def _take_least(graph: Any, amount: float, left_whole: Sequence[nn.Module]) -> None:
@@ -83,14 +104,6 @@ def _take_least(graph: Any, amount: float, left_whole: Sequence[nn.Module]) -> N
             graph.get_pruning_group(modules[0], group[0].dep.handler, least).prune()
 
 
-def _left_whole(model: Any) -> list[nn.Module]:
-    """All modules outside the backbone, and inside it whatever belongs to one that splits its channels into heads."""
-    outside = [part for name, part in model.named_children() if name != "backbone"]
-    outside += [part for name, part in model.backbone.named_children() if name != "body"]
-    headed = [module for module in model.backbone.modules() if hasattr(module, "num_heads")]
-    return [module for part in (*outside, *headed) for module in part.modules()]
-
-
 def _example(model: Any) -> Tensor:
     device = next(model.parameters()).device
     return torch.zeros(2, model.in_channels, *model.image_size, device=device)
@@ -101,7 +114,16 @@ def _failing_as(kind: type[Exception], what: str) -> Iterator[None]:
     """What the package raises where it does not understand a network, as an error of ours that says what."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+        ArithmeticError,
+    ) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise kind(f"{what}: {reason}") from None
 
