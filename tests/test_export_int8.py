@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import export
+from data import run_pictures
 from data.builder import open_data
 from data.phantom import draw_pictures, save_png
 from data.splits import write_split
@@ -37,14 +37,14 @@ def run(tmp_path_factory) -> Path:
 
 def test_static_with_the_runs_training_pictures(run, capsys, monkeypatch):
     seen = []
-    original = export.calibration_pictures
+    original = run_pictures.training_pictures
 
     def watched(*arguments):
         for picture in original(*arguments):
             seen.append(picture)
             yield picture
 
-    monkeypatch.setattr(export, "calibration_pictures", watched)
+    monkeypatch.setattr(run_pictures, "training_pictures", watched)
     code, said, problems = run_export(capsys, run, "--quantize", "static", "--calibration-count", 2)
     assert code == 0, problems
     target = run / "best_model.int8.onnx"
