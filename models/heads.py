@@ -41,7 +41,9 @@ class ClasswiseMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(self.hidden(x).relu()).unflatten(1, self.weight.shape)
-        return (hidden * self.weight).sum(-1) + self.bias
+        # Kept and squeezed, which changes no number: OpenVINO 2026.4 folds a bias into the sum before it, and that is
+        # wrong for more than one picture.
+        return (hidden * self.weight).sum(-1, keepdim=True).squeeze(-1) + self.bias
 
 
 class MultiLabelHead(nn.Module):

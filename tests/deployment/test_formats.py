@@ -15,6 +15,7 @@ from deployment.exported_network import ExportedNetwork
 from deployment.formats import FORMATS, Request, export_file
 from deployment.onnx_format import export_onnx, open_onnx
 from deployment.verification import BOUNDS, random_pictures
+from models.heads import MultiLabelHead
 from tests.deployment.toys import IMAGE_SHAPE, DependsOnValues, Toy, WithoutCounterpart
 
 METADATA = {"classes": json.dumps(["肺", "heart"], ensure_ascii=False), "output": "probabilities", "empty": ""}
@@ -62,6 +63,15 @@ def test_a_file_computes_what_the_network_does(kind, tmp_path):
     assert metadata_of(kind, path).items() >= METADATA.items()
     assert {file.name for file in tmp_path.iterdir()} == {path.name, *(["model.bin"] if kind == "openvino" else [])}
     print(f"{kind}: largest |Δ| {difference:.1e}")
+
+
+def test_the_head_in_openvino(tmp_path):
+    """Which folds a bias or a calibration behind a sum into it, wrongly for more than one picture."""
+    needs_package("openvino")
+    torch.manual_seed(0)
+    line = {"slopes": [1, 2, 3, 4, 5], "intercepts": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    head, shape = ExportedNetwork(MultiLabelHead(8, 5), **line), (8, 4, 4)
+    assert export_file(head, "openvino", tmp_path / "x.xml", Request(shape), random_pictures(shape)) < 1e-5
 
 
 def test_a_fixed_batch_takes_no_other(tmp_path):
