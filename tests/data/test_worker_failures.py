@@ -175,8 +175,9 @@ def test_several_losses_in_one_epoch(tmp_path, undisturbed, tally):
     assert epoch(loader, 1) == undisturbed[1]
     struck = [path.name.split("-")[0] for path in tmp_path.iterdir()]
     assert sorted(struck) == ["19", "19", "2", "2"]
-    named = " ".join(failures.reasons)
-    assert NAMES[2] in named and NAMES[19] in named and len(failures.reasons) in (2, 3, 4)  # both may go at once
+    assert len(failures.reasons) in (2, 3, 4)  # both may go at once
+    # One that goes while the other's end is being told is replaced with it, and not named.
+    assert all(NAMES[2] in reason or NAMES[19] in reason for reason in failures.reasons)
     tally["survived"] += 4
 
 
