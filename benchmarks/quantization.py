@@ -269,6 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     others = dict(text.split("=", 1) for text in options.beside)
     paths = {"trained": options.checkpoint, **{name: Path(path) for name, path in others.items()}}
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     figures = measure(paths, options.calibration_count, options.rounds, options.threads, options.folder)
     text = page(figures)
     print(text)
