@@ -16,11 +16,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.pages import markdown_table, write_page
 from evaluation.bootstrap import bootstrap
 from evaluation.figure_table import drawn_figures
 from evaluation.operating_points import OperatingPoint, choose_thresholds, parse_rule
@@ -114,6 +115,7 @@ def run_part(name: str) -> dict[str, float]:
 
 
 def in_own_process(name: str) -> dict[str, float]:
+    """`run_part`, where nothing else has used memory before."""
     command = [sys.executable, "-m", "benchmarks.evaluation", "--part", name]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -168,6 +170,7 @@ def verdicts(figures: dict) -> list[tuple[str, str, bool]]:
 
 
 def rows(figures: dict) -> list[list[str]]:
+    """A line a part: name, median, fastest and processor seconds, memory."""
     found = []
     for name, runs in figures["runs"].items():
         seconds = [run["seconds"] for run in runs]
@@ -176,11 +179,6 @@ def rows(figures: dict) -> list[list[str]]:
         times = [f"{x:.1f} s" for x in (statistics.median(seconds), min(seconds), processor)]
         found.append([name, *times, f"{memory:.0f} MB"])
     return found
-
-
-def table(heading: str, lines: Sequence[Sequence[str]]) -> str:
-    rule = "|" + " --- |" * (heading.count("|") + 1)
-    return "\n".join([f"| {heading} |", rule, *("| " + " | ".join(cells) + " |" for cells in lines)])
 
 
 def page(figures: dict) -> str:
@@ -197,9 +195,9 @@ prevalences and made-up scores; {figures["draws"]:,} draws of patients, {figures
 {figures["repeats"]} times, in processes of their own, on a machine that others use too: *processor* time is what the
 work takes, the rest is waiting for a core. Memory is the whole process at its peak.
 
-{table("part | median | fastest | processor | peak memory", rows(figures))}
+{markdown_table("part | median | fastest | processor | peak memory", rows(figures))}
 
-{table("wanted | seen | ", told)}
+{markdown_table("wanted | seen | ", told)}
 
 - *{BOOTSTRAP}*: AUROC, average precision, sensitivity, specificity, PPV, NPV, F1, Brier score and ECE of
   every class in every draw.
@@ -211,6 +209,7 @@ work takes, the rest is waiting for a core. Memory is the whole process at its p
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write; 1 where a limit was missed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each part; default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")
@@ -223,8 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = page(figures)
     print(text)
     if not options.no_write:
-        PAGE.write_text(text, encoding="utf-8")
-        PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_page(PAGE, text, figures)
     return 0 if all(enough for _, _, enough in verdicts(figures)) else 1
 
 

@@ -126,6 +126,7 @@ def _write(row: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure what is not written down yet; each row is written as it comes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=MEASURED)
     parser.add_argument("--backbones", nargs="+", default=smallest_of_each_family(list_backbones()))

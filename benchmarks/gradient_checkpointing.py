@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.pages import markdown_table, write_page
 from configs.default_config import Config
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
@@ -262,8 +263,7 @@ def _wanted(row: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    lines = [f"| {HEADINGS} |", "|" + " --- |" * (HEADINGS.count("|") + 1)]
-    return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
+    return markdown_table(HEADINGS, map(cells, rows))
 
 
 def page(rows: list[Row], exact: dict[str, float], cuda: list[Row], size: int, batch: int) -> str:
@@ -332,10 +332,8 @@ def measure_cuda(options: argparse.Namespace) -> int:
     rows = measure_all(options, torch.device("cuda"), options.cuda_batch)
     if not options.no_write:
         before = PAGE.read_text(encoding="utf-8").partition(CUDA_HEADING)[0]
-        PAGE.write_text(before + cuda_part(rows), encoding="utf-8")
         figures = json.loads(PAGE.with_suffix(".json").read_text(encoding="utf-8"))
-        figures["cuda"] = [asdict(row) for row in rows]
-        PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_page(PAGE, before + cuda_part(rows), figures | {"cuda": [asdict(row) for row in rows]})
     return 0
 
 
@@ -358,9 +356,8 @@ def main(arguments: list[str] | None = None) -> int:
     cuda = measure_all(options, torch.device("cuda"), options.cuda_batch) if torch.cuda.is_available() else []
     exact = {} if options.backbone else exactness(64, (2, 4, None))
     if not options.no_write:
-        PAGE.write_text(page(rows, exact, cuda, options.image_size, options.batch), encoding="utf-8")
         figures = {"cpu": [asdict(r) for r in rows], "cuda": [asdict(r) for r in cuda], "largest_difference": exact}
-        PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_page(PAGE, page(rows, exact, cuda, options.image_size, options.batch), figures)
     failed = [row for row in rows if row.largest_difference or "MISSED" in _wanted(row)]
     return 1 if failed or any(exact.values()) else 0
 

@@ -9,7 +9,6 @@ Writes docs/benchmarks/quantization.md and .json. The checkpoint's run folder mu
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.pages import markdown_table, write_page
 from configs.run_data import with_data_of_run
 from data.builder import build_evaluation_loader, open_data, saved_preprocess, split_data
 from deployment.exported_network import ExportedNetwork, ready_for_export
@@ -81,6 +81,8 @@ def read_split(path: Path, saved, calibration_count: int) -> Split:
 
 
 def torch_run(network: torch.nn.Module, autocast: bool) -> Run:
+    """The network as it is, in float32 or under bf16 autocast."""
+
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -91,6 +93,8 @@ def torch_run(network: torch.nn.Module, autocast: bool) -> Run:
 
 
 def first_output(run: Callable) -> Run:
+    """Of a network that may give coarse classes too, the fine ones."""
+
     def one(images: np.ndarray) -> np.ndarray:
         outputs = run(images)
         return outputs[0] if isinstance(outputs, list) else outputs
@@ -129,10 +133,12 @@ def onnx_variants(
 
 
 def size_of(path: Path) -> float:
+    """Of a file, in units of 10⁶ bytes."""
     return path.stat().st_size / 1e6
 
 
 def all_variants(paths: dict[str, Path], split: Split, threads: int, folder: Path) -> list[Variant]:
+    """PyTorch's and all ONNX variants of the first checkpoint, the main ones of the others."""
     found: list[Variant] = []
     first = next(iter(paths.values()))
     for name, path in paths.items():
@@ -148,6 +154,7 @@ def all_variants(paths: dict[str, Path], split: Split, threads: int, folder: Pat
 
 
 def scores_of(run: Run, images: np.ndarray) -> np.ndarray:
+    """Probabilities, float64 [N, K]."""
     return np.concatenate([run(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]).astype(np.float64)
 
 
@@ -222,16 +229,17 @@ HEADING = "variant | MB | wall ms | CPU ms | speed by CPU time | AUROC | ΔAUROC
 
 
 def table(rows: Sequence[dict]) -> str:
+    """Markdown, a line a variant."""
     base = next(row for row in rows if row["name"].endswith("ONNX fp32"))["cpu_ms"]
-    lines = [f"| {HEADING} |", "|" + " --- |" * (HEADING.count("|") + 1)]
+    lines = []
     for row in rows:
         d = row["difference"]
         cells = [row["name"], f"{row['megabytes']:.1f}", f"{row['wall_ms']:.1f}", f"{row['cpu_ms']:.1f}"]
         cells += [f"{base / row['cpu_ms']:.2f}×", f"{row['auroc']:.4f}"]
         cells += [f"{d['value']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})"]
         cells += [f"{row['largest_change']:.4f}", f"{row['mean_change']:.4f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(HEADING, lines)
 
 
 def page(figures: dict) -> str:
@@ -258,6 +266,7 @@ the difference from their own fp32 line.
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a .pth file in its run's folder")
     parser.add_argument("--beside", metavar="NAME=CHECKPOINT", nargs="+", default=[], help="others for the same split")
@@ -275,8 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = page(figures)
     print(text)
     if not options.no_write:
-        PAGE.write_text(text, encoding="utf-8")
-        PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_page(PAGE, text, figures)
     return 0
 
 

@@ -9,7 +9,6 @@ One thread, float32, forward and backward; the scans take turns in one run and t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.pages import markdown_table, write_page
 from models.backbones.selective_scan import plain_scan
 from utils.environment import describe_environment
 
@@ -175,11 +175,6 @@ def rows(figures: dict) -> list[list[str]]:
     return found
 
 
-def table(heading: str, lines: list[list[str]]) -> str:
-    rule = "|" + " --- |" * (heading.count("|") + 1)
-    return "\n".join([f"| {heading} |", rule, *("| " + " | ".join(cells) + " |" for cells in lines)])
-
-
 HEADING = "scan | L | median | fastest | a step of the sequence | speed | saved | error of y | worst gradient's error"
 
 
@@ -197,9 +192,9 @@ lines take turns in one run, {figures["repeats"]} times, on a machine that other
 loop's median over that line's. *Saved* is what autograd keeps, the arguments left out. *Errors* are against the
 textbook loop in float64: largest deviation over largest value.
 
-{table(HEADING, rows(figures))}
+{markdown_table(HEADING, rows(figures))}
 
-{table("wanted | seen | ", told)}
+{markdown_table("wanted | seen | ", told)}
 
 - The textbook loop discretises all steps at once and takes slices, each of whose gradients is a tensor of full length:
   its time grows with L².
@@ -218,8 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = page(figures)
     print(text)
     if not options.no_write:
-        PAGE.write_text(text, encoding="utf-8")
-        PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_page(PAGE, text, figures)
     return 0 if all(enough for _, _, enough in verdicts(figures)) else 1
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gradient_checkpointing import build, seconds_of
+from benchmarks.pages import markdown_table, write_page
 from models import HybridMedNet
 from utils.environment import describe_environment
 
@@ -110,7 +110,7 @@ def page(rows: list[Row], peak: float, missed: list[str]) -> str:
     """The Markdown page."""
     machine = describe_environment("cuda", "bf16")
     versions = ", ".join(f"{key} {machine['packages'][key]}" for key in ("torch", "timm"))
-    table = "\n".join([f"| {HEADINGS} |", "|" + " --- |" * 7, *(f"| {cells(row)} |" for row in rows)])
+    table = markdown_table(HEADINGS, map(cells, rows))
     left_out = f"\nNot measured: {'; '.join(missed)}.\n" if missed else ""
     return f"""# Throughput on a GPU
 
@@ -156,8 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.cuda.empty_cache()
         torch.compiler.reset()
         if not options.no_write:  # after each, as a run may be ended before the last
-            PAGE.write_text(page(rows, options.peak, missed), encoding="utf-8")
-            PAGE.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+            write_page(PAGE, page(rows, options.peak, missed), [asdict(row) for row in rows])
     return 0
 
 
