@@ -85,7 +85,7 @@ def open_models(options: argparse.Namespace, device):
     from inference.ensemble import Ensemble
     from inference.members import make_member
     from models.saved_model import load_model
-    from training.precision import choose_precision
+    from training.precision import choose_memory_format, choose_precision
 
     members, profiles = [], []
     preprocesses: dict = {}
@@ -97,7 +97,8 @@ def open_models(options: argparse.Namespace, device):
         precision = choose_precision(settings.TRAIN.mixed_precision, device)
         point = stored_point(said.get("operating_point"), settings.MODEL.num_classes)
         place = list(preprocesses).index(str(preprocess.as_dict()))
-        members.append(make_member(file, saved, point, place, device, precision, options.tta))
+        layout = choose_memory_format(settings.TRAIN.channels_last, backbone.prefers_channels_last)
+        members.append(make_member(file, saved, point, place, device, precision, layout, options.tta))
         if said.get("training_data"):
             profiles.append(TrainingData.from_dict(said["training_data"], settings.has_volumes()))
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from configs.errors import DataError
 from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
 from data.profile import measure
-from data.readers import scale_intensity
+from data.readers import to_uint8
 from data.sample import Catalogue
 from data.transforms import Preprocess
 from data.volume_transforms import VolumePreprocess, apply_window, regrid
@@ -68,8 +68,7 @@ class JointPreprocess:
             voxels, spacing = regrid(windowed, first.size, picture.spacing_mm, first.spacing_mm)
             return voxels, {"spacing": spacing}
         assert isinstance(picture, np.ndarray)
-        unit = scale_intensity(picture)
-        return (unit if unit.dtype == np.uint8 else np.rint(unit * 255).astype(np.uint8)), {}
+        return to_uint8(picture), {}
 
 
 class Unread(BadPictures):

@@ -15,6 +15,7 @@ from data.picture_files import FileReader, PictureFiles, missing_files_error, mi
 from data.sample import Catalogue, Sample
 from data.tables import Table, column_roles, parse_split, raise_problems, read_table, some
 from data.volume_readers import VolumeReader, check_names
+from utils.csv_cells import is_number
 
 _MOST_CLASSES = 10_000
 
@@ -240,17 +241,9 @@ def _count_codes(table: Table, column: int) -> tuple[int, list[str]]:
             parse_cell(cell)
             valid += 1
         except ValueError as reason:
-            if not _is_number(cell):
+            if not is_number(cell):
                 words.append(f"line {line}, column {table.header[column]!r}: {reason}")
     return valid, words
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _own(roles: Mapping[str, int]) -> set[int]:

@@ -71,6 +71,12 @@ def scale_intensity(array: np.ndarray) -> np.ndarray:
     return (array.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1))
 
 
+def to_uint8(array: np.ndarray) -> np.ndarray:
+    """A picture as people see it: uint8 of the same shape, by the intensity rule of `scale_intensity`."""
+    unit = scale_intensity(array)
+    return unit if unit.dtype == np.uint8 else np.rint(unit * 255).astype(np.uint8)
+
+
 def _luma(array: np.ndarray) -> np.ndarray:
     """[H, W, 3] to [H, W], rounded for integers; 65535 * 65536 + 32768 still fits uint32."""
     if array.dtype.kind == "f":

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from utils.evaluation_mode import evaluating
+
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -76,15 +78,12 @@ def ready_for_export(model: nn.Module) -> Iterator[None]:
     Eval mode ends dropout, stochastic depth and gradient checkpointing. timm's attention modules have a switch,
     `fused_attn`, for torch's fused function, which the ONNX exporter does not take with every kind of mask.
     """
-    training = {module: module.training for module in model.modules()}
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False) is True]
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
     try:
-        model.eval()
-        for module in fused:
-            module.fused_attn = False  # type: ignore[assignment]
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for module in fused:
             module.fused_attn = True  # type: ignore[assignment]

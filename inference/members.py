@@ -18,17 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 def make_member(
-    file: Path, saved: Any, point: Any, place: int, device: torch.device, precision: Autocast, tta: bool
+    file: Path,
+    saved: Any,
+    point: Any,
+    place: int,
+    device: torch.device,
+    precision: Autocast,
+    layout: torch.memory_format,
+    tta: bool,
 ) -> Member:
-    """file: the checkpoint. saved: its SavedModel, moved to `device` here. point: its OperatingPoint. place: which of
-    the inputs is its own.
+    """file: the checkpoint. saved: its SavedModel, moved to `device` and `layout` here. point: its OperatingPoint.
+    place: which of the inputs is its own.
 
     Says what the file does not: names of classes, preprocessing.
     """
-    settings, backbone = saved.config, saved.model.backbone
-    channels_last = settings.TRAIN.channels_last
-    channels_last = backbone.prefers_channels_last if channels_last == "auto" else channels_last
-    layout = torch.channels_last if channels_last and not settings.has_volumes() else torch.contiguous_format
+    settings = saved.config
     predictor = Predictor([saved.model.to(device=device, memory_format=layout)], precision, layout, tta)
     exclusive = settings.MODEL.task == "multi_class"
     names = saved.class_names or tuple(f"class {number + 1}" for number in range(settings.MODEL.num_classes))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from configs.errors import CheckpointError, ModelError
 from models.layers import conv_nd
+from utils.evaluation_mode import evaluating
 
 # One layer's channels that are taken out: [name of the layer, its outputs or its inputs, numbers of the channels].
 Removed = list[list[Any]]
@@ -131,15 +132,9 @@ def _failing_as(kind: type[Exception], what: str) -> Iterator[None]:
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
     """In eval mode, with gradients, whose graph is what the package reads; without its warnings and random numbers."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _told(before: tuple[float, float], after: tuple[float, float]) -> str:

@@ -25,7 +25,7 @@ from training.losses import (
     focal,
 )
 from training.optim import LearningRateSchedule, create_optimizer
-from training.precision import Precision, choose_precision
+from training.precision import Precision, choose_memory_format, choose_precision
 from training.quantization_aware import QuantizationAware
 from training.sparsity import SparseWeights, prune_smallest
 from training.trainer import Trainer, TrainerOptions
@@ -53,39 +53,17 @@ def build_trainer(
     optimizer = create_optimizer(
         model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum
     )
-    schedule = LearningRateSchedule(
-        optimizer,
-        settings.lr_scheduler,
-        settings.learning_rate,
-        total_steps=steps * settings.epochs,
-        warmup_steps=round(settings.warmup_epochs * steps),
-        minimum=settings.min_learning_rate,
-        patience=settings.plateau_patience,
-        factor=settings.plateau_factor,
-    )
     precision = choose_precision(settings.mixed_precision, device)
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
         _plan_checkpointing(model, config, precision)
-    channels_last = prefers_channels_last if settings.channels_last == "auto" else settings.channels_last
-    options = TrainerOptions(
-        epochs=settings.epochs,
-        accumulation_steps=settings.gradient_accumulation_steps,
-        clip_norm=settings.gradient_clip_norm,
-        early_stopping_patience=settings.early_stopping_patience,
-        max_nonfinite_steps=settings.max_nonfinite_steps,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        progress=config.LOGGING.progress,
-        print_freq=config.LOGGING.print_freq,
-        on_oom=settings.on_oom,
-        save_every_steps=config.CHECKPOINT.save_every_steps,
-    )
+    options = _options(config, prefers_channels_last)
     model.to(memory_format=options.memory_format)
     sparsity = _pruned(model, settings) if settings.pruning.method == "unstructured" else None
     trainer = Trainer(
         model,
         build_loss(config, train_labels, coarse_groups, device),
         optimizer,
-        schedule,
+        _schedule(settings, optimizer, steps),
         precision,
         options,
         tuple(config.DATA.class_names or ()),
@@ -97,6 +75,36 @@ def build_trainer(
     if settings.compile:
         trainer.forward = trainer.evaluator.forward = torch.compile(model)
     return trainer
+
+
+def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps: int) -> LearningRateSchedule:
+    """steps: optimizer steps of an epoch."""
+    return LearningRateSchedule(
+        optimizer,
+        settings.lr_scheduler,
+        settings.learning_rate,
+        total_steps=steps * settings.epochs,
+        warmup_steps=round(settings.warmup_epochs * steps),
+        minimum=settings.min_learning_rate,
+        patience=settings.plateau_patience,
+        factor=settings.plateau_factor,
+    )
+
+
+def _options(config: Config, prefers_channels_last: bool) -> TrainerOptions:
+    settings = config.TRAIN
+    return TrainerOptions(
+        epochs=settings.epochs,
+        accumulation_steps=settings.gradient_accumulation_steps,
+        clip_norm=settings.gradient_clip_norm,
+        early_stopping_patience=settings.early_stopping_patience,
+        max_nonfinite_steps=settings.max_nonfinite_steps,
+        memory_format=choose_memory_format(settings.channels_last, prefers_channels_last),
+        progress=config.LOGGING.progress,
+        print_freq=config.LOGGING.print_freq,
+        on_oom=settings.on_oom,
+        save_every_steps=config.CHECKPOINT.save_every_steps,
+    )
 
 
 def add_teacher(trainer: Trainer, saved, config: Config, preprocessing: Mapping[str, Any]) -> None:

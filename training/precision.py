@@ -50,6 +50,12 @@ def choose_precision(setting: bool | str, device: torch.device) -> Precision:
     return Precision(kind, torch.float16 if kind == "cuda" else None)
 
 
+def choose_memory_format(setting: bool | str, prefers_channels_last: bool) -> torch.memory_format:
+    """TRAIN.channels_last for a network; 'auto' follows what its backbone prefers."""
+    channels_last = prefers_channels_last if setting == "auto" else setting
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

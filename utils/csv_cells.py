@@ -11,10 +11,11 @@ def safe_cell(text: str) -> str:
 
     Numbers stay as they are. Source: OWASP, CSV injection.
     """
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) and not _is_number(text) else text
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) and not is_number(text) else text
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether Python reads it as a number."""
     try:
         float(text)
     except ValueError:
