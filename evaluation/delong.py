@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import erfc, expit, logit
 from scipy.stats import rankdata
 
-from evaluation.intervals import Interval, normal_quantile
+from utils.intervals import Interval, normal_quantile
 from utils.metrics import auroc
 
 Floats = NDArray[np.float64]

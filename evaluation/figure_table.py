@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from evaluation.bootstrap import Figures
-from evaluation.intervals import UNDEFINED, Interval, percentile_interval, shifted_interval
 from evaluation.operating_points import confusion_counts, threshold_figures
 from evaluation.reliability import brier_score, expected_calibration_error
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
 from evaluation.weighted import RankingFigures, ReliabilityFigures, ThresholdFigures
+from utils.intervals import UNDEFINED, Interval, percentile_interval, shifted_interval
 from utils.metrics import classification_metrics
 
 RANKING = ("auroc", "average_precision")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import CheckpointError, ConfigError
 from evaluation.calibration import Calibration, fit_calibration, uncalibrated
-from evaluation.intervals import plain
+from utils.intervals import plain
 from utils.metrics import roc_curve
 
 Floats = NDArray[np.float64]

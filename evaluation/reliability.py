@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.intervals import Interval, wilson_interval
+from utils.intervals import Interval, wilson_interval
 
 Floats = NDArray[np.float64]
 

@@ -11,11 +11,11 @@ import numpy as np
 from evaluation.bootstrap import bootstrap
 from evaluation.delong import auroc_interval, holm, paired_test
 from evaluation.figure_table import ALL, FigureTable, drawn_figures, figure_table, mean_of_defined
-from evaluation.intervals import percentile_interval, plain
 from evaluation.operating_points import OperatingPoint
 from evaluation.scored_split import DEFAULT_BOOTSTRAP, BootstrapSettings, Floats, ScoredSplit
 from evaluation.subgroups import subgroup_figures
 from evaluation.weighted import Accuracy, RankingFigures
+from utils.intervals import percentile_interval, plain
 
 METHOD = "patient bootstrap, percentile"
 CELLS = ("tp", "fp", "tn", "fn")

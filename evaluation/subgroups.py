@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from configs.errors import ConfigError
 from evaluation.bootstrap import bootstrap
 from evaluation.figure_table import FigureTable, drawn_figures, figure_table, mean_of_defined
-from evaluation.intervals import percentile_interval
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
+from utils.intervals import percentile_interval
 
 Rows = NDArray[np.bool_]
 

@@ -157,10 +157,13 @@ class Session:
     def random(self) -> Any:
         """The same architecture as it is before training."""
         from models import HybridMedNet
+        from models.channel_pruning import remove_channels
         from utils.seed import seed_everything
 
         seed_everything(0)
-        return HybridMedNet(self.saved.config.without_pretrained()).eval().to(self.device)
+        network = HybridMedNet(self.saved.config.without_pretrained()).eval()
+        remove_channels(network, self.model.removed_channels)
+        return network.to(self.device)
 
     def measure(self, method: str, level: int | str) -> Iterator[Any]:
         """A `Measured` for each annotated finding."""
@@ -181,6 +184,7 @@ class Session:
 
     def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
         """Overlays, the classes in turn; of pictures without regions those of their labels."""
+        from data.readers import to_uint8
         from explain.methods import explain
         from explain.overlay import save_overlay, save_volume_overlay
 
@@ -203,7 +207,7 @@ class Session:
             if self.annotated:
                 mask, boxes = self.regions.of(row, k, picture.shape[:2])
             heatmap = self.on_picture(maps, picture.shape[:2])[0]
-            save_overlay(path, grey(picture), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **said)
+            save_overlay(path, to_uint8(picture), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **said)
 
     def _in_turn(self) -> list[tuple[int, int]]:
         """(row, class), the first picture of every class, then the second …"""
@@ -248,17 +252,6 @@ class Session:
             "annotated_pictures": len(self.annotated),
             "regions": self.regions.kind if self.regions else None,
         }
-
-
-def grey(picture: Any) -> Any:
-    """What the catalogue reads as uint8 [H, W] or [H, W, 3]."""
-    import numpy as np
-
-    from data.readers import scale_intensity
-
-    scaled = scale_intensity(picture)
-    scaled = scaled if scaled.dtype == np.uint8 else (scaled * 255 + 0.5).astype(np.uint8)
-    return scaled[..., 0] if scaled.ndim == 3 and scaled.shape[2] == 1 else scaled
 
 
 if __name__ == "__main__":

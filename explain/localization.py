@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from configs.errors import ExplanationError
+from utils.intervals import wilson_interval
 
 # Zhang et al. allow 15 pixels in PASCAL VOC's pictures, whose longer side is 500.
 TOLERANCE = 15 / 500
@@ -91,16 +92,6 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
     return int((a & b).sum()) / union if union else math.nan
 
 
-def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a rate (Wilson 1927), as if every map were independent; nan where there is none."""
-    if not total:
-        return math.nan, math.nan
-    rate, spread = hits / total, z * z / total
-    middle = rate + spread / 2
-    half = z * math.sqrt(rate * (1 - rate) / total + spread / (4 * total))
-    return max((middle - half) / (1 + spread), 0.0), min((middle + half) / (1 + spread), 1.0)
-
-
 def summarise(findings: Sequence[Finding], groups: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Rates and means as plain values with intervals: {"maps", "patients", "hit": {"value", "low", "high"}, …}.
 
@@ -118,8 +109,8 @@ def summarise(findings: Sequence[Finding], groups: Sequence[str], seed: int = 0)
     summary["empty"] = sum(f.empty for f in findings)
     for name, read in columns.items():
         summary[name] = _mean_and_interval(np.array([read(f) for f in findings], np.float64), draws)
-    low, high = wilson(sum(f.hit for f in findings), len(findings))
-    summary["hit_wilson"] = {"low": low, "high": high}
+    hits = wilson_interval(sum(f.hit for f in findings), len(findings))
+    summary["hit_wilson"] = {"low": hits.low, "high": hits.high}
     summary["chance"] = _mean([f.chance for f in findings])
     summary["centre"] = _mean([f.centre for f in findings])
     summary["chance_iou_area"] = _mean([f.chance_iou for f in findings])

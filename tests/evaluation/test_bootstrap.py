@@ -8,10 +8,10 @@ import pytest
 import evaluation.bootstrap as module
 from evaluation.bootstrap import bootstrap, draw_weights
 from evaluation.figure_table import ALL, drawn_figures, figure_table
-from evaluation.intervals import percentile_interval, shifted_interval
 from evaluation.scored_split import BootstrapSettings, ScoredSplit
 from evaluation.weighted import RankingFigures
 from tests.evaluation.samples import made_up
+from utils.intervals import percentile_interval, shifted_interval
 from utils.metrics import auroc
 
 THRESHOLDS = np.full(4, 0.5)

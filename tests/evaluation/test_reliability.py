@@ -7,8 +7,8 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from evaluation.intervals import wilson_interval
 from evaluation.reliability import bin_edges, brier_score, expected_calibration_error, reliability_bins
+from utils.intervals import wilson_interval
 
 
 def case(seed, n=500):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from evaluation.intervals import wilson_interval
 from evaluation.operating_points import confusion_counts, threshold_figures
 from evaluation.reliability import expected_calibration_error
 from evaluation.scored_split import ScoredSplit
@@ -142,11 +141,3 @@ def test_splits_that_do_not_fit_are_refused(change, words):
     ScoredSplit(**values)
     with pytest.raises(ValueError, match=words):
         ScoredSplit(**{**values, **change})
-
-
-def test_wilson_interval_equals_statistical_tables():
-    # Newcombe, Statistics in Medicine 17 (1998), Table I, method 3.
-    for (r, n), ends in {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}.items():
-        found = wilson_interval(r, n)
-        assert (found.low, found.high) == pytest.approx(ends, abs=5e-5)
-    assert wilson_interval(20, 20).high == 1.0 and math.isnan(wilson_interval(0, 0).value)

@@ -14,7 +14,6 @@ from explain.localization import (
     intersection_over_union,
     measure,
     summarise,
-    wilson,
     with_tolerance,
 )
 
@@ -98,13 +97,6 @@ def test_chance_is_what_a_random_map_hits():
     exact = float((stats.hypergeom.pmf(overlap, n, a, a) * overlap / (2 * a - overlap)).sum())
     assert abs(np.mean([f.iou_area for f in found]) - exact) < 0.004
     assert abs(found[0].chance_iou - exact) < 0.002
-
-
-def test_wilson_against_scipy():
-    for hits, total in [(0, 5), (5, 5), (3, 7), (40, 100)]:
-        expected = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
-        assert wilson(hits, total) == pytest.approx((expected.low, expected.high), abs=1e-6)
-    assert all(map(math.isnan, wilson(0, 0)))
 
 
 def test_summary():
