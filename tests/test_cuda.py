@@ -77,6 +77,35 @@ def test_the_kernel_agrees_with_the_plain_scan_in_float64(case):
     assert max(errors.values()) < (2e-5 if CASES[case][-1] == torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_training_step_does_not_wait_for_the_device(kind):
+    """torch raises where the host would wait; batches come by the prefetcher's stream."""
+    batches = [(number, _batch(4, 64)) for number in range(6)]
+    model = network("resnet18", attention="cbam").to(CUDA)
+    precision = Precision("cuda", torch.bfloat16)
+    trainer = make_trainer(model, kind=kind, precision=precision, ema=0.9, read_every=100, print_freq=100)
+    trainer.model.train()
+    moved = [copy for *_, copy in trainer.prefetch(iter(batches))]
+    assert all(copy.image.device.type == "cuda" for copy in moved)
+    for number, batch in batches[:3]:  # the first ones allocate
+        trainer.train_step([batch], [moved[number]])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number, batch in batches[3:]:
+            trainer.train_step([batch], [moved[number]])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.settle() and trainer.state.sums.steps == trainer.state.global_step == 6
+
+
+def test_prefetched_batches_are_what_was_given():
+    batches = [(number, _batch(4, 32)) for number in range(5)]
+    trainer = make_trainer(network("resnet18", attention="none").to(CUDA), precision=Precision("cuda", None))
+    for (number, batch), (same, host, moved) in zip(batches, trainer.prefetch(iter(batches))):
+        assert number == same and host is batch
+        assert torch.equal(moved.image.cpu(), batch.image) and torch.equal(moved.target.cpu(), batch.target)
+
+
 def test_a_real_lack_of_memory_is_survived_with_the_same_step():
     """The allocator itself refuses: this process may use little more than a quarter of what the step takes."""
     batch = _batch(64, 128)

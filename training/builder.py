@@ -56,7 +56,7 @@ def build_trainer(
     precision = choose_precision(settings.mixed_precision, device)
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
         _plan_checkpointing(model, config, precision)
-    options = _options(config, prefers_channels_last)
+    options = _options(config, prefers_channels_last, device)
     model.to(memory_format=options.memory_format)
     sparsity = _pruned(model, settings) if settings.pruning.method == "unstructured" else None
     trainer = Trainer(
@@ -91,7 +91,7 @@ def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps: 
     )
 
 
-def _options(config: Config, prefers_channels_last: bool) -> TrainerOptions:
+def _options(config: Config, prefers_channels_last: bool, device: torch.device) -> TrainerOptions:
     settings = config.TRAIN
     return TrainerOptions(
         epochs=settings.epochs,
@@ -104,6 +104,7 @@ def _options(config: Config, prefers_channels_last: bool) -> TrainerOptions:
         print_freq=config.LOGGING.print_freq,
         on_oom=settings.on_oom,
         save_every_steps=config.CHECKPOINT.save_every_steps,
+        read_every=1 if device.type == "cpu" else config.LOGGING.print_freq,  # a CPU has nothing to be waited for
     )
 
 

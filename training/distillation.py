@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import ConfigError
-from training.losses import TrainingLoss
+from training.losses import TrainingLoss, on_device
 from training.precision import Precision
 
 # The term that is added to a TrainingLoss's.
@@ -54,7 +54,7 @@ class Teacher:
         with self.precision.autocast():
             outputs = self.model(image)
         logits = outputs[1] if isinstance(outputs, tuple) else outputs
-        return logits.float()[:, list(self.columns)]
+        return logits.float().index_select(1, on_device(tuple(self.columns), logits.device))
 
 
 @dataclass

@@ -21,15 +21,22 @@ class ExponentialMovingAverage:
         self.shadow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """After an optimizer step."""
+    def update(self, model: nn.Module, made: Tensor | None = None) -> None:
+        """After an optimizer step. made: a bool on the device; where it is false, only `updates` changes."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in model.state_dict().items():
+            shadow = self.shadow[name]
             if tensor.is_floating_point():
-                self.shadow[name].lerp_(tensor, 1 - decay)
+                shadow.lerp_(tensor, share if made is None else share * made.to(tensor.dtype))
+            elif made is None:
+                shadow.copy_(tensor)
             else:
-                self.shadow[name].copy_(tensor)
+                torch.where(made, tensor, shadow, out=shadow)
+
+    def step_back(self) -> None:
+        """The optimizer step that `update` was last told of was not made."""
+        self.updates -= 1
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

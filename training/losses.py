@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +127,15 @@ class TrainingLoss:
 
 def consistency(coarse: Tensor, fine: Tensor, groups: Sequence[GroupSpec]) -> Tensor:
     """(P(group) − max over its members of P(finding))², negated groups with 1 − max. [B, G], [B, K] → [B, G]."""
-    probability = fine.sigmoid()
-    implied = torch.stack([probability[:, list(group.members)].amax(1) for group in groups], dim=1)
-    negated = torch.tensor([group.negated for group in groups], device=fine.device)
+    rows = tuple(tuple(k in group.members for k in range(fine.shape[1])) for group in groups)
+    members = on_device(rows, fine.device)
+    negated = on_device(tuple(group.negated for group in groups), fine.device)
+    implied = fine.sigmoid().unsqueeze(1).masked_fill(~members, -1.0).amax(2)
     return (coarse.sigmoid() - torch.where(negated, 1 - implied, implied)).square()
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # or training could not use what evaluation asked for first
+def on_device(numbers: tuple, device: torch.device) -> Tensor:
+    """Constants as a tensor, made once: a list that became one in every step would make the device wait."""
+    return torch.tensor(numbers).to(device)

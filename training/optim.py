@@ -39,8 +39,17 @@ def create_optimizer(
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+        return _with_momentum(optimizer) if momentum > 0 else optimizer
     raise ValueError(f"unknown optimizer '{kind}': adamw or sgd")
+
+
+def _with_momentum(optimizer: Optimizer) -> Optimizer:
+    """Momentum of zero from the start, which makes the same first step; see `training.pending.step_if`."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 SCHEDULES = ("cosine", "onecycle", "plateau", "constant")
@@ -99,6 +108,11 @@ class LearningRateSchedule:
     def step(self) -> None:
         """After an optimizer step that was really made."""
         self.step_number += 1
+        self._apply()
+
+    def step_back(self) -> None:
+        """An optimizer step that `step` was told of was not made."""
+        self.step_number -= 1
         self._apply()
 
     def epoch_end(self, score: float) -> None:

@@ -6,14 +6,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.seed import random_state, set_random_state
 
 
 @dataclass
 class EpochSums:
-    """What an epoch has added up so far; plain numbers, so that an interrupted epoch can go on."""
+    """What an epoch has added up so far; plain numbers, so that an interrupted epoch can go on.
+
+    seconds: of the whole loop; waited: of these, for data.
+    """
 
     batches: int = 0
     loss: float = 0.0
@@ -21,6 +24,7 @@ class EpochSums:
     skipped: int = 0
     pictures: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
 
     @property
     def mean_loss(self) -> float:
@@ -53,12 +57,14 @@ class WindowStart:
         self.random = random_state()
 
     @torch.no_grad()
-    def restore_buffers(self) -> None:
-        """Make the running statistics what they were."""
+    def restore_buffers_unless(self, made: Tensor) -> None:
+        """Make the running statistics what they were where `made`, a bool on the device, is false; nobody waits."""
         for buffer, before in self.buffers:
-            buffer.copy_(before)
+            torch.where(made, buffer, before, out=buffer)
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Make running statistics and random state what they were."""
-        self.restore_buffers()
+        for buffer, before in self.buffers:
+            buffer.copy_(before)
         set_random_state(self.random)

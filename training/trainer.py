@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from configs.errors import TrainingError
@@ -21,7 +21,9 @@ from training.evaluation import Evaluator, Predictions
 from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
 from training.out_of_memory import Adaptation, memory_needed
+from training.pending import Outcome, PendingSteps, step_if
 from training.precision import Precision
+from training.prefetch import Prefetcher
 from training.sparsity import SparseWeights
 from training.state import EpochSums, TrainerState, WindowStart
 from training.state_check import check_resumable
@@ -35,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainerOptions:
-    """Numbers that the loop needs; see TRAIN, LOGGING and CHECKPOINT in configs/default_config.py for their meaning."""
+    """Numbers that the loop needs; see TRAIN, LOGGING and CHECKPOINT in configs/default_config.py for their meaning.
+
+    read_every: steps between two looks at what came of them, for which the device must be waited for.
+    """
 
     epochs: int
     accumulation_steps: int = 1
@@ -47,6 +52,7 @@ class TrainerOptions:
     print_freq: int = 10
     on_oom: str = "adapt"
     save_every_steps: int = 0
+    read_every: int = 1
 
 
 class Trainer:
@@ -75,6 +81,9 @@ class Trainer:
         self.sparsity: SparseWeights | None = None
         self.device = next(model.parameters()).device
         self.state = TrainerState()
+        self.pending = PendingSteps()
+        self.picture_names: Callable | None = None  # what a batch's pictures are called, from its index
+        self.prefetch = Prefetcher(self.device, options.memory_format)
         self.forward: Callable = model
         adapt = options.on_oom == "adapt"
         self.evaluator = Evaluator(model, loss, precision, class_names, options.memory_format, options.progress, adapt)
@@ -100,19 +109,25 @@ class Trainer:
     def train_epoch(self, loader) -> None:
         """One pass over the training split, or the rest of an interrupted one."""
         self.model.train()
+        self.picture_names = loader.names
         title = f"epoch {self.state.epoch + 1}/{self.options.epochs}"
         sums = self.state.sums
         bar = Progress(len(loader), title, self.options.progress, self.options.print_freq, sums.batches)
+        started = time.perf_counter()
         try:
-            for numbers, window in self._windows(loader):
-                started = time.perf_counter()
-                stepped = self.train_step(window, loader.names)
+            for numbers, window, moved in self._windows(loader):
+                arrived = time.perf_counter()
+                stepped = self.train_step(window, moved)
                 sums.batches = numbers[-1] + 1
-                sums.seconds += time.perf_counter() - started
+                sums.waited += arrived - started
+                now = time.perf_counter()
+                sums.seconds, started = sums.seconds + now - started, now
                 bar.advance(len(numbers), loss=f"{sums.mean_loss:.4f}", skipped=sums.skipped)
                 self._leave_if_asked()
                 if stepped and self._save_is_due():
+                    self.settle()
                     self.save(self)
+            self.settle()
         finally:
             bar.close()
 
@@ -120,52 +135,68 @@ class Trainer:
         every = self.options.save_every_steps
         return every > 0 and self.state.global_step % every == 0
 
-    def _windows(self, loader) -> Iterator[tuple[list[int], list]]:
-        """Groups of micro-batches for one optimizer step each; the last of an epoch may be shorter."""
-        numbers, window = [], []
-        for number, batch in loader.epoch(self.state.epoch, self.state.sums.batches):
+    def _windows(self, loader) -> Iterator[tuple[list[int], list, list]]:
+        """Groups of micro-batches for one optimizer step each, and the same on the device; an epoch's last may be
+        shorter."""
+        numbers, window, moved = [], [], []
+        for number, batch, copy in self.prefetch(loader.epoch(self.state.epoch, self.state.sums.batches)):
             numbers.append(number)
             if batch is not None:
                 window.append(batch)
+                moved.append(copy)
             if len(numbers) == self.options.accumulation_steps:
-                yield numbers, window
-                numbers, window = [], []
+                yield numbers, window, moved
+                numbers, window, moved = [], [], []
         if numbers:
-            yield numbers, window
+            yield numbers, window, moved
 
-    def train_step(self, window: list, names: Callable | None = None) -> bool:
-        """One optimizer step over the window's micro-batches; False where it was skipped.
+    def train_step(self, window: list, moved: list | None = None) -> bool:
+        """One optimizer step over the window's micro-batches; False where it is known that it was skipped.
 
         Each term of the loss is divided by the window's number of valid labels, so that the step is the same
-        however the pictures are cut into micro-batches.
+        however the pictures are cut into micro-batches. moved: the window on the device, where it is there already.
+        Nothing here waits for the device but `settle`, every options.read_every steps.
         """
         counts = self._window_counts(window)
         if not any(counts.values()):
             return False
         start = WindowStart(self.model)
-        loss_value = self._gradients(window, counts, start)
+        losses = self._gradients(moved or window, counts, start)
         where = f"optimizer step {self.state.global_step + 1}, which may be half made: go on from the last checkpoint"
         with memory_needed(where):
-            self.scaler.unscale_(self.optimizer)
-            limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
-            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-            if not (math.isfinite(loss_value) and math.isfinite(norm)):
-                self._skip_step(loss_value, norm, start, window, names)
-                return False
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            if self.sparsity is not None:
-                self.sparsity.apply()
+            norm, made = self._optimizer_step(losses, start)
         self.optimizer.zero_grad(set_to_none=True)
-        self._count_step(loss_value, norm, sum(len(batch) for batch in window))
-        return True
+        self.pending.add(losses, norm, made, self.schedule.learning_rate, window)
+        self.state.global_step += 1
+        self.schedule.step()
+        due = len(self.pending) >= self.options.read_every or self.state.global_step % self.options.print_freq == 0
+        return self.settle() if due else True
 
-    def _gradients(self, window: list, counts: dict[str, int], start: WindowStart) -> float:
-        """Leave the window's gradients in the model; returns its loss. What does not fit into memory is undone."""
+    def _optimizer_step(self, losses: list[Tensor], start: WindowStart) -> tuple[Tensor, Tensor]:
+        """Clip and step where loss and gradients are finite: → their norm, and whether the step was made.
+
+        Where they are not, weights, running statistics and moving average are as before.
+        """
+        self.scaler.unscale_(self.optimizer)
+        limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        made = torch.stack(losses).isfinite().all() & norm.isfinite()
+        step_if(self.optimizer, made)
+        self.scaler.update()  # unscale_ has seen any infinities: the scale shrinks
+        if self.sparsity is not None:
+            self.sparsity.apply()
+        start.restore_buffers_unless(made)
+        if self.ema is not None:
+            self.ema.update(self.model, made)
+        return norm, made
+
+    def _gradients(self, window: list, counts: dict[str, int], start: WindowStart) -> list[Tensor]:
+        """Leave the window's gradients in the model; returns the losses of its micro-batches, of which its own is the
+        sum. What does not fit into memory is undone."""
         while True:
             with Attempt() as attempt:
                 micro_batches = (part for batch in window for part in cut(batch, self.state.micro_splits))
-                return sum(self._backward(part, counts) for part in micro_batches)
+                return [self._backward(part, counts) for part in micro_batches]
             self.optimizer.zero_grad(set_to_none=True)
             start.restore()
             free_memory(self.device)
@@ -178,40 +209,56 @@ class Trainer:
                 totals[name] = totals.get(name, 0) + count
         return totals
 
-    def _backward(self, batch, counts: dict[str, int]) -> float:
+    def _backward(self, batch, counts: dict[str, int]) -> Tensor:
         batch = batch.to(self.device, self.options.memory_format)
         with self.precision.autocast():
             outputs = self.forward(batch.image)
         loss = self.loss.total(self.loss.sums(outputs, batch), counts)
         self.scaler.scale(loss).backward()
-        return float(loss.detach())
+        return loss.detach()
 
-    def _count_step(self, loss: float, norm: float, pictures: int) -> None:
-        state = self.state
-        rate = self.schedule.learning_rate
-        self.schedule.step()
+    def settle(self) -> bool:
+        """Read what came of the steps so far, and count it; False where the last was skipped.
+
+        A skipped step has been counted by schedule and moving average, which forget it now.
+        Raises TrainingError where too many in a row were skipped.
+        """
+        outcomes, last = self.pending.read(), self.state.global_step
+        self.state.global_step -= len(outcomes)
+        for outcome in outcomes:
+            if outcome.made:
+                self._count_step(outcome)
+            else:
+                self._count_skip(outcome)
+        made, every = [outcome for outcome in outcomes if outcome.made], self.options.print_freq
+        if made and last // every > (last - len(outcomes)) // every:
+            newest = made[-1]
+            figures = {"loss": newest.loss, "gradient_norm": newest.norm, "learning_rate": newest.rate}
+            self.on_step(self.state.global_step, {f"train/{k}": v for k, v in figures.items()} | self._throughput())
+        return not outcomes or outcomes[-1].made
+
+    def _count_step(self, outcome: Outcome) -> None:
+        sums = self.state.sums
+        self.state.global_step += 1
+        self.state.nonfinite_in_a_row = 0
+        sums.loss += outcome.loss
+        sums.steps += 1
+        sums.pictures += outcome.pictures
+
+    def _count_skip(self, outcome: Outcome) -> None:
+        """A window with NaN or Inf, which has changed nothing."""
+        # Whether it was fp16's scale, which has been halved since.
+        calibrating = self.scaler.is_enabled() and math.isfinite(outcome.loss) and self.scaler.get_scale() >= 1
+        self.schedule.step_back()
         if self.ema is not None:
-            self.ema.update(self.model)
-        state.nonfinite_in_a_row = 0
-        state.global_step += 1
-        state.sums.loss += loss
-        state.sums.steps += 1
-        state.sums.pictures += pictures
-        if state.global_step % self.options.print_freq == 0:
-            figures = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
-            self.on_step(state.global_step, figures | self._throughput())
-
-    def _skip_step(self, loss: float, norm: float, start: WindowStart, window: list, names: Callable | None) -> None:
-        """Forget a window with NaN or Inf: gradients and running statistics as before, nothing moves on."""
-        calibrating = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 1
-        self.scaler.update()  # unscale_ has seen the infinities: the scale shrinks
-        self.optimizer.zero_grad(set_to_none=True)
-        start.restore_buffers()
+            self.ema.step_back()
         state = self.state
         state.sums.skipped += 1
         state.nonfinite_in_a_row += not calibrating
-        images = [name for batch in window for name in names(batch.index)] if names else []
-        where = f"epoch {state.epoch + 1}, step {state.global_step}: loss {loss:g}, gradient norm {norm:g}"
+        names = self.picture_names or (lambda index: [])
+        images = [name for batch in outcome.window for name in names(batch.index)]
+        found = f"loss {outcome.loss:g}, gradient norm {outcome.norm:g}"
+        where = f"epoch {state.epoch + 1}, step {state.global_step}: {found}"
         logger.warning("skipped a step that is not finite (%s)", where)
         if state.nonfinite_in_a_row >= self.options.max_nonfinite_steps:
             raise TrainingError(
@@ -273,6 +320,7 @@ class Trainer:
     def _leave_if_asked(self) -> None:
         number = self.should_stop()
         if number:
+            self.settle()
             self.save(self)
             raise Interrupted(number)
 

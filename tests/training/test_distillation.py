@@ -177,7 +177,7 @@ def test_interrupted_and_resumed_bit_for_bit():
     whole.train_epoch(loader)
     torch.manual_seed(3)
     first = fresh()
-    for number, (numbers, window) in enumerate(first._windows(loader)):
+    for number, (numbers, window, _) in enumerate(first._windows(loader)):
         first.model.train()
         first.train_step(window)
         first.state.sums.batches = numbers[-1] + 1

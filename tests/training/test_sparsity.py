@@ -71,7 +71,7 @@ def test_interrupted_and_resumed_bit_for_bit():
     first = pruned_trainer()
     torch.manual_seed(3)
     first.model.train()
-    for numbers, window in list(first._windows(loader))[:2]:
+    for numbers, window, _ in list(first._windows(loader))[:2]:
         first.train_step(window)
         first.state.sums.batches = numbers[-1] + 1
     saved = copy.deepcopy(first.state_dict())
