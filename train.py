@@ -85,7 +85,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
 
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
-    loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type == "cuda")
+    loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type)
     trainer = build_trainer(
         config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups, backbone.prefers_channels_last
     )

@@ -78,6 +78,11 @@ def _problems_of_size(config: Config) -> list[str]:
         found.append("TRAIN.channels_last true is for pictures: leave it auto or false with volumes")
     if volumes and data.use_albumentations:
         found.append("DATA.use_albumentations is for pictures: leave it false with volumes")
+    if data.augment_on == "device" and (volumes or data.use_albumentations):
+        other = "volumes" if volumes else "DATA.use_albumentations"
+        found.append(
+            f"DATA.augment_on 'device' is for the light augmentation of pictures, not {other}: use auto or cpu"
+        )
     for key in ("spacing_mm", "window"):
         if not volumes and data[key] is not None:
             found.append(f"DATA.{key} is for volumes: set DATA.image_size=[depth, height, width], or {key} to null")

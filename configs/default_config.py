@@ -204,6 +204,11 @@ class DataSettings(Section):
     )
     augment: bool = _setting(True, "Random changes of training pictures.")
     use_albumentations: bool = _setting(False, "Augment by albumentations instead of the light affine one.")
+    augment_on: Literal["auto", "cpu", "device"] = _setting(
+        "auto",
+        "Where pictures are augmented: cpu, by the data workers; device, where the network is, a batch at a time (the "
+        "light augmentation of pictures only); auto: the device where that can do it and is CUDA.",
+    )
     horizontal_flip: float = _setting(
         0.0, "Probability of a mirror image; laterality matters in chest films.", ge=0, le=1
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from configs.default_config import SAMPLE_FOLDER, SAMPLE_VOLUME_FOLDER, Config
 from configs.errors import DataError
+from data.device_augmentation import DeviceAugmentation
 from data.formats import open_source
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
 from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
@@ -105,14 +106,15 @@ def build_loaders(
     assignment: np.ndarray,
     mean: Sequence[float],
     std: Sequence[float],
-    pin_memory: bool = False,
+    device_type: str = "cpu",
 ) -> Loaders:
     """Loaders of the three splits.
 
-    config: resolved. mean, std: the backbone's normalisation, used where DATA.mean and DATA.std are null.
+    config: resolved. mean, std: the backbone's normalisation, used where DATA.mean and DATA.std are null. device_type:
+    of the device that trains.
     """
     evaluation = _preprocess(config, mean, std)
-    training = _preprocess(config, mean, std, _augmentation(config)) if config.DATA.augment else evaluation
+    training = _training_preprocess(config, mean, std, device_type) if config.DATA.augment else evaluation
     groups = _coarse_groups(config, catalogue.class_names)
     bad = BadPictures(config.DATA.max_bad_images)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
@@ -123,7 +125,8 @@ def build_loaders(
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
         batches = EpochBatches(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
         labels = _labels(config, catalogue, groups, train)
-        return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory, failures)
+        pinned = device_type == "cuda"
+        return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
 
     test = loader("test") if (assignment == "test").any() else None
     return Loaders(loader("train"), loader("val"), test, evaluation, groups)
@@ -170,6 +173,18 @@ def _preprocess(
     if config.has_volumes():
         return VolumePreprocess(size, channels, mean, std, data.spacing_mm, data.window, augmentation)
     return Preprocess(size, channels, mean, std, data.resize, augmentation)
+
+
+def _training_preprocess(
+    config: Config, mean: Sequence[float], std: Sequence[float], device_type: str
+) -> Preprocess | VolumePreprocess | DeviceAugmentation:
+    """With the augmentation: all of it in the workers, or its second half left to the device that trains."""
+    data = config.DATA
+    preprocess = _preprocess(config, mean, std, _augmentation(config))
+    wanted = data.augment_on == "device" or (data.augment_on == "auto" and device_type == "cuda")
+    if wanted and isinstance(preprocess, Preprocess) and not data.use_albumentations:
+        return DeviceAugmentation(preprocess)
+    return preprocess
 
 
 def _augmentation(config: Config) -> LightAugmentation | AlbumentationsAugmentation | LightVolumeAugmentation:

@@ -6,9 +6,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from configs.errors import DataError
+from data.device_augmentation import DeviceAugmentation
 from data.sample import Catalogue
 from data.transforms import Preprocess, sample_rng
 from data.volume_transforms import VolumePreprocess
@@ -31,6 +32,8 @@ class Batch:
     image: float32 [B, C, H, W], or [B, C, D, H, W] of volumes.
     target: float32 [B, K]; mask: bool [B, K], True where the label is known.
     index: int64 [B], rows of the catalogue. coarse_target, coarse_mask: [B, G], where there are coarse classes.
+    finish: what makes float32 [B, C, H, W] of image, uint8 or float32 [B, c, H, W], and numbers [B, 8] as soon as they
+    are on a device; see DeviceAugmentation. None where image is finished.
     """
 
     image: Tensor
@@ -39,19 +42,26 @@ class Batch:
     index: Tensor
     coarse_target: Tensor | None = None
     coarse_mask: Tensor | None = None
+    numbers: Tensor | None = None
+    finish: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
-        """The same batch on a device, the pictures in a memory format."""
+        """The same batch on a device, finished there, the pictures in a memory format."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        image = self.image.to(device, non_blocking=True, memory_format=memory_format)
         labels = [move(t) for t in (self.target, self.mask, self.index, self.coarse_target, self.coarse_mask)]
-        return Batch(image, *labels)  # type: ignore[arg-type]
+        return Batch(self._pictures(device, memory_format), *labels)  # type: ignore[arg-type]
+
+    def _pictures(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+        if self.finish is None or self.numbers is None:
+            return self.image.to(device, non_blocking=True, memory_format=memory_format)
+        image, numbers = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.numbers))
+        return self.finish(image, numbers).contiguous(memory_format=memory_format)
 
 
 @dataclass(frozen=True)
@@ -87,24 +97,39 @@ class BadPictures:
             )
 
 
+class Item(NamedTuple):
+    """A picture: its row, float32 [C, H, W] or None, why it cannot be read, the numbers that `Batch.finish` needs."""
+
+    row: int
+    picture: Tensor | None
+    reason: str | None = None
+    numbers: Tensor | None = None
+
+
 class PictureDataset(Dataset):
-    """dataset[(epoch, index)] → (index, picture float32 [C, H, W], None), or (index, None, why it cannot be read).
+    """dataset[(epoch, index)] → Item.
 
     preprocess: fits what the catalogue reads, pictures or volumes; those are float32 [C, D, H, W].
     """
 
-    def __init__(self, catalogue: Catalogue, preprocess: Preprocess | VolumePreprocess, seed: int) -> None:
+    def __init__(
+        self, catalogue: Catalogue, preprocess: Preprocess | VolumePreprocess | DeviceAugmentation, seed: int
+    ) -> None:
         self.catalogue, self.seed = catalogue, seed
         self.preprocess: Any = preprocess
+        self.finish = preprocess.finish if isinstance(preprocess, DeviceAugmentation) else None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor | None, str | None]:
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         try:
             picture = self.catalogue.read(index)
         except DataError as error:
-            return index, None, str(error)
+            return Item(index, None, str(error))
         rng = sample_rng(self.seed, epoch, index) if self.preprocess.augmentation else None
-        return index, torch.from_numpy(self.preprocess(picture, rng)), None
+        if self.finish is not None:
+            fitted, numbers = self.preprocess.prepare(picture, rng)
+            return Item(index, fitted, numbers=numbers)
+        return Item(index, torch.from_numpy(self.preprocess(picture, rng)))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -176,26 +201,48 @@ class PictureLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch | None]]:
         """(number of the batch in its epoch, the batch); None where none of its pictures could be read."""
-        for number, (index, images, failures) in self._loader.epoch(epoch, start):
-            for failed, reason in failures:
+        for number, read in self._loader.epoch(epoch, start):
+            for failed, reason in read.failures:
                 self.bad.add(failed, reason)
-            yield number, self._batch(index, images) if images is not None else None
+            yield number, self._batch(read) if read.images is not None else None
 
-    def _batch(self, index: Tensor, images: Tensor) -> Batch:
-        rows = index.numpy()
+    def _batch(self, read: _Read) -> Batch:
+        rows = read.rows.numpy()
 
         def pick(array: np.ndarray | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(array[rows])
 
         target, mask = torch.from_numpy(self.labels.target[rows]), torch.from_numpy(self.labels.mask[rows])
-        return Batch(images, target, mask, index, pick(self.labels.coarse_target), pick(self.labels.coarse_mask))
+        coarse = pick(self.labels.coarse_target), pick(self.labels.coarse_mask)
+        assert read.images is not None
+        return Batch(read.images, target, mask, read.rows, *coarse, read.numbers, self.dataset.finish)
 
 
-def _collate(items: list[tuple[int, Tensor | None, str | None]]):
-    failures = [(index, reason) for index, picture, reason in items if picture is None]
-    pictures = [picture for _, picture, _ in items if picture is not None]
-    index = torch.tensor([index for index, picture, _ in items if picture is not None], dtype=torch.int64)
-    return index, torch.stack(pictures) if pictures else None, failures
+class _Read(NamedTuple):
+    """What comes out of a worker; a NamedTuple, as DataLoader pins the tensors of one."""
+
+    rows: Tensor
+    images: Tensor | None
+    numbers: Tensor | None
+    failures: list[tuple[int, str]]
+
+
+def _collate(items: list[Item]) -> _Read:
+    failures = [(item.row, item.reason or "") for item in items if item.picture is None]
+    read = [item for item in items if item.picture is not None]
+    rows = torch.tensor([item.row for item in read], dtype=torch.int64)
+    numbers = [item.numbers for item in read if item.numbers is not None]
+    images = _stack([item.picture for item in read if item.picture is not None]) if read else None
+    return _Read(rows, images, torch.stack(numbers) if numbers else None, failures)
+
+
+def _stack(pictures: list[Tensor]) -> Tensor:
+    """Pictures of one size together; fitted ones may differ in kind: then all are float32 in [0, 1] and colour."""
+    if len({(picture.dtype, picture.shape) for picture in pictures}) > 1:
+        colour = max(len(picture) for picture in pictures)
+        unit = [p.float() / 255.0 if p.dtype == torch.uint8 else p for p in pictures]
+        pictures = [picture.expand(colour, -1, -1) for picture in unit]
+    return torch.stack(pictures)
 
 
 def _init_worker(_: int) -> None:

@@ -136,15 +136,23 @@ class LightAugmentation:
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Picture [H, W, C] → one random variant; 7 numbers are drawn whatever the settings are."""
-        angle, scale, down, right, brightness, contrast = rng.uniform(-1.0, 1.0, 6) * self.limits
-        mirror = rng.random() < self.horizontal_flip
         height, width = picture.shape[:2]
-        matrix = _affine_matrix((height, width), angle, 1.0 + scale, (down * height, right * width), mirror)
+        matrix, brightness, gain = self.draw((height, width), rng)
         # The warp comes first: what it fills with 0 then brightens together with a black background.
         warped = cv2.warpAffine(
             picture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
         )
-        return _jitter(_with_channel_axis(warped), brightness, 1.0 + contrast)
+        return _jitter(_with_channel_axis(warped), brightness, gain)
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+        """One random variant of a picture of (height, width), in numbers.
+
+        The matrix float64 [2, 3] from old to new (x, y), in pixels from the upper left one's centre; b; 1 + c.
+        """
+        angle, scale, down, right, brightness, contrast = rng.uniform(-1.0, 1.0, 6) * self.limits
+        mirror = rng.random() < self.horizontal_flip
+        matrix = _affine_matrix(size, angle, 1.0 + scale, (down * size[0], right * size[1]), mirror)
+        return matrix, float(brightness), float(1.0 + contrast)
 
 
 def _check_limit(name: str, value: float, largest: float) -> None:
@@ -270,14 +278,17 @@ class Preprocess:
 
         rng: needed by an augmentation, see `sample_rng`; ValueError if there is one and rng is None.
         """
-        early_channels = 1 if picture.ndim == 2 or picture.shape[2] == 1 else self.channels
-        out = to_channels(scale_intensity(picture), early_channels)
-        out = resize(out, self.size, self.resize_mode)
+        out = self.fit(picture)
         if self.augmentation is not None:
             if rng is None:
                 raise ValueError("an augmentation needs a generator: pass rng=sample_rng(seed, epoch, index)")
             out = self.augmentation(out, rng)
         return normalize(to_channels(out, self.channels), self.mean, self.std)
+
+    def fit(self, picture: np.ndarray) -> np.ndarray:
+        """All before the augmentation: uint8 or float32 in [0, 1], [height, width, C]; C is 1 for a grey picture."""
+        early_channels = 1 if picture.ndim == 2 or picture.shape[2] == 1 else self.channels
+        return resize(to_channels(scale_intensity(picture), early_channels), self.size, self.resize_mode)
 
     def as_dict(self) -> dict[str, Any]:
         """What a checkpoint carries, in plain lists, numbers and strings; without the augmentation."""

@@ -14,6 +14,7 @@ from data.loaders import Batch
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
 from models.backbones.selective_scan import plain_scan
+from tests.data.test_device_augmentation import loader_of, moved
 from tests.models.test_selective_scan_triton import CASES, NAMES, arguments, results
 from tests.test_resume import prepare
 from tests.training.toys import make_trainer
@@ -137,6 +138,25 @@ def test_a_real_lack_of_memory_is_survived_with_the_same_step():
     )
     assert state.micro_splits > 1
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pictures_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memory_format):
+    """Pinned by a loader's thread, sent and finished without one call that waits for the device."""
+    loader = loader_of(workers=2, pin_memory=True)
+    expected = {int(i): x for batch in moved(loader_of(), 1) for i, x in zip(batch.index, batch.image)}
+    first = next(loader.epoch(0))[1]
+    assert first.image.is_pinned() and first.numbers.is_pinned() and first.image.dtype == torch.uint8
+    first.to(CUDA)  # the first one sends mean and deviation, which waits
+    for _, batch in loader.epoch(1):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            ready = batch.to(CUDA, memory_format)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert ready.image.is_contiguous(memory_format=memory_format)
+        for image, row in zip(ready.image.cpu(), batch.index.tolist()):
+            torch.testing.assert_close(image, expected[row], atol=1e-4, rtol=0)
 
 
 def test_what_cuda_says_when_memory_is_out_is_recognised():

@@ -25,6 +25,7 @@ RUNS = {
         "TRAIN.plateau_patience": 1,
         "MODEL.backbone": "mobilenetv3_large",
     },
+    "fp32, augmented on the device": {"DATA.augment_on": "device", "DATA.num_workers": 2, "DATA.horizontal_flip": 0.5},
     "fp16, 0 workers": {"TRAIN.early_stopping_patience": 1, "TRAIN.epochs": 6, "MODEL.attention": "cross_scale"},
 }
 # The other two of precision × workers.

@@ -56,13 +56,13 @@ def free_memory(device: torch.device) -> None:
 
 
 def cut(batch, parts: int) -> list:
-    """A batch (a dataclass of tensors [B, …] or None) in `parts` of nearly equal length, or in B where B is less."""
+    """A batch (a dataclass; its tensors are [B, …]) in `parts` of nearly equal length, or in B where B is less."""
     parts = min(parts, len(batch))
     if parts <= 1:
         return [batch]
     columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    pieces = {name: None if c is None else c.tensor_split(parts) for name, c in columns.items()}
-    return [replace(batch, **{name: p and p[i] for name, p in pieces.items()}) for i in range(parts)]
+    pieces = {name: c.tensor_split(parts) for name, c in columns.items() if isinstance(c, torch.Tensor)}
+    return [replace(batch, **{name: p[i] for name, p in pieces.items()}) for i in range(parts)]
 
 
 def largest_part(size: int, parts: int) -> int:

@@ -328,6 +328,8 @@ CONTRADICTIONS = {
     "DATA.window (400.0, -1000.0): low": {"DATA.window": (400, -1000), "DATA.image_size": (32, 64, 64)},
     "DATA.resize 'letterbox' is for pictures": {"DATA.resize": "letterbox", "DATA.image_size": (32, 64, 64)},
     "DATA.use_albumentations is for": {"DATA.use_albumentations": True, "DATA.image_size": (32, 64, 64)},
+    "pictures, not volumes: use auto or cpu": {"DATA.augment_on": "device", "DATA.image_size": (32, 64, 64)},
+    "pictures, not DATA.use_albumentations: use auto": {"DATA.augment_on": "device", "DATA.use_albumentations": True},
 }
 
 

@@ -169,6 +169,34 @@ def test_mirror_images_only_where_asked_for(folder):
         assert sum(votes) >= 9 if nearer else sum(votes) <= 3
 
 
+@pytest.mark.parametrize(
+    ("settings", "device_type", "on_device"),
+    [
+        ((), "cpu", False),
+        ((), "cuda", True),
+        (("DATA.augment_on=device",), "cpu", True),
+        (("DATA.augment_on=cpu",), "cuda", False),
+        (("DATA.augment=false",), "cuda", False),
+        (("DATA.use_albumentations=true",), "cuda", False),
+        (("DATA.image_size=[8,16,16]",), "cuda", False),
+    ],
+)
+def test_where_pictures_are_augmented(folder, settings, device_type, on_device):
+    catalogue, config = open_data(config_of(folder)), config_of(folder, *settings)
+    loaders = build_loaders(config, catalogue, split_data(config, catalogue), MEAN, STD, device_type)
+    assert (loaders.train.dataset.finish is not None) is on_device
+    assert loaders.val.dataset.finish is None and loaders.test.dataset.finish is None
+
+
+def test_on_the_device_the_same_pictures_are_augmented_alike(folder):
+    """Workers round 16 x 16 grey levels of noise; normalised, half a level is 0.01."""
+    by_device, by_worker = (loaders_of(config_of(folder, f"DATA.augment_on={on}"))[1] for on in ("device", "cpu"))
+    for (_, one), (_, other) in zip(by_device.train.epoch(3), by_worker.train.epoch(3), strict=True):
+        assert one.image.dtype == torch.uint8 and torch.equal(one.index, other.index)
+        assert float((one.to(torch.device("cpu")).image - other.image).abs().mean()) < 0.01
+    assert by_device.describe() == by_worker.describe()
+
+
 def test_seed_changes_order_and_augmentation(folder):
     first, same, other = (
         [batch for _, batch in loaders_of(config_of(folder, f"TRAIN.seed={seed}"))[1].train.epoch(0)]
