@@ -66,7 +66,7 @@ def predict(options: argparse.Namespace) -> int:
     folder = make_folder(options.output)
     joint, unread = JointPreprocess(preprocesses), Unread()
     workers = min(4, len(items) // 32) if options.num_workers is None else options.num_workers
-    loader = unlabelled_loader(catalogue, joint, unread, options.batch_size, workers)
+    loader = unlabelled_loader(catalogue, joint, unread, options.batch_size, workers, device.type == "cuda")
     draw = drawer(options.heatmaps, folder, ensemble, joint, catalogue) if options.heatmaps else None
     rows = [Row(item.name, item.columns) for item in items]
 

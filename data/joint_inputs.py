@@ -86,7 +86,12 @@ class Unread(BadPictures):
 
 
 def unlabelled_loader(
-    catalogue: Catalogue, joint: JointPreprocess, unread: Unread, batch_size: int, num_workers: int
+    catalogue: Catalogue,
+    joint: JointPreprocess,
+    unread: Unread,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
 ) -> PictureLoader:
     """The loader of all pictures of a catalogue without classes, in their order. Raises DataError for other numbers."""
     if batch_size < 1 or num_workers < 0:
@@ -96,4 +101,4 @@ def unlabelled_loader(
     dataset = PictureDataset(catalogue, joint, seed=0)  # type: ignore[arg-type]
     batches = EpochBatches(np.arange(count), batch_size, False, 0)
     failures = WorkerFailures(limit=3, timeout=300.0)
-    return PictureLoader(dataset, none, batches, unread, num_workers, failures=failures)
+    return PictureLoader(dataset, none, batches, unread, num_workers, pin_memory, failures)

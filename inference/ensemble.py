@@ -61,7 +61,12 @@ class Ensemble:
 
     def probabilities(self, inputs: Sequence[Tensor]) -> np.ndarray:
         """An input [B, C, *spatial] for each preprocessing → float64 [B, K], NaN where a model gives NaN."""
-        return np.mean([self._of(m, order, inputs) for m, order in zip(self.members, self.orders)], axis=0)
+        return self.begin(inputs)()
+
+    def begin(self, inputs: Sequence[Tensor]) -> Callable[[], np.ndarray]:
+        """As `probabilities`, in two steps: what comes back gives them, and only that waits for the device."""
+        begun = [member.predictor.begin(inputs[member.input]) for member in self.members]
+        return lambda: np.mean([self._of(m, logits()) for m, logits in enumerate(begun)], axis=0)
 
     def findings(self, probabilities: np.ndarray) -> list[int]:
         """[K] → classes at or over their threshold; of exclusive classes the likeliest one alone."""
@@ -69,9 +74,9 @@ class Ensemble:
             return [int(probabilities.argmax())]
         return [k for k, (p, threshold) in enumerate(zip(probabilities, self.thresholds)) if p >= threshold]
 
-    def _of(self, member: Member, order: Sequence[int], inputs: Sequence[Tensor]) -> np.ndarray:
-        (logits,) = member.predictor.logits(inputs[member.input])
-        return member.to_probabilities(logits.numpy())[:, order]
+    def _of(self, m: int, logits: Sequence[Tensor]) -> np.ndarray:
+        (own,) = logits
+        return self.members[m].to_probabilities(own.numpy())[:, self.orders[m]]
 
     def _thresholds(self, threshold: float | None) -> tuple[tuple[float, ...], str]:
         """(one a class, where they come from): means over the members that have one, as probabilities are means too."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from inference.ensemble import Ensemble
 from inference.results import Row
 from utils.progress import Progress
+from utils.transfers import one_late, sent_ahead
 
+# [B, n] → (an input [B, C, *spatial] for each preprocessing, traits [B, T])
+Split = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 # (row's number, traits of the picture) → in which ways it is unlike the training pictures
 Unlike = Callable[[int, Sequence[float]], Sequence[str]]
 # (row's number, the row, an input [1, C, *spatial] for each preprocessing): draws, and notes it in the row
@@ -19,7 +23,7 @@ Draw = Callable[[int, Row, Sequence[Tensor]], None]
 
 def predict_rows(
     loader: Any,
-    split: Callable[[Tensor], tuple[list[Tensor], Tensor]],
+    split: Split,
     ensemble: Ensemble,
     rows: Sequence[Row],
     unlike: Unlike,
@@ -32,10 +36,11 @@ def predict_rows(
     """
     bar = Progress(len(loader), "predict", every=max(len(loader) // 10, 1))
     try:
-        for _, batch in loader.epoch(0):
-            if batch is not None:
+        for begun in one_late(_begun(loader, split, ensemble)):
+            if begun is not None:
+                batch, result = begun
                 inputs, traits = split(batch.image)
-                probabilities = ensemble.probabilities(inputs)
+                probabilities = result()
                 for place, number in enumerate(batch.index.tolist()):
                     warnings = unlike(number, traits[place].tolist())
                     if rows[number].fill(probabilities[place], warnings, ensemble) and draw is not None:
@@ -43,3 +48,15 @@ def predict_rows(
             bar.advance(1)
     finally:
         bar.close()
+
+
+def _begun(loader: Any, split: Split, ensemble: Ensemble) -> Iterator[tuple[Any, Callable[[], np.ndarray]] | None]:
+    """Each batch and what gives its probabilities; None for a batch without pictures. Sent whole, and split there."""
+    device = ensemble.members[0].predictor.device
+    pairs = (None if batch is None else (batch, batch.image) for _, batch in loader.epoch(0))
+
+    def send(pair: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
+        return pair[0], pair[1].to(device, non_blocking=True)
+
+    for _, sent in sent_ahead(pairs, send, device):
+        yield None if sent is None else (sent[0], ensemble.begin(split(sent[1])[0]))

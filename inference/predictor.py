@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from configs.errors import PredictionError
 from inference.views import View, show, views_for
 from utils.out_of_memory import Attempt, free_memory, largest_part
 from utils.progress import Progress
+from utils.transfers import Fetch, one_late, sent_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +51,20 @@ class Predictor:
         self.device = next(members[0].parameters()).device
         self.splits = 1
 
-    @torch.inference_mode()
     def logits(self, image: Tensor) -> list[Tensor]:
         """[B, C, *spatial], on any device → float64 [B, K] on the CPU, one a member.
 
         Raises PredictionError where one picture does not fit into memory.
         """
+        return self.begin(image)()
+
+    @torch.inference_mode()
+    def begin(self, image: Tensor) -> Callable[[], list[Tensor]]:
+        """As `logits`, in two steps: what comes back gives them, and only that waits for the device."""
         while True:
             with Attempt() as attempt:
-                parts = [self._logits(part) for part in image.tensor_split(min(self.splits, max(len(image), 1)))]
-                return [torch.cat(column) for column in zip(*parts)]
+                parts = [self._begin(part) for part in image.tensor_split(min(self.splits, max(len(image), 1)))]
+                return lambda: [torch.cat(column) for column in zip(*map(self._mean, parts))]
             free_memory(self.device)
             self._halve(len(image), attempt.failure)
 
@@ -72,10 +77,11 @@ class Predictor:
         logits, index = [], []
         bar = Progress(len(loader), title, progress, max(len(loader), 1))
         try:
-            for _, batch in loader.epoch(0):
-                if batch is not None:
-                    logits.append(torch.stack(self.logits(batch.image)).numpy())
-                    index.append(batch.index.numpy())
+            for begun in one_late(self._begun(loader)):
+                if begun is not None:
+                    rows, result = begun
+                    logits.append(torch.stack(result()).numpy())
+                    index.append(rows.numpy())
                 bar.advance(1)
         finally:
             bar.close()
@@ -87,23 +93,34 @@ class Predictor:
             raise PredictionError(f"{title}: a model gives NaN or infinity for {int(broken.sum())} pictures")
         return together, np.concatenate(index)
 
-    def _logits(self, image: Tensor) -> list[Tensor]:
-        image = image.to(self.device, non_blocking=True)
-        views = views_for(image) if self.tta else (View(),)
-        totals: list[Tensor] = []
-        for shown in self._shown(image, views):
-            logits = [self._forward(member, shown) for member in self.members]
-            totals = [sum_ + new for sum_, new in zip(totals, logits)] if totals else logits
-        return [total / len(views) for total in totals]
+    def _begun(self, loader: Any) -> Iterator[tuple[Tensor, Callable[[], list[Tensor]]] | None]:
+        """Rows of each batch and what gives its logits; None for a batch without pictures."""
+        batches = (batch for _, batch in loader.epoch(0))
+        pairs = (None if batch is None else (batch.index, batch.image) for batch in batches)
+        for _, sent in sent_ahead(pairs, lambda pair: (pair[0], self._send(pair[1])), self.device):
+            yield None if sent is None else (sent[0], self.begin(sent[1]))
 
-    def _shown(self, image: Tensor, views: Sequence[View]) -> Iterator[Tensor]:
-        for view in views:
-            yield show(image, view).contiguous(memory_format=self.memory_format)
+    def _send(self, image: Tensor) -> Tensor:
+        return image.to(self.device, non_blocking=True)
+
+    def _begin(self, image: Tensor) -> Fetch:
+        """The logits of each view and member, in this order."""
+        image = self._send(image)
+        shown = (show(image, view).contiguous(memory_format=self.memory_format) for view in self._views(image))
+        return Fetch([self._forward(member, picture) for picture in shown for member in self.members])
+
+    def _views(self, image: Tensor) -> tuple[View, ...]:
+        return views_for(image) if self.tta else (View(),)
+
+    def _mean(self, fetch: Fetch) -> list[Tensor]:
+        """One a member: the mean over the views, in float64."""
+        found, members = [logits.to(torch.float64) for logits in fetch.get()], len(self.members)
+        return [sum(found[m::members][1:], found[m]) / (len(found) // members) for m in range(members)]
 
     def _forward(self, member: nn.Module, image: Tensor) -> Tensor:
         with self.precision.autocast():
             outputs = member(image)
-        return (outputs[1] if isinstance(outputs, tuple) else outputs).to("cpu", torch.float64)
+        return outputs[1] if isinstance(outputs, tuple) else outputs
 
     def _halve(self, size: int, failure: str) -> None:
         before = largest_part(size, self.splits)

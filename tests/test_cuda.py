@@ -6,18 +6,22 @@ PYTORCH_NVML_BASED_CUDA_CHECK=1 python -m pytest -rP tests/test_cuda.py   (the v
 import copy
 import os
 
+import numpy as np
 import pytest
 import torch
 
 from configs.default_config import Config
 from data.loaders import Batch
+from inference.predictor import Predictor
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
 from models.backbones.selective_scan import plain_scan
 from tests.data.test_device_augmentation import loader_of, moved
 from tests.models.test_selective_scan_triton import CASES, NAMES, arguments, results
 from tests.test_resume import prepare
-from tests.training.toys import make_trainer
+from tests.training.toys import TensorLoader, make_trainer
+from training.evaluation import Evaluator
+from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
 from utils.out_of_memory import is_out_of_memory
 
@@ -157,6 +161,32 @@ def test_pictures_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(mem
         assert ready.image.is_contiguous(memory_format=memory_format)
         for image, row in zip(ready.image.cpu(), batch.index.tolist()):
             torch.testing.assert_close(image, expected[row], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_evaluation_on_cuda_waits_for_nothing_but_results_and_scores_alike(hierarchical):
+    """Batches sent ahead by a stream, results one late: the scores of a loop that waits, bit for bit."""
+    model = network("resnet18", hierarchical=str(hierarchical).lower(), num_coarse_classes=2).eval().to(CUDA)
+    images, target, mask = (getattr(_batch(45, 128), name) for name in ("image", "target", "mask"))
+    loader = TensorLoader(images.pin_memory(), target, mask, 8, bad=(2,))
+    precision, names = Precision("cuda", torch.bfloat16), tuple("abc")
+    predictor = Predictor([model], precision)
+    evaluator = Evaluator(model, TrainingLoss(binary_cross_entropy), precision, names)
+    evaluator.forward = lambda x: model(x)[1] if hierarchical else model(x)
+    expected = []
+    for _, batch in loader.epoch(0):
+        if batch is not None:
+            with torch.inference_mode(), precision.autocast():
+                outputs = evaluator.forward(batch.image.to(CUDA))
+            expected.append(outputs.double().cpu())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        scores = evaluator(loader, "test").scores
+        logits, _ = predictor.over(loader, "test")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (logits[0] == torch.cat(expected).numpy()).all()
+    np.testing.assert_allclose(scores, torch.cat(expected).sigmoid().numpy(), atol=1e-15)
 
 
 def test_what_cuda_says_when_memory_is_out_is_recognised():

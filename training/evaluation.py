@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from training.precision import Precision
 from utils.metrics import Metrics, classification_metrics
 from utils.out_of_memory import Attempt, cut, free_memory, largest_part
 from utils.progress import Progress
+from utils.transfers import Fetch, one_late, sent_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,23 @@ class Predictions:
 
 
 @dataclass
+class _Begun:
+    """A batch that the device is at: its labels, mask and rows, and for each of its parts what will come of it.
+
+    parts: names of the loss's terms; logits and the sums of these terms.
+    """
+
+    labels: tuple[torch.Tensor, ...]
+    counts: dict[str, int]
+    parts: list[tuple[list[str], Fetch]]
+
+
+@dataclass
 class _Piece:
-    """What a piece of a batch gives: rows of Predictions, sums and counts of the loss's terms."""
+    """What a batch gives: rows of Predictions, sums of the loss's terms in each part, their counts."""
 
     rows: tuple[np.ndarray, ...]
-    losses: dict[str, float]
+    losses: list[dict[str, float]]
     counts: dict[str, int]
 
 
@@ -75,9 +88,9 @@ class Evaluator:
         pieces: list[_Piece] = []
         bar = Progress(len(loader), title, self.progress, max(len(loader), 1))
         try:
-            for _, batch in loader.epoch(0):
-                if batch is not None:
-                    pieces += self._pieces(batch, title)
+            for begun in one_late(self._begun(loader, title)):
+                if begun is not None:
+                    pieces.append(self._piece(begun))
                 bar.advance(1)
                 if should_stop():
                     return None
@@ -85,21 +98,39 @@ class Evaluator:
             bar.close()
         return self._predictions(pieces, title)
 
-    def _pieces(self, batch, title: str) -> list[_Piece]:
+    def _begun(self, loader, title: str) -> Iterator[_Begun | None]:
+        """Each batch as soon as the device has been told what to do; None for one without pictures."""
+        batches = (batch for _, batch in loader.epoch(0))
+        for batch, sent in sent_ahead(batches, self._send, self.device):
+            if batch is None:
+                yield None
+            else:
+                labels = (batch.target, batch.mask, batch.index)
+                yield _Begun(labels, self.loss.counts(batch), self._begin(sent, title))
+
+    def _send(self, batch):
+        return batch.to(self.device, self.memory_format)
+
+    def _begin(self, batch, title: str) -> list[tuple[list[str], Fetch]]:
         while True:
             with Attempt() as attempt:
-                return [self._piece(part) for part in cut(batch, self.splits)]
+                return [self._begin_part(part) for part in cut(batch, self.splits)]
             free_memory(self.device)
             self._halve(len(batch), title, attempt.failure)
 
-    def _piece(self, batch) -> _Piece:
-        batch = batch.to(self.device, self.memory_format)
+    def _begin_part(self, batch) -> tuple[list[str], Fetch]:
+        batch = self._send(batch)
         with self.precision.autocast():
             outputs = self.forward(batch.image)
         logits = outputs[1] if isinstance(outputs, tuple) else outputs
-        tensors = (self.probabilities(logits), batch.target, batch.mask, batch.index)
-        losses = {name: float(value) for name, value in self.loss.sums(outputs, batch).items()}
-        return _Piece(tuple(tensor.cpu().numpy() for tensor in tensors), losses, self.loss.counts(batch))
+        sums = self.loss.sums(outputs, batch)
+        return list(sums), Fetch([logits, *sums.values()])
+
+    def _piece(self, begun: _Begun) -> _Piece:
+        arrived = [(names, fetch.get()) for names, fetch in begun.parts]
+        scores = np.concatenate([self.probabilities(logits).numpy() for _, (logits, *_) in arrived])
+        losses = [dict(zip(names, map(float, sums))) for names, (_, *sums) in arrived]
+        return _Piece((scores, *(tensor.numpy() for tensor in begun.labels)), losses, begun.counts)
 
     def _halve(self, size: int, title: str, failure: str) -> None:
         before = largest_part(size, self.splits)
@@ -119,7 +150,8 @@ class Evaluator:
         scores, targets, mask, index = (np.concatenate(column) for column in zip(*(piece.rows for piece in pieces)))
         if not np.isfinite(scores).all():
             raise TrainingError(f"{title}: the model gives NaN for {int((~np.isfinite(scores)).any(1).sum())} pictures")
-        sums = {name: torch.tensor(sum(piece.losses[name] for piece in pieces)) for name in pieces[0].losses}
+        losses = [part for piece in pieces for part in piece.losses]
+        sums = {name: torch.tensor(sum(part[name] for part in losses)) for name in losses[0]}
         counts = {name: sum(piece.counts[name] for piece in pieces) for name in pieces[0].counts}
         metrics = classification_metrics(scores, (targets > 0.5).astype(np.float64), mask, self.class_names)
         return Predictions(scores, targets, mask, index, float(self.loss.total(sums, counts)), metrics)

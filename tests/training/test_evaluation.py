@@ -25,9 +25,10 @@ from tests.training.toys import (
     tanh_model,
     warnings,
 )
+from training import evaluation
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
-from training.losses import TrainingLoss, binary_cross_entropy
+from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy, cross_entropy
 from training.precision import Precision
 
 
@@ -89,6 +90,95 @@ def test_an_evaluator_needs_no_trainer():
     within = make_trainer(model).evaluate(loader, "test")
     assert differences(alone.metrics.as_dict(), within.metrics.as_dict()) == []
     assert alone.loss == within.loss and (alone.scores == within.scores).all()
+
+
+# ---- results one batch late
+
+
+def read_at_once(model, loss: TrainingLoss, loader) -> tuple[np.ndarray, float]:
+    """Scores and loss as by a loop that waits for every batch."""
+    scores, terms, counts = [], {}, {}
+    for _, batch in loader.epoch(0):
+        if batch is None:
+            continue
+        with torch.no_grad():
+            outputs = model(batch.image)
+        logits = (outputs[1] if isinstance(outputs, tuple) else outputs).double()
+        scores.append((logits.softmax(1) if loss.exclusive else logits.sigmoid()).numpy())
+        for name, value in loss.sums(outputs, batch).items():
+            terms[name] = terms.get(name, 0.0) + float(value)
+            counts[name] = counts.get(name, 0) + loss.counts(batch)[name]
+    sums = {name: torch.tensor(value) for name, value in terms.items()}
+    return np.concatenate(scores), float(loss.total(sums, counts))
+
+
+class CoarseAndFine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = plain_model()
+
+    def forward(self, x):
+        fine = self.inside(x)
+        return fine[:, :2] * 0.5, fine
+
+
+HIERARCHICAL = TrainingLoss(
+    binary_cross_entropy,
+    {"fine": 0.6, "coarse": 0.4, "consistency": 0.2},
+    groups=(GroupSpec([0, 1]), GroupSpec([0, 1, 2], negated=True)),
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        (full_model, TrainingLoss(binary_cross_entropy)),
+        (plain_model, TrainingLoss(cross_entropy, exclusive=True)),
+        (CoarseAndFine, HIERARCHICAL),
+    ],
+)
+@pytest.mark.parametrize("bad", [(), (0,), (1, 2), (3,)])
+def test_scores_and_loss_are_those_of_a_loop_that_waits_bit_for_bit(model, loss, bad):
+    images, target, mask = random_data(23)
+    if loss.exclusive:
+        target = torch.eye(CLASSES)[torch.arange(23) % CLASSES]
+
+    class Loader(TensorLoader):
+        def epoch(self, epoch: int, start: int = 0):
+            for number, batch in super().epoch(epoch, start):
+                if batch is not None:
+                    batch.coarse_target, batch.coarse_mask = batch.target[:, :2], batch.mask[:, :2]
+                yield number, batch
+
+    loader, network = Loader(images, target, mask, 6, bad), model().eval()
+    found = Evaluator(network, loss, Precision("cpu", None), tuple("abc"))(loader, "test")
+    scores, value = read_at_once(network, loss, loader)
+    assert found.scores.tobytes() == scores.tobytes() and found.loss == value
+    rows = [i for i in range(23) if i // 6 not in bad]
+    assert found.index.tolist() == rows
+    assert (found.targets == target[rows].numpy()).all() and (found.mask == mask[rows].numpy()).all()
+
+
+def test_a_batch_is_read_when_the_next_has_begun_and_no_later(monkeypatch):
+    events: list[str] = []
+
+    class Told(evaluation.Fetch):
+        def __init__(self, tensors) -> None:
+            super().__init__(tensors)
+            events.append("begun")
+
+        def get(self):
+            events.append("read")
+            return super().get()
+
+    monkeypatch.setattr(evaluation, "Fetch", Told)
+    make_trainer(plain_model()).evaluate(TensorLoader(*random_data(20), 4), "val")
+    assert events == ["begun", *["begun", "read"] * 4, "read"]
+
+
+def test_a_signal_leaves_an_evaluation():
+    evaluator = make_trainer(plain_model()).evaluator
+    assert evaluator(TensorLoader(*random_data(20), 4), "val", lambda: 15) is None
 
 
 # ---- out of memory

@@ -1,0 +1,33 @@
+"""Sent ahead, read one late: in order, everything once, no more held than that takes."""
+
+import pytest
+import torch
+
+from utils.transfers import Fetch, one_late, sent_ahead
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_each_item_comes_once_after_the_next_has_begun(count):
+    begun = []
+
+    def begin():
+        for number in range(count):
+            begun.append(number)
+            yield number
+
+    for number in one_late(begin()):
+        assert begun[-1] == min(number + 1, count - 1)
+    assert begun == list(range(count))
+
+
+def test_what_is_fetched_is_what_was_there():
+    tensors = [torch.randn(3, 2), torch.tensor(1.5), torch.arange(4)]
+    assert all(map(torch.equal, Fetch(tensors).get(), tensors))
+
+
+def test_on_a_cpu_nothing_is_sent_and_none_stays_none():
+    items = [torch.zeros(1), None, torch.ones(1)]
+    found = list(sent_ahead(iter(items), lambda tensor: tensor + 1, CPU))
+    assert [a is b is c for (a, b), c in zip(found, items, strict=True)] == [True] * 3
