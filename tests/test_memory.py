@@ -19,7 +19,7 @@ BATCH, WINDOW = 4, 2
 SETTINGS = {
     "TRAIN.batch_size": BATCH,
     "TRAIN.gradient_accumulation_steps": WINDOW,
-    "DATA.image_size": 64,  # a leak of one batch a step would be 20 MiB
+    "DATA.image_size": 64,  # so that a leak of the batches would be 8 MiB
     "TRAIN.early_stopping_patience": 0,
     "CHECKPOINT.save_every_steps": 0,
     "LOGGING.progress": "plain",
