@@ -16,7 +16,8 @@ from inference.predictor import Predictor
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
 from models.backbones.selective_scan import plain_scan
-from tests.data.test_device_augmentation import loader_of, moved
+from tests.data.test_device_augmentation import loader_of
+from tests.data.test_device_augmentation import moved as batches_of
 from tests.models.test_selective_scan_triton import CASES, NAMES, arguments, results
 from tests.test_resume import prepare
 from tests.training.toys import TensorLoader, make_trainer
@@ -148,7 +149,7 @@ def test_a_real_lack_of_memory_is_survived_with_the_same_step():
 def test_pictures_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memory_format):
     """Pinned by a loader's thread, sent and finished without one call that waits for the device."""
     loader = loader_of(workers=2, pin_memory=True)
-    expected = {int(i): x for batch in moved(loader_of(), 1) for i, x in zip(batch.index, batch.image)}
+    expected = {int(i): x for batch in batches_of(loader_of(), 1) for i, x in zip(batch.index, batch.image)}
     first = next(loader.epoch(0))[1]
     assert first.image.is_pinned() and first.numbers.is_pinned() and first.image.dtype == torch.uint8
     first.to(CUDA)  # the first one sends mean and deviation, which waits
