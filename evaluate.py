@@ -96,12 +96,12 @@ def scorer(saved, config, data):
     """(split's name → (logits float64 [n, K], rows of the catalogue [n]), each once; names of device and precision)."""
     from data.builder import build_evaluation_loader, saved_preprocess
     from inference.predictor import Predictor
-    from training.precision import choose_device, choose_memory_format, choose_precision
+    from training.precision import choose_available_precision, choose_device, choose_memory_format
 
     settings, backbone = saved.config.TRAIN, saved.model.backbone
     device = choose_device(settings.device)
     layout = choose_memory_format(settings.channels_last, backbone.prefers_channels_last)
-    precision = choose_precision(settings.mixed_precision, device)
+    precision = choose_available_precision(settings.mixed_precision, device)
     predictor = Predictor([saved.model.to(device=device, memory_format=layout)], precision, layout)
     preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
 

@@ -85,7 +85,7 @@ def open_models(options: argparse.Namespace, device):
     from inference.ensemble import Ensemble
     from inference.members import make_member
     from models.saved_model import load_model
-    from training.precision import choose_memory_format, choose_precision
+    from training.precision import choose_available_precision, choose_memory_format
 
     members, profiles = [], []
     preprocesses: dict = {}
@@ -94,7 +94,7 @@ def open_models(options: argparse.Namespace, device):
         said, settings, backbone = saved.description, saved.config, saved.model.backbone
         preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
         preprocesses.setdefault(str(preprocess.as_dict()), preprocess)
-        precision = choose_precision(settings.TRAIN.mixed_precision, device)
+        precision = choose_available_precision(settings.TRAIN.mixed_precision, device)
         point = stored_point(said.get("operating_point"), settings.MODEL.num_classes)
         place = list(preprocesses).index(str(preprocess.as_dict()))
         layout = choose_memory_format(settings.TRAIN.channels_last, backbone.prefers_channels_last)

@@ -134,7 +134,9 @@ class TrainSettings(Section):
     gradient_accumulation_steps: PositiveInt = _setting(1, "Micro-batches in one optimizer step.")
     gradient_clip_norm: float | None = _setting(1.0, "Largest global gradient norm; null: no clipping.", gt=0)
     mixed_precision: bool | Literal["auto", "bf16", "fp16"] = _setting(
-        True, "true or auto: bf16 where the hardware has it, else fp16 on CUDA, else float32."
+        True,
+        "true: bf16 where the hardware has it, else fp16 on CUDA, else float32; auto: that or float32, whichever "
+        "is faster in a probe as training begins.",
     )
     ema_decay: float = _setting(0.0, "Decay of the moving average of weights used to evaluate; 0: none.", ge=0, lt=1)
     early_stopping_patience: NonNegativeInt = _setting(10, "Epochs without a better score; 0: never stop early.")
@@ -144,7 +146,9 @@ class TrainSettings(Section):
         "error.",
     )
     max_nonfinite_steps: PositiveInt = _setting(10, "Steps in a row with NaN or Inf before the run stops.")
-    channels_last: Literal["auto"] | bool = _setting("auto", "Memory format; auto: for convolutional backbones.")
+    channels_last: Literal["auto"] | bool = _setting(
+        "auto", "Memory format; auto: what is faster in a probe as training begins; volumes are contiguous."
+    )
     compile: bool = _setting(False, "torch.compile the model.")
     quantization_aware: bool = _setting(
         False, "Train for int8: forward passes of training round weights and inputs of layers; evaluation does not."

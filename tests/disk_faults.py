@@ -35,6 +35,7 @@ SETTINGS = {
     "TRAIN.batch_size": 16,
     "TRAIN.device": "cpu",
     "TRAIN.mixed_precision": "false",
+    "TRAIN.channels_last": "true",
     "LOGGING.run_name": "run",
     "LOGGING.print_freq": 1,
 }

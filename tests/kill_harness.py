@@ -54,6 +54,7 @@ SETTINGS: dict[str, Any] = {
     "TRAIN.ema_decay": 0.9,
     "TRAIN.device": "cpu",
     "TRAIN.mixed_precision": "false",
+    "TRAIN.channels_last": "true",
     "CHECKPOINT.save_freq": 2,
     "CHECKPOINT.save_every_steps": 2,
     "LOGGING.print_freq": 1,

@@ -47,6 +47,7 @@ NETWORK = [
     "TRAIN.batch_size=16",
     "TRAIN.device=cpu",
     "TRAIN.mixed_precision=false",
+    "TRAIN.channels_last=true",
     "DATA.train_split=0.4",
     "DATA.val_split=0.3",
     "DATA.test_split=0.3",

@@ -37,6 +37,7 @@ SETTINGS = [
     "MODEL.fpn_channels=8",
     "MODEL.fusion_channels=8",
     "TRAIN.mixed_precision=false",
+    "TRAIN.channels_last=true",
     "DATA.num_workers=0",
 ]
 

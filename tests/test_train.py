@@ -24,11 +24,13 @@ from data.splits import read_split
 from data.transforms import Preprocess
 from models import HybridMedNet
 from tests.kill_harness import flatten, identical
+from training import probe
 from utils.checkpoint import load_checkpoint
 
 ROOT = Path(train.__file__).resolve().parent
 SHARED = ROOT.parent / "shared" / "data"
 EPOCHS, SIZE = 2, 32
+AUTO = ("channels_last", "mixed_precision")
 
 NETWORK = {
     "MODEL.backbone": "resnet18",
@@ -42,6 +44,7 @@ NETWORK = {
     "TRAIN.batch_size": 4,
     "TRAIN.device": "cpu",
     "TRAIN.mixed_precision": "false",
+    "TRAIN.channels_last": "true",
     "LOGGING.print_freq": 1,
 }
 
@@ -194,6 +197,25 @@ def test_the_best_epoch_is_kept(run):
 
 def test_tensorboard_files_are_where_the_user_looks(run, runs):
     assert list((runs / "logs" / "undisturbed").glob("events.out.tfevents.*"))
+
+
+# ---- what auto stands for
+
+
+def test_auto_is_probed_once_and_written_out(phantom, tmp_path, monkeypatch):
+    """The probe's outcome is in config.yaml and in the checkpoint, and a resumed run does not ask again."""
+    auto = {"TRAIN__channels_last": "auto", "TRAIN__mixed_precision": "auto", "TRAIN__epochs": 1}
+    assert run_main(arguments(phantom, tmp_path, "auto", **auto)) == 0
+    written = Config.from_yaml(tmp_path / "auto" / "config.yaml").TRAIN
+    assert isinstance(written.channels_last, bool) and written.mixed_precision in (False, "bf16")
+    saved = load_checkpoint(tmp_path / "auto" / "last.pth")["config"]["TRAIN"]
+    assert (saved["channels_last"], saved["mixed_precision"]) == (written.channels_last, written.mixed_precision)
+    monkeypatch.setattr(probe, "measure", None)  # a probe would fail
+    assert run_main(["--resume", tmp_path / "auto", "--set", "TRAIN.epochs=2", *map("TRAIN.{}=auto".format, AUTO)]) == 0
+    again = load_checkpoint(tmp_path / "auto" / "last.pth")["config"]["TRAIN"]
+    assert {key: again[key] for key in AUTO} == {key: saved[key] for key in AUTO} and again["epochs"] == 2
+    with pytest.raises(TypeError):
+        run_main(arguments(phantom, tmp_path, "new", **auto))
 
 
 # ---- other tasks

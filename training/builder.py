@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,8 @@ from training.losses import (
     focal,
 )
 from training.optim import LearningRateSchedule, create_optimizer
-from training.precision import Precision, choose_memory_format, choose_precision
+from training.precision import Precision, choose_available_precision, choose_memory_format, choose_precision
+from training.probe import Candidate, choose_fastest, probe_shape
 from training.quantization_aware import QuantizationAware
 from training.sparsity import SparseWeights, prune_smallest
 from training.trainer import Trainer, TrainerOptions
@@ -40,12 +42,11 @@ def build_trainer(
     batches_per_epoch: int,
     train_labels,
     coarse_groups: Sequence = (),
-    prefers_channels_last: bool = False,
 ) -> Trainer:
     """A Trainer for a model that is on its device already.
 
-    config: resolved. train_labels: `target` and `mask` arrays [N, K] of the training split, for pos_weight.
-    coarse_groups: objects with `members` and `negated`. prefers_channels_last: what channels_last: auto follows.
+    config: resolved, and settled by `settle_precision`. train_labels: `target` and `mask` arrays [N, K] of the training
+    split, for pos_weight. coarse_groups: objects with `members` and `negated`.
     """
     settings = config.TRAIN
     device = next(model.parameters()).device
@@ -56,7 +57,7 @@ def build_trainer(
     precision = choose_precision(settings.mixed_precision, device)
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
         _plan_checkpointing(model, config, precision)
-    options = _options(config, prefers_channels_last, device)
+    options = _options(config, device)
     model.to(memory_format=options.memory_format)
     sparsity = _pruned(model, settings) if settings.pruning.method == "unstructured" else None
     trainer = Trainer(
@@ -77,6 +78,59 @@ def build_trainer(
     return trainer
 
 
+def settle_precision(
+    config: Config,
+    model: nn.Module,
+    prefers_channels_last: bool,
+    checkpoint: Mapping[str, Any] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Config:
+    """A copy in which TRAIN.mixed_precision and channels_last say what `auto` is here; a probe of the model tells.
+
+    config: resolved. model: on its device; it stays as it is. prefers_channels_last: of its backbone, for the prior.
+    A run that is resumed from a checkpoint is not probed: it goes on as it began. clock: seconds, for the probe.
+    """
+    settings, device = config.TRAIN, next(model.parameters()).device
+    if "auto" not in (settings.mixed_precision, settings.channels_last):
+        return config
+    prefers = prefers_channels_last and not config.has_volumes()
+    if checkpoint is not None:
+        chosen = _as_begun(settings, checkpoint.get("config"), prefers, device)
+    else:
+        shape = probe_shape(device, settings.batch_size, config.MODEL.in_channels, config.image_shape())
+        chosen = choose_fastest(model, *_candidates(config, prefers, device), shape, clock)
+    settled = config.model_copy(deep=True)
+    settled.TRAIN.channels_last = chosen.channels_last
+    if settings.mixed_precision == "auto":
+        settled.TRAIN.mixed_precision = chosen.precision.setting
+    return settled
+
+
+def _candidates(config: Config, prefers: bool, device: torch.device) -> tuple[list[Candidate], Candidate]:
+    """(what the settings leave open, the prior among it): float32 on a CPU, else what `true` is; volumes contiguous."""
+    precision, layout = config.TRAIN.mixed_precision, config.TRAIN.channels_last
+    usual, float32 = choose_precision(precision, device), Precision(device.type, None)
+    precisions = {usual: None, float32: None} if precision == "auto" else {usual: None}
+    open_layouts = (False, True) if layout == "auto" and not config.has_volumes() else (prefers,)
+    layouts = [choose_memory_format(layout, last) for last in open_layouts]
+    first = float32 if precision == "auto" and device.type == "cpu" else usual
+    prior = Candidate(first, choose_memory_format(layout, prefers))
+    return [Candidate(one, memory_format) for one in precisions for memory_format in layouts], prior
+
+
+def _as_begun(settings: TrainSettings, before: Any, prefers: bool, device: torch.device) -> Candidate:
+    """What a run was begun with where the settings say auto. before: the config in its checkpoint, whatever that is."""
+    section = before.get("TRAIN") if isinstance(before, Mapping) else None
+    section = section if isinstance(section, Mapping) else {}
+    precision, layout = section.get("mixed_precision"), section.get("channels_last")
+    if settings.mixed_precision != "auto" or not isinstance(precision, (bool, str)):
+        precision = settings.mixed_precision
+    if settings.channels_last != "auto" or not isinstance(layout, bool):
+        layout = settings.channels_last
+    choose = choose_available_precision if settings.mixed_precision == "auto" else choose_precision
+    return Candidate(choose(precision, device), choose_memory_format(layout, prefers))
+
+
 def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps: int) -> LearningRateSchedule:
     """steps: optimizer steps of an epoch."""
     return LearningRateSchedule(
@@ -91,7 +145,7 @@ def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps: 
     )
 
 
-def _options(config: Config, prefers_channels_last: bool, device: torch.device) -> TrainerOptions:
+def _options(config: Config, device: torch.device) -> TrainerOptions:
     settings = config.TRAIN
     return TrainerOptions(
         epochs=settings.epochs,
@@ -99,7 +153,7 @@ def _options(config: Config, prefers_channels_last: bool, device: torch.device) 
         clip_norm=settings.gradient_clip_norm,
         early_stopping_patience=settings.early_stopping_patience,
         max_nonfinite_steps=settings.max_nonfinite_steps,
-        memory_format=choose_memory_format(settings.channels_last, prefers_channels_last),
+        memory_format=choose_memory_format(settings.channels_last),
         progress=config.LOGGING.progress,
         print_freq=config.LOGGING.print_freq,
         on_oom=settings.on_oom,

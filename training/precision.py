@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from configs.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,13 @@ class Precision:
     @property
     def name(self) -> str:
         return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[self.dtype]
+
+    @property
+    def setting(self) -> bool | Literal["bf16", "fp16"]:
+        """The value of TRAIN.mixed_precision that means it on every device."""
+        if self.dtype is None:
+            return False
+        return "bf16" if self.dtype == torch.bfloat16 else "fp16"
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass."""
@@ -39,24 +50,34 @@ def choose_precision(setting: bool | str, device: torch.device) -> Precision:
     kind = device.type
     if setting is False:
         return Precision(kind, None)
-    if setting == "bf16" and not _has_bf16(device):
+    if setting == "bf16" and not has_bf16(device):
         raise ConfigError(f"TRAIN.mixed_precision 'bf16': this {kind} has no bf16 arithmetic; use auto or false")
     if setting == "fp16" and kind != "cuda":
         raise ConfigError(f"TRAIN.mixed_precision 'fp16' needs a CUDA device, this is {kind}; use auto or false")
     if setting in ("bf16", "fp16"):
         return Precision(kind, torch.bfloat16 if setting == "bf16" else torch.float16)
-    if _has_bf16(device):
+    if has_bf16(device):
         return Precision(kind, torch.bfloat16)
     return Precision(kind, torch.float16 if kind == "cuda" else None)
 
 
-def choose_memory_format(setting: bool | str, prefers_channels_last: bool) -> torch.memory_format:
-    """TRAIN.channels_last for a network; 'auto' follows what its backbone prefers."""
+def choose_available_precision(setting: bool | str, device: torch.device) -> Precision:
+    """The same for a network that was trained elsewhere: a format that this device lacks is float32, with a warning."""
+    try:
+        return choose_precision(setting, device)
+    except ConfigError:
+        logger.warning("TRAIN.mixed_precision is '%s', which this %s does not compute: float32", setting, device.type)
+        return Precision(device.type, None)
+
+
+def choose_memory_format(setting: bool | str, prefers_channels_last: bool = False) -> torch.memory_format:
+    """TRAIN.channels_last for a network; 'auto', which nobody settled by a probe, follows what its backbone prefers."""
     channels_last = prefers_channels_last if setting == "auto" else setting
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Whether its hardware computes in bf16, so that nothing is emulated."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":

@@ -182,13 +182,10 @@ def test_moving_average_and_precision_arrive():
         trainer_of("TRAIN.mixed_precision=fp16")
 
 
-@pytest.mark.parametrize(
-    ("setting", "prefers", "expected"),
-    [("auto", True, True), ("auto", False, False), ("true", False, True), ("false", True, False)],
-)
-def test_channels_last(setting, prefers, expected):
+@pytest.mark.parametrize(("setting", "expected"), [("auto", False), ("true", True), ("false", False)])
+def test_channels_last(setting, expected):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    trainer = trainer_of(f"TRAIN.channels_last={setting}", model=model, prefers_channels_last=prefers)
+    trainer = trainer_of(f"TRAIN.channels_last={setting}", model=model)
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last) is expected
     assert (trainer.options.memory_format == torch.channels_last) is expected
 

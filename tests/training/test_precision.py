@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from configs.errors import ConfigError
-from training.precision import Precision, choose_device, choose_precision
+from training.precision import (
+    Precision,
+    choose_available_precision,
+    choose_device,
+    choose_memory_format,
+    choose_precision,
+    has_bf16,
+)
 
 CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
 
@@ -57,6 +64,35 @@ def test_fp16_on_a_cpu_is_refused_even_with_bf16(hardware):
         choose_precision("fp16", CPU)
     assert choose_precision("bf16", CPU).name == "bf16"
     assert choose_precision("fp16", CUDA).name == "fp16"
+
+
+@pytest.mark.parametrize("setting", ["bf16", "fp16"])
+def test_a_network_trained_elsewhere_is_run_in_float32_where_its_format_is_missing(hardware, setting, caplog):
+    hardware()
+    assert choose_available_precision(setting, CPU) == Precision("cpu", None)
+    assert f"'{setting}', which this cpu does not compute: float32" in caplog.text
+    hardware(amx=True, capability=(8, 0))
+    for again in (False, True, "auto", "bf16"):
+        assert choose_available_precision(again, CPU) == choose_precision(again, CPU)
+    assert choose_available_precision("fp16", CUDA).dtype == torch.float16
+    assert has_bf16(CPU) and has_bf16(CUDA) and not has_bf16(MPS)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_a_precision_has_a_setting_that_means_it(hardware, device, dtype):
+    hardware(amx=True, capability=(8, 0))
+    precision = Precision(device.type, dtype)
+    assert choose_available_precision(precision.setting, device) == (
+        Precision("cpu", None) if (device, dtype) == (CPU, torch.float16) else precision
+    )
+
+
+def test_a_memory_format_that_nobody_settled_is_what_the_backbone_prefers():
+    formats = {False: torch.contiguous_format, True: torch.channels_last}
+    for prefers in (False, True):
+        assert choose_memory_format("auto", prefers) == formats[prefers]
+        assert {setting: choose_memory_format(setting, prefers) for setting in formats} == formats
 
 
 @pytest.mark.parametrize(
