@@ -37,7 +37,7 @@ SETTINGS = [
     "MODEL.fpn_channels=8",
     "MODEL.fusion_channels=8",
     "TRAIN.mixed_precision=false",
-    "TRAIN.channels_last=true",
+    "TRAIN.channels_last=false",
     "DATA.num_workers=0",
 ]
 

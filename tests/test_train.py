@@ -210,6 +210,11 @@ def test_auto_is_probed_once_and_written_out(phantom, tmp_path, monkeypatch):
     assert isinstance(written.channels_last, bool) and written.mixed_precision in (False, "bf16")
     saved = load_checkpoint(tmp_path / "auto" / "last.pth")["config"]["TRAIN"]
     assert (saved["channels_last"], saved["mixed_precision"]) == (written.channels_last, written.mixed_precision)
+    explicit = {f"TRAIN__{key}": saved[key] for key in AUTO}
+    assert run_main(arguments(phantom, tmp_path, "explicit", **{**auto, **explicit})) == 0
+    weights = [load_checkpoint(tmp_path / name / "last.pth")["model"] for name in ("auto", "explicit")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(identical(weights[0][key], weights[1][key]) for key in weights[0]), "the probe left a trace"
     monkeypatch.setattr(probe, "measure", None)  # a probe would fail
     assert run_main(["--resume", tmp_path / "auto", "--set", "TRAIN.epochs=2", *map("TRAIN.{}=auto".format, AUTO)]) == 0
     again = load_checkpoint(tmp_path / "auto" / "last.pth")["config"]["TRAIN"]
