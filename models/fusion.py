@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import conv_nd, norm_nd, resize_to, shrinks
+from models.rectified_sum import add_rectified, can_add_rectified
 from utils.blocks import Block, State, run_plainly
 
 
@@ -60,14 +61,17 @@ class DynamicFusion(nn.Module):
     def _add_level(self, i: int, state: State) -> State:
         """(x_i, x_{i+1}, …, weights, sum so far) → (x_{i+1}, …, weights, sum); after the last level → (sum,)."""
         x, *coarser, weights, fused = state
-        level = self._branch(i, x, fused.shape[2:]) * weights[:, i].reshape(-1, *[1] * (x.ndim - 1))
-        if i > 0:
-            level = fused + level
-        return (*coarser, weights, level) if coarser else (level,)
+        total = self._plus_level(i, x, weights[:, i], fused if i else None, fused.shape[2:])
+        return (*coarser, weights, total) if coarser else (total,)
 
-    def _branch(self, i: int, x: Tensor, size: Sequence[int]) -> Tensor:
+    def _plus_level(self, i: int, x: Tensor, weights: Tensor, total: Tensor | None, size: Sequence[int]) -> Tensor:
+        """total + weights · ReLU(norm(resize(conv(x)))); total None: zero."""
         conv, norm, activation = self.scale_convs[i].children()
-        return activation(norm(conv(resize_to(x, size)) if shrinks(x, size) else resize_to(conv(x), size)))
+        x = conv(resize_to(x, size) if shrinks(x, size) else x)
+        if can_add_rectified(norm, x, size):
+            return add_rectified(total, x, norm, weights, size)
+        level = activation(norm(resize_to(x, size))) * weights.reshape(-1, *[1] * (x.ndim - 1))
+        return level if total is None else total + level
 
     def level_weights(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """How much each level counts: [B, levels], rows add up to one."""
