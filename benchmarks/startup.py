@@ -88,7 +88,7 @@ def stages(overrides: list[str]) -> dict[str, float]:
     model = create_model(config, None).to(device)
     backbone = model.backbone
     done("network")
-    loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type == "cuda")
+    loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type)
     done("loaders")
     config = settle_precision(config, model, backbone.prefers_channels_last)
     done("probe")

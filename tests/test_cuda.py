@@ -25,6 +25,7 @@ from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
 from utils.out_of_memory import is_out_of_memory
+from utils.transfers import sent_ahead
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = torch.device("cuda")
@@ -91,8 +92,8 @@ def test_a_training_step_does_not_wait_for_the_device(kind):
     precision = Precision("cuda", torch.bfloat16)
     trainer = make_trainer(model, kind=kind, precision=precision, ema=0.9, read_every=100, print_freq=100)
     trainer.model.train()
-    moved = [copy for *_, copy in trainer.prefetch(iter(batches))]
-    assert all(copy.image.device.type == "cuda" for copy in moved)
+    moved = [sent for _, (_, sent) in sent_ahead(batches, trainer._send, CUDA)]
+    assert all(batch.image.device.type == "cuda" for batch in moved)
     for number, batch in batches[:3]:  # the first ones allocate
         trainer.train_step([batch], [moved[number]])
     torch.cuda.set_sync_debug_mode("error")
@@ -104,12 +105,12 @@ def test_a_training_step_does_not_wait_for_the_device(kind):
     assert trainer.settle() and trainer.state.sums.steps == trainer.state.global_step == 6
 
 
-def test_prefetched_batches_are_what_was_given():
+def test_batches_sent_ahead_are_what_was_given():
     batches = [(number, _batch(4, 32)) for number in range(5)]
     trainer = make_trainer(network("resnet18", attention="none").to(CUDA), precision=Precision("cuda", None))
-    for (number, batch), (same, host, moved) in zip(batches, trainer.prefetch(iter(batches))):
+    for (number, batch), ((same, host), (_, sent)) in zip(batches, sent_ahead(batches, trainer._send, CUDA)):
         assert number == same and host is batch
-        assert torch.equal(moved.image.cpu(), batch.image) and torch.equal(moved.target.cpu(), batch.target)
+        assert torch.equal(sent.image.cpu(), batch.image) and torch.equal(sent.target.cpu(), batch.target)
 
 
 def test_a_real_lack_of_memory_is_survived_with_the_same_step():

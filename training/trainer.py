@@ -23,7 +23,6 @@ from training.optim import LearningRateSchedule
 from training.out_of_memory import Adaptation, memory_needed
 from training.pending import Outcome, PendingSteps, step_if
 from training.precision import Precision
-from training.prefetch import Prefetcher
 from training.sparsity import SparseWeights
 from training.state import EpochSums, TrainerState, WindowStart
 from training.state_check import check_resumable
@@ -31,6 +30,7 @@ from utils.interrupt import Interrupted
 from utils.out_of_memory import Attempt, cut, free_memory
 from utils.progress import Progress, peak_memory_mib
 from utils.seed import random_state, set_random_state
+from utils.transfers import sent_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,6 @@ class Trainer:
         self.state = TrainerState()
         self.pending = PendingSteps()
         self.picture_names: Callable | None = None  # what a batch's pictures are called, from its index
-        self.prefetch = Prefetcher(self.device, options.memory_format)
         self.forward: Callable = model
         adapt = options.on_oom == "adapt"
         self.evaluator = Evaluator(model, loss, precision, class_names, options.memory_format, options.progress, adapt)
@@ -139,7 +138,10 @@ class Trainer:
         """Groups of micro-batches for one optimizer step each, and the same on the device; an epoch's last may be
         shorter."""
         numbers, window, moved = [], [], []
-        for number, batch, copy in self.prefetch(loader.epoch(self.state.epoch, self.state.sums.batches)):
+        batches = loader.epoch(self.state.epoch, self.state.sums.batches)
+        for item, sent in sent_ahead(batches, self._send, self.device):
+            assert item is not None and sent is not None
+            (number, batch), (_, copy) = item, sent
             numbers.append(number)
             if batch is not None:
                 window.append(batch)
@@ -149,6 +151,10 @@ class Trainer:
                 numbers, window, moved = [], [], []
         if numbers:
             yield numbers, window, moved
+
+    def _send(self, numbered: tuple[int, Any]) -> tuple[int, Any]:
+        number, batch = numbered
+        return number, None if batch is None else batch.to(self.device, self.options.memory_format)
 
     def train_step(self, window: list, moved: list | None = None) -> bool:
         """One optimizer step over the window's micro-batches; False where it is known that it was skipped.
