@@ -1,9 +1,14 @@
 """What all tests share."""
 
 from collections.abc import Iterator
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+
+SAVEFIG = Figure.savefig
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,3 +26,26 @@ def harness():
     from tests import kill_harness
 
     return kill_harness
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_figures(request) -> Iterator[None]:
+    """Figures are saved blank, in their size: drawing one takes longer than a tiny network trains.
+
+    A module that says `DRAWN = True` has them drawn, and so does what runs within `drawing()`.
+    """
+    if getattr(request.module, "DRAWN", False):
+        yield
+        return
+    with patch.object(Figure, "savefig", _save_blank):
+        yield
+
+
+def _save_blank(figure: Figure, *place, **options) -> None:
+    SAVEFIG(Figure(figure.get_size_inches()), *place, **options)
+
+
+@pytest.fixture(scope="session")
+def drawing():
+    """A context in which figures are drawn."""
+    return partial(patch.object, Figure, "savefig", SAVEFIG)

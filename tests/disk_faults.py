@@ -1,10 +1,11 @@
 """Train on a disk that fills up, turns read-only or meets a quota after the first epoch; run by test_full_disk.py.
 
-python tests/disk_faults.py FOLDER DATA FAULT on_save_error
+python tests/disk_faults.py FOLDER DATA FAULT
 
 FAULT: full (needs a mount namespace of its own), read-only (root needs to be without CAP_DAC_OVERRIDE), quota.
 
-Prints what came of it as JSON: exit code, error lines, checkpoints and the epochs they hold.
+Prints what came of it as JSON, for each CHECKPOINT.on_save_error: exit code, error lines, checkpoints and the epochs
+they hold.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from utils.checkpoint import load_checkpoint
 from utils.recorder import Recorder
 
 SETTINGS = {
-    "MODEL.backbone": "mobilenetv3_small",
+    "MODEL.backbone": "timm/test_resnet",
     "MODEL.pretrained": "false",
     "MODEL.attention": "none",
     "MODEL.fusion_channels": 8,
@@ -113,11 +114,16 @@ def checkpoints(folder: Path) -> dict:
     return {"held": held, "unreadable": unreadable, "leftovers": leftovers}
 
 
-def main(disk: Path, data: Path, kind: str, on_save_error: str) -> None:
-    if kind == "full":
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)], check=True)
-    print(json.dumps(run(disk, data, Fault(kind, disk), on_save_error)))
+def main(disk: Path, data: Path, kind: str) -> None:
+    outcomes = {}
+    for choice in ("stop", "continue"):
+        place = disk / choice
+        place.mkdir()
+        if kind == "full":
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)], check=True)
+        outcomes[choice] = run(place, data, Fault(kind, place), choice)
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -13,8 +13,8 @@ QUIET = {
     "LOGGING__tensorboard": "false",
     "TRAIN__epochs": 1,
     "TRAIN__batch_size": 16,
-    "MODEL__backbone": "mobilenetv3_small",
     "MODEL__attention": "none",
+    "MODEL__fpn": "false",
     "CHECKPOINT__save_freq": 0,
 }
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -29,24 +30,30 @@ def phantom(tmp_path_factory) -> Path:
     return folder
 
 
-def train_with(fault: str, on_save_error: str, disk: Path, data: Path) -> dict:
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, phantom):
+    """outcomes(fault) → on_save_error → what came of it; one process a fault, as most of its time goes into imports."""
+    return lru_cache(lambda fault: train_with(fault, tmp_path_factory.mktemp(fault), phantom))
+
+
+def train_with(fault: str, disk: Path, data: Path) -> dict[str, dict]:
     """What tests/disk_faults.py prints."""
     means = NEEDS[fault]
     if means:
         probe = "mount -t tmpfs tmpfs /mnt" if fault == "full" else "true"
         if not shutil.which(means[0]) or subprocess.run([*means, "sh", "-c", probe], capture_output=True).returncode:
             pytest.skip(f"{means[0]} is not there or not allowed: no way to make a disk {fault} here")
-    command = [*means, sys.executable, "tests/disk_faults.py", str(disk), str(data), fault, on_save_error]
+    command = [*means, sys.executable, "tests/disk_faults.py", str(disk), str(data), fault]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("fault", NEEDS)
+@pytest.mark.parametrize("fault", ["full", "read-only", pytest.param("quota", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("on_save_error", ["stop", "continue"])
-def test_the_checkpoint_before_is_whole(fault, on_save_error, tmp_path, phantom):
-    outcome = train_with(fault, on_save_error, tmp_path, phantom)
+def test_the_checkpoint_before_is_whole(fault, on_save_error, outcomes):
+    outcome = outcomes(fault)[on_save_error]
     print(f"{fault}, {on_save_error}: exit {outcome['code']}, epochs kept {outcome['held']}")
     said = outcome["said"]
     assert outcome["unreadable"] == outcome["leftovers"] == []

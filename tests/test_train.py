@@ -33,8 +33,10 @@ EPOCHS, SIZE = 2, 32
 AUTO = ("channels_last", "mixed_precision")
 
 NETWORK = {
-    "MODEL.backbone": "resnet18",
+    "MODEL.backbone": "timm/test_resnet",  # timm's smallest: checkpoints of 2 MB
     "MODEL.pretrained": "false",
+    "MODEL.attention": "cbam",
+    "MODEL.fpn": "true",
     "MODEL.fpn_channels": 16,
     "MODEL.fusion_channels": 16,
     "MODEL.fusion_stride": 16,
@@ -102,10 +104,11 @@ def runs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(phantom, runs) -> Path:
+def run(phantom, runs, drawing) -> Path:
     """The folder of one undisturbed run."""
     before = torch.get_rng_state()
-    assert run_main(arguments(phantom, runs, "undisturbed", **HARD)) == 0
+    with drawing():
+        assert run_main(arguments(phantom, runs, "undisturbed", **HARD)) == 0
     assert torch.equal(before, torch.get_rng_state())
     return runs / "undisturbed"
 

@@ -16,6 +16,8 @@ from evaluation.report import About, calibration_text, report_html, threshold_te
 from evaluation.results import compare_scores, evaluate_scores
 from evaluation.scored_split import BootstrapSettings, ScoredSplit
 
+DRAWN = True  # see blank_figures in tests/conftest.py
+
 FEW = BootstrapSettings(draws=30)
 ABOUT = About("run on test", {"data": "<b>here</b>"}, ["Beware & look."], ["A note."])
 

@@ -10,6 +10,8 @@ from explain.attention_figure import attention_figure
 from explain.overlay import methods_figure, overlay_figure, save_overlay, save_volume_overlay, volume_figure
 from tests.explain.networks import network, pictures
 
+DRAWN = True  # see blank_figures in tests/conftest.py
+
 
 def peak(shape: tuple[int, ...], place: tuple[int, ...]) -> np.ndarray:
     distance = sum((i - p) ** 2 for i, p in zip(np.indices(shape), place))

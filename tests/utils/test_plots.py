@@ -14,6 +14,8 @@ from utils import plots
 from utils.metrics import auroc, classification_metrics
 from utils.plots import plot_roc_curves, plot_training_curves, roc_curves_figure, training_curves_figure
 
+DRAWN = True  # see blank_figures in tests/conftest.py
+
 # fmt: off
 FINDINGS = [
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass",

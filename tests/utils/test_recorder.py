@@ -17,6 +17,8 @@ from utils.metrics import classification_metrics
 from utils.recorder import Recorder
 from utils.run_folder import RunFolder
 
+DRAWN = True  # see blank_figures in tests/conftest.py
+
 DESCRIPTION = {
     "config": {"MODEL": {"backbone": "resnet18"}},
     "class_names": ["a", "b"],
