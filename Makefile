@@ -1,20 +1,31 @@
 # make demo    set up, then train on the built-in sample data
-# make test    set up, then check and test
+# make test    set up, then check and test; make test-slow: what it leaves out
+# make bench   set up, then measure: pages of docs/benchmarks that need no GPU
 # VENV=path chooses the environment, PYTHON=python3.12 what it is made from, PROCESSES=1 how many test at once.
 VENV ?= .venv
 PYTHON ?= python3
 PROCESSES ?= 2
 BIN := $(VENV)/bin
 CODE := configs models data training evaluation inference explain deployment utils benchmarks tests *.py
+# Each prints its page, writes it, and fails where something wanted is missed; the others are measured all the same.
+BENCHMARKS := model precision data loop scaling startup inference evaluation export quantization selective_scan \
+	gradient_checkpointing
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-slow bench check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py --config configs/quickstart.yaml
 
 test: check
-	$(BIN)/python -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-tests
+	$(BIN)/python -m pytest -q -m slow -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-benchmarks
+	failed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; done; \
+	test -z "$$failed" || { echo "not as wanted:$$failed"; exit 1; }
 
 check: $(VENV)/.installed-tests
 	$(BIN)/ruff format --check $(CODE)
@@ -32,6 +43,10 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+$(VENV)/.installed-benchmarks: $(VENV)/.installed-tests benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
 clean:

@@ -9,6 +9,17 @@ import torch
 from matplotlib.figure import Figure
 
 SAVEFIG = Figure.savefig
+# These take longest and go first, so that with a process a file none works long after the others.
+LONGEST = (
+    "test_modern_models.py",
+    "tests/models/test_backbones.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of files is that in which they are given to processes."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)

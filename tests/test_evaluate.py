@@ -144,10 +144,11 @@ def call(*arguments: object, figures: bool = False) -> int:
 
 
 @pytest.fixture(scope="module")
-def evaluated(first, tmp_path_factory) -> Path:
+def evaluated(first, tmp_path_factory, drawing) -> Path:
     """A run that was evaluated once, with everything on."""
     run = Path(shutil.copytree(first, tmp_path_factory.mktemp("evaluated") / "run"))
-    assert call(run, "--calibrate", "platt", "--subgroups", "sex", "age", "--compare", first, figures=True) == 0
+    with drawing():
+        assert call(run, "--calibrate", "platt", "--subgroups", "sex", "age", "--compare", first, figures=True) == 0
     return run
 
 

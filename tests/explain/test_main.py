@@ -16,6 +16,8 @@ from explain import __main__ as script
 from tests.explain.networks import network
 from utils.checkpoint import save_checkpoint
 
+DRAWN = True  # see blank_figures in tests/conftest.py
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
