@@ -1,0 +1,290 @@
+"""The training loop measured: what it adds to the bare step, where the time goes, and timm's and Lightning's beside it.
+
+python -m benchmarks.loop             # writes docs/benchmarks/loop.{md,json}
+python -m benchmarks.loop --quick     # fewer and smaller epochs, printed only
+python -m benchmarks.loop --device cuda
+
+Needs benchmarks/requirements.txt. Loops take turns in one run; a ratio is of two epochs of the same turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.loop_parts import PARTS, WAITING, Drawn, measure_waiting, watch
+from benchmarks.pages import markdown_table, write_page
+from benchmarks.training_loops import (
+    BatchesInMemory,
+    Loop,
+    bare_loop,
+    lightning_loop,
+    make_work,
+    our_trainer,
+    timm_loop,
+)
+from configs.default_config import Config
+from training.trainer import Trainer
+from utils.environment import describe_environment
+from utils.recorder import Recorder
+from utils.run_folder import RunFolder
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "loop.md"
+WANTED_OVERHEAD, WANTED_WAITING, WANTED_REST, WANTED_DEVIATION = 0.03, 0.05, 0.03, 0.02
+VERSIONS = ("torch", "timm", "lightning")
+BARE, AGAIN, OURS, TIMM, LIGHTNING = "bare step", "bare step again", "ours", "timm", "Lightning"
+# As in configs/quickstart.yaml: fusion of 256 channels at stride 32.
+SMALL = ["MODEL.fpn=false", "MODEL.fusion_channels=256", "MODEL.fusion_stride=32"]
+NETWORKS = {
+    "resnet18": ["MODEL.backbone=resnet18", "MODEL.attention=none", *SMALL],
+    "resnet18, CBAM": ["MODEL.backbone=resnet18", "MODEL.attention=cbam", *SMALL],
+    "convnext_tiny": ["MODEL.backbone=convnext_tiny", "MODEL.attention=none", *SMALL],
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: turns, steps of an epoch, pictures of a batch, their edges; and drawn pictures."""
+
+    turns: int
+    steps: int
+    batch: int
+    pixels: int
+    drawn: int
+    drawn_pixels: int
+    networks: tuple[str, ...] = tuple(NETWORKS)
+
+
+FULL = Sizes(turns=5, steps=10, batch=8, pixels=96, drawn=160, drawn_pixels=224)
+QUICK = Sizes(turns=2, steps=4, batch=4, pixels=64, drawn=60, drawn_pixels=96, networks=("resnet18",))
+ON_CUDA = Sizes(turns=7, steps=40, batch=64, pixels=224, drawn=1200, drawn_pixels=224)
+
+
+def with_recorder(trainer: Trainer, config: Config, folder: Path) -> None:
+    """Write what a run writes while it trains: TensorBoard's scalars."""
+    trainer.on_step = Recorder(RunFolder.create(str(folder), "run"), config, {}).on_step
+
+
+def measure_network(settings: list[str], sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """Seconds of the epochs of all loops, parts of ours, how far their weights are from the bare step's."""
+    with tempfile.TemporaryDirectory() as name:
+        work = make_work([*settings, f"LOGGING.log_dir={name}/logs"], sizes.pixels, sizes.batch, sizes.steps, device)
+        trainer, ours = our_trainer(work)
+        with_recorder(trainer, work.config, Path(name))
+        models = {OURS: trainer.model}
+        loops = {OURS: ours}
+        for title, build in ((BARE, bare_loop), (AGAIN, bare_loop), (TIMM, timm_loop), (LIGHTNING, lightning_loop)):
+            models[title], loops[title] = build(work)
+        for loop in loops.values():  # one untimed, after which all have done the same
+            loop()
+        deviations = {title: deviation(model, models[BARE], work.model) for title, model in models.items()}
+        parts: list[dict[str, float]] = []
+        taken = take_turns(loops, sizes.turns, lambda: parts.append(watch(trainer, BatchesInMemory(work.batches))))
+    return {"seconds": taken, "parts": parts, "deviations": deviations}
+
+
+def take_turns(loops: dict[str, Loop], turns: int, between) -> dict[str, list[float]]:
+    """Seconds of every epoch; who begins changes from turn to turn. between() is called after each turn."""
+    taken: dict[str, list[float]] = {title: [] for title in loops}
+    order = list(loops)
+    for turn in range(turns):
+        shift = turn % len(order)
+        for title in order[shift:] + order[:shift]:
+            taken[title].append(loops[title]())
+        between()
+    return taken
+
+
+def deviation(model: torch.nn.Module, reference: torch.nn.Module, start: torch.nn.Module) -> float:
+    """How far the weights are from the reference's, over how far those have come from the start."""
+
+    def vector(network: torch.nn.Module) -> Tensor:
+        return torch.cat([parameter.detach().flatten().double() for parameter in network.parameters()])
+
+    return ((vector(model) - vector(reference)).norm() / (vector(reference) - vector(start)).norm()).item()
+
+
+def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """All figures, as plain values."""
+    networks = {}
+    for title in sizes.networks:
+        networks[title] = measure_network(NETWORKS[title], sizes, device)
+        print(title, {k: round(ratio(networks[title], k), 4) for k in networks[title]["seconds"]}, flush=True)
+    return {
+        "environment": describe_environment(device.type, "auto" if device.type == "cuda" else "fp32"),
+        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else "",
+        "versions": {name: metadata.version(name) for name in VERSIONS},
+        "threads": torch.get_num_threads(),
+        "sizes": vars(sizes) | {"networks": list(sizes.networks)},
+        "networks": networks,
+        "waiting": measure_waiting(NETWORKS["resnet18"], Drawn(sizes.drawn, sizes.drawn_pixels, sizes.batch), device),
+    }
+
+
+def ratio(network: dict[str, Any], title: str, reference: str = BARE) -> float:
+    """Median over turns of a loop's seconds by the reference's of the same turn."""
+    seconds = network["seconds"]
+    return statistics.median(a / b for a, b in zip(seconds[title], seconds[reference]))
+
+
+def noise(network: dict[str, Any]) -> float:
+    """Median over turns of how far the bare step's time is from its own, measured twice."""
+    seconds = network["seconds"]
+    return statistics.median(abs(a / b - 1) for a, b in zip(seconds[AGAIN], seconds[BARE]))
+
+
+def share(parts: dict[str, float], part: str) -> float:
+    """A part of the whole; 'rest' is what no part has."""
+    seconds = parts["whole"] - sum(parts[name] for name in PARTS) if part == "rest" else parts[part]
+    return seconds / parts["whole"]
+
+
+def median_share(network: dict[str, Any], part: str) -> float:
+    return statistics.median(share(parts, part) for parts in network["parts"])
+
+
+Verdict = tuple[str, str, bool]
+
+
+def verdicts(figures: dict[str, Any]) -> list[Verdict]:
+    """What was wanted, what came, and whether that is enough."""
+    found = [verdict for title, network in figures["networks"].items() for verdict in network_verdicts(title, network)]
+    return [*found, waiting_verdict(figures["waiting"])]
+
+
+def network_verdicts(title: str, network: dict[str, Any]) -> list[Verdict]:
+    overhead, spread = ratio(network, OURS) - 1, noise(network)
+    rest, apart = median_share(network, "rest"), max(network["deviations"].values())
+    found = [
+        (f"{title}: at most {WANTED_OVERHEAD:.0%} over the bare step", f"{overhead:+.1%}", overhead <= WANTED_OVERHEAD)
+    ]
+    for other in (TIMM, LIGHTNING):
+        against = ratio(network, OURS, other)
+        found.append(
+            (f"{title}: as fast as {other}, within noise (±{spread:.1%})", f"{against:.3f}×", against <= 1 + spread)
+        )
+    found.append(
+        (f"{title}: parts add up to the whole but for {WANTED_REST:.0%}", f"{rest:.1%}", abs(rest) <= WANTED_REST)
+    )
+    wanted = f"{title}: an epoch of each loop ends within {WANTED_DEVIATION:.0%} of the bare step's way"
+    return [*found, (wanted, f"{apart:.2%}", apart <= WANTED_DEVIATION)]
+
+
+def waiting_verdict(waiting: dict[str, dict[str, float]]) -> Verdict:
+    """Of the epochs that were read from a cache, the one that waited longest."""
+    wanted = f"at most {WANTED_WAITING:.0%} of an epoch spent waiting for data, with DATA.cache"
+    cached = [share(parts, WAITING) for key, parts in waiting.items() if not key.startswith("none")]
+    if not cached:
+        return wanted, "this version has no DATA.cache", False
+    return wanted, f"{max(cached):.1%}", max(cached) <= WANTED_WAITING
+
+
+def speed_rows(figures: dict[str, Any]) -> list[list[str]]:
+    """A row a loop of each network."""
+    pictures, steps, rows = figures["sizes"]["batch"], figures["sizes"]["steps"], []
+    for title, network in figures["networks"].items():
+        for name, seconds in network["seconds"].items():
+            step = statistics.median(seconds) / steps
+            apart = network["deviations"].get(name, 0.0)
+            cells = [title, name, f"{step * 1e3:.1f} ms", f"{min(seconds) / steps * 1e3:.1f} ms"]
+            rows.append([*cells, f"{pictures / step:,.1f}", f"{ratio(network, name):.3f}×", f"{apart:.2%}"])
+    return rows
+
+
+def part_row(title: str, shares: dict[str, float], whole: float) -> list[str]:
+    return [title, *(f"{shares[part]:.1%}" for part in (*PARTS, "rest")), f"{whole:.2f} s"]
+
+
+def part_rows(figures: dict[str, Any]) -> list[list[str]]:
+    """A row a network, medians over turns, and one for each way of reading pictures."""
+    rows = []
+    for title, network in figures["networks"].items():
+        shares = {part: median_share(network, part) for part in (*PARTS, "rest")}
+        whole = statistics.median(parts["whole"] for parts in network["parts"])
+        rows.append(part_row(f"{title}, in memory", shares, whole))
+    for key, parts in figures["waiting"].items():
+        cache, workers = key.split(", ")
+        shares = {part: share(parts, part) for part in (*PARTS, "rest")}
+        rows.append(part_row(f"resnet18, files, cache {cache}, {workers} workers", shares, parts["whole"]))
+    return rows
+
+
+SPEEDS = "network | loop | a step | fastest | pictures/s | against the bare step | weights' deviation"
+SHARES = " | ".join(("epoch", *PARTS, "rest", "whole"))
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The Markdown page; every number in it is of this run."""
+    machine, sizes = figures["environment"], figures["sizes"]
+    versions = ", ".join(f"{name} {figures['versions'][name]}" for name in VERSIONS)
+    told = [[wanted, came, "met" if enough else "MISSED"] for wanted, came, enough in verdicts(figures)]
+    return f"""# The training loop, measured
+
+Written by `python -m benchmarks.loop` on {machine["time"][:10]}: {figures["device_name"] or machine["processor"]},
+{figures["threads"]} threads, Python {machine["python"]}, {versions}; {machine["precision"]}.
+
+Whole epochs of {sizes["steps"]} steps of {sizes["batch"]} pictures of {sizes["pixels"]} px that are in memory.
+All loops have copies of one network, fused AdamW, clipping to norm 1 and the same batches. They take turns,
+{sizes["turns"]} times. *Against the bare step* is the median over turns of an epoch's time by that of the bare step in
+the same turn. *Weights' deviation*: how far the weights are from the bare step's after an epoch, over how far those
+have come; AdamW's division makes much of rounding.
+
+{markdown_table(SPEEDS, speed_rows(figures))}
+
+- *bare step*: transfer, forward, loss, backward, clip, optimizer. *Again* is the same once more, for the noise.
+- *ours*: `Trainer.train_epoch` of `build_trainer`, with TensorBoard's scalars and log lines.
+- *timm*: the inner loop of its training script: task, optimizer, scheduler, clipping, meters, log interval of 50.
+- *Lightning*: `Trainer.fit` without logger, checkpoints, bar and summary, from the start of an epoch to its end.
+
+Where the time of our epoch goes, by timers around its parts; *rest* is what no timer saw: the loss, counting, checks.
+On a GPU these are the host's times, which runs ahead of the device.
+
+{markdown_table(SHARES, part_rows(figures))}
+
+Files are drawn chests of {sizes["drawn_pixels"]} px (PNG), augmented; the epoch is a run's second.
+
+{markdown_table("wanted | seen | ", told)}
+"""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--turns", type=int, help="timed epochs of each loop")
+    parser.add_argument("--quick", action="store_true", help="small sizes, printed only")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write; 1 where something that was wanted is missed."""
+    options = parse(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: there is no CUDA device here", file=sys.stderr)
+        return 2
+    if find_spec("lightning") is None:
+        print("error: lightning is missing: pip install -r benchmarks/requirements.txt", file=sys.stderr)
+        return 2
+    sizes = QUICK if options.quick else ON_CUDA if options.device == "cuda" else FULL
+    sizes = replace(sizes, turns=options.turns or sizes.turns)
+    figures = measure(sizes, torch.device(options.device))
+    text = page(figures)
+    print(text)
+    if not (options.no_write or options.quick):
+        name = PAGE if options.device == "cpu" else PAGE.with_stem("loop_cuda")
+        write_page(name, text, figures)
+    return 0 if all(enough for _, _, enough in verdicts(figures)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
