@@ -275,9 +275,10 @@ def test_training_pictures_give_no_warning_and_others_do(phantom, checkpoint, tm
 # ---- heatmaps
 
 
-def test_heatmaps_of_findings_or_of_the_likeliest(phantom, checkpoint, tmp_path):
+def test_heatmaps_of_findings_or_of_the_likeliest(phantom, checkpoint, tmp_path, drawing):
     picture = sorted((phantom / "images").iterdir())[0]
-    run(tmp_path, picture, "--checkpoint", checkpoint, checkpoint, "--heatmaps", "--threshold", 1)
+    with drawing():
+        run(tmp_path, picture, "--checkpoint", checkpoint, checkpoint, "--heatmaps", "--threshold", 1)
     (row,) = said(tmp_path)["pictures"]
     likeliest = max(row["probabilities"], key=row["probabilities"].get)
     assert row["findings"] == [] and row["heatmaps"] == [f"heatmaps/00000_1_{likeliest}.png"]

@@ -21,6 +21,8 @@ from training.ema import ExponentialMovingAverage
 from utils.activation_memory import SavedActivations
 
 FAMILIES = smallest_of_each_family(list_backbones())
+# Batch and layer norms, shared maps, windows, scans, volumes.
+QUICK = ("resnet18", "convnext_tiny", "densenet121", "swin_tiny", "vim_tiny", "swin3d_tiny")
 STOCHASTIC = {"drop_path": 0.3}
 
 
@@ -83,13 +85,12 @@ def checkpointed(model, segments: int | None = None):
 # ---- exactness
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_two_steps_of_every_family(name):
-    """At 2 and at automatic segments; with stochastic depth where there is any."""
+@pytest.mark.parametrize("segments", [2, None])
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
+def test_two_steps_of_every_family(name, segments):
+    """With stochastic depth where there is any; test_modern_models.py has a step of all families that is not slow."""
     model = backbone_of(name, **({} if name.startswith("densenet") else STOCHASTIC))
-    x = picture(model)
-    for segments in (2, None):
-        assert_equal_steps(copy.deepcopy(model), checkpointed(model, segments), x)
+    assert_equal_steps(model, checkpointed(model, segments), picture(model))
 
 
 @pytest.mark.slow

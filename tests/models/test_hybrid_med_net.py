@@ -22,6 +22,9 @@ FAMILIES = smallest_of_each_family(list_backbones())
 EACH_ONCE = [("resnet18", mode) for mode in ATTENTION_MODES] + [
     (name, "auto") for name in FAMILIES if name != "resnet18"
 ]
+QUICK = ("resnet18", "convnext_tiny", "vit_tiny", "swin3d_tiny")
+# test_modern_models.py and test_backbones.py walk all families in less time.
+MOSTLY_SLOW = [pair if pair[0] in QUICK else pytest.param(*pair, marks=pytest.mark.slow) for pair in EACH_ONCE]
 MODULES = {
     "none": NoAttention,
     "cbam": PyramidCBAM,
@@ -72,7 +75,7 @@ def wake(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("backbone, attention", EACH_ONCE)
+@pytest.mark.parametrize("backbone, attention", MOSTLY_SLOW)
 def test_a_step_reaches_every_parameter(backbone, attention):
     """And none is reached by zeros only, for which the coarsest map must have more than one place."""
     with torch.device("meta"):
@@ -100,35 +103,36 @@ def test_saved_and_read_again_gives_identical_logits(backbone, attention, tmp_pa
         assert torch.equal(model.eval()(x), other.eval()(x))
 
 
-@pytest.mark.parametrize("backbone, hierarchical", [*((name, False) for name in FAMILIES), ("resnet18", True)])
-def test_a_batch_of_one_trains(backbone, hierarchical):
-    model = build(backbone, hierarchical=hierarchical, num_coarse_classes=2).train()
-    total_loss(model(images(backbone, 1))).backward()
-    assert parameters_without_gradient(model) == []
-
-
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_a_picture_is_judged_by_itself(backbone):
-    """In eval mode its logits do not depend on what else is in the batch."""
+def test_a_picture_is_judged_by_itself_and_trains_by_itself(backbone):
+    """In eval mode its logits do not depend on what else is in the batch; in training it may be alone."""
     model, x = build(backbone).eval(), images(backbone)
     with torch.no_grad():
         together = model(x)
         for i in range(2):
             torch.testing.assert_close(model(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-4)
+    total_loss(model.train()(x[:1])).backward()
+    assert parameters_without_gradient(model) == []
+
+
+def test_a_batch_of_one_trains_a_hierarchical_network():
+    model = build(hierarchical=True, num_coarse_classes=2).train()
+    total_loss(model(images(batch=1))).backward()
+    assert parameters_without_gradient(model) == []
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_one_input_channel(backbone):
-    model = build(backbone, in_channels=1)
-    with torch.no_grad():
+    """Shapes only, without time: tests of the backbones compute with one channel."""
+    with torch.device("meta"):
+        model = build(backbone, in_channels=1).eval()
         assert model(images(backbone, channels=1)).shape == (2, 5)
         with pytest.raises(RuntimeError):
             model(images(backbone))
 
 
-@pytest.mark.parametrize(
-    "backbone, attention, sides", [(*pair, ((65, 71), (40, 104))[i % 2]) for i, pair in enumerate(EACH_ONCE)]
-)
+@pytest.mark.parametrize("sides", [(65, 71), (40, 104)], ids=str)
+@pytest.mark.parametrize("backbone, attention", MOSTLY_SLOW)
 def test_odd_sizes(backbone, attention, sides):
     size = shape_for(backbone, *sides)
     try:
