@@ -13,6 +13,19 @@ SAVEFIG = Figure.savefig
 LONGEST = (
     "test_modern_models.py",
     "tests/models/test_backbones.py",
+    "tests/models/test_checkpointing.py",
+    "tests/models/test_hybrid_med_net.py",
+    "tests/test_train.py",
+    "tests/test_full_disk.py",
+    "tests/test_export.py",
+    "tests/explain/test_cam.py",
+    "tests/models/test_selective_scan_triton.py",
+    "tests/models/test_weights.py",
+    "tests/data/test_worker_failures.py",
+    "tests/utils/test_checkpoint_plan.py",
+    "tests/models/test_family_weights.py",
+    "tests/test_predict.py",
+    "tests/test_evaluate.py",
 )
 
 

@@ -22,6 +22,11 @@ CASES = {
     "bf16": (2, 18, 5, 4, torch.bfloat16),
     "float16": (1, 18, 5, 4, torch.float16),
 }
+# Types of the sequences, and devices; each takes seconds.
+COMPILED = [("fp32", 80), ("bf16", 90)]
+COMPILED += [
+    pytest.param(*pair, marks=pytest.mark.slow) for pair in (("fp32", 90), ("bf16", 80), ("fp16", 80), ("fp16", 90))
+]
 
 
 def arguments(batch, length, width, states, dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -70,8 +75,7 @@ def test_the_kernel_agrees_with_the_plain_scan(case, name, measured):
     assert measured[case][name] <= tolerance
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("sequences", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("sequences, capability", COMPILED)
 def test_the_kernels_compile_for_devices_that_are_not_here(sequences, capability, tmp_path, monkeypatch):
     """The interpreter takes what the compiler may refuse, such as a loop that changes the type of what it carries."""
     triton = pytest.importorskip("triton", reason="Triton is not installed")
