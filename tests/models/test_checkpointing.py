@@ -24,6 +24,7 @@ FAMILIES = smallest_of_each_family(list_backbones())
 # Batch and layer norms, shared maps, windows, scans, volumes.
 QUICK = ("resnet18", "convnext_tiny", "densenet121", "swin_tiny", "vim_tiny", "swin3d_tiny")
 STOCHASTIC = {"drop_path": 0.3}
+SLOW = pytest.mark.slow
 
 
 def backbone_of(name: str, **options) -> nn.Module:
@@ -106,7 +107,7 @@ def test_every_number_of_segments(name):
 
 
 @pytest.mark.parametrize("attention", ATTENTION_MODES)
-@pytest.mark.parametrize("backbone", ["resnet18", "swin_tiny"])
+@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("swin_tiny", marks=pytest.mark.slow)])
 def test_the_whole_network_with_dropout(backbone, attention):
     plain, other = (network(backbone, attention=attention, dropout=0.5) for _ in range(2))
     other.enable_gradient_checkpointing(5)
@@ -124,8 +125,11 @@ def test_both_outputs_of_a_hierarchical_network():
     assert_equal_states(plain, other)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "convnext_tiny", "vim_tiny"])
+@pytest.mark.parametrize(
+    "backbone", [*(pytest.param(n, marks=SLOW) for n in ("resnet18", "convnext_tiny")), "vim_tiny"]
+)
 def test_bf16_autocast(backbone):
+    """Convolutions of bf16 take ten times as long on a CPU that lacks them."""
     plain = network(backbone, attention="cross_scale")
     other = checkpointed(plain, 4)
     with torch.autocast("cpu", torch.bfloat16):
