@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from configs.default_config import Config
 from data.loaders import Batch
 from models import HybridMedNet
-from training.builder import build_trainer
+from training.builder import build_trainer, settle_precision
 from training.optim import create_optimizer
 from training.precision import choose_memory_format, choose_precision
 from training.state import EpochSums
@@ -101,6 +101,7 @@ def make_work(overrides: list[str], size: int, pictures: int, batches: int, devi
     config = settings.resolve(tuple(f"finding {number}" for number in range(CLASSES)), False)
     torch.manual_seed(0)
     model = HybridMedNet(config).to(device)
+    config = settle_precision(config, model, model.backbone.prefers_channels_last)
     return Work(config, model, random_batches(batches, size, pictures, device.type == "cuda"), device)
 
 
@@ -127,8 +128,7 @@ def our_trainer(work: Work) -> tuple[Trainer, Loop]:
     known = np.concatenate([batch.target.numpy() for batch in work.batches])
     labels = SimpleNamespace(target=known, mask=np.ones_like(known, bool))
     model = work.copied_model()
-    channels_last = model.backbone.prefers_channels_last
-    trainer = build_trainer(work.config, model, len(work.batches), labels, (), channels_last)
+    trainer = build_trainer(work.config, model, len(work.batches), labels)
     loader = BatchesInMemory(work.batches)
     return trainer, timed(lambda: one_epoch(trainer, loader), work.device)
 
