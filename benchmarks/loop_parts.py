@@ -136,7 +136,7 @@ def second_epoch(settings: list[str], device: torch.device) -> dict[str, float]:
     config = config.resolve(catalogue.class_names, catalogue.exclusive)
     model = HybridMedNet(config).to(device)
     backbone, split = model.backbone, split_data(config, catalogue)
-    loaders = build_loaders(config, catalogue, split, backbone.mean, backbone.std, device.type == "cuda")
+    loaders = build_loaders(config, catalogue, split, backbone.mean, backbone.std, device.type)
     config = settle_precision(config, model, backbone.prefers_channels_last)
     trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels())
     watch(trainer, loaders.train)
