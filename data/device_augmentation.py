@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from data.sample import Catalogue
 from data.transforms import LightAugmentation, Preprocess
 
 # What `prepare` draws: the sampling matrix [2, 3] row by row, brightness, gain.
@@ -27,6 +28,10 @@ class DeviceAugmentation:
             raise TypeError(f"only the light augmentation runs on a device, not {preprocess.augmentation!r}")
         self.preprocess, self.augmentation = preprocess, preprocess.augmentation
         self._normalisation: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def read(self, catalogue: Catalogue, index: int) -> np.ndarray:
+        """See `Preprocess.read`."""
+        return self.preprocess.read(catalogue, index)
 
     def prepare(self, picture: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A decoded picture → (uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey picture; numbers float32 [8])."""

@@ -28,7 +28,7 @@ _SHOWN = 5
 class JointPreprocess:
     """Takes the place of a preprocessing in a PictureDataset: a file is read once, however many models are asked.
 
-    picture → float32 [n]: all inputs and the traits of data/profile.py, flat one after another; `split` undoes it.
+    pictures → float32 [n]: all inputs and the traits of data/profile.py, flat one after another; `split` undoes it.
     Raises DataError for models of pictures and of volumes together.
     """
 
@@ -40,9 +40,15 @@ class JointPreprocess:
             raise DataError("some of the models are for pictures and some for volumes: ask them one by one")
         self.shapes = [(p.channels, *p.size) for p in self.preprocesses]
 
-    def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
-        inputs = [preprocess(picture) for preprocess in self.preprocesses]  # type: ignore[arg-type]
-        return np.concatenate([*(one.ravel() for one in inputs), measure(picture)])
+    def read(self, catalogue: Catalogue, index: int) -> list[Any]:
+        """The picture or volume in full, then as each of the models takes it."""
+        full: Any = catalogue.read(index)
+        return [full, *(preprocess.read(catalogue, index, full) for preprocess in self.preprocesses)]
+
+    def __call__(self, pictures: list[Any], rng: np.random.Generator | None = None) -> np.ndarray:
+        full, *own = pictures
+        inputs = [preprocess(picture) for preprocess, picture in zip(self.preprocesses, own)]
+        return np.concatenate([*(one.ravel() for one in inputs), measure(full)])
 
     def split(self, batch: Tensor) -> tuple[list[Tensor], Tensor]:
         """[B, n] → (an input [B, C, *spatial] for each preprocessing, traits [B, T])."""

@@ -122,7 +122,7 @@ class PictureDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         try:
-            picture = self.catalogue.read(index)
+            picture = self.preprocess.read(self.catalogue, index)
         except DataError as error:
             return Item(index, None, str(error))
         rng = sample_rng(self.seed, epoch, index) if self.preprocess.augmentation else None

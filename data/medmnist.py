@@ -14,11 +14,11 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 
 from configs.errors import DataError
 from data.regular_files import check_swelling, read_head
-from data.sample import SPLITS, Catalogue, Sample
+from data.sample import SPLITS, Catalogue, Reader, Sample
 from data.tables import some
 
 
-class NpzReader:
+class NpzReader(Reader):
     """Catalogue.read of an .npz: keeps the pictures of all splits in memory; pickled, it is its path and reloads."""
 
     def __init__(self, path: Path, images: dict[str, np.ndarray]) -> None:
@@ -33,6 +33,10 @@ class NpzReader:
             self._images = {split: images for split, (images, _) in _load(self.path).items()}
         position = next(position for position in range(len(SPLITS)) if index < self._starts[position + 1])
         return self._images[SPLITS[position]][index - self._starts[position]]
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The one file."""
+        return (self.path,)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_images": None}

@@ -10,13 +10,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from configs.errors import DataError
-from data.readers import read_picture
+from data.readers import read_picture, read_reduced
 from data.regular_files import leaves
+from data.sample import Reader
 from data.tables import some
 
 
 @dataclass(frozen=True)
-class FileReader:
+class FileReader(Reader):
     """Catalogue.read of pictures that are files: reader(index) decodes root / names[index]."""
 
     root: Path
@@ -24,6 +25,14 @@ class FileReader:
 
     def __call__(self, index: int) -> np.ndarray:
         return read_picture(self.root / self.names[index])
+
+    def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """See `read_reduced`."""
+        return read_reduced(self.root / self.names[index], least)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The picture's file."""
+        return (self.root / self.names[index],)
 
 
 @dataclass

@@ -19,6 +19,7 @@ import numpy as np
 from configs.errors import CheckpointError, DataError
 from data.loaders import BadPictures, EpochBatches, PictureDataset, PictureLoader
 from data.readers import scale_intensity
+from data.sample import Catalogue
 from data.volume_transforms import PERCENTILES
 from data.volumes import Volume
 
@@ -113,6 +114,10 @@ class Measurement:
     """Takes the place of a preprocessing in a PictureDataset: a picture becomes its traits."""
 
     augmentation = None
+
+    def read(self, catalogue: Catalogue, index: int) -> np.ndarray | Volume:
+        """Pictures in full."""
+        return catalogue.read(index)
 
     def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
         return measure(picture)

@@ -28,7 +28,7 @@ def real_pictures(saved: Config, folder: Path, preprocess: Any) -> tuple[np.ndar
     saved: the settings in the checkpoint. folder: where it lies. preprocess: the checkpoint's.
     """
     try:
-        found, place = pictures_of_run(saved, folder), "the run's data"
+        found, place = pictures_of_run(saved, folder, preprocess), "the run's data"
     except (ConfigError, DataError) as error:
         logger.info("the run's pictures are not at hand (%s): drawn ones are compared", error)
         found, place = drawn_pictures(saved.has_volumes()), "drawn sample data"
@@ -47,11 +47,11 @@ def training_pictures(saved: Config, folder: Path, preprocess: Any, count: int) 
         )
     catalogue = open_data(config)
     rows = np.flatnonzero(split_data(config, catalogue, split) == "train")
-    return (preprocess(catalogue.read(int(row)))[None] for row in spread(rows, count))
+    return (preprocess(preprocess.read(catalogue, int(row)))[None] for row in spread(rows, count))
 
 
-def pictures_of_run(saved: Config, folder: Path) -> list:
-    """Some of those that the config.yaml in the checkpoint's folder names, spread over all of them.
+def pictures_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
+    """Some of those that the config.yaml in the checkpoint's folder names, spread over all, as preprocess reads them.
 
     Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
     """
@@ -60,7 +60,7 @@ def pictures_of_run(saved: Config, folder: Path) -> list:
     if config.DATA.data_dir is None or not place.exists():  # open_data would draw sample data there
         raise DataError(f"there is no '{place}'")
     catalogue = open_data(config)
-    return [catalogue.read(int(row)) for row in spread(np.arange(len(catalogue.samples)), COUNT)]
+    return [preprocess.read(catalogue, int(row)) for row in spread(np.arange(len(catalogue.samples)), COUNT)]
 
 
 def drawn_pictures(volumes: bool) -> list:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -35,21 +36,44 @@ class Sample:
         return self.patient_id or f"image:{self.image}"
 
 
+class Reader:
+    """What a source makes of a row: reader(index) is `Catalogue.read`; the rest says more of it where a source can."""
+
+    def __call__(self, index: int) -> np.ndarray | Volume:
+        raise NotImplementedError
+
+    def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """The picture decoded at a smaller scale, at least (height, width); None: only the full one can be had."""
+        return None
+
+    def files(self, index: int) -> Sequence[Path]:
+        """The files it is read from, so that a cache can tell a change; none: nobody knows."""
+        return ()
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Every picture or volume of a source, its classes, and how one is read.
 
     read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1]; or a Volume.
-    Raises DataError naming the picture or volume if it cannot be decoded.
+    Raises DataError naming the picture or volume if it cannot be decoded. A Reader can do more.
     exclusive: exactly one class a picture (folders, multi-class .npz).
     notes: counted warnings met on the way, each a sentence.
     """
 
     class_names: tuple[str, ...]
     samples: tuple[Sample, ...]
-    read: Callable[[int], np.ndarray | Volume]
+    read: Reader | Callable[[int], np.ndarray | Volume]
     exclusive: bool = False
     notes: tuple[str, ...] = ()
+
+    def read_reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """`Reader.reduced`, None where `read` is no Reader."""
+        return self.read.reduced(index, least) if isinstance(self.read, Reader) else None
+
+    def files(self, index: int) -> Sequence[Path]:
+        """`Reader.files`, none where `read` is no Reader."""
+        return self.read.files(index) if isinstance(self.read, Reader) else ()
 
     def label_matrix(self) -> np.ndarray:
         """float32 [num_samples, num_classes] with the codes of Sample.labels."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from configs.errors import ConfigError
 from data.readers import scale_intensity, to_channels
+from data.sample import Catalogue
 
 RESIZE_MODES = ("stretch", "letterbox")
 
@@ -286,9 +287,22 @@ class Preprocess:
         return normalize(to_channels(out, self.channels), self.mean, self.std)
 
     def fit(self, picture: np.ndarray) -> np.ndarray:
-        """All before the augmentation: uint8 or float32 in [0, 1], [height, width, C]; C is 1 for a grey picture."""
+        """All before the augmentation: uint8 or float32 in [0, 1], [height, width, C]; C is 1 for a grey picture.
+
+        What it gives it leaves as it is.
+        """
         early_channels = 1 if picture.ndim == 2 or picture.shape[2] == 1 else self.channels
         return resize(to_channels(scale_intensity(picture), early_channels), self.size, self.resize_mode)
+
+    def read(self, catalogue: Catalogue, index: int, full: np.ndarray | None = None) -> np.ndarray:
+        """The picture to call it with: JPEG files that are large enough come at a scale that leaves twice `size`.
+
+        full: what catalogue.read(index) gave, where that is at hand. Raises DataError as that does.
+        """
+        small = catalogue.read_reduced(index, (2 * self.size[0], 2 * self.size[1]))
+        if small is not None:
+            return small
+        return catalogue.read(index) if full is None else full  # type: ignore[return-value]
 
     def as_dict(self) -> dict[str, Any]:
         """What a checkpoint carries, in plain lists, numbers and strings; without the augmentation."""

@@ -13,9 +13,9 @@ from configs.errors import DataError
 from data.dicom import looks_like_dicom
 from data.folders import is_dicom_file, is_volume, visible_files
 from data.picture_files import PictureFiles
-from data.readers import PICTURE_SUFFIXES, read_picture
+from data.readers import PICTURE_SUFFIXES, read_picture, read_reduced
 from data.regular_files import leaves, read_head
-from data.sample import Catalogue, Sample
+from data.sample import Catalogue, Reader, Sample
 from data.tables import column_roles, raise_problems, read_table, some
 from data.volume_readers import VOLUME_WORDS, read_volume
 from data.volumes import Volume
@@ -42,7 +42,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class ItemReader:
+class ItemReader(Reader):
     """Catalogue.read of items."""
 
     items: tuple[Item, ...]
@@ -53,6 +53,11 @@ class ItemReader:
         if item.error:
             raise DataError(item.error)
         return read_volume(item.path, item.root) if self.volumes else read_picture(item.path)
+
+    def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """See `read_reduced`."""
+        item = self.items[index]
+        return None if item.error or self.volumes else read_reduced(item.path, least)
 
 
 def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Catalogue, tuple[Item, ...]]:

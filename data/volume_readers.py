@@ -12,6 +12,7 @@ from data.dicom_series import list_slices, read_multiframe, read_series
 from data.nifti import NIFTI_SUFFIXES, is_nifti_name, read_nifti
 from data.readers import PICTURE_SUFFIXES
 from data.regular_files import leaves, read_head
+from data.sample import Reader
 from data.tables import some
 from data.volumes import Volume
 
@@ -37,7 +38,7 @@ def read_volume(path: Path, root: Path | None = None) -> Volume:
 
 
 @dataclass(frozen=True)
-class VolumeReader:
+class VolumeReader(Reader):
     """Catalogue.read of volumes: reader(index) reads root / names[index]."""
 
     root: Path
@@ -45,6 +46,14 @@ class VolumeReader:
 
     def __call__(self, index: int) -> Volume:
         return read_volume(self.root / self.names[index], self.root)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The volume's file, or its slices; a folder that cannot be listed stands for itself."""
+        path = self.root / self.names[index]
+        try:
+            return tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
+        except OSError:
+            return (path,)
 
 
 def check_names(source: Path, names: Sequence[str], volumes: bool) -> None:

@@ -8,6 +8,7 @@ augmentation last, which then costs the same for every scan. Whatever is random 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from configs.errors import ConfigError
+from data.sample import Catalogue
 from data.transforms import channel_statistics
 from data.volumes import Volume
 
@@ -169,6 +171,14 @@ def warp(voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return functional.grid_sample(source, grid, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
+@dataclass(frozen=True)
+class FittedVolume:
+    """A volume windowed to [0, 1] on a model's grid: float32 [D, H, W], and the grid's spacing in mm (z, y, x)."""
+
+    voxels: np.ndarray
+    spacing_mm: tuple[float, ...]
+
+
 class VolumePreprocess:
     """A volume to a model's input, for training (with an augmentation) and evaluation alike.
 
@@ -206,19 +216,28 @@ class VolumePreprocess:
         self.window = None if window is None else tuple(float(value) for value in window)
         self.augmentation = augmentation
 
-    def __call__(self, volume: Volume, rng: np.random.Generator | None = None) -> np.ndarray:
-        """A volume of any size → float32 [channels, depth, height, width], contiguous.
+    def __call__(self, volume: Volume | FittedVolume, rng: np.random.Generator | None = None) -> np.ndarray:
+        """A volume of any size, or a fitted one → float32 [channels, depth, height, width], contiguous.
 
         rng: needed by an augmentation, see `sample_rng`; ValueError if there is one and rng is None.
         """
-        out = apply_window(volume.voxels, self.window)
-        out, spacing = regrid(out, self.size, volume.spacing_mm, self.spacing_mm)
+        fitted = volume if isinstance(volume, FittedVolume) else self.fit(volume)
+        out = fitted.voxels
         if self.augmentation is not None:
             if rng is None:
                 raise ValueError("an augmentation needs a generator: pass rng=sample_rng(seed, epoch, index)")
-            out = self.augmentation(out, spacing, rng)
+            out = self.augmentation(out, fitted.spacing_mm, rng)
         mean, std = (np.array(values, np.float32).reshape(-1, 1, 1, 1) for values in (self.mean, self.std))
         return np.ascontiguousarray((out[None] - mean) / std)
+
+    def fit(self, volume: Volume) -> FittedVolume:
+        """All before the augmentation."""
+        windowed = apply_window(volume.voxels, self.window)
+        return FittedVolume(*regrid(windowed, self.size, volume.spacing_mm, self.spacing_mm))
+
+    def read(self, catalogue: Catalogue, index: int, full: Volume | None = None) -> Volume:
+        """The volume to call it with; full: what catalogue.read(index) gave, where that is at hand."""
+        return catalogue.read(index) if full is None else full  # type: ignore[return-value]
 
     def as_dict(self) -> dict[str, Any]:
         """What a checkpoint carries, in plain lists, numbers and None; without the augmentation."""

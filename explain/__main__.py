@@ -143,7 +143,8 @@ class Session:
         import torch
 
         picture = self.catalogue.read(row)
-        return picture, torch.from_numpy(self.preprocess(picture))[None].to(self.device)
+        own = self.preprocess.read(self.catalogue, row, picture)
+        return picture, torch.from_numpy(self.preprocess(own))[None].to(self.device)
 
     def on_picture(self, maps: Any, shape: Sequence[int]) -> Any:
         """Maps [K, h, w] of the input as float32 [K, H, W] of the original."""
