@@ -35,6 +35,8 @@ def find_problems(config: Config) -> list[str]:
         found.append("TRAIN.pruning is for trained weights: name them by MODEL.init_from")
     if config.TRAIN.quantization_aware and config.TRAIN.compile:
         found.append("TRAIN.quantization_aware and TRAIN.compile do not go together: set one of them to false")
+    if config.DATA.cache_dir is not None and config.DATA.cache != "disk":
+        found.append(f"DATA.cache_dir is for DATA.cache 'disk', not '{config.DATA.cache}': set one of them")
     for key in ("mean", "std"):
         values = config.DATA[key]
         if values is not None and len(values) not in (1, config.MODEL.in_channels):

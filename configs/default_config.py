@@ -191,6 +191,14 @@ class DataSettings(Section):
     mean: list[float] | None = _setting(None, "Channel means of the [0, 1] picture or volume; null: the backbone's.")
     std: list[float] | None = _setting(None, "Channel deviations; null: the backbone's.")
     num_workers: NonNegativeInt = _setting(4, "Processes that load; 0: the training process itself.")
+    cache: Literal["none", "ram", "disk"] = _setting(
+        "none",
+        "Decode each picture once, at image_size, and keep it: in memory that all workers share, or in a file for the "
+        "next runs too. docs/data.md.",
+    )
+    cache_dir: str | None = _setting(
+        None, "Folder of the cache on disk; null: .hybridmednet_cache in data_dir, or beside a .npz."
+    )
     worker_timeout: float | None = _setting(
         300.0, "Seconds a data worker may take for one file before it is replaced; null: any time.", gt=0
     )

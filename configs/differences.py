@@ -17,7 +17,7 @@ WITHOUT_EFFECT = (
     "TRAIN.max_nonfinite_steps",
     "DATA.data_dir",  # the pictures' names and patients are compared with the run's split.csv
     "DATA.num_workers",
-    "DATA.worker_timeout",
+    "DATA.cache_dir",  # DATA.cache itself rounds pictures of more than 8 bits
     "DATA.worker_timeout",
     "DATA.max_worker_failures",
     "DATA.train_split",  # split.csv stays

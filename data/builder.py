@@ -12,6 +12,8 @@ import numpy as np
 
 from configs.default_config import SAMPLE_FOLDER, SAMPLE_VOLUME_FOLDER, Config
 from configs.errors import DataError
+from data.cache import AnyPreprocess, cache_folder
+from data.cache_building import Builder, cached_in_memory, cached_on_disk
 from data.device_augmentation import DeviceAugmentation
 from data.formats import open_source
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
@@ -35,13 +37,14 @@ SAMPLE_VOLUMES, SAMPLE_VOLUME_SIZE = 240, 64
 
 @dataclass(frozen=True)
 class Loaders:
-    """The loaders of a run; test is None where the split is empty."""
+    """The loaders of a run; test is None where the split is empty. source: what they read from, without a cache."""
 
     train: PictureLoader
     val: PictureLoader
     test: PictureLoader | None
     preprocess: Preprocess | VolumePreprocess
     coarse_groups: tuple[CoarseGroup, ...]
+    source: Catalogue
 
     def train_labels(self) -> Labels:
         """The labels of the training split alone."""
@@ -50,7 +53,7 @@ class Loaders:
 
     def describe(self) -> dict[str, Any]:
         """For checkpoints: how a picture becomes an input, and what the training pictures look like before that."""
-        described = describe_pictures(self.train, isinstance(self.preprocess, VolumePreprocess))
+        described = describe_pictures(self.train, isinstance(self.preprocess, VolumePreprocess), self.source)
         return {"preprocessing": self.preprocess.as_dict(), "training_data": described}
 
 
@@ -119,17 +122,30 @@ def build_loaders(
     bad = BadPictures(config.DATA.max_bad_images)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
 
-    def loader(split: str) -> PictureLoader:
+    def loader(split: str, pictures: Catalogue) -> PictureLoader:
         train = split == "train"
-        dataset = PictureDataset(catalogue, training if train else evaluation, config.TRAIN.seed)
+        dataset = PictureDataset(pictures, training if train else evaluation, config.TRAIN.seed)
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
         batches = EpochBatches(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
         labels = _labels(config, catalogue, groups, train)
         pinned = device_type == "cuda"
         return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
 
-    test = loader("test") if (assignment == "test").any() else None
-    return Loaders(loader("train"), loader("val"), test, evaluation, groups)
+    cached = _cached(config, loader("train", catalogue), evaluation, bad)
+    test = loader("test", cached) if (assignment == "test").any() else None
+    return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, catalogue)
+
+
+def _cached(config: Config, loader: PictureLoader, preprocess: AnyPreprocess, bad: BadPictures) -> Catalogue:
+    """The loader's catalogue, its pictures decoded once as DATA.cache says; the loader lends its workers for it."""
+    data = config.DATA
+    if data.cache == "none":
+        return loader.dataset.catalogue
+    builder = Builder(loader, preprocess, bad, config.LOGGING.progress)
+    if data.cache == "ram":
+        return cached_in_memory(builder)
+    source = _data_folder(data.data_dir, config.has_volumes())
+    return cached_on_disk(builder, cache_folder(data.cache_dir, source), source)
 
 
 def saved_preprocess(

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,12 +153,22 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
 
 
+def _stack(pictures: list[Tensor]) -> Tensor:
+    """Pictures of one size together; fitted ones may differ in kind: then all are float32 in [0, 1] and colour."""
+    if len({(picture.dtype, picture.shape) for picture in pictures}) > 1:
+        colour = max(len(picture) for picture in pictures)
+        unit = [p.float() / 255.0 if p.dtype == torch.uint8 else p for p in pictures]
+        pictures = [picture.expand(colour, -1, -1) for picture in unit]
+    return torch.stack(pictures)
+
+
 class PictureLoader:
     """The batches of one split.
 
     `loader.epoch(n, start)` gives epoch n from batch `start` on, so that an interrupted epoch goes on where it was.
     An unreadable picture is left out of its batch and reported to `bad`; a batch without pictures is left out.
     failures: what is tolerated of workers that are killed or hang, and counted; None: nothing.
+    join: makes one tensor of a batch's pictures.
     """
 
     def __init__(
@@ -169,6 +180,7 @@ class PictureLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         failures: WorkerFailures | None = None,
+        join: Callable[[list[Tensor]], Tensor] = _stack,
     ) -> None:
         self.dataset, self.labels, self.batches, self.bad = dataset, labels, batches, bad
         self._loader = WatchedLoader(
@@ -176,7 +188,7 @@ class PictureLoader:
             batches,
             failures or WorkerFailures(),
             num_workers,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, join=join),
             pin_memory=pin_memory,
             worker_init_fn=_init_worker,
             generator=torch.Generator().manual_seed(0),  # else each epoch would draw from the global stream
@@ -190,10 +202,16 @@ class PictureLoader:
         """Rows of the catalogue that belong to this split."""
         return self.batches.indices
 
-    def like(self, dataset: PictureDataset, batches: EpochBatches, bad: BadPictures) -> PictureLoader:
+    def like(
+        self,
+        dataset: PictureDataset,
+        batches: EpochBatches,
+        bad: BadPictures,
+        join: Callable[[list[Tensor]], Tensor] = _stack,
+    ) -> PictureLoader:
         """A loader of something else with as many workers, watched in the same way."""
         failures = WorkerFailures(self._loader.failures.limit, self._loader.failures.timeout)
-        return PictureLoader(dataset, self.labels, batches, bad, self._loader.num_workers, failures=failures)
+        return PictureLoader(dataset, self.labels, batches, bad, self._loader.num_workers, failures=failures, join=join)
 
     def names(self, index: Tensor) -> list[str]:
         """What the pictures of a batch are called."""
@@ -227,22 +245,13 @@ class _Read(NamedTuple):
     failures: list[tuple[int, str]]
 
 
-def _collate(items: list[Item]) -> _Read:
+def _collate(items: list[Item], join: Callable[[list[Tensor]], Tensor]) -> _Read:
     failures = [(item.row, item.reason or "") for item in items if item.picture is None]
     read = [item for item in items if item.picture is not None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
     numbers = [item.numbers for item in read if item.numbers is not None]
-    images = _stack([item.picture for item in read if item.picture is not None]) if read else None
+    images = join([item.picture for item in read if item.picture is not None]) if read else None
     return _Read(rows, images, torch.stack(numbers) if numbers else None, failures)
-
-
-def _stack(pictures: list[Tensor]) -> Tensor:
-    """Pictures of one size together; fitted ones may differ in kind: then all are float32 in [0, 1] and colour."""
-    if len({(picture.dtype, picture.shape) for picture in pictures}) > 1:
-        colour = max(len(picture) for picture in pictures)
-        unit = [p.float() / 255.0 if p.dtype == torch.uint8 else p for p in pictures]
-        pictures = [picture.expand(colour, -1, -1) for picture in unit]
-    return torch.stack(pictures)
 
 
 def _init_worker(_: int) -> None:

@@ -133,17 +133,18 @@ class _Skipped(BadPictures):
         self.reasons[index] = reason
 
 
-def describe_pictures(loader: PictureLoader, volumes: bool) -> dict[str, Any]:
+def describe_pictures(loader: PictureLoader, volumes: bool, source: Catalogue | None = None) -> dict[str, Any]:
     """The traits of the pictures of a training loader, as plain values for a checkpoint.
 
     At most 64 pictures are read, always the same ones, and no more after 100 million pixels; those that cannot be read
     are left out. No random state but its own is touched. Views are those of all of them, where the labels name views.
+    source: the pictures in full, where the loader's come from a cache.
     {} where nothing could be read.
     """
     rows = loader.indices
     if len(rows) > MOST_PICTURES:
         rows = np.sort(np.random.default_rng(0).choice(rows, MOST_PICTURES, replace=False))
-    catalogue = loader.dataset.catalogue
+    catalogue = loader.dataset.catalogue if source is None else source
     dataset = PictureDataset(catalogue, Measurement(), seed=0)  # type: ignore[arg-type]
     traits = VOLUME_TRAITS if volumes else PICTURE_TRAITS
     figures = _read(loader.like(dataset, EpochBatches(rows, BATCH, False, 0), _Skipped()), traits)

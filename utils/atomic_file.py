@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ _TEMPORARY = ".tmp"
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; at the end that file is flushed to disk and renamed to `path`.
 
+    The name is no other process's, on another machine with the same folder neither.
     On an error, of the caller's too, `path` stays as it was and nothing is left behind. Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         yield temporary
         _sync(temporary)

@@ -12,18 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts micro-batches of one pass.
+    """Counts micro-batches of one pass, or what `unit` says.
 
     style: 'bar', 'plain' or 'auto' (a bar where stderr is a terminal). every: batches between plain lines.
     """
 
-    def __init__(self, total: int, title: str, style: str = "auto", every: int = 10, start: int = 0) -> None:
+    def __init__(
+        self, total: int, title: str, style: str = "auto", every: int = 10, start: int = 0, unit: str = "batch"
+    ) -> None:
         self.total, self.title, self.every, self.done = total, title, every, start
         self.bar = None
         if style == "bar" or (style == "auto" and sys.stderr.isatty()):
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=start, desc=title, leave=False, dynamic_ncols=True, unit="batch")
+            self.bar = tqdm(total=total, initial=start, desc=title, leave=False, dynamic_ncols=True, unit=unit)
 
     def advance(self, batches: int, **figures: float | str) -> None:
         """Tell that so many batches are done, and what to show beside."""
