@@ -90,17 +90,20 @@ def channel_statistics(values: Sequence[float], channels: int, name: str) -> np.
     return np.full(channels, array.mean()) if array.size != channels else array
 
 
-def normalize(picture: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def normalize(
+    picture: np.ndarray, mean: Sequence[float], std: Sequence[float], channels: int | None = None
+) -> np.ndarray:
     """(x - mean) / std a channel, uint8 [H, W, C] as x / 255: → float32 [C, H, W], contiguous.
 
     mean, std: in units of [0, 1]; 1 or C values, or 3 for a picture of one channel, which takes their
-    average. Raises ConfigError for other numbers of values or std <= 0.
+    average. channels: C of the result where a picture of one channel is to be repeated; None: as it has.
+    Raises ConfigError for other numbers of values or std <= 0.
     """
-    channels = picture.shape[2]
+    channels = channels or picture.shape[2]
     centre, spread = channel_statistics(mean, channels, "mean"), channel_statistics(std, channels, "std")
     unit = 255.0 if picture.dtype == np.uint8 else 1.0
-    out = picture.transpose(2, 0, 1).astype(np.float32, order="C")
-    out -= (centre * unit).astype(np.float32)[:, None, None]
+    planes = picture.transpose(2, 0, 1).astype(np.float32, order="C")
+    out = planes - (centre * unit).astype(np.float32)[:, None, None]  # repeats a grey picture
     out *= (1.0 / (spread * unit)).astype(np.float32)[:, None, None]
     return out
 
@@ -284,7 +287,7 @@ class Preprocess:
             if rng is None:
                 raise ValueError("an augmentation needs a generator: pass rng=sample_rng(seed, epoch, index)")
             out = self.augmentation(out, rng)
-        return normalize(to_channels(out, self.channels), self.mean, self.std)
+        return normalize(out, self.mean, self.std, self.channels)
 
     def fit(self, picture: np.ndarray) -> np.ndarray:
         """All before the augmentation: uint8 or float32 in [0, 1], [height, width, C]; C is 1 for a grey picture.
