@@ -24,9 +24,15 @@ RUNS = {
         "TRAIN.lr_scheduler": "plateau",
         "TRAIN.plateau_patience": 1,
         "MODEL.backbone": "mobilenetv3_large",
+        "DATA.cache": "disk",
+    },
+    "fp16, 0 workers": {
+        "TRAIN.early_stopping_patience": 1,
+        "TRAIN.epochs": 6,
+        "MODEL.attention": "cross_scale",
+        "DATA.cache": "ram",
     },
     "fp32, augmented on the device": {"DATA.augment_on": "device", "DATA.num_workers": 2, "DATA.horizontal_flip": 0.5},
-    "fp16, 0 workers": {"TRAIN.early_stopping_patience": 1, "TRAIN.epochs": 6, "MODEL.attention": "cross_scale"},
 }
 # The other two of precision × workers.
 SLOW = {"bf16, 0 workers": {"TRAIN.mixed_precision": "bf16"}, "fp16, 2 workers": {"DATA.num_workers": 2}}

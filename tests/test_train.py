@@ -294,6 +294,15 @@ def test_gradient_checkpointing_changes_no_number(phantom, runs, run):
     assert "no gradient checkpointing" in (run / "train.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_a_cache_changes_no_number(phantom, runs, run, tmp_path, kind):
+    place = {"DATA__cache_dir": tmp_path} if kind == "disk" else {}
+    assert run_main(arguments(phantom, runs, f"cached_{kind}", **HARD, DATA__cache=kind, **place)) == 0
+    same_outcome(runs / f"cached_{kind}", run)
+    assert (run / "split.csv").read_bytes() == (runs / f"cached_{kind}" / "split.csv").read_bytes()
+    assert len(list(tmp_path.glob("*.cache"))) == (kind == "disk")
+
+
 def test_help_needs_no_torch():
     code = (
         "import sys, train\n"
