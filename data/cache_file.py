@@ -85,12 +85,13 @@ class SharedBytes:
         self._views: list[np.ndarray] = []
         self._starts: list[int] = []
         self._waiting: list[Tensor] = []
-        self._end = 0
+        self._waiting_bytes, self._end = 0, 0
 
     def write(self, pixels: np.ndarray) -> None:
         """Append uint8 [n]; it never lies in two chunks."""
         self._waiting.append(torch.from_numpy(pixels.copy()))
-        if sum(map(len, self._waiting)) >= self.chunk_bytes:
+        self._waiting_bytes += len(pixels)
+        if self._waiting_bytes >= self.chunk_bytes:
             self.finish()
 
     def finish(self) -> None:
@@ -98,6 +99,7 @@ class SharedBytes:
         if self._waiting:
             chunk = torch.cat(self._waiting)
             self._waiting.clear()
+            self._waiting_bytes = 0
             self._starts.append(self._end)
             self._chunks.append(chunk.share_memory_())
             self._end += len(chunk)
