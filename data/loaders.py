@@ -245,7 +245,7 @@ class _Read(NamedTuple):
     failures: list[tuple[int, str]]
 
 
-def _collate(items: list[Item], join: Callable[[list[Tensor]], Tensor]) -> _Read:
+def _collate(items: list[Item], join: Callable[[list[Tensor]], Tensor] = _stack) -> _Read:
     failures = [(item.row, item.reason or "") for item in items if item.picture is None]
     read = [item for item in items if item.picture is not None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
