@@ -116,7 +116,10 @@ def run(phantom, runs, drawing) -> Path:
 def metrics_of(folder: Path) -> list[dict]:
     """Without what the clock and the machine put in."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "memory_mib")} for r in rows]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "waiting_for_data", "memory_mib")}
+        for r in rows
+    ]
 
 
 # ---- what a run leaves behind

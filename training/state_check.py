@@ -33,7 +33,9 @@ def check_resumable(saved: Mapping[str, Any], own: Mapping[str, Any], parameters
     _check_optimizer(saved["optimizer"], own, parameters)
     for part in ("schedule", "progress"):
         _check_values(part, _without(saved[part], "sums"), _without(own[part], "sums"))
-    _check_values("progress.sums", saved["progress"].get("sums"), own["progress"]["sums"])
+    sums = saved["progress"].get("sums")
+    sums = {"waited": 0.0, **sums} if isinstance(sums, Mapping) else sums  # older checkpoints do not have it
+    _check_values("progress.sums", sums, own["progress"]["sums"])
     if saved["progress"]["micro_splits"] < 1:
         raise CheckpointError("the progress of this checkpoint is damaged: micro_splits")
     if not isinstance(saved["scaler"], Mapping):

@@ -303,8 +303,12 @@ class Trainer:
 
     def _throughput(self, prefix: str = "system/") -> dict[str, float]:
         sums = self.state.sums
-        figures = {f"{prefix}pictures_per_second": sums.pictures / sums.seconds if sums.seconds else math.nan}
-        return {**figures, f"{prefix}memory_mib": peak_memory_mib(self.device)}
+        seconds = sums.seconds or math.nan
+        return {
+            f"{prefix}pictures_per_second": sums.pictures / seconds,
+            f"{prefix}waiting_for_data": sums.waited / seconds,
+            f"{prefix}memory_mib": peak_memory_mib(self.device),
+        }
 
     def _finish_epoch(self, record: dict[str, Any]) -> None:
         """Score, best, schedule, then the next epoch; what is saved in on_epoch begins there."""

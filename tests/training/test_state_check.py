@@ -74,7 +74,10 @@ def resumable(seed: int, schedule: str = "cosine", epochs: int = RESUME_EPOCHS, 
 
 
 def untimed(records: list[dict]) -> list[dict]:
-    return [{k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "memory_mib")} for r in records]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "waiting_for_data", "memory_mib")}
+        for r in records
+    ]
 
 
 @pytest.fixture(scope="module", params=["cosine", "plateau"])
@@ -329,3 +332,11 @@ def test_the_undamaged_content_is_taken():
     trainer = make_trainer(full_model(1), ema=0.9, precision=FP16)
     trainer.load_state_dict(copy.deepcopy(first.state_dict()))
     assert differences(snapshot(first), snapshot(trainer)) == []
+
+
+def test_checkpoints_from_before_waiting_was_measured_are_taken():
+    content = copy.deepcopy(trained().state_dict())
+    del content["progress"]["sums"]["waited"]
+    trainer = make_trainer(full_model(1), ema=0.9)
+    trainer.load_state_dict(content)
+    assert trainer.state.sums.waited == 0.0 and trainer.state.sums.batches == content["progress"]["sums"]["batches"]
