@@ -273,6 +273,8 @@ def main(arguments: list[str] | None = None) -> int:
     except HybridMedNetError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    finally:
+        logging.disable(logging.NOTSET)
     text = page(figures)
     print(text)
     if not options.no_write:

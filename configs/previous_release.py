@@ -15,6 +15,7 @@ PATHS = {
     "MODEL.init_from",
     "DATA.data_dir",
     "DATA.labels_file",
+    "DATA.cache_dir",
     "CHECKPOINT.save_dir",
     "LOGGING.log_dir",
     "LOGGING.run_name",

@@ -9,7 +9,6 @@ again. What is kept is x and two numbers a channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,9 +72,10 @@ class ResizedMoments(torch.autograd.Function):
             variance, mean = torch.var_mean(wide, axes, correction=0)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                mean = _along(wide, [a[:, None] for a, _ in _moments(x, size)]).mean(axes)
+                means, squares = zip(*_moments(x, size))
+                mean = _along(wide, [a[:, None] for a in means]).mean(axes)
                 centred = wide - _as_map(mean, x)
-                variance = (centred * _along(centred, [g for _, g in _moments(x, size)])).sum(axes) / len(x)
+                variance = (centred * _along(centred, squares)).sum(axes) / len(x)
         ctx.save_for_backward(x, mean)
         return mean, variance
 
@@ -88,10 +88,10 @@ class ResizedMoments(torch.autograd.Function):
             count = torch.Size(ctx.size).numel()
             slope, offset = of_variance / count, (of_mean - of_variance * mean) / count
             return torch.addcmul(_as_map(offset, x), x.to(mean.dtype), _as_map(slope, x)).to(x.dtype), None
-        moments = _moments(x, ctx.size)
         with torch.autocast(x.device.type, enabled=False):
-            along = _along(x.to(mean.dtype) - _as_map(mean, x), [g for _, g in moments])
-        places = _outer([a for a, _ in moments])
+            means, squares = zip(*_moments(x, ctx.size))
+            along = _along(x.to(mean.dtype) - _as_map(mean, x), squares)
+        places = _outer(means)
         return (_as_map(of_variance, x) * along + _as_map(of_mean, x) * places).to(x.dtype), None
 
 
@@ -148,14 +148,14 @@ def _outer(vectors: Sequence[Tensor]) -> Tensor:
 
 
 def _moments(x: Tensor, size: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Column means a [old] and AᵀA / rows [old, old] of each axis's interpolation."""
+    """Column means a [old] and AᵀA / rows [old, old] of each axis's interpolation.
+
+    Small, and made anew: kept ones would be of another device, or without values where a trace had made them.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
-    return [_axis_moments(old, new, wide, x.device) for old, new in zip(x.shape[2:], size)]
-
-
-@lru_cache(maxsize=64)
-def _axis_moments(old: int, new: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        identity = torch.eye(old, dtype=dtype)[None]
+    found = []
+    for old, new in zip(x.shape[2:], size):
+        identity = torch.eye(old, dtype=wide, device=x.device)[None]
         rows = F.interpolate(identity, size=new, mode="linear", align_corners=False)[0].T
-        return rows.mean(0).to(device), (rows.T @ rows / new).to(device)
+        found.append((rows.mean(0), rows.T @ rows / new))
+    return found

@@ -41,7 +41,7 @@ for name in ("matplotlib.backends.backend_agg", "tensorboard.compat.proto.event_
     importlib.import_module(name)
 
 SETTINGS: dict[str, Any] = {
-    "MODEL.backbone": "mobilenetv3_small",
+    "MODEL.backbone": "timm/test_resnet",  # few tensors: a run is saved and read more often than it steps
     "MODEL.pretrained": "false",
     "MODEL.attention": "cbam",
     "MODEL.fusion_channels": 16,

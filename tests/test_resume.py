@@ -23,7 +23,7 @@ RUNS = {
         "TRAIN.mixed_precision": "bf16",
         "TRAIN.lr_scheduler": "plateau",
         "TRAIN.plateau_patience": 1,
-        "MODEL.backbone": "mobilenetv3_large",
+        "MODEL.backbone": "mobilenetv3_small",
         "DATA.cache": "disk",
     },
     "fp16, 0 workers": {
