@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import conv_nd, norm_nd, resize_to, shrinks
+from models.layers import conv_nd, interpolation_matrix, norm_nd, resize_to, shrinks
 from models.rectified_sum import add_rectified, can_add_rectified
 from utils.blocks import Block, State, run_plainly
 
@@ -87,11 +86,6 @@ def mean_after_resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if shrinks(x, size):
         return resize_to(x, size).mean(tuple(range(2, x.ndim)))
     axes = "dhw"[-len(size) :]
-    weights = [_growth_weights(old, new, x) for old, new in zip(x.shape[2:], size)]
+    # How much each of the old samples adds to the mean of the new ones.
+    weights = [interpolation_matrix(old, new, x).mean(0) for old, new in zip(x.shape[2:], size)]
     return torch.einsum(f"bc{axes},{','.join(axes)}->bc", x, *weights)
-
-
-def _growth_weights(old: int, new: int, like: Tensor) -> Tensor:
-    """How much each of `old` samples adds to the mean of `new` linearly interpolated ones: [old]."""
-    identity = torch.eye(old, device=like.device, dtype=like.dtype)[None]
-    return F.interpolate(identity, size=new, mode="linear", align_corners=False)[0].mean(-1)

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, resize_to
+from models.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, interpolation_matrix, resize_to
 
 _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
@@ -152,10 +151,6 @@ def _moments(x: Tensor, size: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
 
     Small, and made anew: kept ones would be of another device, or without values where a trace had made them.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    found = []
-    for old, new in zip(x.shape[2:], size):
-        identity = torch.eye(old, dtype=wide, device=x.device)[None]
-        rows = F.interpolate(identity, size=new, mode="linear", align_corners=False)[0].T
-        found.append((rows.mean(0), rows.T @ rows / new))
-    return found
+    like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+    matrices = [interpolation_matrix(old, new, like) for old, new in zip(x.shape[2:], size)]
+    return [(matrix.mean(0), matrix.T @ matrix / len(matrix)) for matrix in matrices]

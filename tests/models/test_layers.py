@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork as ReferencePyramid
 
@@ -369,3 +370,14 @@ def test_feature_pyramid_has_a_step_a_level(dims):
         state = step.run(state)
         assert len(state) == 3
     assert all(torch.equal(mine, other) for mine, other in zip(state, expected, strict=True))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("old, new", [((3, 5), (7, 5)), ((1, 1), (4, 3)), ((7, 7), (56, 56)), ((4, 6), (3, 9))])
+def test_growth_by_matrices_is_interpolation(old, new, layout):
+    x = torch.randn(2, 8, *old, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    y, expected = resize_to(x, new), F.interpolate(x, size=new, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    pairs = zip(torch.autograd.grad(y.square().sum(), x), torch.autograd.grad(expected.square().sum(), x))
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
