@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from configs.errors import ConfigError
+from utils.allocator import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,17 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def choose_device(setting: str) -> torch.device:
-    """TRAIN.device; 'auto' is CUDA, then MPS, then the CPU. Raises ConfigError for a device that is not there."""
+    """TRAIN.device; 'auto' is CUDA, then MPS, then the CPU, whose memory is kept from step to step.
+
+    Raises ConfigError for a device that is not there.
+    """
+    device = _available_device(setting)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _available_device(setting: str) -> torch.device:
     if setting == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
