@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 SAVEFIG = Figure.savefig
 # These take longest and go first, so that with a process a file none works long after the others.
 LONGEST = (
+    "tests/test_resume.py",
+    "tests/test_kills.py",
     "test_modern_models.py",
     "tests/models/test_backbones.py",
     "tests/models/test_checkpointing.py",
