@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -33,51 +34,43 @@ def step_if(optimizer: Optimizer, made: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one step. loss: of its window; norm: of its gradient, before clipping; rate: learning rate."""
+    """What came of one step.
+
+    loss: of its window; norm: of its gradient, before clipping; rate: learning rate; rows: of the window's pictures in
+    the catalogue, a tensor a micro-batch.
+    """
 
     made: bool
     loss: float
     norm: float
     rate: float
-    window: Sequence = ()
+    rows: Sequence[Tensor] = ()
 
     @property
     def pictures(self) -> int:
-        return sum(len(batch) for batch in self.window)
+        return sum(map(len, self.rows))
 
 
-@dataclass
-class _Pending:
-    losses: Sequence[Tensor]
-    norm: Tensor
-    made: Tensor
-    rate: float
-    window: Sequence
-
-
-@dataclass
 class PendingSteps:
-    """Steps that were taken and not yet read, oldest first."""
+    """Steps that were taken and not yet read, oldest first. Of their batches only the rows are held."""
 
-    steps: list[_Pending] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._steps: list[tuple[list[Tensor], float, Sequence[Tensor]]] = []
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self._steps)
 
-    def add(self, losses: Sequence[Tensor], norm: Tensor, made: Tensor, rate: float, window: Sequence) -> None:
-        """losses: of micro-batches, of which the window's is the sum; all tensors without axes, on the device."""
-        self.steps.append(_Pending(losses, norm, made, rate, window))
+    def add(self, losses: Sequence[Tensor], norm: Tensor, made: Tensor, rate: float, rows: Sequence[Tensor]) -> None:
+        """losses: of micro-batches, of which the window's is the sum; they, norm and made on the device, no axes."""
+        self._steps.append(([*losses, norm, made], rate, rows))
 
     def read(self) -> list[Outcome]:
         """The outcomes, in one copy from the device, for which the steps must have come to their end."""
-        if not self.steps:
-            return []
-        flat = [value.detach().float() for step in self.steps for value in (*step.losses, step.norm, step.made)]
-        numbers = iter(torch.stack(flat).tolist())
-        steps, self.steps = self.steps, []
-        return [self._outcome(step, [next(numbers) for _ in range(len(step.losses) + 2)]) for step in steps]
-
-    @staticmethod
-    def _outcome(step: _Pending, numbers: list[float]) -> Outcome:
-        *losses, norm, made = numbers
-        return Outcome(made == 1, sum(losses), norm, step.rate, step.window)
+        steps, self._steps = self._steps, []
+        flat = [value.detach().float() for values, _, _ in steps for value in values]
+        numbers = iter(torch.stack(flat).tolist() if flat else ())
+        outcomes = []
+        for values, rate, rows in steps:
+            *losses, norm, made = islice(numbers, len(values))
+            outcomes.append(Outcome(made == 1, sum(losses), norm, rate, rows))
+        return outcomes

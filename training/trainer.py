@@ -172,7 +172,8 @@ class Trainer:
         with memory_needed(where):
             norm, made = self._optimizer_step(losses, start)
         self.optimizer.zero_grad(set_to_none=True)
-        self.pending.add(losses, norm, made, self.schedule.learning_rate, window)
+        rows = [batch.index for batch in window]
+        self.pending.add(losses, norm, made, self.schedule.learning_rate, rows)
         self.state.global_step += 1
         self.schedule.step()
         due = len(self.pending) >= self.options.read_every or self.state.global_step % self.options.print_freq == 0
@@ -262,7 +263,7 @@ class Trainer:
         state.sums.skipped += 1
         state.nonfinite_in_a_row += not calibrating
         names = self.picture_names or (lambda index: [])
-        images = [name for batch in outcome.window for name in names(batch.index)]
+        images = [name for rows in outcome.rows for name in names(rows)]
         found = f"loss {outcome.loss:g}, gradient norm {outcome.norm:g}"
         where = f"epoch {state.epoch + 1}, step {state.global_step}: {found}"
         logger.warning("skipped a step that is not finite (%s)", where)

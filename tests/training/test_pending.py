@@ -1,6 +1,7 @@
 """Steps that are read every now and then: the same training as if each were read at once, without waiting."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -91,6 +92,15 @@ def test_all_is_read_before_anything_is_saved():
     assert pending == [(0, 3, 3), (0, 6, 6), (0, 9, 9)]
 
 
+def test_batches_are_not_held_until_their_steps_are_read():
+    trainer = make_trainer(full_model(1), read_every=100, print_freq=100)
+    batch = next(TensorLoader(*random_data(4), 4).epoch(0))[1]
+    image = weakref.ref(batch.image)
+    trainer.train_step([batch])
+    del batch
+    assert len(trainer.pending) == 1 and image() is None
+
+
 class Reads(TorchDispatchMode):
     """Counts what makes the host wait for a device: numbers that become Python's, and shapes that depend on values."""
 
@@ -137,7 +147,7 @@ def test_a_step_waits_for_nothing(kind, precision, hierarchical, monkeypatch):
         trainer.train_step(window)
     assert reads.found == [] and len(trainer.pending) == 2
     with Reads() as reads:
-        float(trainer.pending.steps[0].norm)
+        float(trainer.pending._steps[0][0][0])
     assert reads.found == ["_local_scalar_dense"]  # what would have been found
 
 
@@ -165,7 +175,9 @@ def test_outcomes_come_in_order_with_their_numbers():
     pending = PendingSteps()
     for number in range(3):
         losses = [torch.tensor(float(number)), torch.tensor(0.5)]
-        pending.add(losses, torch.tensor(number + 10.0), torch.tensor(number != 1), 0.1 * number, [range(number)])
+        pending.add(
+            losses, torch.tensor(number + 10.0), torch.tensor(number != 1), 0.1 * number, [torch.arange(number)]
+        )
     outcomes = pending.read()
     assert [(o.made, o.loss, o.norm, o.pictures) for o in outcomes] == [
         (True, 0.5, 10.0, 0),
