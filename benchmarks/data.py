@@ -39,7 +39,7 @@ from benchmarks.data_pipelines import (
     with_pillow,
     write_sources,
 )
-from benchmarks.pages import markdown_table, write_page
+from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from configs.errors import HybridMedNetError
 from data.readers import read_picture, read_reduced
 from data.transforms import Preprocess
@@ -165,7 +165,7 @@ def median(figures: dict[str, Any], source: str, pipeline: str, workers: int) ->
     return None
 
 
-def verdicts(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
+def verdicts(figures: dict[str, Any]) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough; of rates the median counts."""
     found = []
     for cache in ("disk", "ram"):
@@ -220,7 +220,6 @@ def page(figures: dict[str, Any]) -> str:
     packages = {**machine["packages"], "monai": figures["versions"]["monai"]}
     named = ("torch", "torchvision", "pillow", "opencv-python-headless", "monai")
     versions = ", ".join(f"{name} {packages[name]}" for name in named if packages[name])
-    told = [[wanted, came, "met" if enough else "MISSED"] for wanted, came, enough in verdicts(figures)]
     readback = [
         [source, *(f"{statistics.median(values):,.0f}" for values in found.values())]
         for source, found in figures["readback"].items()
@@ -240,7 +239,7 @@ column, later ones open the file; MONAI's CacheDataset fills by threads.
 
 {markdown_table("source | pipeline | 0 workers | 1 | 2 | gain | filling, the longest", rows(figures))}
 
-{markdown_table("wanted | seen | ", told)}
+{verdict_table(verdicts(figures))}
 
 ## The reader of a cache alone
 
@@ -276,10 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         logging.disable(logging.NOTSET)
     text = page(figures)
-    print(text)
-    if not options.no_write:
-        write_page(PAGE, text, figures)
-    return 0 if all(enough for _, _, enough in verdicts(figures)) else 1
+    return report(None if options.no_write else PAGE, text, figures, verdicts(figures))
 
 
 if __name__ == "__main__":

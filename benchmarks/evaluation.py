@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pages import markdown_table, write_page
+from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from evaluation.bootstrap import bootstrap
 from evaluation.figure_table import drawn_figures
 from evaluation.operating_points import OperatingPoint, choose_thresholds, parse_rule
@@ -153,7 +153,7 @@ def measure(repeats: int) -> dict:
     }
 
 
-def verdicts(figures: dict) -> list[tuple[str, str, bool]]:
+def verdicts(figures: dict) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough; of times the median counts."""
     seconds = {name: statistics.median(run["seconds"] for run in runs) for name, runs in figures["runs"].items()}
     memory = max(run["peak_bytes"] for runs in figures["runs"].values() for run in runs) / 1e9
@@ -184,7 +184,6 @@ def rows(figures: dict) -> list[list[str]]:
 def page(figures: dict) -> str:
     """The Markdown page; every number in it is of this run."""
     machine = figures["environment"]
-    told = [[wanted, came, "met" if enough else "MISSED"] for wanted, came, enough in verdicts(figures)]
     return f"""# Evaluation, measured
 
 Written by `python -m benchmarks.evaluation` on {machine["time"][:10]}: {machine["processor"]},
@@ -197,7 +196,7 @@ work takes, the rest is waiting for a core. Memory is the whole process at its p
 
 {markdown_table("part | median | fastest | processor | peak memory", rows(figures))}
 
-{markdown_table("wanted | seen | ", told)}
+{verdict_table(verdicts(figures))}
 
 - *{BOOTSTRAP}*: AUROC, average precision, sensitivity, specificity, PPV, NPV, F1, Brier score and ECE of
   every class in every draw.
@@ -220,10 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     figures = measure(options.repeats)
     text = page(figures)
-    print(text)
-    if not options.no_write:
-        write_page(PAGE, text, figures)
-    return 0 if all(enough for _, _, enough in verdicts(figures)) else 1
+    return report(None if options.no_write else PAGE, text, figures, verdicts(figures))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from benchmarks.pages import markdown_table, write_page
 from configs.default_config import Config
 from models import HybridMedNet, create_backbone, list_backbones
+from models.backbones import BaseVisionBackbone
 from models.backbones.families import smallest_of_each_family
 from utils.activation_memory import FlopCount, SavedActivations
 from utils.checkpoint_plan import Plan
@@ -94,7 +95,8 @@ def build(name: str, size: int) -> Any:
 
 def loss_of(model: Any, x: Tensor) -> Tensor:
     """The mean square of all that the network gives."""
-    outputs = [model(x)] if isinstance(model, HybridMedNet) else model.forward_features(x)
+    found = model.forward_features(x) if isinstance(model, BaseVisionBackbone) else model(x)
+    outputs = [found] if isinstance(found, Tensor) else found
     return torch.stack([y.float().square().mean() for y in outputs]).sum()
 
 
@@ -128,12 +130,14 @@ def allocated_bytes(model: nn.Module, x: Tensor, autocast: torch.dtype | None) -
     return torch.cuda.max_memory_allocated() - before
 
 
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Of one call, on the device's own clock."""
+def seconds_of(
+    run: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Of one call, on CUDA by its own clock; clock: of other devices (process_time: processor seconds)."""
     if device.type != "cuda":
-        begin = time.perf_counter()
+        begin = clock()
         run()
-        return time.perf_counter() - begin
+        return clock() - begin
     begin_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin_event.record()
     run()

@@ -14,14 +14,15 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.gradient_checkpointing import seconds_of
-from benchmarks.pages import markdown_table, write_page
+from benchmarks.pages import Verdict, markdown_table, report, verdict_table
+from benchmarks.training_loops import BatchesInMemory
 from configs.default_config import Config
 from data.loaders import Batch
 from inference.predictor import Predictor
@@ -37,24 +38,16 @@ CLASSES = 14
 WANTED = 0.95  # of the bare passes' pictures a second
 
 
-class Memory:
-    """A loader of batches that are in memory already; the pictures are the same in each."""
-
-    def __init__(self, pictures: int, batch: int, size: int, pinned: bool) -> None:
-        generator = torch.Generator().manual_seed(0)
-        image = torch.randn(batch, 3, size, size, generator=generator)
-        self.image = image.pin_memory() if pinned else image
-        self.target = torch.randint(0, 2, (pictures, CLASSES), generator=generator).float()
-        self.batch = batch
-
-    def __len__(self) -> int:
-        return -(-len(self.target) // self.batch)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """(number, batch) of each."""
-        for number, rows in enumerate(torch.arange(len(self.target)).split(self.batch)):
-            target = self.target[rows]
-            yield number, Batch(self.image[: len(rows)], target, torch.ones_like(target, dtype=torch.bool), rows)
+def in_memory(pictures: int, batch: int, size: int, pinned: bool) -> BatchesInMemory:
+    """A loader of batches that are there already; the pictures are the same in each."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch, 3, size, size, generator=generator)
+    image = image.pin_memory() if pinned else image
+    target = torch.randint(0, 2, (pictures, CLASSES), generator=generator).float()
+    known = torch.ones_like(target, dtype=torch.bool)
+    return BatchesInMemory(
+        [Batch(image[: len(rows)], target[rows], known[rows], rows) for rows in torch.arange(pictures).split(batch)]
+    )
 
 
 @dataclass(frozen=True)
@@ -76,14 +69,16 @@ def build(backbone: str, size: int, device: torch.device) -> HybridMedNet:
     return HybridMedNet(Config.from_overrides([*overrides, f"DATA.image_size={size}"])).eval().to(device)
 
 
-def ways(model: HybridMedNet, loader: Memory, precision: Precision, device: torch.device) -> list[Callable[[], object]]:
+def ways(
+    model: HybridMedNet, loader: BatchesInMemory, precision: Precision, device: torch.device
+) -> list[Callable[[], object]]:
     """The bare passes, the Evaluator's and the Predictor's; each runs the network over all batches."""
     layout = choose_memory_format("auto", model.backbone.prefers_channels_last)
     model.to(memory_format=layout)
     names = tuple(f"class {k + 1}" for k in range(CLASSES))
     evaluator = Evaluator(model, TrainingLoss(binary_cross_entropy), precision, names, layout, "plain")
     predictor = Predictor([model], precision, layout)
-    there = loader.image.to(device).contiguous(memory_format=layout)
+    there = loader.batches[0].image.to(device).contiguous(memory_format=layout)
 
     @torch.inference_mode()
     def bare() -> list:
@@ -98,9 +93,9 @@ def ways(model: HybridMedNet, loader: Memory, precision: Precision, device: torc
 
 def measure(backbone: str, options: argparse.Namespace, device: torch.device, precision: Precision) -> Row:
     """Medians over rounds in which each way has its turn, after one that does not count."""
-    loader = Memory(options.pictures, options.batch, options.size, device.type == "cuda")
+    loader = in_memory(options.pictures, options.batch, options.size, device.type == "cuda")
     runs = ways(build(backbone, options.size, device), loader, precision, device)
-    rounds = [[_seconds(run, device) for run in runs] for _ in range(options.repeats + 1)][1:]
+    rounds = [[seconds_of(run, device, time.process_time) for run in runs] for _ in range(options.repeats + 1)][1:]
     speeds = [options.pictures / statistics.median(seconds) for seconds in zip(*rounds)]
     shares = [statistics.median(bare / other for bare, other in zip(*pair)) for pair in _pairs(rounds)]
     return Row(backbone, *speeds, *shares)
@@ -111,15 +106,7 @@ def _pairs(rounds: list[list[float]]) -> list[tuple[tuple[float, ...], tuple[flo
     return [(bare, other) for other in others]
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        return seconds_of(run, device)
-    begin = time.process_time()
-    run()
-    return time.process_time() - begin
-
-
-def verdicts(rows: list[Row]) -> list[tuple[str, str, bool]]:
+def verdicts(rows: list[Row]) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough."""
     found = []
     for name in ("evaluator", "predictor"):
@@ -139,7 +126,6 @@ def cells(row: Row) -> list[str]:
 
 def page(rows: list[Row], options: argparse.Namespace, machine: dict) -> str:
     """The Markdown page; every number in it is of this run."""
-    told = [[wanted, came, "met" if enough else "MISSED"] for wanted, came, enough in verdicts(rows)]
     place = f"{machine['processor']}, 1 thread"
     if machine["device"] == "cuda":
         place = torch.cuda.get_device_name()
@@ -157,7 +143,7 @@ are medians of each round's own.
 
 {markdown_table(HEADINGS, map(cells, rows))}
 
-{markdown_table("wanted | seen | ", told)}
+{verdict_table(verdicts(rows))}
 """
 
 
@@ -178,12 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [measure(backbone, options, device, precision) for backbone in options.backbones]
     machine = describe_environment(device.type, precision.name)
     text = page(rows, options, machine)
-    print(text)
-    if not options.no_write:
-        write_page(
-            PAGE, text, {"environment": machine, "options": vars(options), "rows": [asdict(row) for row in rows]}
-        )
-    return 0 if all(enough for _, _, enough in verdicts(rows)) else 1
+    figures = {"environment": machine, "options": vars(options), "rows": [asdict(row) for row in rows]}
+    return report(None if options.no_write else PAGE, text, figures, verdicts(rows))
 
 
 if __name__ == "__main__":

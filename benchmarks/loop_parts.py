@@ -116,16 +116,11 @@ def measure_waiting(network: list[str], drawn: Drawn, device: torch.device) -> d
     with tempfile.TemporaryDirectory() as name:
         write_phantom(Path(name) / "drawn", drawn.count, drawn.pixels)
         data = [f"DATA.data_dir={name}/drawn", f"DATA.image_size={drawn.pixels}", f"TRAIN.batch_size={drawn.batch}"]
-        for cache in caches(Config()) or ("none",):
+        for cache in ("none", "ram", "disk"):
             for workers in (0, 8 if device.type == "cuda" else 2):
-                reading = [f"DATA.num_workers={workers}", *([f"DATA.cache={cache}"] if cache != "none" else [])]
+                reading = [f"DATA.num_workers={workers}", f"DATA.cache={cache}"]
                 found[f"{cache}, {workers}"] = second_epoch([*network, *data, *reading], device)
     return found
-
-
-def caches(config: Config) -> tuple[str, ...]:
-    """The values of DATA.cache; nothing where this version does not have it."""
-    return ("none", "ram", "disk") if "cache" in type(config.DATA).model_fields else ()
 
 
 def second_epoch(settings: list[str], device: torch.device) -> dict[str, float]:

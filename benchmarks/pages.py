@@ -18,3 +18,26 @@ def write_page(path: Path, text: str, figures: Any) -> None:
     """The page, and what it was made from as .json beside it."""
     path.write_text(text, encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+# What was wanted, what came, and whether that is enough; None: it was not measured.
+Verdict = tuple[str, str, bool | None]
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> str:
+    """A row a verdict: met, MISSED or not measured."""
+    words = {True: "met", False: "MISSED", None: "not measured"}
+    return markdown_table("wanted | seen | ", [(wanted, seen, words[enough]) for wanted, seen, enough in verdicts])
+
+
+def exit_code(verdicts: Iterable[Verdict]) -> int:
+    """1 where something was missed."""
+    return int(any(enough is False for _, _, enough in verdicts))
+
+
+def report(path: Path | None, text: str, figures: Any, verdicts: Iterable[Verdict]) -> int:
+    """Print the page, write it unless `path` is None, and give the exit code."""
+    print(text)
+    if path is not None:
+        write_page(path, text, figures)
+    return exit_code(verdicts)

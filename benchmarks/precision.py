@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.gradient_checkpointing import seconds_of
-from benchmarks.pages import markdown_table, write_page
+from benchmarks.pages import Verdict, exit_code, markdown_table, verdict_table, write_page
 from configs.default_config import Config
 from models import HybridMedNet
 from training.builder import settle_precision
@@ -138,7 +138,7 @@ def over_float32(row: dict[str, Any]) -> float:
     return row["seconds"][row["auto"]] / row["seconds"]["float32"]
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[tuple[str, str, bool | None]]:
+def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough; None where it could not be measured."""
     slowest, furthest = max(map(over_float32, rows)), max(map(over_fastest, rows))
     speeds = [row["seconds"]["float32"] / row["seconds"].get("bf16 channels_last", float("nan")) for row in rows]
@@ -180,7 +180,6 @@ def page(figures: dict[str, Any]) -> str:
     machine, rows = figures["environment"], figures["rows"]
     columns = columns_of(rows)
     heading = " | ".join(["network", *columns, "auto takes", "speed over float32", "time over fastest", "probe"])
-    told = [[w, c, "not measured" if ok is None else "met" if ok else "MISSED"] for w, c, ok in verdicts(rows)]
     compilations = "; ".join(f"{row['name']} {row['compilation']}" for row in rows)
     return f"""# Number format and memory format
 
@@ -193,7 +192,7 @@ default attention at {figures["size"]} px, in steps of {rows[0]["batch"]}. All v
 
 {markdown_table(heading, [cells(row, columns) for row in rows])}
 
-{markdown_table("wanted | seen | ", told)}
+{verdict_table(verdicts(rows))}
 
 *auto takes* what the probe of `TRAIN.mixed_precision=auto` and `TRAIN.channels_last=auto` finds, the same that train.py
 makes as it begins; *probe* is what that took. *{COMPILED}* is the same with TRAIN.compile; its first step took:
@@ -228,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         gc.collect()
         torch.compiler.reset()
     print(text)
-    return 1 if any(enough is False for _, _, enough in verdicts(rows)) else 0
+    return exit_code(verdicts(rows))
 
 
 def describe(options: argparse.Namespace, device: torch.device, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -247,6 +246,7 @@ def describe(options: argparse.Namespace, device: torch.device, rows: list[dict[
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--backbone", nargs="+", metavar="NAME", default=list(NAMES), help="only these")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gradient_checkpointing import allocated_bytes, build, saved_bytes, seconds_of, step
-from benchmarks.pages import markdown_table, write_page
+from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from models.attention.cross_scale import CrossScaleAttention
 from training.precision import choose_device
 from utils.environment import describe_environment
@@ -49,7 +49,7 @@ class AttentionAlone(nn.Module):
         # As parameters, so that they get gradients, as a backbone's maps do, and do not count as saved.
         self.levels = nn.ParameterList(torch.randn(batch, c, side, side) for c, side in zip(CHANNELS, sides))
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """The levels after attention; x is looked at by nobody."""
         return self.attention(list(self.levels))
 
@@ -132,10 +132,10 @@ def exponents(series: list[Point]) -> tuple[float, float, float]:
     return exponent(amounts, seconds), exponent(amounts[half - 1 :], seconds[half - 1 :]), exponent(amounts, kept)
 
 
-def verdicts(points: list[Point]) -> list[tuple[str, str, bool]]:
+def verdicts(points: list[Point]) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough."""
     found = by_series(points)
-    rows = []
+    rows: list[Verdict] = []
     for name in (ATTENTION, MAMBA):
         time, late, kept = exponents(found[name])
         rows.append(
@@ -185,7 +185,6 @@ def page(figures: dict[str, Any]) -> str:
         f"## {name}\n\n{table(series, 'token' if name in (ATTENTION, MAMBA) else 'pixel')}"
         for name, series in by_series(points).items()
     ]
-    told = [[wanted, came, "met" if enough else "MISSED"] for wanted, came, enough in verdicts(points)]
     body = "\n\n".join(parts)
     return f"""# Scaling
 
@@ -196,7 +195,7 @@ Forward and backward, {"bf16" if figures["cuda"] else "float32"}; whole networks
 {SIZE} px where the batch varies. All sizes and batches take turns in one run,
 {figures["repeats"]} times after a first one; medians. *Saved* is {_MEMORY[figures["cuda"]]}.
 
-{markdown_table("wanted | seen | ", told)}
+{verdict_table(verdicts(points))}
 
 {body}
 """
@@ -222,10 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     points = measure(works(networks, sizes, QUICK_BATCHES if options.quick else BATCHES, device), repeats)
     figures = describe(points, device, repeats, options.quick)
     text = page(figures)
-    print(text)
-    if not options.no_write:
-        write_page(PAGE, text, figures)
-    return 0 if all(enough for _, _, enough in verdicts(points)) else 1
+    return report(None if options.no_write else PAGE, text, figures, verdicts(points))
 
 
 def describe(points: list[Point], device: torch.device, repeats: int, quick: bool) -> dict[str, Any]:

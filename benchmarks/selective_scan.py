@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.pages import markdown_table, write_page
+from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from models.backbones.selective_scan import plain_scan
 from utils.environment import describe_environment
 
@@ -142,7 +142,7 @@ def measure(repeats: int) -> dict:
     }
 
 
-def verdicts(figures: dict) -> list[tuple[str, str, bool]]:
+def verdicts(figures: dict) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough."""
     median = figures["median_seconds"]
     ours = median[f"{OURS}, L {LENGTH}"]
@@ -161,6 +161,7 @@ def verdicts(figures: dict) -> list[tuple[str, str, bool]]:
 
 
 def rows(figures: dict) -> list[list[str]]:
+    """A row a scan and length."""
     reference = figures["median_seconds"][f"{TEXTBOOK}, L {LENGTH}"]
     found = []
     for key, median in figures["median_seconds"].items():
@@ -181,7 +182,6 @@ HEADING = "scan | L | median | fastest | a step of the sequence | speed | saved 
 def page(figures: dict) -> str:
     """The Markdown page; every number in it is of this run."""
     machine = figures["environment"]
-    told = [[wanted, came, "met" if enough else "MISSED"] for wanted, came, enough in verdicts(figures)]
     return f"""# The selective scan, measured
 
 Written by `python -m benchmarks.selective_scan` on {machine["time"][:10]}: {machine["processor"]},
@@ -194,7 +194,7 @@ textbook loop in float64: largest deviation over largest value.
 
 {markdown_table(HEADING, rows(figures))}
 
-{markdown_table("wanted | seen | ", told)}
+{verdict_table(verdicts(figures))}
 
 - The textbook loop discretises all steps at once and takes slices, each of whose gradients is a tensor of full length:
   its time grows with L².
@@ -204,6 +204,7 @@ textbook loop in float64: largest deviation over largest value.
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write; 1 where a limit was missed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each kind; default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")
@@ -211,10 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     figures = measure(options.repeats)
     text = page(figures)
-    print(text)
-    if not options.no_write:
-        write_page(PAGE, text, figures)
-    return 0 if all(enough for _, _, enough in verdicts(figures)) else 1
+    return report(None if options.no_write else PAGE, text, figures, verdicts(figures))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from benchmarks.model import HEADINGS, NAMES, Row, cells, main, saved_bytes
+from benchmarks.gradient_checkpointing import saved_bytes
+from benchmarks.model import HEADINGS, NAMES, Row, cells, main
 
 
 def test_ratios_and_verdicts():

@@ -75,7 +75,7 @@ def test_attention_alone_is_the_networks_attention():
     given = [level.detach() for level in alone.levels]
     assert [tuple(x.shape) for x in given] == [(2, 96, 16, 16), (2, 192, 8, 8), (2, 384, 4, 4), (2, 768, 2, 2)]
     expected = alone.attention(given)
-    out = alone.forward_features(torch.empty(0))
+    out = alone(torch.empty(0))
     assert all(map(torch.equal, out, expected))
     sum(y.sum() for y in out).backward()
     assert all(level.grad is not None for level in alone.levels)
