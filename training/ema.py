@@ -21,16 +21,14 @@ class ExponentialMovingAverage:
         self.shadow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, made: Tensor | None = None) -> None:
+    def update(self, model: nn.Module, made: Tensor) -> None:
         """After an optimizer step. made: a bool on the device; where it is false, only `updates` changes."""
         self.updates += 1
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in model.state_dict().items():
             shadow = self.shadow[name]
             if tensor.is_floating_point():
-                shadow.lerp_(tensor, share if made is None else share * made.to(tensor.dtype))
-            elif made is None:
-                shadow.copy_(tensor)
+                shadow.lerp_(tensor, share * made.to(tensor.dtype))
             else:
                 torch.where(made, tensor, shadow, out=shadow)
 

@@ -293,7 +293,7 @@ def test_copies_and_pickles_and_averages_recompute_too():
         assert_equal_steps(copy.deepcopy(plain), other, picture(plain))
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
-    average.update(model)
+    average.update(model, torch.tensor(True))
 
 
 def test_segments_asked_are_segments_made_or_refused():

@@ -8,6 +8,8 @@ from torch import nn
 
 from training.ema import ExponentialMovingAverage
 
+MADE = torch.tensor(True)  # the optimizer step
+
 
 def make_model(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
@@ -38,7 +40,7 @@ def test_average_is_the_slow_loops(decay):
     expected = {name: tensor.double() for name, tensor in snapshot(model).items()}
     for step in range(1, 31):
         move(model, step)
-        ema.update(model)
+        ema.update(model, MADE)
         d = min(decay, (1 + step) / (10 + step))
         for name, tensor in model.state_dict().items():
             expected[name] = d * expected[name] + (1 - d) * tensor.double() if tensor.is_floating_point() else tensor
@@ -59,7 +61,7 @@ def test_applied_inside_and_restored_afterwards():
     model = make_model()
     ema = ExponentialMovingAverage(model, 0.9)
     move(model, 1)
-    ema.update(model)
+    ema.update(model, MADE)
     own, shadow = snapshot(model), {name: tensor.clone() for name, tensor in ema.shadow.items()}
     with ema.applied_to(model):
         assert equal(snapshot(model), shadow) and not equal(shadow, own)
@@ -75,13 +77,24 @@ def test_state_round_trip_goes_on_alike():
     ema = ExponentialMovingAverage(model, 0.9)
     for step in range(3):
         move(model, step)
-        ema.update(model)
+        ema.update(model, MADE)
     other = ExponentialMovingAverage(make_model(1), 0.9)
     other.load_state_dict(copy.deepcopy(ema.state_dict()))
     for step in range(3, 6):
         move(model, step)
-        ema.update(model)
-        other.update(model)
+        ema.update(model, MADE)
+        other.update(model, MADE)
     assert other.updates == 6 and equal(other.shadow, ema.shadow)
     with pytest.raises(ValueError, match="another model"):
         other.load_state_dict(ExponentialMovingAverage(nn.Linear(2, 2), 0.9).state_dict())
+
+
+def test_a_step_that_was_not_made_is_left_out():
+    model = make_model()
+    ema = ExponentialMovingAverage(model, 0.9)
+    before = {name: tensor.clone() for name, tensor in ema.shadow.items()}
+    move(model, 1)
+    ema.update(model, ~MADE)
+    assert equal(before, ema.shadow) and ema.updates == 1
+    ema.step_back()
+    assert ema.updates == 0
