@@ -32,6 +32,7 @@ from training.quantization_aware import QuantizationAware
 from training.sparsity import SparseWeights, prune_smallest
 from training.trainer import Trainer, TrainerOptions
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
+from utils.kernels import prepare_kernels
 
 logger = logging.getLogger("train")
 
@@ -74,6 +75,7 @@ def build_trainer(
     if settings.quantization_aware:
         trainer.forward = QuantizationAware(model)
     if settings.compile:
+        prepare_kernels(model, device, (torch.float32, precision.dtype or torch.float32))
         trainer.forward = trainer.evaluator.forward = torch.compile(model)
     return trainer
 

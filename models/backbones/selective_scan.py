@@ -6,9 +6,6 @@ exported graphs without a loop over time.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,23 +14,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-logger = logging.getLogger(__name__)
+from utils.kernels import Kernel, KernelChoice, is_exported
 
 # Steps between two states that are kept for the backward pass; those between are recomputed.
 CHUNK = 16
-# Largest relative deviation from the plain scan that a kernel may have, of y and of every gradient.
-KERNEL_TOLERANCE = 1e-3
-
-Scan = Callable[..., Tensor]
 
 
-def _load_triton() -> Scan:
+def _load_triton() -> Kernel:
     from models.backbones.selective_scan_triton import triton_scan
 
     return triton_scan
 
 
-def _load_mamba() -> Scan:
+def _load_mamba() -> Kernel:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def scan(u, delta, A, B, C, D, delta_bias):
@@ -45,13 +38,6 @@ def _load_mamba() -> Scan:
         return y.transpose(1, 2).to(u.dtype)
 
     return scan
-
-
-# Kernels by type of device, the first that can be imported and agrees is taken; elsewhere the plain scan is.
-KERNELS: dict[str, tuple[tuple[str, Callable[[], Scan]], ...]] = {
-    "cuda": (("the Triton kernel", _load_triton), ("mamba_ssm", _load_mamba)),
-}
-_chosen: dict[tuple[torch.device, torch.dtype], Scan] = {}
 
 
 def selective_scan(
@@ -68,7 +54,11 @@ def selective_scan(
     if delta_bias is None:
         delta_bias = torch.zeros_like(D)
     _check_shapes(u, delta, A, B, C, D, delta_bias)
-    return _scan_for(u)(u, delta, A, B, C, D, delta_bias)
+    if is_exported():
+        scan = graph_scan
+    else:
+        scan = plain_scan if _only_shapes(u) else SCAN.of(u.device, u.dtype)
+    return scan(u, delta, A, B, C, D, delta_bias)
 
 
 def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> None:
@@ -145,11 +135,6 @@ def graph_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Ten
     return y.transpose(0, 1).to(u.dtype)
 
 
-def _is_exported() -> bool:
-    """Whether a graph is being made for other programs, which know neither our autograd function nor our kernels."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
 def _without_autocast(x: Tensor) -> AbstractContextManager:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -211,62 +196,7 @@ def _plain_gradients(raw: list[Tensor], kept: Tensor, chunk: int, dy: Tensor) ->
     return back[0], back[1], dA, back[2], back[3], dD, ddelta.sum((0, 1))
 
 
-def _scan_for(u: Tensor) -> Scan:
-    """The scan for tensors like u. A kernel is checked before its first use, in a thread of its own.
-
-    A thread has no autocast, no grad mode, no hooks and no modes of the caller that the check could disturb.
-    """
-    if _is_exported():
-        return graph_scan
-    if u.device.type not in KERNELS or u.dtype == torch.float64 or _only_shapes(u):
-        return plain_scan
-    key = (u.device, u.dtype)
-    if key not in _chosen and not torch.compiler.is_compiling():
-        with ThreadPoolExecutor(1) as thread:
-            _chosen[key] = thread.submit(_choose, *key).result()
-    return _chosen.get(key, plain_scan)
-
-
-def _choose(device: torch.device, dtype: torch.dtype) -> Scan:
-    """The first kernel without a fault, else the plain scan. Kernels set aside are named in warnings."""
-    faults = []
-    chosen, scan = "the plain scan", plain_scan
-    for name, candidate in _installed(device.type):
-        fault = _fault(candidate, device, dtype)
-        if fault is None:
-            chosen, scan = name, candidate
-            break
-        faults.append((name, fault))
-    for name, fault in faults:
-        logger.warning("selective scan on %s, %s: %s %s; %s is used instead", device, dtype, name, fault, chosen)
-    return scan
-
-
-def _installed(device_type: str) -> Iterator[tuple[str, Scan]]:
-    for name, load in KERNELS[device_type]:
-        try:
-            scan = load()
-        except ImportError:
-            continue  # not installed, which needs no words: there are others
-        yield name, scan
-
-
-def _fault(scan: Scan, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is wrong with a kernel, by a small example in float64; None where it agrees."""
-    arguments, dy = _example(device, dtype)
-    try:
-        found = _with_gradients(scan, arguments, dy)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a kernel that cannot be compiled may fail in any way
-        return f"fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    exact = _with_gradients(plain_scan, [x.detach().double().requires_grad_() for x in arguments], dy.double())
-    tolerance = KERNEL_TOLERANCE + (torch.finfo(dtype).eps if dtype.itemsize < 4 else 0)
-    worst = max(((x - e).abs().max() / e.abs().max()).nan_to_num(torch.inf).item() for x, e in zip(found, exact))
-    return None if worst <= tolerance else f"deviates by {worst:.1e}, where {tolerance:.1e} is allowed"
-
-
-def _example(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+def _example(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor | None], Tensor]:
     """Arguments like those of a trained network, and dy; random states are left alone."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"u": (2, 37, 40), "delta": (2, 37, 40), "B": (2, 37, 16), "C": (2, 37, 16), "dy": (2, 37, 40)}
@@ -276,6 +206,10 @@ def _example(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Te
     return [x.requires_grad_() for x in arguments], like_u["dy"]
 
 
-def _with_gradients(scan: Scan, arguments: list[Tensor], dy: Tensor) -> list[Tensor]:
-    y = scan(*arguments)
-    return [y, *torch.autograd.grad(y, arguments, dy)]
+SCAN = KernelChoice(
+    "selective scan",
+    "the plain scan",
+    plain_scan,
+    {"cuda": (("the Triton kernel", _load_triton), ("mamba_ssm", _load_mamba))},
+    _example,
+)

@@ -9,7 +9,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from models.backbones.selective_scan import CHUNK, plain_scan
 
@@ -26,44 +25,78 @@ def triton_scan(
     """
     if u.dtype == torch.float64:
         return plain_scan(u, delta, A, B, C, D, delta_bias, chunk)
-    return _TritonScan.apply(u, delta, A, B, C, D, delta_bias, chunk)
+    return _scan(u, delta, A, B, C, D, delta_bias, chunk)[0]
 
 
-class _TritonScan(torch.autograd.Function):
-    """One program a sequence and block of channels, which walks along time; backwards chunk by chunk."""
-
-    @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, delta_bias, chunk):
-        raw = (u, delta, A, B, C, D, delta_bias)
-        batch, length = u.shape[:2]
-        y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-        kept = _floats(u, -(-length // chunk), batch, *A.shape)
-        with torch.cuda.device_of(u):
-            _forward_kernel[_grid(u)](*_rows(raw), y, kept, *_sizes(u, A, chunk), num_warps=WARPS)
-        ctx.save_for_backward(*raw, kept)
-        ctx.chunk = chunk
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        *raw, kept = ctx.saved_tensors
-        return *(g.to(x.dtype) for g, x in zip(_gradients(raw, kept, ctx.chunk, dy), raw)), None
+@torch.library.custom_op(
+    "hybridmednet::selective_scan",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor bias, int chunk) "
+    "-> (Tensor, Tensor)",
+)
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """y and the kept states. One program a sequence and block of channels walks along time."""
+    y, kept = _results(u, A, chunk)
+    with torch.cuda.device_of(u):
+        _forward_kernel[_grid(u)](*_rows((u, delta, A, B, C, D, bias)), y, kept, *_sizes(u, A, chunk), num_warps=WARPS)
+    return y, kept
 
 
-def _gradients(raw: list[Tensor], kept: Tensor, chunk: int, dy: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of all seven arguments. Sums over channels and over the batch are of one partial sum a program."""
-    u, A = raw[0], raw[2]
+@_scan.register_fake
+def _(u, delta, A, B, C, D, bias, chunk):
+    return _results(u, A, chunk)
+
+
+def _results(u: Tensor, A: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    return y, _floats(u, -(-u.shape[1] // chunk), len(u), *A.shape)
+
+
+@torch.library.custom_op(
+    "hybridmednet::selective_scan_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor bias, Tensor kept, "
+    "int chunk) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _scan_backward(
+    dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, kept: Tensor,
+    chunk: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of all seven arguments, chunk by chunk.
+
+    Sums over channels and over the batch are of one partial sum a program.
+    """
+    raw = (u, delta, A, B, C, D, bias)
     batch, length, width = u.shape
     scratch = _floats(u, batch, chunk, *A.shape)
-    du, ddelta = (torch.empty(u.shape, dtype=x.dtype, device=u.device) for x in raw[:2])
+    du, ddelta = (torch.empty(u.shape, dtype=x.dtype, device=u.device) for x in (u, delta))
     dA, dD, dbias = _floats(u, batch, *A.shape), _floats(u, batch, width), _floats(u, batch, width)
     dB, dC = (_floats(u, _grid(u)[1], batch, length, A.shape[1]) for _ in range(2))
     with torch.cuda.device_of(u):
         _backward_kernel[_grid(u)](
             *_rows((*raw, dy)), kept, scratch, du, ddelta, dA, dB, dC, dD, dbias, *_sizes(u, A, chunk), num_warps=WARPS
         )
-    return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)
+    gradients = du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)
+    return tuple(g.to(x.dtype) for g, x in zip(gradients, raw))
+
+
+@_scan_backward.register_fake
+def _(dy, *arguments):
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in arguments[:7])
+
+
+def _keep(ctx, inputs, output) -> None:
+    *raw, ctx.chunk = inputs
+    ctx.save_for_backward(*raw, output[1])
+
+
+def _gradients(ctx, dy: Tensor, _) -> tuple[Tensor | None, ...]:
+    return *_scan_backward(dy, *ctx.saved_tensors, ctx.chunk), None
+
+
+_scan.register_autograd(_gradients, setup_context=_keep)
 
 
 def _floats(like: Tensor, *shape: int) -> Tensor:

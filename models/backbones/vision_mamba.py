@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from configs.errors import ModelError
 from models.backbones.base import BaseVisionBackbone
 from models.backbones.pyramid import SimplePyramid
-from models.backbones.selective_scan import selective_scan
+from models.backbones.selective_scan import SCAN, selective_scan
 from models.backbones.weights import fetch_weights
 from utils.blocks import Block, block
 
@@ -51,6 +51,7 @@ class Mixer(nn.Module):
     Shapes: tokens [B, L, D] → [B, L, D].
     """
 
+    kernels = SCAN
     conv1d: nn.Conv1d
     conv1d_b: nn.Conv1d
     x_proj: nn.Linear

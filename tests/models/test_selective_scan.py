@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from models.backbones import selective_scan as module
-from models.backbones.selective_scan import graph_scan, plain_scan, selective_scan
+from models.backbones.selective_scan import SCAN, graph_scan, plain_scan, selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 SEQUENCES = ("u", "delta", "B", "C")
@@ -252,8 +252,8 @@ class Counted:
 @pytest.fixture
 def kernels(monkeypatch):
     """Puts kernels into the table for the CPU: kernels(name=loader, …)."""
-    monkeypatch.setattr(module, "_chosen", {})
-    return lambda **table: monkeypatch.setattr(module, "KERNELS", {"cpu": tuple(table.items())})
+    monkeypatch.setattr(SCAN, "chosen", {})
+    return lambda **table: monkeypatch.setattr(SCAN, "kernels", {"cpu": tuple(table.items())})
 
 
 def test_the_first_kernel_that_agrees_is_used_and_checked_once(kernels, caplog):
@@ -318,9 +318,9 @@ def test_the_check_disturbs_nothing_of_the_caller(kernels):
         assert torch.equal(selective_scan(*inputs), y)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(x.grad is None for x in inputs)
-    module._chosen.clear()
+    SCAN.chosen.clear()
     assert saved_bytes(inputs) == saved
-    module._chosen.clear()
+    SCAN.chosen.clear()
     recomputed = results(lambda *x: checkpoint(selective_scan, *x, use_reentrant=False), inputs)
     assert all(torch.equal(x, e) for x, e in zip(recomputed, results(plain_scan, inputs)))
 
@@ -360,4 +360,4 @@ def test_mambas_function_is_given_its_own_layout(kernels, monkeypatch, caplog):
     torch.testing.assert_close(selective_scan(*inputs), plain_scan(*inputs))
     inputs[1] = inputs[1].detach().bfloat16()
     selective_scan(*inputs)
-    assert plain_scan not in module._chosen.values() and not caplog.records
+    assert plain_scan not in SCAN.chosen.values() and not caplog.records

@@ -1,17 +1,13 @@
 """The Triton kernels against the plain scan, run by Triton's interpreter, which has to be asked for before import."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from models.backbones.selective_scan import plain_scan
+from tests.models.triton_interpreter import compile_for, interpreted
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("y", "u", "delta", "A", "B", "C", "D", "delta_bias")
 # Batch, length, channels, states; then the type of the four sequences. 33 channels and more are two blocks of them.
 CASES = {
@@ -59,12 +55,7 @@ def deviations(case: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, float]]:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return interpreted(__file__)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,21 +68,15 @@ def test_the_kernel_agrees_with_the_plain_scan(case, name, measured):
 
 @pytest.mark.parametrize("sequences, capability", COMPILED)
 def test_the_kernels_compile_for_devices_that_are_not_here(sequences, capability, tmp_path, monkeypatch):
-    """The interpreter takes what the compiler may refuse, such as a loop that changes the type of what it carries."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    pytest.importorskip("triton", reason="Triton is not installed")
     from models.backbones import selective_scan_triton as module
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = {"N": 16, "CHUNK": 16, "BLOCK_D": module.BLOCK, "BLOCK_N": 16}
     types = dict.fromkeys(("u", "delta", "B", "C", "y", "dy", "du", "ddelta"), f"*{sequences}")
-    types |= dict.fromkeys(("batch", "length", "width"), "i32") | dict.fromkeys(constants, "constexpr")
+    types |= dict.fromkeys(("batch", "length", "width"), "i32")
     for kernel in (module._forward_kernel, module._backward_kernel):
-        source = ASTSource(kernel, {name: types.get(name, "*fp32") for name in kernel.arg_names}, constants)
-        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": module.WARPS})
-        assert compiled.asm["ptx"]
+        assert compile_for(kernel, types, constants, capability, module.WARPS)
 
 
 if __name__ == "__main__":
