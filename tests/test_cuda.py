@@ -15,20 +15,26 @@ from data.loaders import Batch
 from inference.predictor import Predictor
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
-from models.backbones.selective_scan import plain_scan
+from models.backbones.selective_scan import SCAN, plain_scan
+from models.backbones.swin_attention import WINDOW_ATTENTION, plain_window_attention
 from tests.data.test_device_augmentation import loader_of
 from tests.data.test_device_augmentation import moved as batches_of
 from tests.models.test_selective_scan_triton import CASES, NAMES, arguments, results
+from tests.models.test_window_attention_triton import CASES as WINDOWS
+from tests.models.test_window_attention_triton import arguments as window_arguments
+from tests.models.test_window_attention_triton import results as window_results
+from tests.models.test_window_attention_triton import wide
 from tests.test_resume import prepare
 from tests.training.toys import TensorLoader, make_trainer
 from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
+from utils.kernels import prepare_kernels
 from utils.out_of_memory import is_out_of_memory
 from utils.transfers import sent_ahead
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-CUDA = torch.device("cuda")
+CUDA, CUDA0 = torch.device("cuda"), torch.device("cuda:0")
 
 
 def deterministic(steps: int | None):
@@ -82,6 +88,44 @@ def test_the_kernel_agrees_with_the_plain_scan_in_float64(case):
     errors = {n: ((x - e).abs().max() / e.abs().max().clamp(min=1e-30)).item() for n, x, e in pairs}
     print(case, {name: f"{error:.1e}" for name, error in errors.items()})
     assert max(errors.values()) < (2e-5 if CASES[case][-1] == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", WINDOWS)
+def test_attention_in_windows_agrees_with_the_plain_form_in_float64(case, dtype):
+    from models.backbones.window_attention_triton import triton_window_attention
+
+    (qkv, bias, mask, *rest), dy = window_arguments(*WINDOWS[case][:-1], dtype)
+    arguments_ = [x.detach().to(CUDA).requires_grad_() for x in (qkv, bias)]
+    arguments_ += [mask if mask is None else mask.to(CUDA), *rest]
+    found, again = (window_results(triton_window_attention, arguments_, dy.to(CUDA)) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(found, again)), "two runs differ"
+    exact = window_results(plain_window_attention, wide(arguments_), dy.to(CUDA).double())
+    errors = [((x.double() - e).abs().max() / e.abs().max()).item() for x, e in zip(found, exact)]
+    print(case, dtype, [f"{error:.1e}" for error in errors])
+    assert max(errors) < (2e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny", "vim_tiny"])
+def test_networks_use_their_kernel_and_are_compiled_with_it(name):
+    """In bf16, against the same network without a kernel in float32."""
+    torch.manual_seed(0)
+    size = (224, 224) if name == "swin_tiny" else (64, 64)
+    model = create_backbone(name, image_size=size).to(CUDA).eval()
+    x = torch.randn(2, 3, *size, device=CUDA)
+    with torch.no_grad():
+        exact = model.double()(x.double())
+        model.float()
+        prepare_kernels(model, CUDA, (torch.float32, torch.bfloat16))
+        with torch.autocast("cuda", torch.bfloat16):
+            found = {"eager": model(x), "compiled": torch.compile(model)(x)}
+        found["float32"] = model(x)
+    torch.compiler.reset()
+    choice = WINDOW_ATTENTION if name == "swin_tiny" else SCAN
+    assert {choice.chosen[CUDA0, dtype] is choice.plain for dtype in (torch.float32, torch.bfloat16)} == {False}
+    errors = {kind: ((y - exact).abs().max() / exact.abs().max()).item() for kind, y in found.items()}
+    print(name, {kind: f"{error:.1e}" for kind, error in errors.items()})
+    assert errors["float32"] < 1e-4 and max(errors.values()) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from configs.errors import ModelError
 from models.backbones.base import BaseVisionBackbone, GlobalAttention
 from models.backbones.pyramid import SimplePyramid
+from models.backbones.swin_attention import use_window_kernels
 from models.backbones.timm_blocks import (
     STEM,
     Part,
@@ -125,6 +126,7 @@ class TimmBackbone(BaseVisionBackbone):
         self.features, self.pooled_levels = levels.features, levels.pooled
         self.pyramid = SimplePyramid(levels.channels[0]) if levels.single else None
         _prune(body, self.features, levels.single)
+        use_window_kernels(body)
         self.body = body
         if name.startswith(ANY):
             self._try()
