@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from benchmarks import throughput
-from benchmarks.throughput import HEADINGS, Row, cells, main, rate_with_loader
+from benchmarks.throughput import HEADINGS, Row, cells, main, rate_with_loader, write_films
+from configs.default_config import Config
+from data.builder import open_data
 from data.phantom import write_phantom
 
 
@@ -15,6 +17,17 @@ def test_films_are_trained_on(name, tmp_path, monkeypatch):
     write_phantom(tmp_path / "films", 20, 64)
     rate = rate_with_loader(name, 8, False, str(tmp_path / "films"), torch.device("cpu"), 64)
     assert 0 < rate < 1e5
+
+
+def test_films_are_drawn_once_and_there_several_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "FILMS", 12)
+    monkeypatch.setattr(throughput, "DRAWN", 4)
+    monkeypatch.setattr(throughput, "SIZE", 64)
+    write_films(tmp_path / "films")
+    catalogue = open_data(Config.from_overrides([f"DATA.data_dir={tmp_path / 'films'}"]))
+    patients = {sample.patient_id for sample in catalogue.samples}
+    assert len(catalogue.samples) == 12 and len(patients) == 3 * len([p for p in patients if p.startswith("p")])
+    assert len(list((tmp_path / "films" / "images").iterdir())) == 12
 
 
 def test_rows_say_what_was_wanted():
