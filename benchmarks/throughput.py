@@ -36,6 +36,7 @@ from data.builder import build_loaders, open_data, split_data
 from data.phantom import write_phantom
 from models import HybridMedNet
 from training.builder import build_trainer
+from training.precision import choose_device
 from training.state import EpochSums
 from utils.environment import describe_environment
 from utils.kernels import prepare_kernels
@@ -220,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("error: this benchmark needs a CUDA device", file=sys.stderr)
         return 2
+    choose_device("cuda")  # cuDNN as in training
     modes = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]
     names = options.backbone or [*NAMES, *(f"{n}+{'cbam' if n == 'resnet50' else 'cross_scale'}" for n in NAMES)]
     rows: list[Row] = []

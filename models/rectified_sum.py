@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, interpolation_matrix, resize_to
+from models.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, along_axes, interpolation_matrix, resize_to
 
 _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
@@ -72,9 +72,9 @@ class ResizedMoments(torch.autograd.Function):
         else:
             with torch.autocast(x.device.type, enabled=False):
                 means, squares = zip(*_moments(x, size))
-                mean = _along(wide, [a[:, None] for a in means]).mean(axes)
+                mean = along_axes(wide, [a[None] for a in means]).mean(axes)
                 centred = wide - _as_map(mean, x)
-                variance = (centred * _along(centred, squares)).sum(axes) / len(x)
+                variance = (centred * along_axes(centred, squares)).sum(axes) / len(x)
         ctx.save_for_backward(x, mean)
         return mean, variance
 
@@ -89,7 +89,7 @@ class ResizedMoments(torch.autograd.Function):
             return torch.addcmul(_as_map(offset, x), x.to(mean.dtype), _as_map(slope, x)).to(x.dtype), None
         with torch.autocast(x.device.type, enabled=False):
             means, squares = zip(*_moments(x, ctx.size))
-            along = _along(x.to(mean.dtype) - _as_map(mean, x), squares)
+            along = along_axes(x.to(mean.dtype) - _as_map(mean, x), squares)
         places = _outer(means)
         return (_as_map(of_variance, x) * along + _as_map(of_mean, x) * places).to(x.dtype), None
 
@@ -129,13 +129,6 @@ def _resized(x: Tensor, scale: Tensor, shift: Tensor, size: tuple[int, ...]) -> 
 def _as_map(values: Tensor, like: Tensor) -> Tensor:
     """[C] → [1, C, 1 …]."""
     return values.reshape(1, -1, *[1] * (like.ndim - 2))
-
-
-def _along(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """A matrix [length, m] applied to each spatial axis: [B, C, *spatial] → [B, C, *m]."""
-    for axis, matrix in enumerate(matrices, start=2):
-        x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
-    return x
 
 
 def _outer(vectors: Sequence[Tensor]) -> Tensor:

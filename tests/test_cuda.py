@@ -9,6 +9,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from configs.default_config import Config
 from data.loaders import Batch
@@ -17,6 +18,7 @@ from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
 from models.backbones.selective_scan import SCAN, plain_scan
 from models.backbones.swin_attention import WINDOW_ATTENTION, plain_window_attention
+from models.layers import resize_to, shrinks
 from tests.data.test_device_augmentation import loader_of
 from tests.data.test_device_augmentation import moved as batches_of
 from tests.models.test_selective_scan_triton import CASES, NAMES, arguments, results
@@ -108,7 +110,13 @@ def test_attention_in_windows_agrees_with_the_plain_form_in_float64(case, dtype)
 
 @pytest.mark.parametrize("name", ["swin_tiny", "vim_tiny"])
 def test_networks_use_their_kernel_and_are_compiled_with_it(name):
-    """In bf16, against the same network without a kernel in float32."""
+    """In bf16, against the same network without a kernel in float64; the compiler's graph has our operator."""
+    operators: set[str] = set()
+
+    def record(graph, _):
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
     torch.manual_seed(0)
     size = (224, 224) if name == "swin_tiny" else (64, 64)
     model = create_backbone(name, image_size=size).to(CUDA).eval()
@@ -118,14 +126,34 @@ def test_networks_use_their_kernel_and_are_compiled_with_it(name):
         model.float()
         prepare_kernels(model, CUDA, (torch.float32, torch.bfloat16))
         with torch.autocast("cuda", torch.bfloat16):
-            found = {"eager": model(x), "compiled": torch.compile(model)(x)}
+            found = {"eager": model(x), "compiled": torch.compile(model, backend=record)(x)}
         found["float32"] = model(x)
     torch.compiler.reset()
+    assert any("hybridmednet" in operator for operator in operators)
     choice = WINDOW_ATTENTION if name == "swin_tiny" else SCAN
     assert {choice.chosen[CUDA0, dtype] is choice.plain for dtype in (torch.float32, torch.bfloat16)} == {False}
     errors = {kind: ((y - exact).abs().max() / exact.abs().max()).item() for kind, y in found.items()}
     print(name, {kind: f"{error:.1e}" for kind, error in errors.items()})
     assert errors["float32"] < 1e-4 and max(errors.values()) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("old, new", [((7, 7), (56, 56)), ((5, 9), (14, 9)), ((28, 28), (7, 7)), ((9, 8), (4, 4))])
+def test_maps_are_resized_on_cuda_as_in_float64(old, new, layout, dtype):
+    x = torch.randn(4, 32, *old, device=CUDA).to(dtype).to(memory_format=layout).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16):  # which changes nothing
+        y = resize_to(x, new)
+    mode = {"mode": "area"} if shrinks(x, new) else {"mode": "bilinear", "align_corners": False}
+    expected = F.interpolate(exact, size=new, **mode)
+    dy = torch.randn(y.shape, device=CUDA)
+    pairs = zip(
+        (y, *torch.autograd.grad(y, x, dy.to(dtype))), (expected, *torch.autograd.grad(expected, exact, dy.double()))
+    )
+    assert y.dtype == dtype and y.is_contiguous(memory_format=layout)
+    worst = max(((mine - e).abs().max() / e.abs().max()).item() for mine, e in pairs)
+    assert worst < (1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

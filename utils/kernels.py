@@ -102,5 +102,9 @@ def prepare_kernels(model: nn.Module, device: torch.device, dtypes: tuple[torch.
 
 
 def is_exported() -> bool:
-    """Whether a graph is being made for other programs, which know neither our autograd function nor our kernels."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    """Whether a graph is being made for other programs, which know neither our autograd function nor our kernels.
+
+    Up to torch 2.11 a graph that torch.compile makes counts as exported, unless it is asked who makes it.
+    """
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return exporting or torch.jit.is_tracing()

@@ -18,6 +18,7 @@ from models.layers import (
     BatchNorm3d,
     ChannelLayerNorm,
     GroupNorm32,
+    along_axes,
     avg_pool_nd,
     conv_nd,
     conv_transpose_nd,
@@ -381,3 +382,32 @@ def test_growth_by_matrices_is_interpolation(old, new, layout):
     pairs = zip(torch.autograd.grad(y.square().sum(), x), torch.autograd.grad(expected.square().sum(), x))
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape, new", [((3, 5), (7, 5)), ((6, 4), (2, 9)), ((2, 3, 4), (3, 5, 9)), ((1, 7), (8, 1))])
+def test_a_matrix_an_axis_as_einsum_has_it(shape, new, layout):
+    """What CUDA grows with, in every layout; also where the memory is in no layout of its own."""
+    x = torch.randn(2, 6, *shape, dtype=torch.float64)
+    if len(shape) == 2:
+        x = x.to(memory_format=layout)
+    matrices = [torch.randn(n, o, dtype=torch.float64) for o, n in zip(shape, new)]
+    axes = "dhw"[-len(shape) :]
+    expected = torch.einsum(f"bc{axes},{','.join(a.upper() + a for a in axes)}->bc{axes.upper()}", x, *matrices)
+    for given in (x, x.mT.contiguous().mT, x.expand(2, *x.shape)[1], x[:, ::2]):
+        wanted = expected[:, ::2] if given.shape != x.shape else expected
+        torch.testing.assert_close(along_axes(given, matrices), wanted, rtol=1e-12, atol=1e-12)
+    found = along_axes(x, matrices)
+    assert found.is_contiguous(memory_format=layout if len(shape) == 2 else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("old, new", [((8, 12), (4, 4)), ((7, 7), (7, 7)), ((14, 7), (7, 7)), ((9, 8), (4, 4))])
+def test_means_over_cells_are_those_of_adaptive_pooling(old, new, layout):
+    """Bit by bit, and in their gradients: cells that are all alike are pooled plainly."""
+    x = torch.randn(2, 8, *old).to(memory_format=layout).requires_grad_()
+    y, expected = pooled_tokens(x, new[0]), F.adaptive_avg_pool2d(x, new)
+    assert torch.equal(y, expected.flatten(2).mT)
+    pairs = zip(torch.autograd.grad(y.square().sum(), x), torch.autograd.grad(expected.square().sum(), x))
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
