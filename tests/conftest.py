@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 from collections.abc import Iterator
 from functools import partial
 from unittest.mock import patch
@@ -7,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import _utils
 
 SAVEFIG = Figure.savefig
 # These take longest and go first, so that with a process a file none works long after the others.
@@ -37,6 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
 
 
+def pytest_collection_finish() -> None:
+    """Thousands of tests and all that they import stay to the end: the garbage collector need not look at them again.
+
+    What runs out of memory collects garbage at each try, which took longer than the rest of such a test.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny networks gain nothing from threads, and on busy cores their barriers cost ten times the work."""
@@ -44,6 +55,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_leave_soon() -> Iterator[None]:
+    """torch gives each data worker 5 s to leave; after an error it has often not been told to, and waits in vain."""
+    with patch.object(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def train_with(fault: str, disk: Path, data: Path) -> dict[str, dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("fault", ["full", "read-only", pytest.param("quota", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["full", *(pytest.param(f, marks=pytest.mark.slow) for f in ("read-only", "quota"))])
 @pytest.mark.parametrize("on_save_error", ["stop", "continue"])
 def test_the_checkpoint_before_is_whole(fault, on_save_error, outcomes):
     outcome = outcomes(fault)[on_save_error]

@@ -320,8 +320,10 @@ def _digest(reader: CachedReader, queue) -> None:
     queue.put([float(np.asarray(reader(row), np.float64).sum()) for row in range(COUNT)])
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [("ram", "fork"), ("disk", "fork"), ("ram", "spawn"), pytest.param("disk", "spawn", marks=pytest.mark.slow)],
+)
 def test_other_processes_read_the_same_memory(own, kind, start):
     reader = loaders_of(own, f"DATA.cache={kind}").train.dataset.catalogue.read
     here = [float(np.asarray(reader(row), np.float64).sum()) for row in range(COUNT)]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import _utils
 from torch.utils.data._utils import pin_memory
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchIterator
 
@@ -262,7 +263,8 @@ def test_a_death_while_the_training_process_is_busy_waits_for_the_next_batch(vic
     assert reason.count("SIGKILL") == victims
 
 
-def test_a_frozen_worker_leaves_with_one_that_died(tmp_path, undisturbed, tally):
+def test_a_frozen_worker_leaves_with_one_that_died(tmp_path, undisturbed, tally, monkeypatch):
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 5.0)  # torch's own
     failures = WorkerFailures(1, timeout=None)
     loader = make_loader(Films(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
@@ -293,6 +295,7 @@ def test_workers_that_do_nothing_are_replaced(tmp_path, undisturbed, tally, monk
     assert reason.count("hung for") == reason.count("between two files") == 2
 
 
+@pytest.mark.slow
 def test_a_death_is_found_at_torchs_own_pace(tmp_path, undisturbed, tally, monkeypatch):
     monkeypatch.undo()
     failures = WorkerFailures(1)

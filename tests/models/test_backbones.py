@@ -17,6 +17,18 @@ from models.backbones.timm_backbones import TIMM_BACKBONES
 SMALL = smallest_of_each_family(list_backbones())
 LARGER = [name for name in list_backbones() if name not in SMALL]
 WITHOUT_DROP_PATH = {"densenet121"}
+SLOW = pytest.mark.slow
+# One of each kind; test_channels_and_strides_are_true walks all families, which have the rest in common.
+QUICK = {
+    *("resnet18", "mobilenetv3_small", "densenet121", "convnext_tiny", "swin_tiny", "vit_tiny"),
+    *("efficientvim_m1", "vim_tiny", "swin3d_tiny", "convnext3d_tiny"),
+    *("resnet50", "convnext_small", "swin_small", "vit_small", "swin3d_small"),
+}
+
+
+def mostly_slow(names: list[str]) -> list:
+    """All but those of QUICK are marked slow."""
+    return [name if name in QUICK else pytest.param(name, marks=SLOW) for name in names]
 
 
 def shape_for(name: str, height: int = 64, width: int = 64) -> tuple[int, ...]:
@@ -62,7 +74,7 @@ def test_channels_and_strides_are_true(name):
     assert all(x.isfinite().all() for x in maps)
 
 
-@pytest.mark.parametrize("name", LARGER)
+@pytest.mark.parametrize("name", mostly_slow(LARGER))
 def test_channels_and_strides_of_larger_members_are_true(name):
     """Without memory and time."""
     size = shape_for(name, 64, 96)
@@ -71,7 +83,7 @@ def test_channels_and_strides_of_larger_members_are_true(name):
     assert_promised_pyramid(backbone, maps, size)
 
 
-@pytest.mark.parametrize("sides", [(96, 64), (65, 71), (33, 100)], ids=str)
+@pytest.mark.parametrize("sides", [(65, 71), *(pytest.param(s, marks=SLOW) for s in ((96, 64), (33, 100)))], ids=str)
 @pytest.mark.parametrize("name", SMALL)
 def test_other_sizes(name, sides):
     """Those that strides do not divide are padded or rounded; a backbone may refuse one, with what it takes."""
@@ -104,7 +116,7 @@ def test_no_parameter_is_left_over(name):
     assert [key for key, gradient in zip(parameters, gradients) if gradient is None] == []
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_forward_is_the_mean_of_the_coarsest_level(name):
     backbone, x = build(name), picture(name)
     with torch.no_grad():
@@ -113,7 +125,7 @@ def test_forward_is_the_mean_of_the_coarsest_level(name):
     assert backbone.feature_dim == expected.shape[1] == backbone.feature_channels[-1]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_one_channel_and_a_projection(name):
     backbone = create_backbone(name, False, 1, 10, image_size=shape_for(name)).eval()
     with torch.no_grad():
@@ -137,7 +149,7 @@ def reference_maps(name: str, backbone: BaseVisionBackbone, x: Tensor) -> list[T
     return [level(maps[-1]) for level in backbone.pyramid] if single else maps[-len(backbone.feature_channels) :]
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name in TIMM_BACKBONES])
+@pytest.mark.parametrize("name", mostly_slow([name for name in SMALL if name in TIMM_BACKBONES]))
 def test_maps_are_those_of_timms_own_wrapper(name):
     """Bit for bit; of a map in EfficientViM's stem timm knows nothing. At a size that every patch divides."""
     side = 64 if 64 % TIMM_BACKBONES[name].multiple == 0 else 56
@@ -166,7 +178,7 @@ def wake(backbone: nn.Module) -> nn.Module:
     return backbone
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_drop_path_acts_in_training_only(name):
     if name in WITHOUT_DROP_PATH:
         with pytest.raises(ModelError, match=r"no stochastic depth: set MODEL\.drop_path to 0, it is 0\.1"):
@@ -180,7 +192,7 @@ def test_drop_path_acts_in_training_only(name):
         assert torch.equal(backbone(x), backbone(x))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_without_drop_path_training_is_not_random(name):
     backbone, x = copy.deepcopy(build(name)), picture(name)
     with torch.no_grad():
@@ -195,7 +207,7 @@ def test_a_size_with_the_wrong_number_of_axes_is_refused(name):
         create_backbone(name, image_size=wrong)
 
 
-@pytest.mark.parametrize("name", list_backbones())
+@pytest.mark.parametrize("name", [*SMALL, *mostly_slow(LARGER)])
 def test_normalisation_is_that_of_the_published_weights_and_only_resnets_are_classic(name):
     backbone = build(name) if name in SMALL else build_without_values(name, shape_for(name, 64, 96), in_channels=1)
     assert backbone.classic == name.startswith("resnet")

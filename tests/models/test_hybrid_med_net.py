@@ -25,6 +25,7 @@ EACH_ONCE = [("resnet18", mode) for mode in ATTENTION_MODES] + [
 QUICK = ("resnet18", "convnext_tiny", "vit_tiny", "swin3d_tiny")
 # test_modern_models.py and test_backbones.py walk all families in less time.
 MOSTLY_SLOW = [pair if pair[0] in QUICK else pytest.param(*pair, marks=pytest.mark.slow) for pair in EACH_ONCE]
+FEW_QUICK = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 MODULES = {
     "none": NoAttention,
     "cbam": PyramidCBAM,
@@ -91,7 +92,10 @@ def test_a_step_reaches_every_parameter(backbone, attention):
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
 
 
-@pytest.mark.parametrize("backbone, attention", [*EACH_ONCE[: len(ATTENTION_MODES)], ("swin_tiny", "auto")])
+@pytest.mark.parametrize(
+    "backbone, attention",
+    [*EACH_ONCE[: len(ATTENTION_MODES)], pytest.param("swin_tiny", "auto", marks=pytest.mark.slow)],
+)
 def test_saved_and_read_again_gives_identical_logits(backbone, attention, tmp_path):
     model, x = build(backbone, attention=attention), images(backbone)
     model.train()(x)  # used statistics
@@ -103,7 +107,7 @@ def test_saved_and_read_again_gives_identical_logits(backbone, attention, tmp_pa
         assert torch.equal(model.eval()(x), other.eval()(x))
 
 
-@pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.parametrize("backbone", FEW_QUICK)
 def test_a_picture_is_judged_by_itself_and_trains_by_itself(backbone):
     """In eval mode its logits do not depend on what else is in the batch; in training it may be alone."""
     model, x = build(backbone).eval(), images(backbone)
@@ -121,7 +125,7 @@ def test_a_batch_of_one_trains_a_hierarchical_network():
     assert parameters_without_gradient(model) == []
 
 
-@pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.parametrize("backbone", FEW_QUICK)
 def test_one_input_channel(backbone):
     """Shapes only, without time: tests of the backbones compute with one channel."""
     with torch.device("meta"):
@@ -270,7 +274,9 @@ def test_bfloat16_autocast_stays_near_float32(attention):
     assert (low.float() - expected).abs().max() < 0.05 * max(1, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("backbone, attention", [("resnet18", "auto"), ("swin_tiny", "auto")])
+@pytest.mark.parametrize(
+    "backbone, attention", [("resnet18", "auto"), pytest.param("swin_tiny", "auto", marks=pytest.mark.slow)]
+)
 def test_eight_pictures_can_be_learnt(backbone, attention):
     """Random pictures with random labels: 12 steps at least halve the loss."""
     model = build(backbone, attention=attention, dropout=0.0, fusion_channels=128).train()
