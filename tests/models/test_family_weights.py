@@ -19,6 +19,7 @@ from models.backbones.timm_backbones import TIMM_BACKBONES
 ELSEWHERE = {"resnet18", "convnext_tiny", "swin_tiny", "efficientnetv2_s", "tf_efficientnet_lite0"}
 TINY = {"dinov2_small", "sam_base"}
 FAMILIES = [name for name in smallest_of_each_family(TIMM_BACKBONES) if name not in ELSEWHERE | TINY]
+QUICK = {"efficientnet_b0", "efficientvim_m1", "regnety_004", "vit_tiny"}
 
 
 def load(name: str, weights: dict[str, Tensor], folder: Path, size: tuple[int, int] = (224, 224)) -> dict[str, Tensor]:
@@ -27,7 +28,7 @@ def load(name: str, weights: dict[str, Tensor], folder: Path, size: tuple[int, i
     return create_backbone(name, str(folder / "w.pth"), image_size=size).body.state_dict()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FAMILIES])
 def test_all_tensors_are_read_and_one_missing_is_named(name, tmp_path):
     torch.manual_seed(1)
     weights = timm.create_model(TIMM_BACKBONES[name].timm_name).state_dict()

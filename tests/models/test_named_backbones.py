@@ -26,6 +26,8 @@ SMALLEST = {
     "SwinTransformer2DBackbone": ("tiny", "swin_tiny"),
     "SwinTransformer3DBackbone": ("tiny", "swin3d_tiny"),
 }
+SLOW = pytest.mark.slow
+QUICK = {"ResNetBackbone", "MobileNetBackbone", "RegNetBackbone", "ViTBackbone", "SwinTransformer3DBackbone"}
 
 
 def build(kind: str, **options) -> BaseVisionBackbone:
@@ -38,7 +40,7 @@ def test_every_family_is_exported():
     assert {*CLASSES, "SwinTransformer3DBackbone"} == set(SMALLEST) <= set(models.__all__)
 
 
-@pytest.mark.parametrize("kind", SMALLEST)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in QUICK else SLOW) for kind in SMALLEST])
 def test_it_is_the_network_of_the_registry(kind):
     mine = build(kind, in_channels=1, feature_dim=6)
     torch.manual_seed(0)
@@ -51,7 +53,11 @@ def test_it_is_the_network_of_the_registry(kind):
         assert torch.equal(mine.eval()(x), theirs.eval()(x)) and mine(x).shape == (2, 6)
 
 
-@pytest.mark.parametrize("kind", ["ResNetBackbone", "SwinTransformer2DBackbone", "SwinTransformer3DBackbone"])
+@pytest.mark.parametrize(
+    "kind",
+    ["MobileNetBackbone", *(pytest.param(f"{n}Backbone", marks=SLOW) for n in ("ResNet", "SwinTransformer2D"))]
+    + [pytest.param("SwinTransformer3DBackbone", marks=SLOW)],
+)
 def test_copies_and_checkpointing_work(kind):
     backbone = build(kind).train()
     for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):

@@ -88,7 +88,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("assign", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_every_writing_is_loaded_bit_for_bit(write, assign, model):
     expected = copy_of(network())
@@ -116,6 +116,12 @@ def test_a_network_with_a_compiled_backbone_reads_plain_weights(model):
     assert any("_orig_mod" in name for name in model.state_dict())
     model.load_state_dict(expected)
     assert_equal(model.backbone._orig_mod, {k[9:]: v for k, v in expected.items() if k.startswith("backbone.")})
+
+
+def test_tensors_can_be_taken_as_they_are(model):
+    expected = copy_of(network())
+    model.load_state_dict(old_names(expected), assign=True)
+    assert_equal(model, expected)
 
 
 def test_versions_of_layers_reach_torch(model):
@@ -215,7 +221,9 @@ KINDS = {
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per", "ignore:Sparse CSR")
-@pytest.mark.parametrize("write", [WRITERS["today"], old_names], ids=["today", "old"])
+@pytest.mark.parametrize(
+    "write", [WRITERS["today"], pytest.param(old_names, marks=pytest.mark.slow)], ids=["today", "old"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_another_kind_change_nothing(kind, write, model):
     """torch would have copied all tensors before them, and then raised; or it would have converted them silently."""

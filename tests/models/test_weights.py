@@ -1,6 +1,7 @@
 """Local and published weights: loaded exactly, or refused with what is wrong and the ways on; never left random."""
 
 import socket
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ from models.backbones.timm_backbones import TIMM_BACKBONES
 from models.backbones.weights import read_backbone_weights, rename_efficientnet_lite
 
 FILES = ("resnet18", "convnext_tiny", "swin_tiny", "efficientnetv2_s", "tf_efficientnet_lite0")
+SLOW = pytest.mark.slow
+MOSTLY_SLOW = ["resnet18", "tf_efficientnet_lite0", *(pytest.param(name, marks=SLOW) for name in FILES[1:4])]
 PRESET = "configs/quickstart.yaml"
 WAYS = ("MODEL.pretrained=false", "MODEL.pretrained=/", PRESET)
 
 
-def timm_weights(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
+@cache
+def timm_weights(name: str) -> dict[str, torch.Tensor]:
     """A whole model as its authors would publish it: 1,000 classes, 224 px, used norms."""
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     model = timm.create_model(TIMM_BACKBONES[name].timm_name)
     for key, tensor in model.state_dict().items():
         if key.endswith("running_mean"):
@@ -31,12 +35,16 @@ def timm_weights(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    """A folder with a file NAME.pth for each of FILES."""
+def published(tmp_path_factory):
+    """published(one of FILES) → a file of its weights."""
     folder = tmp_path_factory.mktemp("weights")
-    for name in FILES:
+
+    @cache
+    def write(name: str) -> Path:
         torch.save(timm_weights(name), folder / f"{name}.pth")
-    return folder
+        return folder / f"{name}.pth"
+
+    return write
 
 
 def assert_loaded(name: str, path: Path, expected: dict[str, torch.Tensor]) -> None:
@@ -46,9 +54,9 @@ def assert_loaded(name: str, path: Path, expected: dict[str, torch.Tensor]) -> N
         assert torch.equal(tensor, expected[key]), key
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_a_local_file_is_loaded_bit_for_bit(name, published):
-    path = published / f"{name}.pth"
+    path = published(name)
     assert_loaded(name, path, torch.load(path, weights_only=True))
 
 
@@ -75,10 +83,10 @@ def test_safetensors(prefix, tmp_path):
     assert_loaded("resnet18", tmp_path / "w.safetensors", weights)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_one_channel_sums_the_filters_of_three(name, published):
     """timm's convention: a grey picture gives what it gives as three equal channels."""
-    path, size = str(published / f"{name}.pth"), (64, 64)
+    path, size = str(published(name)), (64, 64)
     grey, colour = (create_backbone(name, path, channels, image_size=size).double().eval() for channels in (1, 3))
     first = next(key for key, tensor in colour.body.state_dict().items() if tensor.ndim == 4)
     expected = colour.body.state_dict()[first].sum(1, keepdim=True)
@@ -90,11 +98,11 @@ def test_one_channel_sums_the_filters_of_three(name, published):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (160, 256)], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), pytest.param((160, 256), marks=SLOW)], ids=str)
 def test_swin_weights_serve_other_sizes(size, published):
     """Position tables are made for windows of 7; at 64 px the windows are smaller and tables are resampled."""
-    backbone = create_backbone("swin_tiny", str(published / "swin_tiny.pth"), image_size=size)
-    expected = torch.load(published / "swin_tiny.pth", weights_only=True)
+    backbone = create_backbone("swin_tiny", str(published("swin_tiny")), image_size=size)
+    expected = torch.load(published("swin_tiny"), weights_only=True)
     for key, tensor in backbone.body.state_dict().items():
         if tensor.shape == expected[key].shape:
             assert torch.equal(tensor, expected[key]), key
@@ -106,30 +114,30 @@ def test_swin_weights_serve_other_sizes(size, published):
 # ---- refusals
 
 
-NEIGHBOURS = dict(zip(FILES, [*FILES][1:] + [*FILES][:1]))
+QUICK = [("resnet18", "tf_efficientnet_lite0"), ("tf_efficientnet_lite0", "resnet18"), ("convnext_tiny", "resnet18")]
 PAIRS = [(a, b) for a in FILES for b in FILES if a != b]
 
 
 @pytest.mark.parametrize(
-    "name, other", [p if NEIGHBOURS[p[0]] == p[1] else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS]
+    "name, other", [p if p in QUICK else pytest.param(*p, marks=SLOW) for p in PAIRS]
 )
 def test_weights_of_another_architecture_are_refused(name, other, published):
     """In the words of the user, who knows nothing of timm's names."""
     with pytest.raises(ModelError, match=f"do not fit {name}"):
-        create_backbone(name, str(published / f"{other}.pth"))
+        create_backbone(name, str(published(other)))
 
 
 @pytest.mark.parametrize(
     "name, other, expected, found",
     [
-        ("resnet18", "convnext_tiny", "layer1.0.conv1.weight", "stages.0.blocks.0"),
+        pytest.param("resnet18", "convnext_tiny", "layer1.0.conv1.weight", "stages.0.blocks.0", marks=SLOW),
         ("convnext_tiny", "resnet18", "stages.0.blocks.0", "layer1.0.conv1.weight"),
-        ("efficientnetv2_s", "resnet18", "blocks.0.0.conv.weight", "layer1.0.conv1.weight"),
+        pytest.param("efficientnetv2_s", "resnet18", "blocks.0.0.conv.weight", "layer1.0.conv1.weight", marks=SLOW),
     ],
 )
 def test_the_refusal_shows_keys_of_both_sides(name, other, expected, found, published):
     with pytest.raises(ModelError) as caught:
-        create_backbone(name, str(published / f"{other}.pth"))
+        create_backbone(name, str(published(other)))
     message = str(caught.value)
     assert expected.partition(".")[0] in message, f"no key of {name} in: {message}"
     assert found.partition(".")[0] in message, f"no key of the file in: {message}"
@@ -156,10 +164,10 @@ def test_nearly_right_weights_are_refused(damage, tmp_path):
     "name, key, shape",
     [
         ("resnet18", "fc.weight", ()),
-        ("convnext_tiny", "head.weight", (0,)),
         ("swin_tiny", "patch_embed.proj.weight", (3,)),
-        ("swin_tiny", "head.fc.weight", ()),
-        ("efficientnetv2_s", "conv_stem.weight", ()),
+        pytest.param("convnext_tiny", "head.weight", (0,), marks=SLOW),
+        pytest.param("swin_tiny", "head.fc.weight", (), marks=SLOW),
+        pytest.param("efficientnetv2_s", "conv_stem.weight", (), marks=SLOW),
         ("tf_efficientnet_lite0", "classifier.weight", ()),
     ],
 )

@@ -162,7 +162,10 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("segments", [3, None])
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("resnet18", "densenet121", "mobilenet") else ()) for n in FOREIGN],
+)
 def test_foreign_networks_are_exact_and_really_recompute(name, segments):
     torch.manual_seed(0)
     plain = FOREIGN[name]().train()
