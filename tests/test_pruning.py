@@ -36,7 +36,7 @@ def zeros(weights: dict) -> dict:
     return {n: int((w == 0).sum()) for n, w in weights.items() if n.endswith("weight") and "classifier" not in n}
 
 
-@pytest.mark.parametrize("method", ["unstructured", "structured"])
+@pytest.mark.parametrize("method", [pytest.param("unstructured", marks=pytest.mark.slow), "structured"])
 def test_fine_tuned_resumed_and_read_again(method, whole, folder, capsys):
     pruning = {"MODEL__init_from": whole, "TRAIN__pruning.method": method, "TRAIN__pruning.amount": 0.5}
     assert run_main(arguments(folder / "pictures", folder, method, **{**SMALL, **pruning})) == 0

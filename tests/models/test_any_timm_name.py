@@ -21,9 +21,10 @@ WORKING = {
     "timm/xcit_nano_12_p16_224": ([128] * 4, [4, 8, 16, 32], 12),
     "timm/mixer_s32_224": ([512] * 4, [8, 16, 32, 64], 8),
 }
+LARGE = "timm/vgg11"
 
 
-@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("name", [n if n != LARGE else pytest.param(n, marks=pytest.mark.slow) for n in WORKING])
 def test_they_give_four_levels_of_one_channel_pictures(name):
     channels, strides, maps_of_timm = WORKING[name]
     torch.manual_seed(0)
@@ -38,7 +39,7 @@ def test_they_give_four_levels_of_one_channel_pictures(name):
     assert [key for key, p in backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-@pytest.mark.parametrize("name", ["timm/edgenext_xx_small", "timm/vgg11"])
+@pytest.mark.parametrize("name", ["timm/edgenext_xx_small", pytest.param(LARGE, marks=pytest.mark.slow)])
 def test_maps_are_timms(name):
     backbone, x = create_backbone(name, image_size=(64, 64)).eval(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -192,7 +192,7 @@ def test_its_own_weights_load_strictly(inflated):
         ConvNeXt3D(weights={**source, "extra": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_small"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("convnext_small", marks=pytest.mark.slow)])
 def test_weights_of_another_network_are_refused(name):
     with pytest.raises(ModelError, match="do not fit convnext3d_tiny"):
         ConvNeXt3D(weights=timm.create_model(name).state_dict())

@@ -19,7 +19,13 @@ LEGACY = Path(__file__).resolve().parents[2].parent / "shared" / "legacy"
 
 def settings(**model_settings) -> Config:
     config = Config()
-    small = {"backbone": "resnet18", "pretrained": False, "fpn_channels": 16, "fusion_channels": 16, "num_classes": 3}
+    small = {
+        "backbone": "timm/test_resnet",
+        "pretrained": False,
+        "fpn_channels": 16,
+        "fusion_channels": 16,
+        "num_classes": 3,
+    }
     for key, value in {**small, **model_settings}.items():
         config.MODEL[key] = value
     config.DATA.image_size = 32
@@ -153,8 +159,8 @@ def test_a_file_of_the_previous_release_with_its_config(tmp_path):
     ("changed", "words"),
     [
         ({"fusion_channels": 32}, r"of another shape \(fusion\.scale_convs"),
-        ({"backbone": "resnet34"}, r"missing \(backbone\.body\.layer1\.2"),
-        ({"in_channels": 1}, r"backbone\.body\.conv1\.weight: \(64, 3, 7, 7\) instead of \(64, 1, 7, 7\)"),
+        ({"backbone": "resnet18"}, r"missing \(backbone\.body\.conv1\.weight"),
+        ({"in_channels": 1}, r"backbone\.body\.conv1\.0\.weight: \(16, 3, 3, 3\) instead of \(16, 1, 3, 3\)"),
         ({"fusion_channels": 32, "num_classes": 5}, r"of another shape \(fusion\.scale_convs"),
     ],
     ids=str,

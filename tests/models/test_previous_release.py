@@ -46,7 +46,11 @@ def network(variant: str) -> HybridMedNet:
     return HybridMedNet(config).eval()
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+QUICK = ("resnet34/flat", "resnet50/hierarchical")
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[pytest.param(v, marks=() if v in QUICK else SLOW) for v in VARIANTS])
 def built(request, recipe) -> tuple[str, HybridMedNet, dict[str, Tensor]]:
     """A variant, its network, and the previous release's weights for it under their old names."""
     return request.param, network(request.param), recipe.state_dict(request.param)
@@ -59,7 +63,9 @@ def forget(model: HybridMedNet) -> None:
         tensor.zero_()
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", *(pytest.param(p, marks=SLOW) for p in ("module.", "_orig_mod.")), "module._orig_mod.module."]
+)
 def test_the_three_lines_of_the_old_guide_give_the_old_logits(prefix, built, recipe, golden, tmp_path):
     variant, model, weights = built
     forget(model)

@@ -22,7 +22,7 @@ PREPROCESSING = {"size": [32, 32], "channels": 3, "mean": [0.5] * 3, "std": [0.5
 
 def small_config(**model) -> Config:
     config = Config.from_overrides(
-        ["MODEL.backbone=resnet18", "MODEL.pretrained=false", "DATA.image_size=32", "MODEL.fusion_channels=8"]
+        ["MODEL.backbone=timm/test_resnet", "MODEL.pretrained=false", "DATA.image_size=32", "MODEL.fusion_channels=8"]
         + [f"MODEL.{key}={value}" for key, value in model.items()]
     )
     return config.resolve(tuple(NAMES))
@@ -132,7 +132,7 @@ def test_safetensors_stand_alone_too(tmp_path, saved, model, capsys):
     assert loaded.preprocessing == PREPROCESSING and loaded.source == "safetensors"
     assert command.main(["convert", str(path), str(tmp_path / "back.pth")]) == 0
     assert same_function(load_model(tmp_path / "back.pth").model, model)
-    assert "resnet18, 3 classes" in capsys.readouterr().out
+    assert "timm/test_resnet, 3 classes" in capsys.readouterr().out
 
 
 def test_every_flipped_byte_of_our_safetensors_is_found(tmp_path):
@@ -178,8 +178,15 @@ def recipe():
     return module
 
 
-@pytest.mark.parametrize("variant", ["resnet34/flat", "resnet50/hierarchical"])
-@pytest.mark.parametrize("converted", ["", ".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "variant, converted",
+    [
+        ("resnet34/flat", ".safetensors"),
+        ("resnet50/hierarchical", ""),
+        *(pytest.param("resnet34/flat", c, marks=pytest.mark.slow) for c in ("", ".pth")),
+        *(pytest.param("resnet50/hierarchical", c, marks=pytest.mark.slow) for c in (".pth", ".safetensors")),
+    ],
+)
 def test_an_old_file_needs_no_settings(tmp_path, recipe, variant, converted, capsys):
     """Backbone, head and sizes are read off the weights; converted or not, the logits are the golden ones."""
     old = tmp_path / "old_model.pth"
@@ -207,7 +214,13 @@ def test_an_old_file_needs_no_settings(tmp_path, recipe, variant, converted, cap
 def test_inspect_shows_what_a_file_holds(saved, tmp_path, capsys):
     assert command.main(["inspect", str(saved)]) == 0
     said = capsys.readouterr().out
-    for expected in ("format 1, digest fits", "MODEL.backbone resnet18", "heart", "preprocessing", "numbers (float32"):
+    for expected in (
+        "format 1, digest fits",
+        "MODEL.backbone timm/test_resnet",
+        "heart",
+        "preprocessing",
+        "numbers (float32",
+    ):
         assert expected in said
     torch.save({"epoch": 7, "state_dict": {"w": torch.zeros(2)}, "huge": list(range(10**5))}, tmp_path / "other.pth")
     assert command.main(["inspect", str(tmp_path / "other.pth")]) == 0
@@ -300,7 +313,13 @@ def test_inspect_shows_what_safetensors_say(tmp_path, saved, capsys):
     path = tmp_path / "model.safetensors"
     assert command.main(["convert", str(saved), str(path)]) == command.main(["inspect", str(path)]) == 0
     said = capsys.readouterr().out
-    for expected in ("safetensors, digest fits", "MODEL.backbone resnet18", "heart", "preprocessing", "(float32"):
+    for expected in (
+        "safetensors, digest fits",
+        "MODEL.backbone timm/test_resnet",
+        "heart",
+        "preprocessing",
+        "(float32",
+    ):
         assert expected in said, said
 
 

@@ -11,11 +11,11 @@ from tests.models.triton_interpreter import compile_for, interpreted
 NAMES = ("y", "u", "delta", "A", "B", "C", "D", "delta_bias")
 # Batch, length, channels, states; then the type of the four sequences. 33 channels and more are two blocks of them.
 CASES = {
-    "several chunks": (2, 37, 5, 4, torch.float32),
+    "several chunks": (1, 37, 5, 4, torch.float32),
     "one step": (1, 1, 3, 2, torch.float32),
-    "two blocks of channels": (1, 5, 33, 3, torch.float32),
+    "two blocks of channels": (2, 3, 33, 3, torch.float32),
     "whole chunks": (1, 32, 2, 16, torch.float32),
-    "bf16": (2, 18, 5, 4, torch.bfloat16),
+    "bf16": (1, 18, 5, 4, torch.bfloat16),
     "float16": (1, 18, 5, 4, torch.float16),
 }
 # Types of the sequences, and devices; each takes seconds.

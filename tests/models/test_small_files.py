@@ -1,9 +1,7 @@
 """Small files whose settings or tensors ask for a large memory: one line, and nothing is allocated."""
 
-import json
 import re
-import subprocess
-import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +9,12 @@ import torch
 from torch import Tensor
 
 from configs.default_config import Config
+from configs.errors import HybridMedNetError
 from models import HybridMedNet
 from models.saved_model import load_model
+from tests.faults import in_child
 from utils.checkpoint import save_checkpoint, write_safetensors
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"backbone": "mobilenetv3_small", "pretrained": False, "fusion_channels": 16, "num_classes": 3}
 
 
@@ -78,23 +77,17 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "shared.pth": (shared, "fill the memory"),
 }
 
-LOAD_ALL = """
-import json, resource, sys, warnings
-from pathlib import Path
-from configs.errors import HybridMedNetError
-from models.saved_model import load_model
-warnings.simplefilter("ignore")
-load_model(sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-said = {}
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    try:
-        load_model(path)
-    except HybridMedNetError as error:
-        said[path.name] = str(error)
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-print(json.dumps({"said": said, "grown": grown}))
-"""
+
+def load_all(paths: list[str]) -> dict[str, str]:
+    """In a child: what is said of the files that are refused."""
+    warnings.simplefilter("ignore")
+    said = {}
+    for path in map(Path, paths):
+        try:
+            load_model(path)
+        except HybridMedNetError as error:
+            said[path.name] = str(error)
+    return said
 
 
 def test_settings_and_strides_get_no_memory(tmp_path):
@@ -102,18 +95,15 @@ def test_settings_and_strides_get_no_memory(tmp_path):
     for name, (write, _) in FILES.items():
         write(tmp_path / "files" / name)
     save_checkpoint(content(whole()), tmp_path / "sound.pth")
-    largest = max(path.stat().st_size for path in (tmp_path / "files").iterdir())
-    command = [sys.executable, "-c", LOAD_ALL, str(tmp_path / "files"), str(tmp_path / "sound.pth")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout)
-    print(
-        f"{len(FILES)} files of at most {largest / 1e6:.1f} MB: {len(result['said'])} refused, +{result['grown']} MiB"
-    )
-    assert result["said"].keys() == FILES.keys()
+    files = sorted((tmp_path / "files").iterdir())
+    largest = max(path.stat().st_size for path in files)
+    done = in_child(__name__, "load_all", [str(tmp_path / "sound.pth")], [str(path) for path in files])
+    said, grown = done["result"], done["grown_mb"]
+    print(f"{len(FILES)} files of at most {largest / 1e6:.1f} MB: {len(said)} refused, +{grown:.0f} MiB")
+    assert said.keys() == FILES.keys()
     for name, (_, words) in FILES.items():
-        assert re.search(words, result["said"][name]), (name, result["said"][name])
-    assert result["grown"] < 200
+        assert re.search(words, said[name]), (name, said[name])
+    assert grown < 200
 
 
 def test_what_is_compared_leaves_sound_files_alone(tmp_path):

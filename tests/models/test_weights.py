@@ -118,9 +118,7 @@ QUICK = [("resnet18", "tf_efficientnet_lite0"), ("tf_efficientnet_lite0", "resne
 PAIRS = [(a, b) for a in FILES for b in FILES if a != b]
 
 
-@pytest.mark.parametrize(
-    "name, other", [p if p in QUICK else pytest.param(*p, marks=SLOW) for p in PAIRS]
-)
+@pytest.mark.parametrize("name, other", [p if p in QUICK else pytest.param(*p, marks=SLOW) for p in PAIRS])
 def test_weights_of_another_architecture_are_refused(name, other, published):
     """In the words of the user, who knows nothing of timm's names."""
     with pytest.raises(ModelError, match=f"do not fit {name}"):
