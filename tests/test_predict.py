@@ -32,7 +32,7 @@ from utils.checkpoint import save_checkpoint
 
 SIZE, COUNT = 32, 20
 SETTINGS = [
-    "MODEL.backbone=resnet18",
+    "MODEL.backbone=timm/test_resnet",
     "MODEL.pretrained=false",
     "MODEL.fpn_channels=8",
     "MODEL.fusion_channels=8",
@@ -194,7 +194,7 @@ def test_the_results_name_models_versions_and_time(phantom, checkpoint, tmp_path
     content = said(tmp_path)
     (model,) = content["models"]
     assert model["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert model["backbone"] == "resnet18" and model["preprocessing"]["size"] == [SIZE, SIZE]
+    assert model["backbone"] == "timm/test_resnet" and model["preprocessing"]["size"] == [SIZE, SIZE]
     assert content["packages"]["torch"] == torch.__version__.partition("+")[0] and content["time"].startswith("20")
     assert content["threshold_source"].startswith("0.5, as none were chosen")
 

@@ -474,27 +474,19 @@ def launch(args: list[str], cwd: Path) -> tuple[subprocess.Popen, threading.Even
     return process, stepped, lines
 
 
-@pytest.fixture(scope="module")
-def stopped(phantom, runs, run):
-    """Two runs at once, stopped by SIGINT and SIGTERM after the first step: name → (exit code, lines, folder).
+def stopped(args: list[str], cwd: Path, name: str) -> tuple[int, list[str]]:
+    """Exit code and lines of a run that is stopped by the signal of this name after the first step.
 
-    The signals go to the whole process group, data workers included, as a terminal and a batch system send them.
+    The signal goes to the whole process group, data workers included, as a terminal and a batch system send it.
     """
-    launched = {}
-    for name, workers in (("SIGINT", 0), ("SIGTERM", 2)):
-        options = {**HARD, "DATA__num_workers": workers}
-        launched[name] = launch(arguments(phantom, runs / name, name, **options), runs)
-    results = {}
-    for name, (process, stepped, lines) in launched.items():
-        try:
-            assert stepped.wait(120), "no first step in two minutes"
-            os.killpg(process.pid, getattr(signal, name))
-            code = process.wait(60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        results[name] = code, lines, runs / name / name
-    return results
+    process, stepped, lines = launch(args, cwd)
+    try:
+        assert stepped.wait(120), "no first step in two minutes"
+        os.killpg(process.pid, getattr(signal, name))
+        return process.wait(60), lines
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def same_outcome(one: Path, other: Path) -> None:
@@ -510,9 +502,12 @@ def same_outcome(one: Path, other: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_saves_leaves_and_the_resumed_run_ends_alike(stopped, run, name, code, monkeypatch):
-    left, lines, folder = stopped[name]
+@pytest.mark.parametrize(
+    ("name", "code", "workers"), [("SIGTERM", 143, 2), pytest.param("SIGINT", 130, 0, marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_leaves_and_the_resumed_run_ends_alike(phantom, runs, run, name, code, workers, monkeypatch):
+    options, folder = {**HARD, "DATA__num_workers": workers}, runs / name / name
+    left, lines = stopped(arguments(phantom, folder.parent, name, **options), runs, name)
     text = "".join(lines)
     assert left == code, text
     assert "Traceback" not in text and f"stopped by {name}: go on by --resume" in lines[-1]
@@ -520,7 +515,7 @@ def test_a_signal_saves_leaves_and_the_resumed_run_ends_alike(stopped, run, name
     assert progress["epoch"] < EPOCHS and 0 < progress["global_step"] < 2 * 6, "the signal came too late to test"
     monkeypatch.chdir(folder.parent)
     # without a path: the newest run of the folder; with one: that run
-    where = ["--resume", "--set", f"CHECKPOINT.save_dir={folder.parent}"] if name == "SIGINT" else ["--resume", folder]
+    where = ["--resume", "--set", f"CHECKPOINT.save_dir={folder.parent}"] if name == "SIGTERM" else ["--resume", folder]
     assert run_main(where) == 0
     same_outcome(folder, run)
     print(f"{name}: exit code {left}, saved after step {progress['global_step']}, resumed: equal bit for bit")

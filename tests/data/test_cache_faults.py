@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchIterator
 
 from configs.errors import ConfigError, DataError
 from data import cache, cache_building, cache_file
@@ -26,6 +27,12 @@ from tests.data.cached_sources import COUNT, all_inputs, cache_files, loaders_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, DISK = "DATA.augment=false", "DATA.cache=disk"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """torch looks after its workers every 5 s."""
+    monkeypatch.setattr(TorchIterator._try_get_data, "__defaults__", (0.2,))
 
 
 @pytest.fixture

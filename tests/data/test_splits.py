@@ -285,6 +285,7 @@ def chestxray14(tmp_path_factory) -> Catalogue:
     return open_source(root)
 
 
+@pytest.mark.slow
 @needs_data
 def test_official_lists(chestxray14):
     assert len(chestxray14.samples) == 112_120 and not chestxray14.notes
@@ -300,6 +301,7 @@ def test_official_lists(chestxray14):
     np.testing.assert_allclose(val.mean(0), pool.mean(0), rtol=0.05)
 
 
+@pytest.mark.slow
 @needs_data
 def test_drawing_from_all_of_nih(chestxray14, tmp_path):
     samples = tuple(dataclasses.replace(sample, split=None) for sample in chestxray14.samples)

@@ -21,6 +21,7 @@ from tests.explain.networks import PlainResNet, network, pictures, size_for
 SMALL = smallest_of_each_family(list_backbones())
 LARGER = [name for name in list_backbones() if name not in SMALL]
 COSTLY = ("sam_base", "vim_tiny")  # built for 1024 px; a scan in Python
+QUICK = ("resnet18", "mobilenetv3_small", "swin_tiny", "vit_tiny")
 BY_GRADIENT = ("grad_cam", "grad_cam_plus_plus", "layer_cam")
 THEIRS = {"grad_cam": GradCAM, "grad_cam_plus_plus": GradCAMPlusPlus, "layer_cam": LayerCAM, "score_cam": ScoreCAM}
 
@@ -179,7 +180,7 @@ def check_promises(name: str, methods: tuple[str, ...]) -> None:
             assert torch.equal(maps, first)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in COSTLY else ()) for n in SMALL])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL])
 def test_every_family(name, monkeypatch):
     """Without the measuring of cells, which test_alignment.py is about, and the slow tests below do too."""
     monkeypatch.setattr("explain.network.first_centre", lambda backbone, level, x: 3.5)

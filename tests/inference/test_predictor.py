@@ -23,7 +23,7 @@ TOLERANCE = 2e-5
 def network(*settings: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     small = ["MODEL.pretrained=false", "MODEL.fpn_channels=8", "MODEL.fusion_channels=8", "MODEL.num_classes=4"]
-    config = Config.from_overrides(["MODEL.backbone=resnet18", "DATA.image_size=32", *small, *settings])
+    config = Config.from_overrides(["MODEL.backbone=timm/test_resnet", "DATA.image_size=32", *small, *settings])
     return HybridMedNet(config).eval()
 
 

@@ -33,7 +33,7 @@ def backbone_of(name: str, **options) -> nn.Module:
     return create_backbone(name, image_size=size, **options).train()
 
 
-def network(backbone: str = "resnet18", **settings) -> HybridMedNet:
+def network(backbone: str = "timm/test_resnet", **settings) -> HybridMedNet:
     torch.manual_seed(0)
     rows = {"pretrained": "false", "fusion_channels": 32, "fpn_channels": 32, "num_classes": 5} | settings
     overrides = [f"MODEL.{key}={value}" for key, value in rows.items()]
@@ -107,7 +107,9 @@ def test_every_number_of_segments(name):
 
 
 @pytest.mark.parametrize("attention", ATTENTION_MODES)
-@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("swin_tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backbone", ["timm/test_resnet", *(pytest.param(n, marks=SLOW) for n in ("resnet18", "swin_tiny"))]
+)
 def test_the_whole_network_with_dropout(backbone, attention):
     plain, other = (network(backbone, attention=attention, dropout=0.5) for _ in range(2))
     other.enable_gradient_checkpointing(5)
@@ -287,7 +289,7 @@ def test_enabled_only_if_something_is_recomputed():
 
 
 def test_a_backbone_alone_inside_a_network():
-    plain, other = network(), network()
+    plain, other = network("resnet18"), network("resnet18")
     other.backbone.enable_gradient_checkpointing(4)
     assert_equal_steps(plain, other, picture(plain))
     calls = Calls(other)

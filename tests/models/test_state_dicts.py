@@ -24,7 +24,9 @@ def network(**model_settings) -> HybridMedNet:
     """Small, classic, with random running statistics, so that every tensor differs between two of them."""
     small = {"fpn_channels": 16, "fusion_channels": 16, "num_classes": CLASSES}
     config = Config()
-    for key, value in ({"backbone": "resnet18", "pretrained": False} | small | model_settings).items():
+    for key, value in (
+        {"backbone": "timm/test_resnet", "attention": "cbam", "fpn": True, "pretrained": False} | small | model_settings
+    ).items():
         config.MODEL[key] = value
     config.DATA.image_size = 32
     built = HybridMedNet(config).eval()
@@ -104,7 +106,7 @@ def test_real_wrappers_write_what_is_read(model):
     model.load_state_dict(nn.DataParallel(torch.compile(source)).state_dict())
     assert_equal(model, expected)
     source.backbone = nn.DataParallel(source.backbone)
-    assert "backbone.module.body.conv1.weight" in source.state_dict()
+    assert "backbone.module.body.conv1.0.weight" in source.state_dict()
     network().load_state_dict(source.state_dict())
     source.load_state_dict(expected)
     assert_equal(source.backbone.module, {k[9:]: v for k, v in expected.items() if k.startswith("backbone.")})
@@ -300,7 +302,9 @@ def test_what_is_no_state_dict_is_a_type_error(model):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"hierarchical": True}, {"backbone": "convnext_tiny", "num_heads": 1}], ids=str
+    "settings",
+    [{}, {"hierarchical": True}, {"backbone": "convnext_tiny", "attention": "auto", "fpn": "auto", "num_heads": 1}],
+    ids=str,
 )
 def test_no_name_of_today_is_taken_for_an_old_one(settings):
     weights = network(**settings).state_dict()
