@@ -297,7 +297,7 @@ def test_gradient_checkpointing_changes_no_number(phantom, runs, run):
     assert "no gradient checkpointing" in (run / "train.log").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", ["ram", "disk"])
+@pytest.mark.parametrize("kind", [pytest.param("ram", marks=pytest.mark.slow), "disk"])
 def test_a_cache_changes_no_number(phantom, runs, run, tmp_path, kind):
     place = {"DATA__cache_dir": tmp_path} if kind == "disk" else {}
     assert run_main(arguments(phantom, runs, f"cached_{kind}", **HARD, DATA__cache=kind, **place)) == 0

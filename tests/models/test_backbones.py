@@ -84,7 +84,7 @@ def test_channels_and_strides_of_larger_members_are_true(name):
 
 
 @pytest.mark.parametrize("sides", [(65, 71), *(pytest.param(s, marks=SLOW) for s in ((96, 64), (33, 100)))], ids=str)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_other_sizes(name, sides):
     """Those that strides do not divide are padded or rounded; a backbone may refuse one, with what it takes."""
     size = shape_for(name, *sides)

@@ -185,11 +185,11 @@ def test_old_defaults_mean_cross_scale_for_convnext_and_cbam_for_resnets():
         ("resnet18", {"attention": "multi_scale"}, False, 2),
         ("resnet18", {"attention": "cross_scale", "fpn": True}, True, 2),
         ("resnet18", {"fpn": False, "fusion_stride": 16}, False, 2),
-        ("convnext_tiny", {}, False, 2),
-        ("convnext_tiny", {"attention": "cbam"}, False, 2),
-        ("convnext_tiny", {"fpn": True, "fusion_stride": 4}, True, 0),
-        ("convnext_tiny", {"fusion_stride": 8}, False, 1),
-        ("convnext_tiny", {"fusion_stride": 32}, False, 3),
+        ("timm/test_convnext", {}, False, 2),
+        ("timm/test_convnext", {"attention": "cbam"}, False, 2),
+        ("timm/test_convnext", {"fpn": True, "fusion_stride": 4}, True, 0),
+        ("timm/test_convnext", {"fusion_stride": 8}, False, 1),
+        ("timm/test_convnext", {"fusion_stride": 32}, False, 3),
     ],
 )
 def test_pyramid_and_stride_of_fusion(backbone, settings, has_fpn, level):
@@ -223,7 +223,7 @@ def test_dropout_and_drop_path_reach_the_model():
     assert heads == [0.3, 0.15]
 
     def two_passes(**settings) -> bool:
-        model = build("convnext_tiny", attention="none", **settings).train()
+        model = build("timm/test_convnext", attention="none", **settings).train()
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -245,7 +245,7 @@ def test_an_unknown_backbone_is_refused():
     "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
 )
 def test_copies_are_independent_and_equal(duplicate):
-    model, x = build("convnext_tiny").eval(), torch.randn(1, 3, 64, 64)
+    model, x = build("timm/test_convnext").eval(), torch.randn(1, 3, 64, 64)
     twin = duplicate(model)
     with torch.no_grad():
         assert torch.equal(model(x), twin(x))
@@ -296,7 +296,7 @@ def test_eight_pictures_can_be_learnt(backbone, attention):
 
 def test_group_normalisation_of_neck_and_head_does_not_see_the_batch():
     """In training mode a picture's logits are its own, where batch statistics would mix them."""
-    models = {norm: build("convnext_tiny", norm=norm, dropout=0.0).train() for norm in ("batch", "group")}
+    models = {norm: build("timm/test_convnext", norm=norm, dropout=0.0).train() for norm in ("batch", "group")}
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         alone = {norm: model(x[:1]) for norm, model in models.items()}
