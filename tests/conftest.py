@@ -1,11 +1,15 @@
 """What all tests share."""
 
 import gc
+import os
 from collections.abc import Iterator
 from functools import partial
 from unittest.mock import patch
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of NumPy's libraries and of the processes that tests start; see below
+
 import torch
 from matplotlib.figure import Figure
 from torch.utils.data import _utils

@@ -60,7 +60,7 @@ def test_values_gradients_and_statistics_are_those_of_the_modules(name, with_tot
     assert int(norm.num_batches_tracked) == 1
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "volume" else ()) for n in SIZES])
 def test_gradients_numerically(name):
     x, _, total, _, size = case(name)
     scale, shift = (torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
