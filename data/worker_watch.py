@@ -214,6 +214,8 @@ class WatchedLoader:
                 return
             except Exception:
                 if not self._crew.has_ended(within=EXIT_SECONDS):
+                    if self._crew.processes:
+                        self._dismiss()  # torch would wait 5 s for each, whenever the iterator is collected
                     raise
                 iterator = None
                 self._replace_workers(number)
@@ -235,9 +237,13 @@ class WatchedLoader:
     def _replace_workers(self, number: int) -> None:
         """Throw all workers away; the next ones start at batch `number`."""
         reason = self._crew.describe_ended(self.dataset.catalogue)
+        self._dismiss()
+        self.failures.add(reason, number)
+
+    def _dismiss(self) -> None:
+        """End all workers; others start with the next iterator."""
         self._crew.kill()
         # A killed worker may have held the lock of the shared event, which the shutdown would wait for.
         self._iterator._workers_done_event = threading.Event()
         self._iterator._shutdown_workers()
         self._hire()
-        self.failures.add(reason, number)
