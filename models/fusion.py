@@ -52,9 +52,10 @@ class DynamicFusion(nn.Module):
         return [Block("fusion weights", self._begin), *levels]
 
     def _begin(self, levels: State) -> State:
-        """levels → (*levels, weights, an empty map that tells the later steps the target's size)."""
+        """levels → (*levels, weights, an empty map that tells the later steps the target's size); none is larger now."""
         target = levels[self.target_level]
         size = target.shape[2:]
+        levels = tuple(resize_to(x, size) if shrinks(x, size) else x for x in levels)
         return (*levels, self.level_weights(levels, size), target.new_empty((0, 1, *size)))
 
     def _add_level(self, i: int, state: State) -> State:
@@ -66,7 +67,7 @@ class DynamicFusion(nn.Module):
     def _plus_level(self, i: int, x: Tensor, weights: Tensor, total: Tensor | None, size: Sequence[int]) -> Tensor:
         """total + weights · ReLU(norm(resize(conv(x)))); total None: zero."""
         conv, norm, activation = self.scale_convs[i].children()
-        x = conv(resize_to(x, size) if shrinks(x, size) else x)
+        x = conv(x)
         if can_add_rectified(norm, x, size):
             return add_rectified(total, x, norm, weights, size)
         level = activation(norm(resize_to(x, size))) * weights.reshape(-1, *[1] * (x.ndim - 1))

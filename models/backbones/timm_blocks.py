@@ -63,8 +63,8 @@ def chain(*functions: Function) -> Function:
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """[B, H, W, C] → [B, C, H, W]."""
-    return rearrange(x, "b h w c -> b c h w").contiguous()
+    """[B, H, W, C] → [B, C, H, W] as it lies in memory, which is channels_last: attention makes tokens of it again."""
+    return rearrange(x, "b h w c -> b c h w")
 
 
 def _sequence(name: str, blocks: Any, feature: int | None, tap: Function = identity) -> Iterator[Part]:
