@@ -13,7 +13,9 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +29,7 @@ from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from benchmarks.training_loops import (
     BatchesInMemory,
     Loop,
+    Work,
     bare_loop,
     lightning_loop,
     make_work,
@@ -55,8 +58,10 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: turns, steps of an epoch, pictures of a batch, their edges; and drawn pictures."""
+    """How much is measured: copies of each network, turns with each, steps of an epoch, pictures of a batch, their
+    edges; and drawn pictures."""
 
+    copies: int
     turns: int
     steps: int
     batch: int
@@ -66,9 +71,9 @@ class Sizes:
     networks: tuple[str, ...] = tuple(NETWORKS)
 
 
-FULL = Sizes(turns=5, steps=10, batch=8, pixels=96, drawn=160, drawn_pixels=224)
-QUICK = Sizes(turns=2, steps=4, batch=4, pixels=64, drawn=60, drawn_pixels=96, networks=("resnet18",))
-ON_CUDA = Sizes(turns=7, steps=40, batch=64, pixels=224, drawn=1200, drawn_pixels=224)
+FULL = Sizes(copies=3, turns=2, steps=10, batch=8, pixels=96, drawn=160, drawn_pixels=224)
+QUICK = Sizes(copies=1, turns=2, steps=4, batch=4, pixels=64, drawn=60, drawn_pixels=96, networks=("resnet18",))
+ON_CUDA = Sizes(copies=2, turns=4, steps=40, batch=64, pixels=224, drawn=1200, drawn_pixels=224)
 
 
 def with_recorder(trainer: Trainer, config: Config, folder: Path) -> None:
@@ -77,28 +82,50 @@ def with_recorder(trainer: Trainer, config: Config, folder: Path) -> None:
 
 
 def measure_network(settings: list[str], sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Seconds of the epochs of all loops, parts of ours, how far their weights are from the bare step's."""
-    with tempfile.TemporaryDirectory() as name:
-        work = make_work([*settings, f"LOGGING.log_dir={name}/logs"], sizes.pixels, sizes.batch, sizes.steps, device)
-        trainer, ours = our_trainer(work)
-        with_recorder(trainer, work.config, Path(name))
-        models = {OURS: trainer.model}
-        loops = {OURS: ours}
-        for title, build in ((BARE, bare_loop), (AGAIN, bare_loop), (TIMM, timm_loop), (LIGHTNING, lightning_loop)):
-            models[title], loops[title] = build(work)
-        for loop in loops.values():  # one untimed, after which all have done the same
-            loop()
-        deviations = {title: deviation(model, models[BARE], work.model) for title, model in models.items()}
-        parts: list[dict[str, float]] = []
-        taken = take_turns(loops, sizes.turns, lambda: parts.append(watch(trainer, BatchesInMemory(work.batches))))
-    return {"seconds": taken, "parts": parts, "deviations": deviations}
+    """Seconds of the epochs of all loops, parts of ours, how far their weights are from the bare step's.
+
+    Where a copy of the network lies in memory stays as it is, and is worth up to a tenth of a step on a CPU; so each
+    loop gets several copies.
+    """
+    seconds: dict[str, list[float]] = {}
+    parts: list[dict[str, float]] = []
+    deviations: dict[str, float] = {}
+    for number in range(sizes.copies):
+        with tempfile.TemporaryDirectory() as name:
+            work = make_work(
+                [*settings, f"LOGGING.log_dir={name}/logs"], sizes.pixels, sizes.batch, sizes.steps, device
+            )
+            trainer, loops, deviations = prepare_loops(work, Path(name))
+            measured = partial(measure_parts, trainer, BatchesInMemory(work.batches), parts)
+            first = number * sizes.turns
+            taken = take_turns(loops, range(first, first + sizes.turns), measured)
+        for title, epochs in taken.items():
+            seconds.setdefault(title, []).extend(epochs)
+    return {"seconds": seconds, "parts": parts, "deviations": deviations}
 
 
-def take_turns(loops: dict[str, Loop], turns: int, between) -> dict[str, list[float]]:
+def prepare_loops(work: Work, folder: Path) -> tuple[Trainer, dict[str, Loop], dict[str, float]]:
+    """Our trainer, all loops after an untimed epoch each, and how far that has brought each from the bare step's."""
+    trainer, ours = our_trainer(work)
+    with_recorder(trainer, work.config, folder)
+    models, loops = {OURS: trainer.model}, {OURS: ours}
+    for title, build in ((BARE, bare_loop), (AGAIN, bare_loop), (TIMM, timm_loop), (LIGHTNING, lightning_loop)):
+        models[title], loops[title] = build(work)
+    for loop in loops.values():
+        loop()
+    return trainer, loops, {title: deviation(model, models[BARE], work.model) for title, model in models.items()}
+
+
+def measure_parts(trainer: Trainer, batches: BatchesInMemory, parts: list[dict[str, float]]) -> None:
+    """Append those of an epoch of ours."""
+    parts.append(watch(trainer, batches))
+
+
+def take_turns(loops: dict[str, Loop], turns: Iterable[int], between: Callable[[], object]) -> dict[str, list[float]]:
     """Seconds of every epoch; who begins changes from turn to turn. between() is called after each turn."""
     taken: dict[str, list[float]] = {title: [] for title in loops}
     order = list(loops)
-    for turn in range(turns):
+    for turn in turns:
         shift = turn % len(order)
         for title in order[shift:] + order[:shift]:
             taken[title].append(loops[title]())
@@ -233,8 +260,8 @@ Written by `python -m benchmarks.loop` on {machine["time"][:10]}: {figures["devi
 
 Whole epochs of {sizes["steps"]} steps of {sizes["batch"]} pictures of {sizes["pixels"]} px that are in memory.
 All loops have copies of one network, fused AdamW, clipping to norm 1 and the same batches. They take turns,
-{sizes["turns"]} times. *Against the bare step* is the median over turns of an epoch's time by that of the bare step in
-the same turn. *Weights' deviation*: how far the weights are from the bare step's after an epoch, over how far those
+{sizes["turns"]} times with each of {sizes["copies"]} copies, as a copy's place in memory counts. *Against the bare step* is the
+median over turns of an epoch's time by that of the bare step in the same turn. *Weights' deviation*: how far the weights are from the bare step's after an epoch, over how far those
 have come; AdamW's division makes much of rounding.
 
 {markdown_table(SPEEDS, speed_rows(figures))}
@@ -259,7 +286,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--turns", type=int, help="timed epochs of each loop")
+    parser.add_argument("--turns", type=int, help="timed epochs of each copy in each loop")
     parser.add_argument("--quick", action="store_true", help="small sizes, printed only")
     parser.add_argument("--no-write", action="store_true", help="print only")
     return parser.parse_args(arguments)

@@ -52,7 +52,7 @@ class DynamicFusion(nn.Module):
         return [Block("fusion weights", self._begin), *levels]
 
     def _begin(self, levels: State) -> State:
-        """levels → (*levels, weights, an empty map that tells the later steps the target's size); none is larger now."""
+        """levels → (*levels, weights, an empty map that tells later steps the target's size); none is larger."""
         target = levels[self.target_level]
         size = target.shape[2:]
         levels = tuple(resize_to(x, size) if shrinks(x, size) else x for x in levels)

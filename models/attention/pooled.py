@@ -36,7 +36,7 @@ class PooledAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         answer = F.scaled_dot_product_attention(*self._project(x, context))
         answer = rearrange(answer, "b heads n d -> b n (heads d)")
-        # gamma on the weights: on the update it is three passes over a map as large as x, which is kept for one of them.
+        # gamma on the weights: on the update it is three passes over a map as large as x, kept for one of them.
         update = F.linear(answer, self.out.weight * self.gamma[:, None], self.out.bias * self.gamma)
         return x + update.transpose(1, 2).reshape(x.shape)
 

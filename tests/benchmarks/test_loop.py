@@ -42,8 +42,11 @@ def test_parts_are_of_the_epoch():
 def test_everyone_begins_once_in_as_many_turns():
     order = []
     loops = {name: (lambda name=name: order.append(name) or float(len(order))) for name in "abc"}
-    taken = take_turns(loops, 3, lambda: order.append("|"))
+    taken = take_turns(loops, range(3), lambda: order.append("|"))
     assert "".join(order) == "abc|bca|cab|" and [len(times) for times in taken.values()] == [3, 3, 3]
+    order.clear()
+    take_turns(loops, range(4, 5), lambda: None)  # with another copy of the network
+    assert "".join(order) == "bca"
 
 
 @pytest.mark.parametrize("ours, enough", [(1.02, [True, True, True]), (1.2, [False, False, False])])
