@@ -260,8 +260,9 @@ Written by `python -m benchmarks.loop` on {machine["time"][:10]}: {figures["devi
 
 Whole epochs of {sizes["steps"]} steps of {sizes["batch"]} pictures of {sizes["pixels"]} px that are in memory.
 All loops have copies of one network, fused AdamW, clipping to norm 1 and the same batches. They take turns,
-{sizes["turns"]} times with each of {sizes["copies"]} copies, as a copy's place in memory counts. *Against the bare step* is the
-median over turns of an epoch's time by that of the bare step in the same turn. *Weights' deviation*: how far the weights are from the bare step's after an epoch, over how far those
+{sizes["turns"]} times with each of {sizes["copies"]} copies, as a copy's place in memory counts. *Against the bare
+step* is the median over turns of an epoch's time by that of the bare step in the same turn. *Weights' deviation*:
+how far the weights are from the bare step's after an epoch, over how far those
 have come; AdamW's division makes much of rounding.
 
 {markdown_table(SPEEDS, speed_rows(figures))}
