@@ -132,6 +132,15 @@ def _places(number, height, width, down, right, WINDOW_H: tl.constexpr, WINDOW_W
 
 
 @triton.jit
+def _triple(qkv, cell, there, STRIDE: tl.constexpr):
+    """q, k and v of a window and head, zero beyond its places."""
+    q = tl.load(qkv + cell, mask=there, other=0.0)
+    k = tl.load(qkv + cell + STRIDE, mask=there, other=0.0)
+    v = tl.load(qkv + cell + 2 * STRIDE, mask=there, other=0.0)
+    return q, k, v
+
+
+@triton.jit
 def _probabilities(q, k, bias, mask, window, cells, inside, t, scale, N: tl.constexpr, MASKED: tl.constexpr):
     """softmax(q kᵀ scale + bias + mask) of a window, columns beyond its places zero."""
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias
@@ -159,9 +168,7 @@ def _forward_kernel(
     for number in range(first, tl.minimum(first + per_program, total)):
         window, place = _places(number, height, width, down, right, WINDOW_H, WINDOW_W, t)
         cell = (place * (3 * HEADS) + head)[:, None] * C + c[None, :]
-        q = tl.load(qkv + cell, mask=there, other=0.0)
-        k = tl.load(qkv + cell + HEADS * C, mask=there, other=0.0)
-        v = tl.load(qkv + cell + 2 * HEADS * C, mask=there, other=0.0)
+        q, k, v = _triple(qkv, cell, there, HEADS * C)
         P = _probabilities(q, k, offsets, mask, window, cells, inside, t, 1.0 / C**0.5, N, MASKED)
         result = tl.dot(P.to(v.dtype), v, input_precision="ieee")
         tl.store(y + (place * HEADS + head)[:, None] * C + c[None, :], result.to(y.dtype.element_ty), mask=there)
@@ -186,9 +193,7 @@ def _backward_kernel(
     for number in range(first, tl.minimum(first + per_program, total)):
         window, place = _places(number, height, width, down, right, WINDOW_H, WINDOW_W, t)
         cell = (place * (3 * HEADS) + head)[:, None] * C + c[None, :]
-        q = tl.load(qkv + cell, mask=there, other=0.0)
-        k = tl.load(qkv + cell + HEADS * C, mask=there, other=0.0)
-        v = tl.load(qkv + cell + 2 * HEADS * C, mask=there, other=0.0)
+        q, k, v = _triple(qkv, cell, there, HEADS * C)
         g = tl.load(dy + (place * HEADS + head)[:, None] * C + c[None, :], mask=there, other=0.0)
         P = _probabilities(q, k, offsets, mask, window, cells, inside, t, scale, N, MASKED)
         dP = tl.dot(g, tl.trans(v), input_precision="ieee")
