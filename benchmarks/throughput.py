@@ -146,9 +146,10 @@ def measure(name: str, batch: int, compiled: bool, repeats: int, peak: float, fi
     x = torch.randn(batch, 3, SIZE, SIZE, device="cuda").to(memory_format=layout)
     flops = flops_of_step(model, x)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    network: Callable[[Tensor], Tensor] = model
     if compiled:
         prepare_kernels(model, x.device, (torch.float32, torch.bfloat16))
-    network: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+        network = torch.compile(model)
 
     def train() -> None:
         for _ in range(10):

@@ -145,7 +145,7 @@ _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def _mean_over_cells(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Adaptive average pooling to `size`; in pictures whose cells are all alike the plain one, which is the same.
 
-    On CUDA the gradient of the adaptive one is a sum of atomics, ten times as slow.
+    On CUDA the gradient of the adaptive one is a sum of atomics.
     """
     rows, columns = x.shape[-2:]
     if len(size) == 2 and rows % size[0] == columns % size[1] == 0:
@@ -176,7 +176,7 @@ def _grows_by_matrices(x: Tensor) -> bool:
 
     On a CPU torch computes maps of many channels channels_last and copies the result back, which takes ten times what
     it computes; compilers do better. On CUDA it gives a place of the map to a thread, which walks over the batch and
-    its channels: 12 ms instead of 0.2 for 128 maps of 512 channels from 7 to 14 px (H200).
+    its channels: 12 ms for 128 × 512 maps from 7 to 14 px (H200), whose bytes take a fiftieth of that.
     """
     if torch.jit.is_tracing() or is_exported():
         return False
