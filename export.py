@@ -69,7 +69,7 @@ def export(options: argparse.Namespace) -> None:
     import numpy as np
 
     from data.builder import saved_preprocess
-    from data.run_pictures import real_pictures, training_pictures
+    from data.run_images import real_pictures, training_pictures
     from deployment.formats import Request, export_file
     from deployment.metadata import export_metadata
     from deployment.onnx_format import OPSET

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def predict(options: argparse.Namespace) -> int:
     """The recipe: models → pictures → probabilities → findings, warnings, heatmaps → files."""
     from data.joint_inputs import JointPreprocess, Unread, unlabelled_loader
-    from data.unlabelled import open_unlabelled
+    from data.sources.unlabelled import open_unlabelled
     from inference.members import about_prediction
     from inference.prediction import predict_rows
     from inference.results import Row, make_folder, report, write_results
@@ -108,7 +108,7 @@ def open_models(options: argparse.Namespace, device):
 
 def unlike(profiles, items):
     """(row's number, traits) → warnings, each once, of all models' training data."""
-    from data.unlabelled import dicom_view
+    from data.sources.unlabelled import dicom_view
 
     knows_views = any(profile.views for profile in profiles)
 

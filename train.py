@@ -127,7 +127,7 @@ def open_run(config: Config, attention: str, resumed: Path | None, last_epoch: i
 
 def describe_run(run: RunFolder, config: Config, catalogue, assignment, loaders, trainer) -> dict:
     """Write config, split and environment into the run's folder; what checkpoints carry of them."""
-    from data.splits import write_split
+    from data.splits.assignment import write_split
     from utils.environment import describe_environment
 
     log_to_file(run.path / "train.log")

@@ -41,8 +41,8 @@ from benchmarks.data_pipelines import (
 )
 from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from configs.errors import HybridMedNetError
-from data.readers import read_picture, read_reduced
-from data.transforms import Preprocess
+from data.readers.images import read_picture, read_reduced
+from data.transforms.images import Preprocess
 from utils.environment import describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "data.md"

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from configs.default_config import Config
 from configs.errors import ConfigError
 from data.builder import build_loaders, open_data, split_data
-from data.loaders import PictureLoader
-from data.phantom import draw_pictures
+from data.loading.loaders import PictureLoader
+from data.phantom.radiographs import draw_pictures
 
 SIZE, FILM, BATCH = 224, 1024, 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -24,7 +24,7 @@ from benchmarks.gradient_checkpointing import seconds_of
 from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from benchmarks.training_loops import BatchesInMemory
 from configs.default_config import Config
-from data.loaders import Batch
+from data.loading.loaders import Batch
 from inference.predictor import Predictor
 from models import HybridMedNet
 from training.evaluation import Evaluator

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.training_loops import now, one_epoch
 from configs.default_config import Config
 from data.builder import build_loaders, open_data, split_data
-from data.phantom import write_phantom
+from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
 from training.builder import build_trainer, settle_precision
 from training.trainer import Trainer

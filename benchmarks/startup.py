@@ -161,7 +161,7 @@ def medians(measure: Mapping[str, Callable[[], dict[str, float]]], times: int) -
 
 def measure(names: Sequence[str], size: int, processes: int) -> dict[str, Any]:
     """All figures, as plain values."""
-    from data.phantom import write_phantom
+    from data.phantom.radiographs import write_phantom
     from utils.environment import describe_environment
 
     with tempfile.TemporaryDirectory() as place:

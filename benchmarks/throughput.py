@@ -33,7 +33,7 @@ from benchmarks.gradient_checkpointing import build, seconds_of
 from benchmarks.pages import markdown_table, write_page
 from configs.default_config import Config
 from data.builder import build_loaders, open_data, split_data
-from data.phantom import write_phantom
+from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
 from training.builder import build_trainer
 from training.precision import choose_device

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.default_config import Config
-from data.loaders import Batch
+from data.loading.loaders import Batch
 from models import HybridMedNet
 from training.builder import build_trainer, settle_precision
 from training.optim import create_optimizer

@@ -12,20 +12,20 @@ import numpy as np
 
 from configs.default_config import SAMPLE_FOLDER, SAMPLE_VOLUME_FOLDER, Config
 from configs.errors import DataError
-from data.cache import AnyPreprocess, cache_folder
-from data.cache_building import Builder, cached_in_memory, cached_on_disk
-from data.device_augmentation import DeviceAugmentation
-from data.formats import open_source
+from data.cache.building import Builder, cached_in_memory, cached_on_disk
+from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.phantom import write_phantom
-from data.phantom_volumes import write_phantom_volumes
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.worker_watch import WorkerFailures
+from data.phantom.radiographs import write_phantom
+from data.phantom.volumes import write_phantom_volumes
 from data.profile import describe_pictures
-from data.sample import SPLITS, Catalogue
-from data.splits import assign_splits, read_split
-from data.transforms import AlbumentationsAugmentation, LightAugmentation, Preprocess
-from data.volume_transforms import LightVolumeAugmentation, VolumePreprocess
-from data.worker_watch import WorkerFailures
+from data.sources.formats import open_source
+from data.splits.assignment import assign_splits, read_split
+from data.study import SPLITS, Catalogue
+from data.transforms.device_augmentation import DeviceAugmentation
+from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess
+from data.transforms.volumes import LightVolumeAugmentation, VolumePreprocess
 
 logger = logging.getLogger(__name__)
 

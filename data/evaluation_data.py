@@ -12,9 +12,9 @@ import numpy as np
 from configs.default_config import Config
 from configs.errors import DataError
 from data.builder import evaluation_labels, open_data
-from data.loaders import Labels
-from data.sample import Catalogue
-from data.saved_split import SavedSplit, saved_split
+from data.loading.loaders import Labels
+from data.splits.saved_split import SavedSplit, saved_split
+from data.study import Catalogue
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from configs.errors import DataError
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.worker_watch import WorkerFailures
 from data.profile import measure
-from data.readers import to_uint8
-from data.sample import Catalogue
-from data.transforms import Preprocess
-from data.volume_transforms import VolumePreprocess, apply_window, regrid
-from data.volumes import Volume
-from data.worker_watch import WorkerFailures
+from data.readers.images import to_uint8
+from data.readers.volumes import Volume
+from data.study import Catalogue
+from data.transforms.images import Preprocess
+from data.transforms.volumes import VolumePreprocess, apply_window, regrid
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class JointPreprocess:
 
     @property
     def modes(self) -> list[str]:
-        """How pictures are resized for each input: see data.transforms.resize."""
+        """How pictures are resized for each input: see data.transforms.images.resize."""
         return [p.resize_mode for p in self.preprocesses if isinstance(p, Preprocess)]
 
     def shown(self, picture: np.ndarray | Volume) -> tuple[np.ndarray, dict[str, Any]]:

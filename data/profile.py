@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 
 from configs.errors import CheckpointError, DataError
-from data.loaders import BadPictures, EpochBatches, PictureDataset, PictureLoader
-from data.readers import scale_intensity
-from data.sample import Catalogue
-from data.volume_transforms import PERCENTILES
-from data.volumes import Volume
+from data.loading.loaders import BadPictures, EpochBatches, PictureDataset, PictureLoader
+from data.readers.images import scale_intensity
+from data.readers.volumes import Volume
+from data.study import Catalogue
+from data.transforms.volumes import PERCENTILES
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ _TRAITS = {"pictures": PICTURE_TRAITS, "volumes": VOLUME_TRAITS}
 def measure(picture: np.ndarray | Volume) -> np.ndarray:
     """The traits of one decoded picture or volume, float32 in the order of PICTURE_TRAITS or VOLUME_TRAITS.
 
-    Brightness is in [0, 1] by data/readers.py's rule, as preprocessing sees it; of large pictures every n-th row and
-    column counts. A picture stored with three equal channels is grey. Instead of its likeness, which is told against
-    others, a picture has its brightness in 8 x 8 cells at the end.
+    Brightness is in [0, 1] by data/readers/images.py's rule, as preprocessing sees it; of large pictures every n-th row
+    and column counts. A picture stored with three equal channels is grey. Instead of its likeness, which is told
+    against others, a picture has its brightness in 8 x 8 cells at the end.
     """
     if isinstance(picture, Volume):
         return _measure_volume(picture)

@@ -128,7 +128,7 @@ class Session:
 
     def _open_regions(self) -> Any:
         from configs.default_config import SAMPLE_FOLDER
-        from data.regions import open_regions
+        from data.regions.annotations import open_regions
 
         if self.config.has_volumes():
             return None
@@ -185,7 +185,7 @@ class Session:
 
     def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
         """Overlays, the classes in turn; of pictures without regions those of their labels."""
-        from data.readers import to_uint8
+        from data.readers.images import to_uint8
         from explain.methods import explain
         from explain.overlay import save_overlay, save_volume_overlay
 

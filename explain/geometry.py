@@ -38,8 +38,8 @@ def _linear_weights(cells: int, pixels: int, stride: float, first: float) -> Ten
 def content_box(size: Sequence[int], picture: Sequence[int], mode: str) -> tuple[int, int, int, int]:
     """Where a resized picture lies in the network's input: (top, left, height, width) in pixels of the input.
 
-    size, picture: (height, width) of the input and of the original. mode: that of data.transforms.resize, 'stretch' or
-    'letterbox'. Raises ExplanationError for another.
+    size, picture: (height, width) of the input and of the original. mode: that of data.transforms.images.resize,
+    'stretch' or 'letterbox'. Raises ExplanationError for another.
     """
     if mode not in RESIZE_MODES:
         raise ExplanationError(f"unknown resize mode {mode!r}: one of {', '.join(map(repr, RESIZE_MODES))}")
@@ -53,7 +53,7 @@ def content_box(size: Sequence[int], picture: Sequence[int], mode: str) -> tuple
 def onto_picture(heatmap: np.ndarray, picture: Sequence[int], mode: str) -> np.ndarray:
     """A heatmap of the network's input back in the original's pixels: float32 [h, w] → [*picture], picture (H, W).
 
-    The inverse of data.transforms.resize: what was padding is cut off, then axes are interpolated linearly.
+    The inverse of data.transforms.images.resize: what was padding is cut off, then axes are interpolated linearly.
     """
     top, left, height, width = content_box(heatmap.shape, picture, mode)
     content = np.ascontiguousarray(heatmap[top : top + height, left : left + width], np.float32)

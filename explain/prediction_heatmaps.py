@@ -22,7 +22,7 @@ class PredictionHeatmaps:
     """Draws into `folder`/heatmaps the mean of the members' maps.
 
     members, orders: of an Ensemble: a member's model and which input is its own; orders[m][k]: where it has class k.
-    modes: for each input how pictures are resized for it, see data.transforms.resize.
+    modes: for each input how pictures are resized for it, see data.transforms.images.resize.
     Raises ExplanationError for an unknown method.
     """
 

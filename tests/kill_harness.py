@@ -31,7 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from configs.errors import CheckpointError
-from data.phantom import write_phantom
+from data.phantom.radiographs import write_phantom
 from utils.checkpoint import load_checkpoint
 
 # What a run imports on its way, so that it is there before the fork.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from configs.default_config import Config
-from data.loaders import Batch
+from data.loading.loaders import Batch
 from inference.predictor import Predictor
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family

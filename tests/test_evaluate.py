@@ -21,10 +21,10 @@ import evaluate
 from configs.default_config import Config
 from configs.errors import CheckpointError
 from data.builder import open_data, split_data
-from data.phantom import write_phantom
-from data.splits import write_split
-from data.transforms import Preprocess
-from data.volume_transforms import VolumePreprocess
+from data.phantom.radiographs import write_phantom
+from data.splits.assignment import write_split
+from data.transforms.images import Preprocess
+from data.transforms.volumes import VolumePreprocess
 from evaluation import evaluation_folder
 from evaluation.calibration import Calibration
 from models import HybridMedNet

@@ -16,10 +16,10 @@ import torch
 import export
 from configs.default_config import Config
 from data.builder import saved_preprocess
-from data.phantom import draw_pictures, save_png
-from data.readers import read_picture
-from data.run_pictures import real_pictures
-from data.transforms import Preprocess
+from data.phantom.radiographs import draw_pictures, save_png
+from data.readers.images import read_picture
+from data.run_images import real_pictures
+from data.transforms.images import Preprocess
 from deployment.onnx_format import open_onnx, read_metadata
 from evaluation.fitting import stored_point
 from inference.predictor import Predictor

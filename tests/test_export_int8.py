@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import run_pictures
+from data import run_images
 from data.builder import open_data
-from data.phantom import draw_pictures, save_png
-from data.splits import write_split
+from data.phantom.radiographs import draw_pictures, save_png
+from data.splits.assignment import write_split
 from deployment.onnx_format import open_onnx, read_metadata
 from models.saved_model import load_model
 from tests.test_export import NAMES, run_export, save_model
@@ -37,14 +37,14 @@ def run(tmp_path_factory) -> Path:
 
 def test_static_with_the_runs_training_pictures(run, capsys, monkeypatch):
     seen = []
-    original = run_pictures.training_pictures
+    original = run_images.training_pictures
 
     def watched(*arguments):
         for picture in original(*arguments):
             seen.append(picture)
             yield picture
 
-    monkeypatch.setattr(run_pictures, "training_pictures", watched)
+    monkeypatch.setattr(run_images, "training_pictures", watched)
     code, said, problems = run_export(capsys, run, "--quantize", "static", "--calibration-count", 2)
     assert code == 0, problems
     target = run / "best_model.int8.onnx"

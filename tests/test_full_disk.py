@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.phantom import write_phantom
+from data.phantom.radiographs import write_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOT_USER = os.name == "posix" and os.geteuid() == 0

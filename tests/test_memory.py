@@ -30,7 +30,7 @@ def measured(figures: Path, traced: bool):
     """What the new process does first: have memory looked at after each epoch, reads and steps counted."""
 
     def patch() -> None:
-        from data.picture_files import FileReader
+        from data.sources.image_files import FileReader
         from training.trainer import Trainer
         from utils.recorder import Recorder
 

@@ -17,8 +17,8 @@ from PIL import Image
 import predict
 from configs.default_config import Config
 from data.builder import build_loaders, open_data, saved_preprocess, split_data
-from data.phantom import write_phantom
-from data.phantom_volumes import write_phantom_volumes
+from data.phantom.radiographs import write_phantom
+from data.phantom.volumes import write_phantom_volumes
 from evaluation.calibration import Calibration
 from evaluation.operating_points import OperatingPoint
 from inference.views import PICTURE_VIEWS, show

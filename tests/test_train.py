@@ -19,9 +19,9 @@ from PIL import Image
 
 import train
 from configs.default_config import Config
-from data.phantom import write_phantom
-from data.splits import read_split
-from data.transforms import Preprocess
+from data.phantom.radiographs import write_phantom
+from data.splits.assignment import read_split
+from data.transforms.images import Preprocess
 from models import HybridMedNet
 from tests.kill_harness import flatten, identical
 from training import probe
@@ -178,7 +178,7 @@ def test_the_test_score_is_that_of_the_best_model(run, phantom):
     """Scores worked out again from best_model.pth and split.csv alone, as predict will."""
     from sklearn.metrics import roc_auc_score
 
-    from data.formats import open_source
+    from data.sources.formats import open_source
 
     content = load_checkpoint(run / "best_model.pth")
     catalogue = open_source(phantom)

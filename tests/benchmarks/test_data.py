@@ -8,7 +8,7 @@ import pytest
 from benchmarks import data as benchmark
 from benchmarks.data_pipelines import FILM, SIZE, import_monai, our_reader, write_sources
 from configs.errors import ConfigError
-from data.readers import read_picture
+from data.readers.images import read_picture
 
 
 def test_sources_hold_the_same_films(tmp_path):

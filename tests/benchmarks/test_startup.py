@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import startup
-from data.phantom import write_phantom
+from data.phantom.radiographs import write_phantom
 
 REPORT = """import time: self [us] | cumulative | imported package
 import time:       100 |        100 |   numpy.core

@@ -7,7 +7,7 @@ from benchmarks import throughput
 from benchmarks.throughput import HEADINGS, Row, cells, main, rate_with_loader, write_films
 from configs.default_config import Config
 from data.builder import open_data
-from data.phantom import write_phantom
+from data.phantom.radiographs import write_phantom
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small", "mobilenetv3_small+cbam"])

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.readers import read_picture
-from data.volume_readers import read_volume
+from data.readers.images import read_picture
+from data.sources.volume_files import read_volume
 from tests.data.bad_dicom import BAD_SLICES, damaged, random_damage, series, structured
 from tests.data.bad_pictures import Case, zeros
 from tests.faults import ROOT, in_child, outside

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from configs.errors import DataError
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.picture_files import FileReader
-from data.readers import read_picture
-from data.sample import Catalogue, Sample
-from data.transforms import Preprocess
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.readers.images import read_picture
+from data.sources.image_files import FileReader
+from data.study import Catalogue, Sample
+from data.transforms.images import Preprocess
 from tests.data.bad_pictures import COLOUR, GREY, Case, all_cases, encoded, noise, png
 from tests.faults import in_child, outside
 

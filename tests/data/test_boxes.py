@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.boxes import Box, find_boxes, read_boxes, read_mask, stem
-from data.formats import open_source
 from data.labels import NIH_FINDINGS
-from data.phantom import FINDINGS, boxes, draw_pictures, write_phantom
+from data.phantom.radiographs import FINDINGS, boxes, draw_pictures, write_phantom
+from data.regions.boxes import Box, find_boxes, read_boxes, read_mask, stem
+from data.sources.formats import open_source
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 HEADER = "image,finding,x,y,w,h\n"

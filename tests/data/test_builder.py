@@ -12,8 +12,8 @@ import torch
 from configs.default_config import Config
 from configs.errors import DataError
 from data.builder import build_loaders, open_data, split_data
-from data.splits import write_split
-from data.transforms import Preprocess
+from data.splits.assignment import write_split
+from data.transforms.images import Preprocess
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 LEAKY = SHARED / "nih_leaky64"

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from configs.errors import ConfigError, DataError
-from data import cache, cache_building
-from data.cache import CachedReader, Encoder, split
-from data.transforms import Preprocess
-from data.volume_transforms import VolumePreprocess
+from data.cache import building as cache_building
+from data.cache import reader as cache_reader
+from data.cache.reader import CachedReader, Encoder, split
+from data.transforms.images import Preprocess
+from data.transforms.volumes import VolumePreprocess
 from tests.data.cached_sources import (
     COUNT,
     all_inputs,
@@ -44,12 +45,12 @@ def own(mixed, tmp_path) -> Path:
 @pytest.fixture
 def reads(monkeypatch) -> list[Path]:
     """Every picture file that is decoded from now on."""
-    from data import picture_files
+    from data.sources import image_files
 
     found = []
     for name in ("read_picture", "read_reduced"):
-        original = getattr(picture_files, name)
-        monkeypatch.setattr(picture_files, name, lambda path, *a, f=original: found.append(path) or f(path, *a))
+        original = getattr(image_files, name)
+        monkeypatch.setattr(image_files, name, lambda path, *a, f=original: found.append(path) or f(path, *a))
     return found
 
 
@@ -104,7 +105,7 @@ def test_what_describes_the_data_is_measured_on_the_files(own):
 
 
 def test_volumes(tmp_path):
-    from data.phantom_volumes import write_phantom_volumes
+    from data.phantom.volumes import write_phantom_volumes
 
     write_phantom_volumes(tmp_path / "v", 12, 64)
     options = ("DATA.image_size=[8, 16, 16]", "DATA.spacing_mm=[9, 8, 7]", "MODEL.in_channels=1")
@@ -214,11 +215,11 @@ def test_other_decoders_make_it_anew(own, monkeypatch, caplog, reads):
     caplog.set_level(logging.INFO)
     loaders_of(own, "DATA.cache=disk")
     reads.clear()
-    monkeypatch.setattr(cache.metadata, "version", lambda name: "99" if name == "pillow" else "1")
+    monkeypatch.setattr(cache_reader.metadata, "version", lambda name: "99" if name == "pillow" else "1")
     loaders_of(own, "DATA.cache=disk")
     assert len(set(reads)) == COUNT and "→ 99" in caplog.text and len(cache_files(own)) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(cache, "DECODING", cache.DECODING + 1)
+    monkeypatch.setattr(cache_reader, "DECODING", cache_reader.DECODING + 1)
     loaders_of(own, "DATA.cache=disk")
     assert len(cache_files(own)) == 2
 
@@ -310,7 +311,7 @@ def test_a_source_without_files_is_refused(own):
 
     catalogue = loaders_of(own).source
     with pytest.raises(ConfigError, match=r"nobody knows which files 'images/00.png' is read from"):
-        cache.stamps(replace(catalogue, read=lambda index: np.zeros((4, 4), np.uint8)))
+        cache_reader.stamps(replace(catalogue, read=lambda index: np.zeros((4, 4), np.uint8)))
 
 
 # ---- processes

@@ -16,13 +16,15 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchIterator
 
 from configs.errors import ConfigError, DataError
-from data import cache, cache_building, cache_file
-from data.cache_building import Builder, cached_in_memory, cached_on_disk
-from data.cache_file import MAGIC, CacheIndex, DamagedCache, SharedBytes, free_memory, open_cache_file, write_index
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.sample import Catalogue, Reader, Sample
-from data.transforms import Preprocess
-from data.worker_watch import WorkerFailures
+from data.cache import building as cache_building
+from data.cache import file as cache_file
+from data.cache import reader as cache_reader
+from data.cache.building import Builder, cached_in_memory, cached_on_disk
+from data.cache.file import MAGIC, CacheIndex, DamagedCache, SharedBytes, free_memory, open_cache_file, write_index
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.worker_watch import WorkerFailures
+from data.study import Catalogue, Reader, Sample
+from data.transforms.images import Preprocess
 from tests.data.cached_sources import COUNT, all_inputs, cache_files, loaders_of, write_mixed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +94,7 @@ def test_a_pipe_is_no_cache(cached, caplog):
 def test_damage_that_is_not_looked_at_is_found_when_it_is_read(cached, monkeypatch):
     """Every picture is compared with its checksum, once a process."""
     own, path, _ = cached
-    monkeypatch.setattr(cache, "_LOOKED_AT", 2)  # the first and the last
+    monkeypatch.setattr(cache_reader, "_LOOKED_AT", 2)  # the first and the last
     index, _ = open_cache_file(path, COUNT)
     row = int(np.argsort(index.records["offset"])[5])
     path.write_bytes(flipped(path.read_bytes(), len(MAGIC) + int(index.records["offset"][row]) + 100))
@@ -130,7 +132,7 @@ def test_a_forged_index_is_refused(cached, fault, caplog):
 def test_a_text_that_is_no_json(tmp_path):
     (tmp_path / "x").write_bytes(MAGIC)
     with (tmp_path / "x").open("ab") as file:
-        write_index(file, 0, CacheIndex(cache.empty_records(0), {}))
+        write_index(file, 0, CacheIndex(cache_reader.empty_records(0), {}))
     assert open_cache_file(tmp_path / "x", 0)[0].about == {}
     with pytest.raises(DamagedCache, match="of 1 pictures"):
         open_cache_file(tmp_path / "x", 1)
@@ -157,7 +159,7 @@ def test_an_error_in_the_middle_leaves_nothing(own, monkeypatch):
 _BUILD = """
 import sys, time
 from pathlib import Path
-from data import cache_building
+from data.cache import building as cache_building
 from tests.data.cached_sources import loaders_of
 append = cache_building._append
 def slow(*arguments):

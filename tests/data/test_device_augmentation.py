@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.device_augmentation import DeviceAugmentation
-from data.loaders import BadPictures, Batch, EpochBatches, Item, Labels, PictureDataset, PictureLoader, _collate
-from data.sample import Catalogue, Sample
-from data.transforms import AlbumentationsAugmentation, LightAugmentation, Preprocess, sample_rng
+from data.loading.loaders import BadPictures, Batch, EpochBatches, Item, Labels, PictureDataset, PictureLoader, _collate
+from data.study import Catalogue, Sample
+from data.transforms.device_augmentation import DeviceAugmentation
+from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, sample_rng
 from utils.out_of_memory import cut
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 from configs.errors import DataError
-from data.volume_readers import read_volume
+from data.sources.volume_files import read_volume
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "dicom"
 HU = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)  # [z, y, x] in the convention

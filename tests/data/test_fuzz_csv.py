@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import DataError
-from data.formats import open_csv, open_source
-from data.splits import assign_splits, read_split, write_split
-from data.tables import read_table
+from data.readers.tables import read_table
+from data.sources.formats import open_csv, open_source
+from data.splits.assignment import assign_splits, read_split, write_split
 from tests.data.bad_pictures import GREY, noise, png
 from tests.faults import fuzz
 

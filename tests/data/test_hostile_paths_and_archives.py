@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.formats import open_source
-from data.splits import read_split
+from data.sources.formats import open_source
+from data.splits.assignment import read_split
 from tests.data.bad_dicom import series
 from tests.data.bad_pictures import GREY, noise, png, zeros
 from tests.faults import in_child, outside

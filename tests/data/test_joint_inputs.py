@@ -7,10 +7,10 @@ import torch
 from configs.errors import DataError
 from data.joint_inputs import JointPreprocess, Unread, unlabelled_loader
 from data.profile import measure
-from data.sample import Catalogue, Sample
-from data.transforms import Preprocess
-from data.volume_transforms import VolumePreprocess
-from data.volumes import Volume
+from data.readers.volumes import Volume
+from data.study import Catalogue, Sample
+from data.transforms.images import Preprocess
+from data.transforms.volumes import VolumePreprocess
 
 SMALL = Preprocess((16, 16), 3, [0.5] * 3, [0.25] * 3)
 LARGE = Preprocess((24, 20), 1, [0.4], [0.3], "letterbox")

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from configs.errors import DataError
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.picture_files import FileReader
-from data.sample import Catalogue, Sample
-from data.transforms import LightAugmentation, Preprocess, sample_rng
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.sources.image_files import FileReader
+from data.study import Catalogue, Sample
+from data.transforms.images import LightAugmentation, Preprocess, sample_rng
 
 COUNT, SEED = 23, 5
 NAMES = tuple(f"film_{index:02d}.png" for index in range(COUNT))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.volume_readers import VolumeReader, read_volume
+from data.sources.volume_files import VolumeReader, read_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "nifti"
@@ -166,7 +166,8 @@ def test_the_reader_of_a_catalogue(tmp_path):
 
 def test_nibabel_is_imported_only_for_nifti():
     code = (
-        "import sys, data.builder, data.volume_readers; sys.exit('nibabel' in sys.modules or 'pydicom' in sys.modules)"
+        "import sys, data.builder, data.sources.volume_files; "
+        "sys.exit('nibabel' in sys.modules or 'pydicom' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

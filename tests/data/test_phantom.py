@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data import phantom
-from data.phantom import FINDINGS, draw_pictures, write_phantom
-from data.phantom_findings import Shape, Spot
+from data.phantom import radiographs
+from data.phantom.findings import Shape, Spot
+from data.phantom.radiographs import FINDINGS, draw_pictures, write_phantom
 
 VIEWS = ("PA", "AP", "LATERAL")
 
@@ -39,7 +39,7 @@ def many():
     def leave_out(shape, spots, shot, size):
         return None, {name: None for name in FINDINGS if name in spots}
 
-    with patch.object(phantom, "draw", leave_out):
+    with patch.object(radiographs, "draw", leave_out):
         return list(draw_pictures(600, 64))
 
 
@@ -61,7 +61,7 @@ def rows(path):
 
 
 def plain_shot(view):
-    return phantom.Shot(view, 1.5, 1.02, (0.01, -0.01), 0.02, 0.9, 1.0, 0.02, seed=5)
+    return radiographs.Shot(view, 1.5, 1.02, (0.01, -0.01), 0.02, 0.9, 1.0, 0.02, seed=5)
 
 
 def test_same_arguments_give_the_same_bytes():
@@ -91,9 +91,9 @@ def test_arguments_out_of_range_are_refused_at_the_call(arguments):
 
 def test_tables_name_the_findings():
     assert len(FINDINGS) == 14
-    assert tuple(phantom.ONSET) == FINDINGS
-    named = set(phantom.COMPANIONS) | set(phantom.LOCAL) | set(phantom.MALE_ODDS)
-    named |= set(phantom.PAINT_ORDER) | {n for c in phantom.COMPANIONS.values() for n in c}
+    assert tuple(radiographs.ONSET) == FINDINGS
+    named = set(radiographs.COMPANIONS) | set(radiographs.LOCAL) | set(radiographs.MALE_ODDS)
+    named |= set(radiographs.PAINT_ORDER) | {n for c in radiographs.COMPANIONS.values() for n in c}
     assert named <= set(FINDINGS)
 
 
@@ -105,7 +105,7 @@ def test_every_finding_is_common_but_not_too_common(label_matrix):
 
 def test_findings_go_together_as_in_patients():
     """Counted over many patients without drawing: pictures are too few for rare pairs."""
-    patients = [phantom.sample_patient(0, number) for number in range(3000)]
+    patients = [radiographs.sample_patient(0, number) for number in range(3000)]
     has = {name: np.array([name in p.spots for p in patients]) for name in FINDINGS}
 
     def correlation(a, b):
@@ -161,12 +161,12 @@ def test_views_sexes_and_ages(many):
 def test_a_finding_is_seen_where_its_mask_says(name, view):
     """Even the weakest one, in every place: against the same picture without it."""
     shape, shot = Shape(seed=11), plain_shot(view)
-    clean, none = phantom.draw(shape, {}, shot, 128)
+    clean, none = radiographs.draw(shape, {}, shot, 128)
     moves_the_chest = name == "Emphysema"
     assert none == {}
     for side, zone in ((-1, 0), (-1, 1), (-1, 2), (1, 0), (1, 1), (1, 2)):
         spot = Spot(strength=0.0, side=side, zone=zone, scale=0.85, seed=zone)
-        image, masks = phantom.draw(shape, {name: spot}, shot, 128)
+        image, masks = radiographs.draw(shape, {name: spot}, shot, 128)
         change = np.abs(image.astype(int) - clean.astype(int))
         inside, outside = change[masks[name]], change[~masks[name]]
         assert inside.max() >= 15, (side, zone)
@@ -177,10 +177,10 @@ def test_a_finding_is_seen_where_its_mask_says(name, view):
 @pytest.mark.parametrize("name", FINDINGS)
 def test_more_strength_changes_more(name, view):
     shape, shot = Shape(seed=12), plain_shot(view)
-    clean = phantom.draw(shape, {}, shot, 96)[0].astype(int)
+    clean = radiographs.draw(shape, {}, shot, 96)[0].astype(int)
     weak = Spot(strength=0.0, side=1, zone=1, scale=1.0, seed=3)
     changes = [
-        np.abs(phantom.draw(shape, {name: spot}, shot, 96)[0] - clean).sum()
+        np.abs(radiographs.draw(shape, {name: spot}, shot, 96)[0] - clean).sum()
         for spot in (weak, replace(weak, strength=1.0))
     ]
     assert changes[1] > (1.05 if name == "Cardiomegaly" else 1.0) * changes[0]
@@ -188,7 +188,7 @@ def test_more_strength_changes_more(name, view):
 
 def test_the_chest_is_a_chest():
     """Lungs darker than heart, spine and abdomen; black air around the neck."""
-    image, _ = phantom.draw(Shape(seed=1), {}, plain_shot("PA"), 128)
+    image, _ = radiographs.draw(Shape(seed=1), {}, plain_shot("PA"), 128)
     right_lung, left_lung = image[60:70, 28:38].mean(), image[60:70, 90:100].mean()
     heart, abdomen, air = image[80:88, 72:80].mean(), image[112:, 40:60].mean(), image[2, 2]
     assert max(right_lung, left_lung) + 60 < min(heart, abdomen)
@@ -198,7 +198,7 @@ def test_the_chest_is_a_chest():
 def test_boxes_bound_each_part_of_a_mask():
     mask = np.zeros((64, 64), bool)
     mask[3:6, 10:20] = mask[40:42, 50:51] = True
-    assert sorted(phantom.boxes(mask)) == [(10, 3, 10, 3), (50, 40, 1, 2)]
+    assert sorted(radiographs.boxes(mask)) == [(10, 3, 10, 3), (50, 40, 1, 2)]
 
 
 def test_written_folder_is_complete(folder):
@@ -252,7 +252,7 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, error):
-    save, calls = phantom.save_png, []
+    save, calls = radiographs.save_png, []
 
     def stop_at_fifth(path, pixels):
         calls.append(path)
@@ -260,7 +260,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, error):
             raise error("stopped")
         save(path, pixels)
 
-    monkeypatch.setattr(phantom, "save_png", stop_at_fifth)
+    monkeypatch.setattr(radiographs, "save_png", stop_at_fifth)
     with pytest.raises(error):
         write_phantom(tmp_path / "phantom", count=10, size=64)
     assert list(tmp_path.iterdir()) == []

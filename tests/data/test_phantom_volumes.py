@@ -7,10 +7,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from data.formats import open_source
-from data.phantom_thorax import FINDINGS
-from data.phantom_volumes import draw_volumes, write_phantom_volumes
-from data.volume_readers import read_volume
+from data.phantom.thorax import FINDINGS
+from data.phantom.volumes import draw_volumes, write_phantom_volumes
+from data.sources.formats import open_source
+from data.sources.volume_files import read_volume
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_the_folder_appears_when_it_is_complete(tmp_path, monkeypatch):
     def broken(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.phantom_volumes.write_volume", broken)
+    monkeypatch.setattr("data.phantom.volumes.write_volume", broken)
     with pytest.raises(KeyboardInterrupt):
         write_phantom_volumes(tmp_path / "a", 2)
     assert list(tmp_path.iterdir()) == []

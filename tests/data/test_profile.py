@@ -6,13 +6,13 @@ import torch
 
 from configs.errors import CheckpointError
 from data import profile
-from data.formats import open_source
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.phantom import write_phantom
-from data.phantom_volumes import write_phantom_volumes
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.phantom.radiographs import write_phantom
+from data.phantom.volumes import write_phantom_volumes
 from data.profile import PICTURE_TRAITS, VOLUME_TRAITS, TrainingData, describe_pictures, likeness, measure
-from data.sample import Catalogue, Sample
-from data.volumes import Volume
+from data.readers.volumes import Volume
+from data.sources.formats import open_source
+from data.study import Catalogue, Sample
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 COUNT = 70

@@ -17,8 +17,8 @@ from pydicom.pixels import processing
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage
 
 from configs.errors import DataError
-from data.dicom import window
-from data.readers import read_picture, scale_intensity, to_channels
+from data.readers.dicom import window
+from data.readers.images import read_picture, scale_intensity, to_channels
 
 ROOT = Path(__file__).resolve().parents[2]
 DICOM = ROOT.parent / "shared" / "data" / "dicom"
@@ -444,7 +444,7 @@ def test_stored_files_that_are_damaged():
 def test_pydicom_is_imported_only_for_dicom(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.png")
     code = (
-        "import sys; from pathlib import Path; from data.readers import read_picture; "
+        "import sys; from pathlib import Path; from data.readers.images import read_picture; "
         f"read_picture(Path({str(tmp_path / 'a.png')!r})); sys.exit('pydicom' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -10,14 +10,14 @@ from PIL import Image
 
 from configs.errors import DataError
 from data.joint_inputs import JointPreprocess, Unread, unlabelled_loader
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.phantom import draw_pictures
-from data.picture_files import FileReader
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.phantom.radiographs import draw_pictures
 from data.profile import measure
-from data.readers import read_picture, read_reduced
-from data.sample import Catalogue, Sample
-from data.transforms import Preprocess
-from data.unlabelled import open_unlabelled
+from data.readers.images import read_picture, read_reduced
+from data.sources.image_files import FileReader
+from data.sources.unlabelled import open_unlabelled
+from data.study import Catalogue, Sample
+from data.transforms.images import Preprocess
 
 TO_GREY = {"mean": [0.0], "std": [1 / 255]}
 

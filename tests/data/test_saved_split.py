@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.sample import Catalogue, Sample
-from data.saved_split import saved_split
-from data.splits import write_split
+from data.splits.assignment import write_split
+from data.splits.saved_split import saved_split
+from data.study import Catalogue, Sample
 
 
 def catalogue(splits: list[str | None], start: int = 0, patients: int = 2) -> Catalogue:

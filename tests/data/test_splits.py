@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.formats import open_source
-from data.sample import Catalogue, Sample
-from data.splits import assign_splits, patient_overlap, read_split, split_hash, write_split
-from data.stratify import stratify_groups
+from data.sources.formats import open_source
+from data.splits.assignment import assign_splits, patient_overlap, read_split, split_hash, write_split
+from data.splits.stratify import stratify_groups
+from data.study import Catalogue, Sample
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")

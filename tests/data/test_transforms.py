@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.errors import ConfigError
-from data.transforms import (
+from data.transforms.images import (
     AlbumentationsAugmentation,
     LightAugmentation,
     Preprocess,

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from configs.errors import DataError
-from data.phantom_volumes import write_phantom_volumes
-from data.unlabelled import dicom_view, open_unlabelled
-from data.volumes import Volume
+from data.phantom.volumes import write_phantom_volumes
+from data.readers.volumes import Volume
+from data.sources.unlabelled import dicom_view, open_unlabelled
 from tests.data.bad_pictures import dicom
 from tests.data.test_dicom_series import save, slices_of
 

@@ -11,9 +11,9 @@ from PIL import Image
 from configs.default_config import Config
 from configs.errors import DataError
 from data.builder import build_loaders, open_data, split_data
-from data.formats import open_source, recognise
-from data.volume_transforms import VolumePreprocess
-from data.volumes import Volume
+from data.readers.volumes import Volume
+from data.sources.formats import open_source, recognise
+from data.transforms.volumes import VolumePreprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

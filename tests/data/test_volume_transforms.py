@@ -6,8 +6,9 @@ import torch
 from scipy import ndimage
 
 from configs.errors import ConfigError
-from data.transforms import sample_rng
-from data.volume_transforms import (
+from data.readers.volumes import Volume
+from data.transforms.images import sample_rng
+from data.transforms.volumes import (
     LightVolumeAugmentation,
     VolumePreprocess,
     affine_to_old,
@@ -16,7 +17,6 @@ from data.volume_transforms import (
     regrid,
     warp,
 )
-from data.volumes import Volume
 
 rng = np.random.default_rng(0)
 NOISE = rng.random((6, 9, 11), np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.volumes import MAX_VOXELS, check_size, finite, to_convention
+from data.readers.volumes import MAX_VOXELS, check_size, finite, to_convention
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ORIENTATIONS = [(axes, flips) for axes in permutations(range(3)) for flips in product((False, True), repeat=3)]

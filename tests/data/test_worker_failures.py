@@ -22,12 +22,12 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchI
 
 from configs.default_config import Config
 from configs.errors import DataError
-from data import worker_watch
 from data.builder import build_loaders
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.sample import Catalogue, Sample
-from data.transforms import LightAugmentation, Preprocess
-from data.worker_watch import WorkerFailures
+from data.loading import worker_watch
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.worker_watch import WorkerFailures
+from data.study import Catalogue, Sample
+from data.transforms.images import LightAugmentation, Preprocess
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes by /proc")
 

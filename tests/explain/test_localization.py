@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from configs.errors import ExplanationError
-from data.boxes import region_of_boxes
-from data.transforms import resize
+from data.regions.boxes import region_of_boxes
+from data.transforms.images import resize
 from explain.geometry import content_box, onto_picture
 from explain.localization import (
     intersection_over_union,

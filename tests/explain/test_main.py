@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data.builder import open_data
-from data.phantom import write_phantom
-from data.transforms import Preprocess
+from data.phantom.radiographs import write_phantom
+from data.transforms.images import Preprocess
 from explain import __main__ as script
 from tests.explain.networks import network
 from utils.checkpoint import save_checkpoint

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs.errors import TrainingError
-from data.loaders import Batch
+from data.loading.loaders import Batch
 from tests.training.toys import (
     CLASSES,
     TensorLoader,

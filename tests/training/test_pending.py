@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.errors import TrainingError
-from data.loaders import Batch
+from data.loading.loaders import Batch
 from tests.training.toys import (
     CLASSES,
     TensorLoader,

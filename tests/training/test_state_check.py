@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from configs.errors import CheckpointError
-from data.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.picture_files import FileReader
-from data.sample import Catalogue, Sample
-from data.transforms import LightAugmentation, Preprocess
+from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.sources.image_files import FileReader
+from data.study import Catalogue, Sample
+from data.transforms.images import LightAugmentation, Preprocess
 from tests.training.toys import (
     CLASSES,
     SIDE,

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import nn
 
-from data.loaders import Batch
+from data.loading.loaders import Batch
 from training.ema import ExponentialMovingAverage
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.optim import LearningRateSchedule, create_optimizer

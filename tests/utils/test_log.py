@@ -29,13 +29,13 @@ AWKWARD = 'a "quoted" 胸片 \\ line\nand a second one'
 def test_json_lines_parse_and_hold_everything(capsys):
     setup_logging("json")
     before = datetime.now(UTC)
-    logging.getLogger("data.loaders").warning("left out: %s (%d)", AWKWARD, 3)
+    logging.getLogger("data.loading.loaders").warning("left out: %s (%d)", AWKWARD, 3)
     logging.getLogger("train").info("next")
     out, err = capsys.readouterr()
     first, second = (json.loads(line) for line in err.splitlines())
     assert out == ""
     assert first.keys() == {"time", "level", "logger", "message"}
-    assert (first["level"], first["logger"]) == ("WARNING", "data.loaders")
+    assert (first["level"], first["logger"]) == ("WARNING", "data.loading.loaders")
     assert first["message"] == f"left out: {AWKWARD} (3)"
     assert (second["level"], second["logger"], second["message"]) == ("INFO", "train", "next")
     assert abs((datetime.fromisoformat(first["time"]) - before).total_seconds()) < 5

@@ -56,7 +56,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from data.transforms import Preprocess
+    from data.transforms.images import Preprocess
     from models.saved_model import load_model
     from utils.checkpoint.files import save_checkpoint
     from utils.checkpoint.safetensors_files import write_safetensors

@@ -1,0 +1,192 @@
+"""Filling a cache: every picture of a catalogue read once, by as many workers as training has."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs.errors import ConfigError
+from data.cache.file import MAGIC, CacheIndex, SharedBytes, free_memory, open_cache_file, write_index
+from data.cache.reader import (
+    AnyPreprocess,
+    CachedReader,
+    Encoder,
+    Recipe,
+    empty_records,
+    find,
+    split,
+    stamps,
+    with_reader,
+)
+from data.loading.loaders import BadPictures, EpochBatches, PictureDataset, PictureLoader
+from data.study import Catalogue
+from utils.atomic_file import remove, replacing
+from utils.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_BATCH, _BATCH_BYTES = 64, 2**26
+# Seconds without a write after which a temporary file is of a process that was killed.
+_ABANDONED = 3600.0
+# Chunks of shared memory: large enough that even a cache of all memory is few open files.
+_LEAST_CHUNK, _MOST_CHUNKS = 2**26, 64
+
+
+class Builder:
+    """Reads all pictures of a loader's catalogue and hands their bytes to a sink.
+
+    loader: of the catalogue to be cached; lends its workers. bad: counts what cannot be read. style: of the progress,
+    see `Progress`.
+    """
+
+    def __init__(self, loader: PictureLoader, preprocess: AnyPreprocess, bad: BadPictures, style: str) -> None:
+        self.catalogue, self.preprocess = loader.dataset.catalogue, preprocess
+        self._loader, self._bad, self._style = loader, bad, style
+
+    def fill(self, write: Callable[[np.ndarray], Any], check_room: Callable[[int], None]) -> CacheIndex:
+        """write: takes the bytes of each picture, in the order of their offsets. check_room: is told early how many
+        bytes there will be, by pictures from all over the catalogue; raises where they are too many.
+
+        Raises DataError where more pictures cannot be read than is tolerated, or workers fail too often.
+        """
+        count = len(self.catalogue.samples)
+        loader = self._encoding_loader()
+        size = loader.batches.batch_size
+        records, end, told = empty_records(count), 0, False
+        with closing(Progress(count, "decoding pictures", self._style, -(-count // 10), unit="picture")) as progress:
+            for number, batch in loader.epoch(0):
+                if batch is not None:
+                    encoded = split(batch.image.numpy(), len(batch), self.preprocess.size)
+                    if not told:
+                        check_room(sum(len(pixels) for *_, pixels in encoded) * count // len(encoded))
+                        told = True
+                    end = _append(records, batch.index.tolist(), encoded, end, write)
+                progress.advance(min(size, count - number * size))
+        return CacheIndex(records, {"unreadable": self._unreadable(records)})
+
+    def _encoding_loader(self) -> PictureLoader:
+        """All rows, each picture as the bytes that are kept; the first batch is from all over the catalogue."""
+        count, encoder = len(self.catalogue.samples), Encoder(self.preprocess)
+        first = np.unique(
+            np.linspace(0, count - 1, max(1, min(_BATCH, _BATCH_BYTES // encoder.most_bytes))).astype(int)
+        )
+        rows = np.concatenate([first, np.setdiff1d(np.arange(count), first)])
+        dataset = PictureDataset(self.catalogue, encoder, seed=0)  # type: ignore[arg-type]
+        return self._loader.like(dataset, EpochBatches(rows, len(first), False, 0), self._bad, join=torch.cat)
+
+    def _unreadable(self, records: np.ndarray) -> dict[str, str]:
+        return {str(row): self._bad.reasons[row] for row in np.flatnonzero(records["kind"] == 0).tolist()}
+
+
+def _append(records: np.ndarray, rows: list[int], encoded: list, end: int, write: Callable[[np.ndarray], Any]) -> int:
+    """Write pictures and their records; returns where the next one begins."""
+    for row, (kind, spacing, pixels) in zip(rows, encoded):
+        write(pixels)
+        record = records[row]
+        record["kind"], record["offset"], record["length"] = kind, end, len(pixels)
+        record["crc"], record["spacing"] = zlib.crc32(pixels.data), spacing
+        end += len(pixels)
+    return end
+
+
+def cached_in_memory(builder: Builder) -> Catalogue:
+    """The builder's catalogue, its pictures in memory that all workers share.
+
+    Raises ConfigError where they need more than there is, and as `Builder.fill` does.
+    """
+    sink = SharedBytes(_LEAST_CHUNK)
+
+    def check_room(needed: int) -> None:
+        free = free_memory()
+        if free is not None and needed > free:
+            raise ConfigError(
+                f"DATA.cache=ram needs about {_gb(needed)} of shared memory, {_gb(free)} are free (/dev/shm counts): "
+                "use disk, or a smaller DATA.image_size, or none"
+            )
+        sink.chunk_bytes = max(_LEAST_CHUNK, needed // _MOST_CHUNKS)
+
+    index = builder.fill(sink.write, check_room)
+    sink.finish()
+    logger.info("%s pictures are decoded and in memory", f"{len(index.records):,}")
+    return with_reader(builder.catalogue, CachedReader(index, sink, builder.preprocess.size, "the cache in memory"))
+
+
+def cached_on_disk(builder: Builder, folder: Path, source: Path) -> Catalogue:
+    """The builder's catalogue, its pictures in a file of `folder`, which is made if it is not there or not theirs.
+
+    source: where the pictures are from. Raises ConfigError where the folder cannot be written or its disk is too
+    small, and as `Builder.fill` does.
+    """
+    recipe, now = Recipe.of(builder.catalogue, builder.preprocess, source), stamps(builder.catalogue)
+    path = folder / recipe.file_name()
+    found = find(path, recipe, now)
+    if found is None:
+        _write(builder, path, recipe, now)
+        found = open_cache_file(path, len(now))
+    else:
+        logger.info("decoded pictures are read from '%s'", path)
+    index, kept = found
+    return with_reader(builder.catalogue, CachedReader(index, kept, builder.preprocess.size, f"the cache '{path}'"))
+
+
+def _write(builder: Builder, path: Path, recipe: Recipe, now: np.ndarray) -> None:
+    with _explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(MAGIC)
+            index = builder.fill(
+                lambda pixels: file.write(pixels.data), lambda needed: _check_disk(path.parent, needed)
+            )
+            index.records["stamp"] = now
+            about = {"settings": recipe.settings, "libraries": recipe.libraries, **index.about}
+            write_index(file, file.tell() - len(MAGIC), CacheIndex(index.records, about))
+            file.flush()
+    logger.info("%s decoded pictures are in '%s' (%s)", f"{len(now):,}", path, _gb(path.stat().st_size))
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """OSError of writing as a ConfigError that says what to set."""
+    try:
+        yield
+    except OSError as reason:
+        what = "its disk is full" if reason.errno in (errno.ENOSPC, errno.EDQUOT) else reason.strerror or str(reason)
+        raise ConfigError(
+            f"DATA.cache=disk cannot write into '{folder}' ({what}): set DATA.cache_dir to a folder with room that can "
+            "be written, or DATA.cache=none"
+        ) from reason
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"DATA.cache=disk needs about {_gb(needed)} in '{folder}', {_gb(free)} are free: set DATA.cache_dir to a "
+            "folder with more room, or a smaller DATA.image_size, or DATA.cache=none"
+        )
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Remove what killed processes left of this cache; one that is being written changes all the time."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        try:
+            abandoned = time.time() - leftover.stat().st_mtime > _ABANDONED
+        except OSError:
+            continue
+        if abandoned:
+            remove(leftover)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,180 @@
+"""Where decoded pictures lie, one after another: in a file with its index at the end, or in shared memory.
+
+A file is `MAGIC`, the pictures' bytes, a RECORD a row, JSON, and a footer with their lengths and checksum. It is mapped
+read-only, so that all processes share one copy of it in the page cache. Nothing in it is unpacked or executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.errors import DataError
+from data.readers.regular_files import open_regular
+
+MAGIC = b"HMNcache"
+_FOOTER = struct.Struct("<QQQI8s")  # bytes of pictures, rows, bytes of JSON, CRC-32 of records and JSON, MAGIC
+_LARGEST_JSON = 2**26
+
+# kind: 0 unreadable, else as data/cache/reader.py has it. offset, length: of its bytes among all pictures'. stamp: of
+# the files it was read from. spacing: of a volume's grid in mm.
+RECORD = np.dtype(
+    [("kind", "u1"), ("offset", "<u8"), ("length", "<u8"), ("crc", "<u4"), ("stamp", "<u8", 2), ("spacing", "<f8", 3)]
+)
+
+
+class DamagedCache(Exception):
+    """A file that is no cache, or one that is cut off or altered."""
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """records: RECORD [rows of the catalogue]. about: plain values, which say what the pictures were made from."""
+
+    records: np.ndarray
+    about: dict[str, Any]
+
+
+class FileBytes:
+    """The pictures of a cache file, mapped when first asked for; pickled, it is its path and opens the file itself."""
+
+    def __init__(self, path: Path, footer: bytes) -> None:
+        self.path, self.footer = path, footer
+        self._map: np.ndarray | None = None
+
+    def __call__(self, offset: int, length: int) -> np.ndarray:
+        """uint8 [length], a view."""
+        if self._map is None:
+            self._map = self._open()
+        begin = len(MAGIC) + offset
+        return self._map[begin : begin + length]
+
+    def _open(self) -> np.ndarray:
+        try:
+            found = np.memmap(self.path, np.uint8, "r").view(np.ndarray)
+        except (OSError, ValueError) as reason:
+            raise DataError(f"cannot open the cache '{self.path}': {reason}") from reason
+        if found[-len(self.footer) :].tobytes() != self.footer:
+            raise DataError(f"the cache '{self.path}' has become another one since this run began: start it again")
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+
+class SharedBytes:
+    """Pictures in memory that all workers share, forked or spawned ones.
+
+    chunk_bytes: how much is gathered before it is shared; each chunk is an open file of every process.
+    """
+
+    def __init__(self, chunk_bytes: int) -> None:
+        self.chunk_bytes = chunk_bytes
+        self._chunks: list[Tensor] = []
+        self._views: list[np.ndarray] = []
+        self._starts: list[int] = []
+        self._waiting: list[Tensor] = []
+        self._waiting_bytes, self._end = 0, 0
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Append uint8 [n]; it never lies in two chunks."""
+        self._waiting.append(torch.from_numpy(pixels.copy()))
+        self._waiting_bytes += len(pixels)
+        if self._waiting_bytes >= self.chunk_bytes:
+            self.finish()
+
+    def finish(self) -> None:
+        """Share what is not yet."""
+        if self._waiting:
+            chunk = torch.cat(self._waiting)
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            self._starts.append(self._end)
+            self._chunks.append(chunk.share_memory_())
+            self._end += len(chunk)
+
+    def __call__(self, offset: int, length: int) -> np.ndarray:
+        """uint8 [length], a view."""
+        if len(self._views) != len(self._chunks):
+            self._views = [chunk.numpy() for chunk in self._chunks]
+        number = bisect_right(self._starts, offset) - 1
+        begin = offset - self._starts[number]
+        return self._views[number][begin : begin + length]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_views": []}  # a spawned worker would get copies of them
+
+
+def write_index(file: BinaryIO, pictures: int, index: CacheIndex) -> None:
+    """Append what makes MAGIC and so many bytes of pictures a cache."""
+    text = json.dumps(index.about, sort_keys=True).encode()
+    body = index.records.tobytes() + text
+    file.write(body + _FOOTER.pack(pictures, len(index.records), len(text), zlib.crc32(body), MAGIC))
+
+
+def open_cache_file(path: Path, rows: int) -> tuple[CacheIndex, FileBytes]:
+    """Index and pictures of a cache file of so many rows, all but the pictures themselves checked.
+
+    Raises DamagedCache where sizes or checksum do not fit, OSError where it cannot be read.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < len(MAGIC) + _FOOTER.size:
+            raise DamagedCache(f"it has {size} bytes")
+        file.seek(size - _FOOTER.size)
+        footer = file.read(_FOOTER.size)
+        pictures, written, json_bytes, crc, magic = _FOOTER.unpack(footer)
+        if magic != MAGIC or json_bytes > _LARGEST_JSON or written != rows:
+            raise DamagedCache(f"it does not end as a cache of {rows:,} pictures does")
+        whole = len(MAGIC) + pictures + rows * RECORD.itemsize + json_bytes + _FOOTER.size
+        if whole != size:
+            raise DamagedCache(f"it has {size:,} bytes, not {whole:,}")
+        file.seek(len(MAGIC) + pictures)
+        body = file.read(size - _FOOTER.size - len(MAGIC) - pictures)
+    if zlib.crc32(body) != crc:
+        raise DamagedCache("its index has another checksum")
+    records = np.frombuffer(body, RECORD, rows)
+    if (records["offset"] + records["length"] > pictures).any():
+        raise DamagedCache("its index points outside")
+    try:
+        about = json.loads(body[rows * RECORD.itemsize :])
+    except ValueError as reason:
+        raise DamagedCache(f"what it says of itself is no JSON: {reason}") from None
+    return CacheIndex(records, about), FileBytes(path, footer)
+
+
+def free_memory() -> int | None:
+    """Bytes that can still be shared: of the machine, of the control group, of /dev/shm; None where nothing says."""
+    found = [_meminfo(), _left_to_group()]
+    if Path("/dev/shm").is_dir():
+        found.append(shutil.disk_usage("/dev/shm").free)
+    return min((value for value in found if value is not None), default=None)
+
+
+def _meminfo() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _left_to_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Of the second version of control groups; what it keeps of files is given back when it is needed."""
+    try:
+        most, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such group, or its limit is 'max'
+        return None
+    return most - used + int(kept.get("inactive_file", 0))

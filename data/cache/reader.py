@@ -1,0 +1,266 @@
+"""Pictures decoded once, as they are before augmentation: each epoch then begins where decoding would have ended.
+
+A catalogue's reader is replaced by one that gives fitted pictures (Preprocess.fit), which a Preprocess leaves as they
+are. uint8 pictures come back bit for bit; those that are float32 in [0, 1] (DICOM, 16-bit PNG, volumes) are kept as
+uint16, so within half of 1/65535.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from configs.errors import ConfigError, DataError
+from data.cache.file import RECORD, CacheIndex, DamagedCache, FileBytes, SharedBytes, open_cache_file
+from data.readers.regular_files import refuse_link
+from data.readers.volumes import Volume
+from data.study import Catalogue, Reader
+from data.transforms.images import Preprocess
+from data.transforms.volumes import FittedVolume, VolumePreprocess
+
+logger = logging.getLogger(__name__)
+
+# To be raised with every change of what a file becomes before augmentation: readers, reduced JPEG, intensity, resizing.
+DECODING = 1
+FOLDER = ".hybridmednet_cache"
+# Kind of a record: how its numbers are stored, and the channels of its picture.
+KINDS = {1: ("u1", 1), 2: ("u1", 3), 3: ("<u2", 1), 4: ("<u2", 3)}
+_HEAD = 1 + 3 * 8  # bytes before a picture on its way from a worker: kind and spacing
+_LOOKED_AT = 64
+_LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+_CODECS = ("python-gdcm", "pyjpegls")
+
+AnyPreprocess = Preprocess | VolumePreprocess
+
+
+class Encoder:
+    """Takes the place of a preprocessing in a PictureDataset: a picture becomes the bytes that are kept of it.
+
+    picture → uint8 [25 + n]: kind, spacing in mm (3 float64; 0 of pictures), the fitted picture. `split` undoes it.
+    """
+
+    augmentation = None
+
+    def __init__(self, preprocess: AnyPreprocess) -> None:
+        self.preprocess: Any = preprocess
+
+    def read(self, catalogue: Catalogue, index: int) -> np.ndarray | Volume:
+        """The picture as training would get it."""
+        return self.preprocess.read(catalogue, index)
+
+    def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
+        fitted = self.preprocess.fit(picture)
+        volume = isinstance(fitted, FittedVolume)
+        pixels = fitted.voxels[..., None] if volume else fitted
+        spacing = np.array(fitted.spacing_mm if volume else (0.0, 0.0, 0.0), np.float64)
+        if pixels.dtype != np.uint8:
+            pixels = np.rint(np.clip(pixels, 0.0, 1.0) * np.float32(65535)).astype("<u2")
+        kind = next(k for k, form in KINDS.items() if form == _form(pixels))
+        parts = (np.array([kind], np.uint8), spacing.view(np.uint8), np.ascontiguousarray(pixels).view(np.uint8))
+        return np.concatenate([part.ravel() for part in parts])
+
+    @property
+    def most_bytes(self) -> int:
+        """Of any record."""
+        return _HEAD + int(np.prod(self.preprocess.size)) * self.preprocess.channels * 2
+
+
+def _form(pixels: np.ndarray) -> tuple[str, int]:
+    return ("u1" if pixels.dtype == np.uint8 else "<u2", pixels.shape[-1])
+
+
+def split(stream: np.ndarray, count: int, size: Sequence[int]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """uint8 [n], encoded pictures one after another → (kind, spacing float64 [3], uint8 bytes) of each."""
+    found, begin = [], 0
+    for _ in range(count):
+        kind = int(stream[begin])
+        spacing = stream[begin + 1 : begin + _HEAD].copy().view(np.float64)
+        end = begin + _HEAD + stored_bytes(kind, size)
+        found.append((kind, spacing, stream[begin + _HEAD : end]))
+        begin = end
+    return found
+
+
+def stored_bytes(kind: int, size: Sequence[int]) -> int:
+    """Of a picture of this kind."""
+    dtype, channels = KINDS[kind]
+    return int(np.prod(size)) * channels * np.dtype(dtype).itemsize
+
+
+class CachedReader(Reader):
+    """Catalogue.read of a cache: fitted pictures [H, W, C], uint8 or float32 in [0, 1], or FittedVolumes.
+
+    A picture that could not be read when the cache was made raises the DataError that it raised then. Bytes are
+    compared with their checksum when a process reads them for the first time.
+    """
+
+    def __init__(self, index: CacheIndex, kept: FileBytes | SharedBytes, size: Sequence[int], place: str) -> None:
+        self.size, self.place, self._kept = tuple(size), place, kept
+        self._fields = {name: index.records[name].copy() for name in ("kind", "offset", "length", "crc", "spacing")}
+        self._unreadable: dict[str, str] = index.about["unreadable"]
+        self._checked = np.zeros(len(index.records), bool)
+
+    def __call__(self, index: int) -> Any:
+        kind, offset, length = (int(self._fields[name][index]) for name in ("kind", "offset", "length"))
+        if kind == 0:
+            raise DataError(self._unreadable[str(index)])
+        stored = self._kept(offset, length)
+        if not self._checked[index]:
+            if zlib.crc32(stored.data) != self._fields["crc"][index]:
+                raise DataError(f"{self.place} is damaged at its picture {index}: delete it, and it is made again")
+            self._checked[index] = True
+        return self._decoded(index, stored, *KINDS[kind])
+
+    def _decoded(self, index: int, stored: np.ndarray, dtype: str, channels: int) -> np.ndarray | FittedVolume:
+        pixels = stored.view(dtype).reshape(*self.size, channels)
+        if dtype == "u1":
+            return pixels.copy()
+        unit = pixels.astype(np.float32)
+        unit /= np.float32(65535)
+        if len(self.size) == 2:
+            return unit
+        return FittedVolume(unit[..., 0], tuple(self._fields["spacing"][index].tolist()))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a cache's content, the files apart.
+
+    settings: of the decoding. libraries: name → version of what decodes. names: of the pictures, in their order.
+    source: the folder or file that they are from.
+    """
+
+    settings: dict[str, Any]
+    libraries: dict[str, str]
+    names: tuple[str, ...]
+    source: Path
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, preprocess: AnyPreprocess, source: Path) -> Recipe:
+        """How `preprocess` fits the pictures of a catalogue."""
+        fitting = {key: value for key, value in preprocess.as_dict().items() if key not in ("mean", "std")}
+        names = tuple(sample.image for sample in catalogue.samples)
+        return cls({"decoding": DECODING, **fitting}, _libraries(), names, source.resolve())
+
+    def file_name(self) -> str:
+        """One for each source, list of pictures and setting, so that a changed file replaces its old cache."""
+        text = json.dumps([self.settings, self.names, str(self.source)], sort_keys=True)
+        return f"{'x'.join(map(str, self.settings['size']))}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.cache"
+
+
+def _libraries() -> dict[str, str]:
+    found = {"opencv": cv2.__version__}
+    for name in (*_LIBRARIES, *_CODECS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def stamps(catalogue: Catalogue) -> np.ndarray:
+    """uint64 [rows, 2]: a digest of names, sizes and times of change of the files that each picture is read from.
+
+    Raises ConfigError where the source does not know its files.
+    """
+    seen: dict[Path, str] = {}
+    found = np.empty((len(catalogue.samples), 2), "<u8")
+    for row, sample in enumerate(catalogue.samples):
+        files = catalogue.files(row)
+        if not files:
+            raise ConfigError(f"DATA.cache: nobody knows which files '{sample.image}' is read from: set it to none")
+        text = "\n".join(seen[path] if path in seen else seen.setdefault(path, _stamp(path)) for path in files)
+        found[row] = np.frombuffer(
+            hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest(), "<u8"
+        )
+    return found
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as reason:
+        return f"{path.name}\0{reason.errno}"
+    return f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def cache_folder(cache_dir: str | None, data_dir: Path) -> Path:
+    """DATA.cache_dir, or a hidden folder in data_dir, beside it where that is a file.
+
+    Raises DataError where the hidden folder is a link that leaves data_dir.
+    """
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    inside = data_dir if data_dir.is_dir() else data_dir.parent
+    return refuse_link(inside, inside / FOLDER)
+
+
+def find(path: Path, recipe: Recipe, now: np.ndarray) -> tuple[CacheIndex, FileBytes] | None:
+    """The cache at `path` if it is whole and of these files (now: their `stamps`); else says why not."""
+    try:
+        index, kept = open_cache_file(path, len(now))
+        _check(index, recipe.settings["size"])
+        _check_some(index, kept)
+    except FileNotFoundError:
+        return None
+    except (DamagedCache, DataError, OSError) as reason:
+        logger.warning("the cache '%s' is damaged, it is made again: %s", path, reason)
+        return None
+    why = _outdated(index, recipe, now)
+    if why:
+        logger.info("the cache '%s' is made again: %s", path, why)
+        return None
+    return index, kept
+
+
+def _outdated(index: CacheIndex, recipe: Recipe, now: np.ndarray) -> str:
+    """Why a whole cache is not the one that is wanted, '' where it is."""
+    old, new = index.about.get("libraries"), recipe.libraries
+    if index.about.get("settings") != recipe.settings:
+        return "it is of other settings"
+    if old != new:
+        both = {name: (dict(old or {}).get(name, "none"), version) for name, version in new.items()}
+        return "by " + ", ".join(f"{name} {one} → {other}" for name, (one, other) in both.items() if one != other)
+    changed = int((index.records["stamp"] != now).any(1).sum())
+    return f"the files of {changed:,} of {len(now):,} pictures have changed" if changed else ""
+
+
+def _check(index: CacheIndex, size: Sequence[int]) -> None:
+    """DamagedCache unless it has what a CachedReader takes from it."""
+    kinds, lengths = index.records["kind"], index.records["length"]
+    wanted = np.array([0, *(stored_bytes(kind, size) for kind in KINDS)], np.uint64)
+    if (kinds >= len(wanted)).any() or (lengths != wanted[kinds]).any():
+        raise DamagedCache("its index names pictures of no kind that is kept")
+    reasons = index.about.get("unreadable") if isinstance(index.about, dict) else None
+    if not isinstance(reasons, dict) or {str(row) for row in np.flatnonzero(kinds == 0)} != set(reasons):
+        raise DamagedCache("it does not say why pictures are missing")
+
+
+def _check_some(index: CacheIndex, kept: Callable[[int, int], np.ndarray]) -> None:
+    """DamagedCache unless some pictures, the first and the last among them, have the checksums they should have."""
+    rows = np.flatnonzero(index.records["kind"])
+    for row in rows[np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int))] if len(rows) else ():
+        record = index.records[row]
+        stored = kept(int(record["offset"]), int(record["length"]))
+        if zlib.crc32(stored.data) != record["crc"]:
+            raise DamagedCache(f"its picture {row} has another checksum")
+
+
+def with_reader(catalogue: Catalogue, reader: CachedReader) -> Catalogue:
+    """The same catalogue, read from a cache."""
+    return replace(catalogue, read=reader)
+
+
+def empty_records(rows: int) -> np.ndarray:
+    """RECORD [rows], all unreadable."""
+    return np.zeros(rows, RECORD)

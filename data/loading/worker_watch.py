@@ -1,0 +1,249 @@
+"""Worker processes that are killed or hang: what each was reading, and an epoch that goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
+
+from configs.errors import DataError
+
+if TYPE_CHECKING:
+    from data.loading.loaders import EpochBatches, PictureDataset
+
+logger = logging.getLogger(__name__)
+
+NO_FILE = -1
+# Seconds between two looks at what the workers do.
+LOOK_EVERY = 1.0
+# Seconds that new workers have, beyond the timeout, before their first file: spawned ones import torch.
+START_SECONDS = 60.0
+# Seconds by which the exit of a process may follow the loss of its connections.
+EXIT_SECONDS = 1.0
+# Seconds to wait for a killed process; the kernel may keep one that waits for a disk.
+JOIN_SECONDS = 10.0
+
+
+@dataclass
+class WorkerFailures:
+    """How often workers were killed or hung, shared by all loaders of a run.
+
+    limit: how often is tolerated (DATA.max_worker_failures). timeout: seconds for one file (DATA.worker_timeout), or
+    None.
+    """
+
+    limit: int = 0
+    timeout: float | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, batch: int) -> None:
+        """Say that the epoch goes on from `batch`. DataError that names every file if it is once too often."""
+        self.reasons.append(reason)
+        count = len(self.reasons)
+        if count > self.limit:
+            listed = "\n  ".join(self.reasons)
+            raise DataError(
+                f"data workers failed {count} times, DATA.max_worker_failures allows {self.limit}: set "
+                "DATA.num_workers=0 to see the reason, remove the file if it is always the same, or lower "
+                f"DATA.num_workers if memory or /dev/shm is short\n  {listed}"
+            )
+        logger.warning(
+            "%s: going on from batch %d with new workers (%d of at most %d)", reason, batch, count, self.limit
+        )
+
+
+class WatchedDataset(Dataset):
+    """A dataset of which each worker writes down the file it is at.
+
+    table: shared int64 [workers, 2]: row of the catalogue or NO_FILE, and how often that has changed.
+    """
+
+    def __init__(self, dataset: PictureDataset, table: Tensor) -> None:
+        self.dataset, self.table = dataset, table
+
+    def __getitem__(self, key: tuple[int, int]):
+        worker = get_worker_info()
+        if worker is None:
+            return self.dataset[key]
+        row = self.table[worker.id]
+        try:
+            self._note(row, key[1])
+            return self.dataset[key]
+        finally:
+            self._note(row, NO_FILE)
+
+    @staticmethod
+    def _note(row: Tensor, index: int) -> None:
+        row[0] = index
+        row[1] += 1
+
+
+class Crew:
+    """The worker processes of one DataLoader, and a thread that kills those that hang.
+
+    A worker hangs if it has been at one file for longer than `timeout`. All hang if a batch is waited for and none has
+    begun or ended a file for that long. Time is counted in looks, so that a stopped run (Ctrl-Z) does not hang.
+    """
+
+    def __init__(self, processes: Sequence[BaseProcess], table: Tensor, timeout: float | None) -> None:
+        self.processes, self.table = processes, table.numpy()
+        self._is_waited_for = False
+        self._hung: dict[int, float] = {}
+        if timeout is not None and processes:
+            threading.Thread(target=self._watch, args=(timeout,), daemon=True).start()
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """While the training process can do nothing without them. RuntimeError if any has ended before."""
+        if self.has_ended():
+            raise RuntimeError("a data worker has ended while nobody waited for it")
+        self._is_waited_for = True
+        try:
+            yield
+        finally:
+            self._is_waited_for = False
+
+    def has_ended(self, within: float = 0.0) -> bool:
+        """Whether any worker ends within so many seconds."""
+        return bool(self.processes) and bool(wait([process.sentinel for process in self.processes], within))
+
+    def describe_ended(self, catalogue) -> str:
+        """Which workers have ended, how, and at which file."""
+        return "; ".join(
+            f"data worker {number} {self._end(number)} {self._place(number, catalogue)}"
+            for number in range(len(self.processes))
+            if number in self._hung or self._is_over(number)
+        )
+
+    def kill(self) -> None:
+        """End all of them, whatever they do."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join(JOIN_SECONDS)
+
+    def _end(self, number: int) -> str:
+        process = self.processes[number]
+        process.join(EXIT_SECONDS)
+        code = process.exitcode
+        if number in self._hung:
+            return f"hung for {self._hung[number]:.0f} s"
+        return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+
+    def _place(self, number: int, catalogue) -> str:
+        index = int(self.table[number, 0])
+        return "between two files" if index == NO_FILE else f"while it read {catalogue.samples[index].image}"
+
+    def _watch(self, timeout: float) -> None:
+        """Runs in a thread: the training process may be held up by a worker that is frozen while it hands over."""
+        look = min(LOOK_EVERY, timeout / 4)
+        unmoved, silence = np.zeros(len(self.processes)), -START_SECONDS
+        before = self.table.copy()
+        while not all(map(self._is_over, range(len(self.processes)))):
+            time.sleep(look)
+            now = self.table.copy()
+            moved, before = (now != before).any(1), now
+            unmoved = np.where(moved, 0, unmoved + look)
+            silence = 0 if moved.any() else silence + look * self._is_waited_for
+            hangs = np.flatnonzero((now[:, 0] != NO_FILE) & (unmoved > timeout)).tolist()
+            self._kill_hung({number: unmoved[number] for number in hangs})
+            if silence > timeout and not self._hung and not self.has_ended():
+                self._kill_hung(dict.fromkeys(range(len(self.processes)), silence))
+
+    def _kill_hung(self, seconds: dict[int, float]) -> None:
+        hung = {number: duration for number, duration in seconds.items() if not self._is_over(number)}
+        self._hung |= hung
+        for number in hung:
+            self.processes[number].kill()
+
+    def _is_over(self, number: int) -> bool:
+        return bool(wait([self.processes[number].sentinel], 0))
+
+
+class WatchedLoader:
+    """A DataLoader whose epochs outlive its workers.
+
+    options: what DataLoader takes beside dataset, batch_sampler, num_workers and persistent_workers.
+    """
+
+    def __init__(
+        self, dataset: PictureDataset, batches: EpochBatches, failures: WorkerFailures, num_workers: int, **options: Any
+    ) -> None:
+        self.dataset, self.batches, self.failures = dataset, batches, failures
+        self.num_workers, self._options = num_workers, options
+        self._hire()
+
+    def _hire(self) -> None:
+        """A new DataLoader; its workers start with its first epoch."""
+        self._table = torch.tensor([[NO_FILE, 0]] * self.num_workers, dtype=torch.int64).share_memory_()
+        self._crew = Crew([], self._table, None)
+        self._iterator: Any = None
+        self._loader = DataLoader(
+            WatchedDataset(self.dataset, self._table),
+            batch_sampler=self.batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **self._options,
+        )
+
+    def epoch(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
+        """(number of the batch, what was collated) from batch `start` on, each once, whatever befalls the workers.
+
+        Raises what reading raises, and DataError when workers have failed too often in this run.
+        """
+        number, iterator = start, None
+        while True:
+            try:
+                iterator = self._begin(epoch, number) if iterator is None else iterator
+                with self._crew.waited_for():
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            except Exception:
+                if not self._crew.has_ended(within=EXIT_SECONDS):
+                    if self._crew.processes:
+                        self._dismiss()  # torch would wait 5 s for each, whenever the iterator is collected
+                    raise
+                iterator = None
+                self._replace_workers(number)
+            else:
+                yield number, batch
+                number += 1
+
+    def _begin(self, epoch: int, start: int) -> Any:
+        self.batches.epoch, self.batches.start = epoch, start
+        # Says that torch's SIGCHLD handler is there. It raises wherever the program is when a worker dies, in a forward
+        # pass too; without it a death is found when a batch is asked for.
+        signal_handling._SIGCHLD_handler_set = True
+        with self._crew.waited_for():
+            self._iterator = iter(self._loader)
+        if self.num_workers and not self._crew.processes:
+            self._crew = Crew(self._iterator._workers, self._table, self.failures.timeout)
+        return self._iterator
+
+    def _replace_workers(self, number: int) -> None:
+        """Throw all workers away; the next ones start at batch `number`."""
+        reason = self._crew.describe_ended(self.dataset.catalogue)
+        self._dismiss()
+        self.failures.add(reason, number)
+
+    def _dismiss(self) -> None:
+        """End all workers; others start with the next iterator."""
+        self._crew.kill()
+        # A killed worker may have held the lock of the shared event, which the shutdown would wait for.
+        self._iterator._workers_done_event = threading.Event()
+        self._iterator._shutdown_workers()
+        self._hire()

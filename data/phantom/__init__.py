@@ -1,0 +1,1 @@
+"""Built-in sample data, drawn: chest radiographs and chest CT volumes."""

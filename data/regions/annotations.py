@@ -1,0 +1,69 @@
+"""Annotated regions of a catalogue's pictures, from a table of boxes or from the sample data's masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import DataError
+from data.regions.boxes import Box, Boxes, find_boxes, read_boxes, read_mask, region_of_boxes
+from data.study import Catalogue
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where findings are. boxes: the table they are in, or None where `masks` is the folder of masks."""
+
+    catalogue: Catalogue
+    boxes: Boxes | None
+    masks: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """'boxes' or 'masks'."""
+        return "boxes" if self.boxes is not None else "masks"
+
+    def classes(self, row: int) -> tuple[int, ...]:
+        """The classes that have a region in a picture: those of the table, or its labels where it has a mask."""
+        sample, names = self.catalogue.samples[row], self.catalogue.class_names
+        if self.boxes is not None:
+            found = set(self.boxes.findings(sample.image))
+            return tuple(k for k, name in enumerate(names) if name in found)
+        return tuple(np.flatnonzero(sample.labels == 1).tolist()) if self._mask_file(row).is_file() else ()
+
+    def of(self, row: int, k: int, shape: Sequence[int]) -> tuple[np.ndarray, tuple[Box, ...]]:
+        """(bool [H, W], the boxes that it is the union of, () of a mask) of class k in a picture of (H, W).
+
+        Raises DataError where the mask is of another size, or does not show the class.
+        """
+        name = self.catalogue.class_names[k]
+        if self.boxes is not None:
+            boxes = self.boxes.of(self.catalogue.samples[row].image, name, shape)
+            return region_of_boxes(boxes, shape), boxes
+        mask = read_mask(self._mask_file(row), name)
+        if mask is None or mask.shape != tuple(shape):
+            size = "×".join(map(str, shape))
+            raise DataError(f"'{self._mask_file(row)}' does not show {name} in a picture of {size} pixels")
+        return mask, ()
+
+    def _mask_file(self, row: int) -> Path:
+        assert self.masks is not None
+        return self.masks / Path(self.catalogue.samples[row].image).name
+
+
+def open_regions(
+    catalogue: Catalogue, data_dir: Path, boxes: str | None = None, masks: str | None = None
+) -> Regions | None:
+    """The regions in a table `boxes`, a folder `masks`, or the table that lies beside the data; None where none does.
+
+    Raises DataError for a folder or table that is not there, and as `read_boxes` does.
+    """
+    if masks is not None:
+        if not Path(masks).expanduser().is_dir():
+            raise DataError(f"--masks: there is no folder '{masks}'")
+        return Regions(catalogue, None, Path(masks).expanduser())
+    path = Path(boxes).expanduser() if boxes is not None else find_boxes(data_dir)
+    return None if path is None else Regions(catalogue, read_boxes(path))

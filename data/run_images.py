@@ -1,0 +1,75 @@
+"""Some pictures of a saved run, as its model sees them: to compare an exported file with, and to calibrate int8."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.default_config import Config
+from configs.errors import ConfigError, DataError
+from configs.run_data import with_data_of_run
+from data.builder import open_data, split_data
+from data.phantom.radiographs import draw_pictures
+from data.phantom.volumes import draw_volumes
+
+logger = logging.getLogger("export")
+
+COUNT = 8
+
+
+def real_pictures(saved: Config, folder: Path, preprocess: Any) -> tuple[np.ndarray, str]:
+    """(float32 [8, C, *spatial], where they are from), of less than 8 all there are.
+
+    Those of the run's data where they are at hand, else the drawn sample data's, made in memory.
+    saved: the settings in the checkpoint. folder: where it lies. preprocess: the checkpoint's.
+    """
+    try:
+        found, place = pictures_of_run(saved, folder, preprocess), "the run's data"
+    except (ConfigError, DataError) as error:
+        logger.info("the run's pictures are not at hand (%s): drawn ones are compared", error)
+        found, place = drawn_pictures(saved.has_volumes()), "drawn sample data"
+    return np.stack([preprocess(picture) for picture in found]), place
+
+
+def training_pictures(saved: Config, folder: Path, preprocess: Any, count: int) -> Iterator[np.ndarray]:
+    """`count` of the run's training split, float32 [1, C, *spatial] each, spread over it, read as they are needed.
+
+    Raises ConfigError and DataError where the run's data or its split.csv are not at hand.
+    """
+    config, split = with_data_of_run(saved, folder), folder / "split.csv"
+    if not split.is_file():
+        raise DataError(
+            f"--quantize static needs the run's '{split}', which says what it was trained on: or use dynamic"
+        )
+    catalogue = open_data(config)
+    rows = np.flatnonzero(split_data(config, catalogue, split) == "train")
+    return (preprocess(preprocess.read(catalogue, int(row)))[None] for row in spread(rows, count))
+
+
+def pictures_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
+    """Some of those that the config.yaml in the checkpoint's folder names, spread over all, as preprocess reads them.
+
+    Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
+    """
+    config = with_data_of_run(saved, folder)
+    place = Path(config.DATA.data_dir or "")
+    if config.DATA.data_dir is None or not place.exists():  # open_data would draw sample data there
+        raise DataError(f"there is no '{place}'")
+    catalogue = open_data(config)
+    return [preprocess.read(catalogue, int(row)) for row in spread(np.arange(len(catalogue.samples)), COUNT)]
+
+
+def drawn_pictures(volumes: bool) -> list:
+    """The first of the built-in sample data, without writing them anywhere."""
+    if volumes:
+        return [drawn.volume for drawn in draw_volumes(COUNT)]
+    return [drawn.image for drawn in draw_pictures(COUNT)]
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of the rows, evenly from the first to the last."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]

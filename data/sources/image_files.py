@@ -1,0 +1,122 @@
+"""From the names in a table to files that lie inside data_dir, and the reader of a catalogue of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from configs.errors import DataError
+from data.readers.images import read_picture, read_reduced
+from data.readers.regular_files import leaves
+from data.readers.tables import some
+from data.study import Reader
+
+
+@dataclass(frozen=True)
+class FileReader(Reader):
+    """Catalogue.read of pictures that are files: reader(index) decodes root / names[index]."""
+
+    root: Path
+    names: tuple[str, ...]
+
+    def __call__(self, index: int) -> np.ndarray:
+        return read_picture(self.root / self.names[index])
+
+    def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """See `read_reduced`."""
+        return read_reduced(self.root / self.names[index], least)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The picture's file."""
+        return (self.root / self.names[index],)
+
+
+@dataclass
+class PictureFiles:
+    """Finds files below a folder by relative name; each folder is listed once, however many names point into it.
+
+    root: the folder that no name may leave, by '..', an absolute path or a symbolic link.
+    bases: folders below root, relative to it, in which names are looked up, the first match counting.
+    folders: whether a name may be that of a folder, as that of a volume's slices is.
+    """
+
+    root: Path
+    bases: tuple[str, ...] = ("",)
+    folders: bool = False
+    _listings: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.root = self.root.resolve()
+
+    def find(self, name: str) -> str | None:
+        """The file's path relative to root ('images/a.png'), or None where there is none.
+
+        Raises ValueError, saying why, for a name that leaves root.
+        """
+        parent, _, leaf = _safe_path(name).rpartition("/")
+        for base in self.bases:
+            folder = f"{base}/{parent}" if base and parent else base or parent
+            if self._holds(folder, leaf):
+                return f"{folder}/{leaf}" if folder else leaf
+        return None
+
+    def _holds(self, folder: str, name: str) -> bool:
+        if folder not in self._listings:
+            self._listings[folder] = self._list(folder)
+        listing = self._listings[folder]
+        if listing.get(name):
+            self._check_inside(self.root / folder / name)
+        return name in listing
+
+    def _list(self, folder: str) -> dict[str, bool]:
+        """The names in a folder that count, and whether each is a symbolic link; {} where there is no such folder."""
+        path = self.root / folder
+        try:
+            if not path.is_dir():
+                return {}
+        except OSError as reason:  # a name longer than any file's
+            raise ValueError(str(reason.strerror)) from None
+        self._check_inside(path)
+        with os.scandir(path) as entries:
+            return {entry.name: entry.is_symlink() for entry in entries if self.folders or Path(entry).is_file()}
+
+    def _check_inside(self, path: Path) -> None:
+        if leaves(self.root, path):
+            raise ValueError(f"its symbolic link leads out of data_dir, to '{os.path.realpath(path)}'")
+
+
+def missing_files_error(
+    table: Path, root: Path, missing: Sequence[str], total: int, looked_in: Sequence[str]
+) -> DataError:
+    """The error for listed files that are not there: how many, the first few, where looked for, the way on."""
+    folders = ", ".join(f"'{root / folder}'" for folder in looked_in)
+    series = any((root / folder / name).is_dir() for folder in looked_in for name in missing[:10])
+    hint = " Some are folders: for volumes set DATA.image_size=[depth, height, width]." if series else ""
+    return DataError(
+        f"{len(missing)} of {total} pictures that '{table}' lists are missing: {some(missing)}. "
+        f"Looked in {folders}.{hint} Set DATA.data_dir to the folder that holds them, "
+        "or DATA.allow_missing_images=true to go on without them"
+    )
+
+
+def missing_files_note(missing: Sequence[str], total: int) -> str:
+    """The counted warning for the same."""
+    return f"{len(missing)} of {total} listed pictures are missing and left out: {some(missing)}"
+
+
+def _safe_path(name: str) -> str:
+    """A relative path without '.' and '//'; ValueError for one that is absolute, has '..', or is no path at all."""
+    if not name or "\0" in name:
+        raise ValueError("it is not a file name")
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if posix.is_absolute() or windows.drive or windows.root:
+        raise ValueError("it is an absolute path; paths are relative to data_dir")
+    if ".." in posix.parts or ".." in windows.parts:
+        raise ValueError("it leaves data_dir by '..'")
+    if not posix.parts:
+        raise ValueError("it is not a file name")
+    return posix.as_posix()

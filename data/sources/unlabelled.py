@@ -1,0 +1,185 @@
+"""Pictures and volumes that a model is asked about: files, folders and tables without labels, as one catalogue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import DataError
+from data.readers.dicom import looks_like_dicom
+from data.readers.images import PICTURE_SUFFIXES, read_picture, read_reduced
+from data.readers.regular_files import leaves, read_head
+from data.readers.tables import column_roles, raise_problems, read_table, some
+from data.readers.volumes import Volume
+from data.sources.folders import is_dicom_file, is_volume, visible_files
+from data.sources.image_files import PictureFiles
+from data.sources.volume_files import VOLUME_WORDS, read_volume
+from data.study import Catalogue, Reader, Sample
+
+_TABLE_SUFFIXES = (".csv", ".csv.gz")
+_NO_LABELS = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture or volume to be predicted.
+
+    name: as it is called in results. path: where it is. root: a folder that slices may not leave by a link, or None.
+    columns: what a table says of it, by the table's header. view: of these, or ''.
+    error: why it is known before reading that it cannot be read, or ''.
+    """
+
+    name: str
+    path: Path
+    root: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    view: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ItemReader(Reader):
+    """Catalogue.read of items."""
+
+    items: tuple[Item, ...]
+    volumes: bool
+
+    def __call__(self, index: int) -> np.ndarray | Volume:
+        item = self.items[index]
+        if item.error:
+            raise DataError(item.error)
+        return read_volume(item.path, item.root) if self.volumes else read_picture(item.path)
+
+    def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """See `read_reduced`."""
+        item = self.items[index]
+        return None if item.error or self.volumes else read_reduced(item.path, least)
+
+
+def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Catalogue, tuple[Item, ...]]:
+    """(a catalogue without classes, its items), in the order of the inputs.
+
+    An input is a file; a folder, of which all pictures below are taken, sorted by path: PNG, JPEG and DICOM by their
+    suffix, files without one by their content; or a CSV with a column `image` (see data/readers/tables.py), whose names
+    are relative to the CSV's folder or its folder images/, and whose other columns are kept. With volumes: NIfTI files,
+    multi-frame DICOM files, and folders of DICOM slices. Hidden files and DICOMDIR are skipped.
+    Names are relative to the input; of several inputs the input comes before. What is known to be unreadable (missing
+    files, links out of the folder) is an item with an error. Notes count what was left out.
+
+    Raises DataError for an input that is not there or holds no picture, and for a table that names files outside its
+    folder (absolute, by '..', by a link) or cannot be read.
+    """
+    items: list[Item] = []
+    notes: list[str] = []
+    for name in inputs:
+        path = Path(name).expanduser()
+        prefix = f"{name}/" if len(inputs) > 1 else ""
+        if not path.exists():
+            raise DataError(f"there is no file or folder '{path}'")
+        if path.is_file() and path.name.lower().endswith(_TABLE_SUFFIXES):
+            items += _from_table(path, prefix, volumes)
+        elif path.is_dir():
+            items += _from_folder(path, prefix, volumes, notes)
+        else:
+            items.append(_named(Item(str(name) if prefix else path.name, path)))
+    samples = tuple(Sample(item.name, _NO_LABELS) for item in items)
+    return Catalogue((), samples, ItemReader(tuple(items), volumes), notes=tuple(notes)), tuple(items)
+
+
+def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> list[Item]:
+    root, skipped = folder.resolve(), list[str]()
+    places = dict.fromkeys(_volume_places(folder, skipped) if volumes else _picture_places(folder, skipped))
+    if skipped:
+        notes.append(f"{len(skipped)} files in '{folder}' are of no kind that is read, and left out: {some(skipped)}")
+    if not places:
+        expected = f"volumes ({VOLUME_WORDS})" if volumes else f"pictures ({', '.join(PICTURE_SUFFIXES)})"
+        raise DataError(f"the folder '{folder}' holds no {expected}")
+    items = []
+    for path in places:
+        inner = path.relative_to(folder).as_posix()
+        name = prefix + (root.name if inner == "." else inner)
+        out = leaves(root, path)
+        error = f"'{name}' is a link that leaves the folder, to '{os.path.realpath(path)}'" if out else ""
+        items.append(_named(Item(name, path, root, error=error)))
+    return items
+
+
+def _picture_places(folder: Path, skipped: list[str]) -> Iterator[Path]:
+    root = folder.resolve()
+    for path in visible_files(folder):
+        # A link out of the folder is not opened, not even to see what it is.
+        if leaves(root, path) or (path.is_file() and path.name.upper() != "DICOMDIR" and _is_picture(path)):
+            yield path
+        else:
+            skipped.append(path.relative_to(folder).as_posix())
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES or is_dicom_file(path)
+
+
+def _volume_places(folder: Path, skipped: list[str]) -> Iterator[Path]:
+    """NIfTI files; a DICOM file that is alone in its folder; else the folder of DICOM files, once a file of it."""
+    root = folder.resolve()
+    series: dict[Path, list[Path]] = {}
+    places: list[Path] = []
+    for path in visible_files(folder):
+        if leaves(root, path):
+            places.append(path)
+        elif path.name.upper() == "DICOMDIR" or not path.is_file() or not is_volume(path):
+            skipped.append(path.relative_to(folder).as_posix())
+        elif is_dicom_file(path):
+            series.setdefault(path.parent, []).append(path)
+        else:
+            places.append(path)
+    places += [files[0] if len(files) == 1 else parent for parent, files in series.items()]
+    yield from sorted(places)
+
+
+def _from_table(path: Path, prefix: str, volumes: bool) -> list[Item]:
+    table = read_table(path)
+    roles = column_roles(table)
+    if "image" not in roles:
+        raise DataError(f"'{path}' has no column 'image' (its columns: {', '.join(table.header)})")
+    files = PictureFiles(path.parent, ("", "images"), folders=volumes)
+    kept = [index for index in range(len(table.header)) if index != roles["image"]]
+    items, problems = [], list[str]()
+    for line, cells in table.rows:
+        name = cells[roles["image"]]
+        try:
+            found = files.find(name)
+        except ValueError as reason:
+            problems.append(f"line {line}, image {name!r}: {reason}")
+            continue
+        columns = {table.header[index]: cells[index] for index in kept}
+        view = cells[roles["view"]] if "view" in roles else ""
+        error = "" if found else f"line {line} of '{path}' names '{name}': there is no such file in '{files.root}'"
+        place = files.root / (found or name)
+        items.append(_named(Item(prefix + (found or name), place, files.root, columns, view, error)))
+    raise_problems(path, problems)
+    return items
+
+
+def _named(item: Item) -> Item:
+    """An item whose name can be written; surrogates stand for bytes that are not UTF-8."""
+    if item.name.isprintable():
+        return item
+    name = ascii(item.name)[1:-1]
+    return replace(item, name=name, error="its name is no readable text: rename it")
+
+
+def dicom_view(path: Path) -> str:
+    """ViewPosition (0018,5101) of a DICOM file, '' where it says none or the file is another."""
+    try:
+        if not path.is_file() or not looks_like_dicom(read_head(path)):
+            return ""
+        import pydicom
+
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["ViewPosition"])
+        return str(header.get("ViewPosition") or "")
+    except Exception:  # whoever reads the picture says what is wrong with the file
+        return ""

@@ -1,0 +1,1 @@
+"""Which study is trained, validated and tested on: assigned, written, read back."""

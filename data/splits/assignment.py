@@ -1,0 +1,199 @@
+"""Which picture is trained on, validated on, tested on: never torn within a patient, saved with its hash."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import DataError
+from data.readers.tables import read_text, some
+from data.splits.stratify import stratify_groups
+from data.study import SPLITS, Catalogue
+from utils.atomic_file import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_HEADER = ("image", "patient_id", "split")
+_HASH_MARK = "# sha256: "
+
+
+def assign_splits(
+    catalogue: Catalogue,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    allow_patient_overlap: bool = False,
+) -> np.ndarray:
+    """'train', 'val' or 'test' for each picture, str [N].
+
+    The source's own splits are kept. Where it names none, all pictures are drawn; where it names no 'val', that is
+    cut from what is not 'test' (NIH's official lists; folders of train and test alone), in the proportion of the
+    first two fractions; where it names 'val' but no 'train', the rest is 'train'. Drawing is by patient,
+    stratified by class (see stratify_groups), the same for the same catalogue, fractions and seed.
+
+    fractions: train, val, test; they sum to 1. allow_patient_overlap: log a patient in two splits, don't refuse it.
+    Raises DataError for that, for an empty train or val split, for pictures without a split where others have
+    'train', for other fractions.
+    """
+    _check_fractions(fractions)
+    if not catalogue.samples:
+        raise DataError("there are no pictures to split")
+    assignment = _fill_in(catalogue, fractions, seed)
+    _check_not_empty(assignment)
+    overlap = patient_overlap(catalogue, assignment)
+    if overlap and not allow_patient_overlap:
+        raise _overlap_error(overlap)
+    if overlap:
+        logger.warning("DATA.allow_patient_overlap: %s; scores are flattered", _counted(overlap))
+    return assignment
+
+
+def patient_overlap(catalogue: Catalogue, assignment: np.ndarray) -> dict[tuple[str, str], list[str]]:
+    """The sorted patients that two splits share, for each pair that shares any."""
+    patients: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for sample, split in zip(catalogue.samples, assignment):
+        patients[str(split)].add(sample.group)
+    shared = {pair: sorted(patients[pair[0]] & patients[pair[1]]) for pair in combinations(SPLITS, 2)}
+    return {pair: names for pair, names in shared.items() if names}
+
+
+def split_hash(catalogue: Catalogue, assignment: np.ndarray) -> str:
+    """sha256 (hex) of who is in which split: the same for every order of the pictures."""
+    return hashlib.sha256(_content(catalogue, assignment).encode()).hexdigest()
+
+
+def write_split(path: Path, catalogue: Catalogue, assignment: np.ndarray) -> str:
+    """Write split.csv: image, patient_id, split, sorted by image, then a line '# sha256: …'. Returns that hash.
+
+    The file is complete or not there: written beside, flushed to disk, renamed.
+    """
+    content = _content(catalogue, assignment)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    try:
+        write_atomically(path, f"{content}{_HASH_MARK}{digest}\n".encode())
+    except OSError as error:
+        raise DataError(f"cannot write '{path}': {error.strerror}") from None
+    return digest
+
+
+def read_split(path: Path, catalogue: Catalogue) -> np.ndarray:
+    """The assignment, str [N] in the catalogue's order, that write_split saved.
+
+    Raises DataError for a missing or damaged file, and where its pictures or their patients are not the catalogue's.
+    """
+    saved = _verified_rows(path)
+    images = [sample.image for sample in catalogue.samples]
+    lacking = [image for image in images if image not in saved]
+    beyond = sorted(set(saved).difference(images))
+    if lacking or beyond:
+        raise DataError(
+            f"'{path}' is the split of other pictures: {len(lacking)} of the data's {len(images)} are not in it "
+            f"({some(lacking, 3) or 'none'}), {len(beyond)} of its {len(saved)} are not in the data "
+            f"({some(beyond, 3) or 'none'}). Use the data it was made from, or start a new run"
+        )
+    moved = [sample.image for sample in catalogue.samples if saved[sample.image][0] != sample.patient_id]
+    if moved:
+        raise DataError(f"'{path}' names another patient for {len(moved)} pictures: {some(moved, 3)}")
+    return np.array([saved[image][1] for image in images])
+
+
+def images_and_patients(path: Path, split: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The images of one split of a file that write_split saved, and the patients that it names for them.
+
+    Raises DataError for a missing or damaged file.
+    """
+    rows = {image: patient for image, (patient, of) in _verified_rows(path).items() if of == split}
+    return frozenset(rows), frozenset(rows.values()) - {""}
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    total = sum(fractions)
+    if len(fractions) != 3 or not abs(total - 1.0) <= 1e-6 or min(fractions) < 0:
+        raise DataError(
+            f"train, val and test fractions {tuple(fractions)} sum to {total:g}: "
+            "DATA.train_split, val_split and test_split must be three, none negative, with sum 1"
+        )
+
+
+def _fill_in(catalogue: Catalogue, fractions: Sequence[float], seed: int) -> np.ndarray:
+    """The source's splits, completed by drawing where they are not complete (see assign_splits)."""
+    given = np.array([sample.split or "" for sample in catalogue.samples], dtype="U5")
+    known = set(given.tolist()) - {""}
+    unnamed = given == ""
+    if not known:
+        return _draw(catalogue, np.arange(len(given)), SPLITS, fractions, seed)
+    if "train" in known and unnamed.any():
+        names = some([catalogue.samples[index].image for index in np.flatnonzero(unnamed)])
+        raise DataError(f"{unnamed.sum()} of {len(given)} pictures have no split while others have: {names}")
+    given[unnamed] = "train"
+    if "val" not in known:
+        pool = np.flatnonzero(given == "train")
+        if pool.size:
+            given[pool] = _draw(catalogue, pool, SPLITS[:2], fractions[:2], seed)
+    return given
+
+
+def _draw(
+    catalogue: Catalogue, pool: np.ndarray, names: Sequence[str], fractions: Sequence[float], seed: int
+) -> np.ndarray:
+    """A split name for each picture of pool, patients whole, fractions scaled to sum 1."""
+    total = sum(fractions)
+    if total <= 0:
+        raise DataError("DATA.train_split and DATA.val_split are both 0")
+    groups = [catalogue.samples[index].group for index in pool]
+    labels = catalogue.label_matrix()[pool]
+    chosen = stratify_groups(labels, groups, [fraction / total for fraction in fractions], seed)
+    return np.array(names, dtype="U5")[chosen]
+
+
+def _check_not_empty(assignment: np.ndarray) -> None:
+    counts = {split: int((assignment == split).sum()) for split in SPLITS}
+    empty = [split for split in ("train", "val") if not counts[split]]
+    if empty:
+        listed = ", ".join(f"{split} {count}" for split, count in counts.items())
+        raise DataError(
+            f"the {' and '.join(empty)} split is empty ({listed} pictures): "
+            "give the data more patients, another split, or other DATA.*_split fractions"
+        )
+
+
+def _counted(overlap: dict[tuple[str, str], list[str]]) -> str:
+    pairs = ", ".join(f"{one} and {other} share {len(names)}" for (one, other), names in overlap.items())
+    patients = sorted(set().union(*overlap.values()))
+    return f"{len(patients)} patients stand in more than one split ({pairs}): {some(patients, 10)}"
+
+
+def _overlap_error(overlap: dict[tuple[str, str], list[str]]) -> DataError:
+    return DataError(
+        f"{_counted(overlap)}. Correct the split, remove its column to have one drawn by patient, "
+        "or set DATA.allow_patient_overlap=true"
+    )
+
+
+def _content(catalogue: Catalogue, assignment: np.ndarray) -> str:
+    if len(assignment) != len(catalogue.samples):
+        raise ValueError(f"{len(assignment)} splits for {len(catalogue.samples)} pictures")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEADER)
+    writer.writerows(
+        sorted((sample.image, sample.patient_id, str(split)) for sample, split in zip(catalogue.samples, assignment))
+    )
+    return text.getvalue()
+
+
+def _verified_rows(path: Path) -> dict[str, tuple[str, str]]:
+    """image → (patient_id, split) of a split.csv whose hash is right."""
+    content, mark, digest = read_text(path).rpartition(_HASH_MARK)
+    if not mark or hashlib.sha256(content.encode()).hexdigest() != digest.strip():
+        raise DataError(f"'{path}' is damaged or was edited: its content is not what its sha256 line says")
+    rows = list(csv.reader(io.StringIO(content, newline="")))
+    if rows[:1] != [list(_HEADER)] or any(len(row) != 3 or row[2] not in SPLITS for row in rows[1:]):
+        raise DataError(f"'{path}' is not a split file: its columns must be {', '.join(_HEADER)}")
+    return {image: (patient, split) for image, patient, split in rows[1:]}

@@ -1,0 +1,82 @@
+"""What the data folder agrees on: one record a picture, and the catalogue that a labels source becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data.readers.volumes import Volume
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture or volume and what is known about it.
+
+    image: name that errors, split.csv and predictions show (path relative to data_dir, or 'train[17]' of an .npz).
+    labels: float32 [num_classes]; 1 present, 0 absent, -1 uncertain, NaN unknown. Multi-class: one-hot.
+    patient_id: '' where the source names none; such a picture is a patient of its own.
+    split: 'train', 'val', 'test', or None where the source does not say.
+    meta: what else the source says ('view', 'age', 'sex', any further column), as strings.
+    """
+
+    image: str
+    labels: np.ndarray
+    patient_id: str = ""
+    split: str | None = None
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """What may not be torn between splits: the patient, or the picture itself where no patient is named."""
+        return self.patient_id or f"image:{self.image}"
+
+
+class Reader:
+    """What a source makes of a row: reader(index) is `Catalogue.read`; the rest says more of it where a source can."""
+
+    def __call__(self, index: int) -> np.ndarray | Volume:
+        raise NotImplementedError
+
+    def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """The picture decoded at a smaller scale, at least (height, width); None: only the full one can be had."""
+        return None
+
+    def files(self, index: int) -> Sequence[Path]:
+        """The files it is read from, so that a cache can tell a change; none: nobody knows."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every picture or volume of a source, its classes, and how one is read.
+
+    read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1]; or a Volume.
+    Raises DataError naming the picture or volume if it cannot be decoded. A Reader can do more.
+    exclusive: exactly one class a picture (folders, multi-class .npz).
+    notes: counted warnings met on the way, each a sentence.
+    """
+
+    class_names: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    read: Reader | Callable[[int], np.ndarray | Volume]
+    exclusive: bool = False
+    notes: tuple[str, ...] = ()
+
+    def read_reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
+        """`Reader.reduced`, None where `read` is no Reader."""
+        return self.read.reduced(index, least) if isinstance(self.read, Reader) else None
+
+    def files(self, index: int) -> Sequence[Path]:
+        """`Reader.files`, none where `read` is no Reader."""
+        return self.read.files(index) if isinstance(self.read, Reader) else ()
+
+    def label_matrix(self) -> np.ndarray:
+        """float32 [num_samples, num_classes] with the codes of Sample.labels."""
+        if not self.samples:
+            return np.empty((0, len(self.class_names)), np.float32)
+        return np.stack([sample.labels for sample in self.samples])

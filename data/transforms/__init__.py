@@ -1,0 +1,1 @@
+"""From decoded pixels to a model's input: intensity, size, augmentation, normalisation."""
