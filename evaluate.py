@@ -15,7 +15,7 @@ from pathlib import Path
 
 from configs.errors import EvaluationError
 from utils.command_line import run_script
-from utils.run_folder import model_file
+from utils.runs.folder import model_file
 
 logger = logging.getLogger("evaluate")
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from utils.command_line import run_script
-from utils.run_folder import model_file
+from utils.runs.folder import model_file
 
 logger = logging.getLogger("predict")
 

@@ -18,7 +18,7 @@ from configs.default_config import Config
 from configs.errors import HybridMedNetError
 from utils.interrupt import Interrupted, StopRequest
 from utils.log import log_to_file, setup_logging
-from utils.run_folder import RunFolder, find_run, folder_of
+from utils.runs.folder import RunFolder, find_run, folder_of
 
 logger = logging.getLogger("train")
 
@@ -72,7 +72,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     from training.precision import choose_device
     from training.resume import resume
     from utils.checkpoint import load_resumable
-    from utils.recorder import Recorder
+    from utils.runs.recorder import Recorder
     from utils.seed import seed_everything
 
     check_backbone(config.MODEL.backbone, config.image_shape())

@@ -4,9 +4,9 @@ python -m benchmarks.gradient_checkpointing               # all; writes docs/ben
 python -m benchmarks.gradient_checkpointing --backbone resnet50 --segments 2 4 --no-write
 python -m benchmarks.gradient_checkpointing --cuda-only   # the page's part about CUDA; what it says of CPUs stays
 
-On a CPU: peak of saved activations counted by looking at which storages live (utils.activation_memory), float32.
-On CUDA: torch.cuda.max_memory_allocated and events, bf16 with channels_last for convolutions, batch 64.
-Plain and checkpointed steps alternate in one run; times are medians.
+On a CPU: peak of saved activations counted by looking at which storages live
+(utils.gradient_checkpointing.activation_memory), float32. On CUDA: torch.cuda.max_memory_allocated and events, bf16
+with channels_last for convolutions, batch 64. Plain and checkpointed steps alternate in one run; times are medians.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from configs.default_config import Config
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones import BaseVisionBackbone
 from models.backbones.families import smallest_of_each_family
-from utils.activation_memory import FlopCount, SavedActivations
-from utils.checkpoint_plan import Plan
 from utils.environment import describe_environment
+from utils.gradient_checkpointing.activation_memory import FlopCount, SavedActivations
+from utils.gradient_checkpointing.plan import Plan
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "gradient_checkpointing.md"
 # What is measured at 224 px, and with how many segments; None is `auto`.

@@ -40,8 +40,8 @@ from configs.default_config import Config
 from training.trainer import Trainer
 from utils.allocator import keep_freed_memory
 from utils.environment import describe_environment
-from utils.recorder import Recorder
-from utils.run_folder import RunFolder
+from utils.runs.folder import RunFolder
+from utils.runs.recorder import Recorder
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "loop.md"
 WANTED_OVERHEAD, WANTED_WAITING, WANTED_REST, WANTED_DEVIATION = 0.03, 0.05, 0.03, 0.05

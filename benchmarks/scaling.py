@@ -5,7 +5,7 @@ python -m benchmarks.scaling --quick     # three sizes, under 3 minutes
 
 Forward and backward of networks with cross-scale attention, of that attention alone, and of Vision Mamba. All take
 turns in one run and times are medians. On a CPU in float32, memory counted by looking at which storages live
-(utils.activation_memory); on CUDA in bf16, memory by torch.cuda.max_memory_allocated.
+(utils.gradient_checkpointing.activation_memory); on CUDA in bf16, memory by torch.cuda.max_memory_allocated.
 """
 
 from __future__ import annotations

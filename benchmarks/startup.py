@@ -75,7 +75,7 @@ def stages(overrides: list[str]) -> dict[str, float]:
     from models import create_model
     from training.builder import build_trainer, settle_precision
     from training.precision import choose_device
-    from utils.recorder import Recorder  # noqa: F401 - train.py needs it, so its import counts
+    from utils.runs.recorder import Recorder  # noqa: F401 - train.py needs it, so its import counts
     from utils.seed import seed_everything
 
     done("imports")
@@ -136,7 +136,7 @@ def heaviest_imports(most: int) -> list[tuple[str, float]]:
     """(package, seconds of its own modules), slowest first, of what the stage 'imports' loads."""
     code = (
         "import data.builder, models, training.builder, training.precision, training.resume, utils.checkpoint, "
-        "utils.recorder, utils.seed"
+        "utils.runs.recorder, utils.seed"
     )
     _, done = run_seconds(["-X", "importtime", "-c", code])
     return own_seconds(done.stderr)[:most]

@@ -26,7 +26,7 @@ from utils.figures import (
     unit_ticks,
 )
 from utils.metrics import ClassMetrics, Metrics, classification_metrics, precision_recall_curve
-from utils.plots import roc_curves_figure
+from utils.runs.plots import roc_curves_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from typing import Any
 
 from configs.errors import ExplanationError
 from utils.command_line import run_script
-from utils.run_folder import RunFolder, model_file
+from utils.runs.folder import RunFolder, model_file
 
 logger = logging.getLogger("explain")
 

@@ -19,9 +19,9 @@ from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
 from models.state_dicts import fit_state_dict
 from utils.blocks import Block, State
-from utils.checkpoint_plan import Plan
 from utils.evaluation_mode import evaluating
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
+from utils.gradient_checkpointing.plan import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from configs.errors import CheckpointError
 from utils.checkpoint import load_checkpoint
-from utils.recorder import Recorder
+from utils.runs.recorder import Recorder
 
 SETTINGS = {
     "MODEL.backbone": "timm/test_resnet",

@@ -35,7 +35,7 @@ from data.phantom.radiographs import write_phantom
 from utils.checkpoint import load_checkpoint
 
 # What a run imports on its way, so that it is there before the fork.
-for name in ("models", "data.builder", "training.resume", "utils.recorder", "utils.plots", "albumentations"):
+for name in ("models", "data.builder", "training.resume", "utils.runs.recorder", "utils.runs.plots", "albumentations"):
     importlib.import_module(name)
 for name in ("matplotlib.backends.backend_agg", "tensorboard.compat.proto.event_pb2"):
     importlib.import_module(name)

@@ -32,7 +32,7 @@ def measured(figures: Path, traced: bool):
     def patch() -> None:
         from data.sources.image_files import FileReader
         from training.trainer import Trainer
-        from utils.recorder import Recorder
+        from utils.runs.recorder import Recorder
 
         counts, epochs = Counter(), []
         on_epoch = Recorder.on_epoch

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from utils.recomputation import again_in_recomputation
+from utils.gradient_checkpointing.recomputation import again_in_recomputation
 
 # Functions with (input, weight, …), and the axis of the weight that counts outputs.
 _OUTPUT_AXIS = {

@@ -19,7 +19,7 @@ from models.attention import ATTENTION_MODES
 from models.backbones import BaseVisionBackbone
 from models.backbones.families import smallest_of_each_family
 from training.ema import ExponentialMovingAverage
-from utils.activation_memory import SavedActivations
+from utils.gradient_checkpointing.activation_memory import SavedActivations
 
 FAMILIES = smallest_of_each_family(list_backbones())
 QUICK = ("resnet18", "mobilenetv3_small", "swin_tiny")

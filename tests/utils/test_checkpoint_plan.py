@@ -6,7 +6,7 @@ import random
 import pytest
 
 from configs.errors import ModelError
-from utils.checkpoint_plan import SLACK, Trace, choose_plan
+from utils.gradient_checkpointing.plan import SLACK, Trace, choose_plan
 
 
 def random_trace(seed: int, count: int = 7) -> Trace:

@@ -9,7 +9,6 @@ import torchvision
 from torch import Tensor, nn
 
 from configs.errors import ModelError
-from utils.activation_memory import SavedActivations
 from utils.gradient_checkpointing import (
     CheckpointedSequential,
     CheckpointFunction,
@@ -18,6 +17,7 @@ from utils.gradient_checkpointing import (
     estimate_memory_savings,
     remove_gradient_checkpointing,
 )
+from utils.gradient_checkpointing.activation_memory import SavedActivations
 
 
 class Residual(nn.Module):

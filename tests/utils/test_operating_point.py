@@ -16,7 +16,7 @@ from utils.checkpoint import (
     store_operating_point,
     write_safetensors,
 )
-from utils.run_folder import RunFolder, in_use, model_file
+from utils.runs.folder import RunFolder, in_use, model_file
 
 ROOT = Path(__file__).resolve().parents[2]
 POINT = {"calibration": None, "thresholds": [0.25, None], "rule": "youden", "split": "val", "pictures": 9}
@@ -65,7 +65,7 @@ def test_a_run_that_trains_is_left_alone(tmp_path):
     """In another process, as locks of one's own do not stop oneself."""
     pytest.importorskip("fcntl")
     code = (
-        "import sys\nfrom utils.run_folder import RunFolder\n"
+        "import sys\nfrom utils.runs.folder import RunFolder\n"
         f"run = RunFolder.create({str(tmp_path)!r}, 'run')\nprint('locked', flush=True)\nsys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -1,4 +1,4 @@
-"""utils.plots: what the figures say, that no text lies on another, and that files are whole."""
+"""utils.runs.plots: what the figures say, that no text lies on another, and that files are whole."""
 
 import math
 import subprocess
@@ -10,9 +10,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from utils import plots
 from utils.metrics import auroc, classification_metrics
-from utils.plots import plot_roc_curves, plot_training_curves, roc_curves_figure, training_curves_figure
+from utils.runs import plots
+from utils.runs.plots import plot_roc_curves, plot_training_curves, roc_curves_figure, training_curves_figure
 
 DRAWN = True  # see blank_figures in tests/conftest.py
 
@@ -219,7 +219,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch)
 
 def test_pyplot_is_not_touched():
     code = (
-        "import sys; from utils.plots import training_curves_figure as f; assert 'matplotlib' not in sys.modules;"
+        "import sys; from utils.runs.plots import training_curves_figure as f; assert 'matplotlib' not in sys.modules;"
         "f([{'epoch': 1, 'train_loss': 1.0}]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

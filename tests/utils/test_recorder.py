@@ -14,8 +14,8 @@ from torch import nn
 from configs.default_config import Config
 from utils.checkpoint import load_checkpoint
 from utils.metrics import classification_metrics
-from utils.recorder import Recorder
-from utils.run_folder import RunFolder
+from utils.runs.folder import RunFolder
+from utils.runs.recorder import Recorder
 
 DRAWN = True  # see blank_figures in tests/conftest.py
 
@@ -166,7 +166,7 @@ EXPECTED = {
 )
 def test_no_figure_is_there_twice_after_a_kill(make, tmp_path, first, in_save, print_freq, monkeypatch):
     """Within an epoch, after it, and after its figures were written and before its checkpoint was (in_save)."""
-    monkeypatch.setattr("utils.recorder.plot_training_curves", lambda *_: None)
+    monkeypatch.setattr("utils.runs.recorder.plot_training_curves", lambda *_: None)
     training = Training(make())
     training.go_on(first, print_freq, killed_in_last_save=in_save)
     for steps in (1, 9):  # killed a second time after one more step

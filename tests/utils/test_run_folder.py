@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import CheckpointError
-from utils.run_folder import LAST, PREVIOUS, RunFolder, find_run, folder_of
+from utils.runs.folder import LAST, PREVIOUS, RunFolder, find_run, folder_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -165,7 +165,7 @@ def test_what_killed_processes_left_is_cleared_away(tmp_path):
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", "metrics.jsonl"]
 
 
-HOLD = "import sys; from utils.run_folder import RunFolder; from pathlib import Path\n"
+HOLD = "import sys; from utils.runs.folder import RunFolder; from pathlib import Path\n"
 HOLD += "run = RunFolder.open(Path(sys.argv[1]), 9); print('held', flush=True); sys.stdin.read()"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint.files import load_checkpoint, verify
-from utils.run_folder import BEST, LAST, PREVIOUS, remains_of_training
+from utils.runs.folder import BEST, LAST, PREVIOUS, remains_of_training
 
 logger = logging.getLogger(__name__)
 

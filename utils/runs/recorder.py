@@ -13,9 +13,9 @@ from configs.default_config import Config
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from utils.metrics import format_metrics_table
-from utils.plots import plot_roc_curves, plot_training_curves
-from utils.run_folder import BEST, LAST, PREVIOUS, RunFolder
-from utils.scalars import ScalarWriter
+from utils.runs.folder import BEST, LAST, PREVIOUS, RunFolder
+from utils.runs.plots import plot_roc_curves, plot_training_curves
+from utils.runs.scalars import ScalarWriter
 
 logger = logging.getLogger(__name__)
 

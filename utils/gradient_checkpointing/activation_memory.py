@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from utils.blocks import Block, State
-from utils.checkpoint_plan import Storages, Trace
+from utils.gradient_checkpointing.plan import Storages, Trace
 
 
 def trace_blocks(

@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from configs.errors import ModelError
-from utils.activation_memory import FlopCount, reparametrized, storage_key
-from utils.checkpoint_plan import Plan, Storages, Trace, choose_plan
-from utils.recomputation import Surroundings, untouched_statistics
+from utils.gradient_checkpointing.activation_memory import FlopCount, reparametrized, storage_key
+from utils.gradient_checkpointing.plan import Plan, Storages, Trace, choose_plan
+from utils.gradient_checkpointing.recomputation import Surroundings, untouched_statistics
 
 _ATTRIBUTE = "_chain_checkpointing"
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from utils.activation_memory import recomputation
 from utils.blocks import Block, State, run_plainly
+from utils.gradient_checkpointing.activation_memory import recomputation
 
 
 def run_recomputed(

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from configs.default_config import GradientCheckpointing
 from configs.errors import ModelError
-from utils.activation_memory import SavedActivations, trace_blocks
 from utils.blocks import Block, State, block, run_plainly
-from utils.chain_checkpointing import checkpoint_chain, remove_gradient_checkpointing
-from utils.checkpoint_plan import Plan, choose_plan
-from utils.recomputation import CheckpointFunction, run_recomputed
+from utils.gradient_checkpointing.activation_memory import SavedActivations, trace_blocks
+from utils.gradient_checkpointing.chain import checkpoint_chain, remove_gradient_checkpointing
+from utils.gradient_checkpointing.plan import Plan, choose_plan
+from utils.gradient_checkpointing.recomputation import CheckpointFunction, run_recomputed
 
 __all__ = [
     "CheckpointFunction",
