@@ -19,8 +19,8 @@ from models.backbones.families import smallest_of_each_family
 from models.backbones.selective_scan import SCAN, plain_scan
 from models.backbones.swin_attention import WINDOW_ATTENTION, plain_window_attention
 from models.layers import resize_to, shrinks
-from tests.data.test_device_augmentation import loader_of
-from tests.data.test_device_augmentation import moved as batches_of
+from tests.data.transforms.test_device_augmentation import loader_of
+from tests.data.transforms.test_device_augmentation import moved as batches_of
 from tests.models.test_selective_scan_triton import CASES, NAMES, arguments, results
 from tests.models.test_window_attention_triton import CASES as WINDOWS
 from tests.models.test_window_attention_triton import arguments as window_arguments

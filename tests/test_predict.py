@@ -24,7 +24,7 @@ from evaluation.operating_points import OperatingPoint
 from inference.views import PICTURE_VIEWS, show
 from models import HybridMedNet
 from models.saved_model import load_model
-from tests.data import bad_pictures
+from tests.data.readers import bad_images
 from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
@@ -209,7 +209,7 @@ def test_bad_files_are_rows_among_good_ones(phantom, checkpoint, tmp_path):
     for path in good:
         (folder / path.name).write_bytes(path.read_bytes())
     bad = []
-    for kind in (bad_pictures.header_only, bad_pictures.truncated, bad_pictures.postscript, bad_pictures.animated):
+    for kind in (bad_images.header_only, bad_images.truncated, bad_images.postscript, bad_images.animated):
         case = kind(np.random.default_rng(0), 14)
         assert case.must == "refuse"
         bad.append(f"bad_{kind.__name__}_{case.name}")
@@ -225,7 +225,7 @@ def test_bad_files_are_rows_among_good_ones(phantom, checkpoint, tmp_path):
 
 def test_dicom_and_jpeg(phantom, checkpoint, tmp_path):
     pixels = cv2.imread(str(sorted((phantom / "images").iterdir())[0]), cv2.IMREAD_UNCHANGED)
-    (tmp_path / "a.dcm").write_bytes(bad_pictures.dicom(pixels))
+    (tmp_path / "a.dcm").write_bytes(bad_images.dicom(pixels))
     Image.fromarray(pixels).save(tmp_path / "b.jpg", quality=95)
     rows = run(tmp_path / "out", tmp_path / "a.dcm", tmp_path / "b.jpg", "--checkpoint", checkpoint)
     assert [row["error"] for row in rows] == ["", ""]

@@ -11,8 +11,8 @@ from configs.errors import DataError
 from data.phantom.volumes import write_phantom_volumes
 from data.readers.volumes import Volume
 from data.sources.unlabelled import dicom_view, open_unlabelled
-from tests.data.bad_pictures import dicom
-from tests.data.test_dicom_series import save, slices_of
+from tests.data.readers.bad_images import dicom
+from tests.data.readers.test_dicom_series import save, slices_of
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 

@@ -18,7 +18,7 @@ from configs import default_config
 from configs.default_config import Config
 from configs.previous_release import PATHS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REAL = ROOT.parent / "shared" / "legacy" / "old_config_only.pth"
 DEFAULTS = "what the file does not hold has today's default"
 

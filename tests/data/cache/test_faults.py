@@ -25,9 +25,9 @@ from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDatas
 from data.loading.worker_watch import WorkerFailures
 from data.study import Catalogue, Reader, Sample
 from data.transforms.images import Preprocess
-from tests.data.cached_sources import COUNT, all_inputs, cache_files, loaders_of, write_mixed
+from tests.data.cache.cached_sources import COUNT, all_inputs, cache_files, loaders_of, write_mixed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PLAIN, DISK = "DATA.augment=false", "DATA.cache=disk"
 
 
@@ -160,7 +160,7 @@ _BUILD = """
 import sys, time
 from pathlib import Path
 from data.cache import building as cache_building
-from tests.data.cached_sources import loaders_of
+from tests.data.cache.cached_sources import loaders_of
 append = cache_building._append
 def slow(*arguments):
     end = append(*arguments)

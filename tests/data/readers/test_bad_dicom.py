@@ -17,8 +17,8 @@ import pytest
 from configs.errors import DataError
 from data.readers.images import read_picture
 from data.sources.volume_files import read_volume
-from tests.data.bad_dicom import BAD_SLICES, damaged, random_damage, series, structured
-from tests.data.bad_pictures import Case, zeros
+from tests.data.readers.bad_dicom import BAD_SLICES, damaged, random_damage, series, structured
+from tests.data.readers.bad_images import Case, zeros
 from tests.faults import ROOT, in_child, outside
 
 SHARED = ROOT.parent / "shared" / "data" / "dicom"

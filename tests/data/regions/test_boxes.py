@@ -11,7 +11,7 @@ from data.phantom.radiographs import FINDINGS, boxes, draw_pictures, write_phant
 from data.regions.boxes import Box, find_boxes, read_boxes, read_mask, stem
 from data.sources.formats import open_source
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 HEADER = "image,finding,x,y,w,h\n"
 
 

@@ -17,7 +17,7 @@ from data.splits.assignment import assign_splits, patient_overlap, read_split, s
 from data.splits.stratify import stratify_groups
 from data.study import Catalogue, Sample
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")
 
 

@@ -12,7 +12,7 @@ import pytest
 from configs.errors import CheckpointError
 from utils.runs.folder import LAST, PREVIOUS, RunFolder, find_run, folder_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def strict_rows(path: Path) -> list[dict]:

@@ -20,7 +20,7 @@ from configs.errors import DataError
 from data.readers.dicom import window
 from data.readers.images import read_picture, scale_intensity, to_channels
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DICOM = ROOT.parent / "shared" / "data" / "dicom"
 needs_dicom = pytest.mark.skipif(not DICOM.is_dir(), reason="no ../shared/data/dicom here")
 rng = np.random.default_rng(0)

@@ -222,4 +222,4 @@ def test_pyplot_is_not_touched():
         "import sys; from utils.runs.plots import training_curves_figure as f; assert 'matplotlib' not in sys.modules;"
         "f([{'epoch': 1, 'train_loss': 1.0}]); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -15,7 +15,7 @@ from data.cache import reader as cache_reader
 from data.cache.reader import CachedReader, Encoder, split
 from data.transforms.images import Preprocess
 from data.transforms.volumes import VolumePreprocess
-from tests.data.cached_sources import (
+from tests.data.cache.cached_sources import (
     COUNT,
     all_inputs,
     cache_files,

@@ -15,7 +15,7 @@ from data.readers.volumes import Volume
 from data.sources.formats import open_source, recognise
 from data.transforms.volumes import VolumePreprocess
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 SPLITS = ["train"] * 7 + ["val"] * 3 + ["test"] * 2
 

@@ -18,7 +18,7 @@ from utils.checkpoint import (
 )
 from utils.runs.folder import RunFolder, in_use, model_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 POINT = {"calibration": None, "thresholds": [0.25, None], "rule": "youden", "split": "val", "pictures": 9}
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3).half()}
 

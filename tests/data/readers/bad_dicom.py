@@ -24,7 +24,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tests.data.bad_pictures import Case, encoded, zeros
+from tests.data.readers.bad_images import Case, encoded, zeros
 
 SIZE = 24
 PIXELS = np.random.default_rng(7).integers(0, 4096, (SIZE, SIZE), dtype=np.uint16)

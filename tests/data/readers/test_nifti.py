@@ -13,7 +13,7 @@ import pytest
 from configs.errors import DataError
 from data.sources.volume_files import VolumeReader, read_volume
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data" / "nifti"
 needs_nifti = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data/nifti here")
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (4, 6, 5)).astype(np.int16)

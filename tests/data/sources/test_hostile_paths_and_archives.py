@@ -22,8 +22,8 @@ import pytest
 from configs.errors import DataError
 from data.sources.formats import open_source
 from data.splits.assignment import read_split
-from tests.data.bad_dicom import series
-from tests.data.bad_pictures import GREY, noise, png, zeros
+from tests.data.readers.bad_dicom import series
+from tests.data.readers.bad_images import GREY, noise, png, zeros
 from tests.faults import in_child, outside
 
 PNG = png(noise(np.random.default_rng(0)), GREY)

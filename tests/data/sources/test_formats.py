@@ -13,7 +13,7 @@ from configs.errors import DataError
 from data.labels import NIH_FINDINGS
 from data.sources.formats import open_csv, open_folders, open_medmnist, open_nih, open_source, recognise
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")
 NAN = np.nan
 

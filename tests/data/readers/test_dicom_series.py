@@ -11,7 +11,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittle
 from configs.errors import DataError
 from data.sources.volume_files import read_volume
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "dicom"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "dicom"
 HU = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)  # [z, y, x] in the convention
 SPACING = np.array([2.5, 0.8, 0.6])  # z, y, x
 ORIGIN = np.array([-20.0, 30.0, -100.0])  # of voxel (0, 0, 0), as (x, y, z)

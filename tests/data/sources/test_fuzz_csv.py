@@ -18,7 +18,7 @@ from configs.errors import DataError
 from data.readers.tables import read_table
 from data.sources.formats import open_csv, open_source
 from data.splits.assignment import assign_splits, read_split, write_split
-from tests.data.bad_pictures import GREY, noise, png
+from tests.data.readers.bad_images import GREY, noise, png
 from tests.faults import fuzz
 
 VALID = """image,labels,patient_id,split,view,age

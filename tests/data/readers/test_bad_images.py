@@ -17,7 +17,7 @@ from data.readers.images import read_picture
 from data.sources.image_files import FileReader
 from data.study import Catalogue, Sample
 from data.transforms.images import Preprocess
-from tests.data.bad_pictures import COLOUR, GREY, Case, all_cases, encoded, noise, png
+from tests.data.readers.bad_images import COLOUR, GREY, Case, all_cases, encoded, noise, png
 from tests.faults import in_child, outside
 
 ALLOWED_MB = 128  # the smallest of the bombs would take 196
