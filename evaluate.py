@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure a trained model on its test split: figures with intervals, pictures, a report.
+"""Measure a trained model on its test split: figures with intervals, images, a report.
 
 python evaluate.py checkpoints/<run> --calibrate platt --threshold sensitivity=0.9 --subgroups sex age
 python evaluate.py model.pth --data /data/other_hospital --split all --compare checkpoints/<other run>
@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threshold", metavar="RULE", help="youden, f1, sensitivity=0.9 or specificity=0.95, chosen on val")
     add("--calibrate", metavar="METHOD", help="temperature, platt or none, fitted on val")
     add("--subgroups", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns of the labels table")
-    add("--compare", metavar="CHECKPOINT", help="another model, on the same pictures")
+    add("--compare", metavar="CHECKPOINT", help="another model, on the same images")
     add("--draws", metavar="N", type=int, default=2000, help="bootstrap draws for the intervals (2000)")
     add("--output", metavar="DIR", help="where to write; without it evaluation-<split> beside the checkpoint")
     return parser.parse_args(arguments)
@@ -125,10 +125,10 @@ def compare(options: argparse.Namespace, config, data, index, scored, settings):
     path = model_file(Path(options.compare))
     other = load_model(path, [text for text in options.set if text.startswith("TRAIN.")])
     if other.config.has_volumes() != config.has_volumes():
-        raise EvaluationError(f"--compare: of the two models one is for volumes, the other for pictures ('{path}')")
+        raise EvaluationError(f"--compare: of the two models one is for volumes, the other for images ('{path}')")
     (logits,), other_index = scorer(other, config, data)[0](options.split)
     if list(other_index) != list(index):
-        raise EvaluationError("--compare: the two models could not read the same pictures")
+        raise EvaluationError("--compare: the two models could not read the same images")
     point = stored_point(other.description.get("operating_point"), logits.shape[1])
     probabilities = point.probabilities(logits, other.config.MODEL.task == "multi_class")
     return compare_by_name(scored, probabilities, other.class_names or scored.class_names, str(path), settings)

@@ -44,10 +44,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", choices=FORMATS, default="onnx", help="default: %(default)s; see below")
     add("--output", metavar="FILE", help="default: beside the checkpoint, of its name")
     add("--opset", metavar="N", type=int, help="of ONNX and what is made from it; default: 18")
-    add("--fixed-batch", metavar="N", type=int, nargs="?", const=1, help="N pictures at a time (1); else any number")
+    add("--fixed-batch", metavar="N", type=int, nargs="?", const=1, help="N images at a time (1); else any number")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the network inside (%(default)s)")
     add("--quantize", choices=("dynamic", "static"), help="an int8 file beside the ONNX file: docs/compression.md")
-    add("--calibration-count", metavar="N", type=int, default=128, help="training pictures for static (%(default)s)")
+    add("--calibration-count", metavar="N", type=int, default=128, help="training images for static (%(default)s)")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--calibrated", action="store_true", help="insist on calibrated probabilities")
     output.add_argument("--logits", action="store_true", help="logits instead of probabilities")
@@ -69,11 +69,11 @@ def export(options: argparse.Namespace) -> None:
     import numpy as np
 
     from data.builder import saved_preprocess
-    from data.run_images import real_pictures, training_pictures
+    from data.run_images import real_images, training_images
     from deployment.formats import Request, export_file
     from deployment.metadata import export_metadata
     from deployment.onnx_format import OPSET
-    from deployment.verification import random_pictures
+    from deployment.verification import random_images
     from evaluation.fitting import stored_point
     from models.saved_model import load_model
 
@@ -90,18 +90,18 @@ def export(options: argparse.Namespace) -> None:
     metadata = export_metadata(saved.config, names, coarse, preprocess.as_dict(), stored, output, path)
     image_shape = (model.in_channels, *model.image_size)
     request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
-    real, place = real_pictures(saved.config, path.parent, preprocess)
-    pictures = np.concatenate([random_pictures(image_shape), real])
+    real, place = real_images(saved.config, path.parent, preprocess)
+    images = np.concatenate([random_images(image_shape), real])
     settings = saved.config, path.parent, preprocess, options.calibration_count
-    calibration = training_pictures(*settings) if options.quantize == "static" else None
+    calibration = training_images(*settings) if options.quantize == "static" else None
 
-    difference = export_file(network, options.format, target, request, pictures)
+    difference = export_file(network, options.format, target, request, images)
     logger.info("exported and compared in %.0f s", time.perf_counter() - begin)
     print(f"{target}: {options.format} in {options.precision}, gives {output} of {len(names)} classes")
-    counts = f"{len(pictures) - len(real)} random pictures and {len(real)} of {place}"
+    counts = f"{len(images) - len(real)} random images and {len(real)} of {place}"
     print(f"largest |Δ| to the network: {difference:.1e}, over {counts}")
     if options.quantize:
-        quantize(target, calibration, network, pictures)
+        quantize(target, calibration, network, images)
 
 
 def output_file(options: argparse.Namespace, checkpoint: Path) -> Path:
@@ -113,11 +113,11 @@ def output_file(options: argparse.Namespace, checkpoint: Path) -> Path:
     if options.opset is not None and options.format not in FROM_ONNX:
         raise ExportError(f"--opset is for --format {', '.join(FROM_ONNX)}, not for {options.format}")
     if options.fixed_batch is not None and options.fixed_batch < 1:
-        raise ExportError(f"--fixed-batch {options.fixed_batch}: at least 1 picture")
+        raise ExportError(f"--fixed-batch {options.fixed_batch}: at least 1 image")
     if options.quantize and (options.format, options.precision) != ("onnx", "fp32"):
         raise ExportError("--quantize makes an int8 file of a float32 ONNX file: --format onnx, --precision fp32")
     if options.calibration_count < 1:
-        raise ExportError(f"--calibration-count {options.calibration_count}: at least 1 picture")
+        raise ExportError(f"--calibration-count {options.calibration_count}: at least 1 image")
     if options.format == "torchscript":
         logger.warning(
             "TorchScript is deprecated by PyTorch: --format onnx or torch_export will be readable for longer"
@@ -125,8 +125,8 @@ def output_file(options: argparse.Namespace, checkpoint: Path) -> Path:
     return target
 
 
-def quantize(source: Path, calibration, network, pictures) -> None:
-    """Make the int8 file beside an ONNX file, static where there are pictures, and say how far its numbers are off."""
+def quantize(source: Path, calibration, network, images) -> None:
+    """Make the int8 file beside an ONNX file, static where there are images, and say how far its numbers are off."""
     import math
 
     from deployment.onnx_format import open_onnx
@@ -136,7 +136,7 @@ def quantize(source: Path, calibration, network, pictures) -> None:
     target = source.with_suffix(".int8.onnx")
     static = calibration is not None
     count = quantize_static(source, target, calibration) if static else quantize_dynamic(source, target)
-    difference = compare(network, open_onnx(target), pictures)
+    difference = compare(network, open_onnx(target), images)
     if not math.isfinite(difference):
         target.unlink()
         raise ExportError(f"'{target}' gave numbers that are not finite; it was removed")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Ask one or several trained models about pictures.
+"""Ask one or several trained models about images.
 
-python predict.py film.png --checkpoint checkpoints/<run>
-python predict.py films/ list.csv --checkpoint checkpoints/<run> --tta --heatmaps --output results
-python predict.py films/ --checkpoint checkpoints/<run> checkpoints/<other run>     # an ensemble
+python predict.py image.png --checkpoint checkpoints/<run>
+python predict.py images/ list.csv --checkpoint checkpoints/<run> --tta --heatmaps --output results
+python predict.py images/ --checkpoint checkpoints/<run> checkpoints/<other run>     # an ensemble
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="What the columns mean, and the warnings: docs/prediction.md.",
     )
     add = parser.add_argument
-    add("input", metavar="INPUT", nargs="+", help="pictures (PNG, JPEG, DICOM; volumes), folders, CSVs with `image`")
+    add("input", metavar="INPUT", nargs="+", help="images (PNG, JPEG, DICOM; volumes), folders, CSVs with `image`")
     add(
         "--checkpoint", metavar="FILE", nargs="+", required=True, help="a run's folder or a model's file; several: mean"
     )
     add("--output", metavar="DIR", default="predictions", help="where results are written (predictions)")
     add("--format", choices=("csv", "json"), nargs="+", default=["csv", "json"], help="of results (both)")
     add("--threshold", metavar="X", type=float, help="for all classes; without it the checkpoint's, or else 0.5")
-    add("--tta", action="store_true", help="average over fixed views of each picture: five times the work")
+    add("--tta", action="store_true", help="average over fixed views of each image: five times the work")
     add("--heatmaps", metavar="METHOD", nargs="?", const="grad_cam", help="also draw where findings are (grad_cam)")
-    add("--batch-size", metavar="N", type=int, default=16, help="pictures at a time (16)")
-    add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 pictures, at most 4")
+    add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
+    add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 images, at most 4")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Predict; returns the exit code: 0 if any picture was predicted, 2 if none or for the user's errors, 130."""
+    """Predict; returns the exit code: 0 if any image was predicted, 2 if none or for the user's errors, 130."""
     options = parse_arguments(arguments)
     return run_script(lambda: predict(options))
 
 
 def predict(options: argparse.Namespace) -> int:
-    """The recipe: models → pictures → probabilities → findings, warnings, heatmaps → files."""
-    from data.joint_inputs import JointPreprocess, Unread, unlabelled_loader
+    """The recipe: models → images → probabilities → findings, warnings, heatmaps → files."""
+    from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
     from data.sources.unlabelled import open_unlabelled
     from inference.members import about_prediction
     from inference.prediction import predict_rows
@@ -64,7 +64,7 @@ def predict(options: argparse.Namespace) -> int:
     for note in catalogue.notes:
         logger.warning("%s", note)
     folder = make_folder(options.output)
-    joint, unread = JointPreprocess(preprocesses), Unread()
+    joint, unread = JointPreprocess(preprocesses), UnreadableInputs()
     workers = min(4, len(items) // 32) if options.num_workers is None else options.num_workers
     loader = unlabelled_loader(catalogue, joint, unread, options.batch_size, workers, device.type == "cuda")
     draw = drawer(options.heatmaps, folder, ensemble, joint, catalogue) if options.heatmaps else None
@@ -102,7 +102,7 @@ def open_models(options: argparse.Namespace, device):
         if said.get("training_data"):
             profiles.append(TrainingData.from_dict(said["training_data"], settings.has_volumes()))
         else:
-            logger.warning("'%s' does not describe its training pictures: unlike ones are not told by it", file)
+            logger.warning("'%s' does not describe its training images: unlike ones are not told by it", file)
     return Ensemble(members, options.threshold), list(preprocesses.values()), profiles
 
 
@@ -131,7 +131,7 @@ def drawer(method: str, folder: Path, ensemble, joint, catalogue):
         labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
         title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"
         shown, more = joint.shown(catalogue.read(number))
-        maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_picture(shown, inputs, classes)
+        maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_image(shown, inputs, classes)
         row.heatmaps = heatmaps.draw(number, title, shown, maps, labels, **more)
 
     return draw

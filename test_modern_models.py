@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="PIXELS",
         type=int,
         default=64,
-        help="side of the pictures; volumes are PIXELS/2 × PIXELS × PIXELS; default: %(default)s",
+        help="side of the images; volumes are PIXELS/2 × PIXELS × PIXELS; default: %(default)s",
     )
     return parser.parse_args(arguments)
 

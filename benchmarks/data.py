@@ -1,10 +1,10 @@
-"""Reading pictures, measured: pictures a second from files and from a cache, beside torchvision and MONAI.
+"""Reading images, measured: images a second from files and from a cache, beside torchvision and MONAI.
 
 python -m benchmarks.data                                 # writes docs/benchmarks/data.{md,json}
-python -m benchmarks.data --pictures 64 --repeats 1 --no-write
+python -m benchmarks.data --images 64 --repeats 1 --no-write
 pip install -r benchmarks/requirements.txt                # MONAI, for the comparison
 
-Pictures are drawn films of 1,024 px (the .npz: of 224 px), made in a temporary folder and thrown away. An epoch is one
+Images are drawn images of 1,024 px (the .npz: of 224 px), made in a temporary folder and thrown away. An epoch is one
 of training: decoded, fitted to 224 px, lightly augmented, normalised, three channels, batches of 16.
 The pipelines of one format take turns; first epochs of caches, in which processes start, are not counted.
 """
@@ -41,7 +41,7 @@ from benchmarks.data_pipelines import (
 )
 from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from configs.errors import HybridMedNetError
-from data.readers.images import read_picture, read_reduced
+from data.readers.images import read_image, read_reduced
 from data.transforms.images import Preprocess
 from utils.environment import describe_environment
 
@@ -70,7 +70,7 @@ def pipelines(source: Source, monai: bool, place: Path) -> Iterator[tuple[str, i
 
 
 def rate(epoch: Epoch, numbers: Iterator[int], least_seconds: float) -> float:
-    """Pictures a second over whole epochs, as many as take so long."""
+    """Images a second over whole epochs, as many as take so long."""
     begin, done = time.perf_counter(), 0
     while not done or time.perf_counter() - begin < least_seconds:
         done += sum(len(batch) for batch in epoch(next(numbers)))
@@ -99,7 +99,7 @@ def measure_source(source: Source, monai: bool, place: Path, repeats: int) -> li
 
 
 def measure_readback(source: Source, repeats: int) -> dict[str, list[float]]:
-    """Pictures a second of the caches' readers alone, in this process: with checksums, as at first, and without."""
+    """Images a second of the caches' readers alone, in this process: with checksums, as at first, and without."""
     found: dict[str, list[float]] = {"disk, first": [], "disk": [], "ram, first": [], "ram": []}
     readers = {cache: our_reader(source, cache) for cache in ("disk", "ram")}
     for _ in range(repeats):
@@ -120,17 +120,17 @@ def _read_all(reader: Callable[[int], Any], order: list[int], passes: int) -> fl
 
 
 def measure_reduction(source: Source) -> dict[str, float]:
-    """What decoding a JPEG at half its size saves, in ms of the median film, and changes, in grey levels of 255."""
+    """What decoding a JPEG at half its size saves, in ms of the median image, and changes, in grey levels of 255."""
     preprocess = Preprocess((SIZE, SIZE), 1, [0.0], [1 / 255])
     seconds: dict[str, list[float]] = {"full": [], "reduced": []}
     differences = []
     for path in source.files[:DISTINCT]:
         inputs = []
-        for name, read in (("full", read_picture), ("reduced", partial(read_reduced, least=(2 * SIZE, 2 * SIZE)))):
+        for name, read in (("full", read_image), ("reduced", partial(read_reduced, least=(2 * SIZE, 2 * SIZE)))):
             begin = time.perf_counter()
-            picture: Any = read(path)
+            image: Any = read(path)
             seconds[name].append(time.perf_counter() - begin)
-            inputs.append(preprocess(picture))
+            inputs.append(preprocess(image))
         differences.append(np.abs(inputs[0] - inputs[1]))
     times = {f"{name}_ms": 1000 * statistics.median(values) for name, values in seconds.items()}
     return {**times, "mean": float(np.mean(differences)), "most": float(np.max(differences))}
@@ -144,7 +144,7 @@ def measure(count: int, repeats: int, monai: bool) -> dict[str, Any]:
         figures: dict[str, Any] = {
             "environment": describe_environment("cpu", "float32"),
             "versions": versions,
-            "pictures": count - 4,
+            "images": count - 4,
             "repeats": repeats,
             "threads": torch.get_num_threads(),
             "rows": [],
@@ -158,7 +158,7 @@ def measure(count: int, repeats: int, monai: bool) -> dict[str, Any]:
 
 
 def median(figures: dict[str, Any], source: str, pipeline: str, workers: int) -> float | None:
-    """Pictures a second; None where that was not measured."""
+    """Images a second; None where that was not measured."""
     for row in figures["rows"]:
         if (row["source"], row["pipeline"], row["workers"]) == (source, pipeline, workers):
             return statistics.median(row["rates"])
@@ -173,7 +173,7 @@ def verdicts(figures: dict[str, Any]) -> list[Verdict]:
         enough = statistics.median(rates) >= WANTED_READBACK
         found.append(
             (
-                f"{WANTED_READBACK:,} pictures/s read back on one core, {cache}",
+                f"{WANTED_READBACK:,} images/s read back on one core, {cache}",
                 f"{statistics.median(rates):,.0f}",
                 enough,
             )
@@ -201,7 +201,7 @@ def verdicts(figures: dict[str, Any]) -> list[Verdict]:
 
 
 def rows(figures: dict[str, Any]) -> list[list[str]]:
-    """A line a source and pipeline: pictures a second by workers, gain over our files, seconds to fill."""
+    """A line a source and pipeline: images a second by workers, gain over our files, seconds to fill."""
     found = []
     for source, pipeline in dict.fromkeys((row["source"], row["pipeline"]) for row in figures["rows"]):
         rates = [median(figures, source, pipeline, workers) for workers in WORKERS]
@@ -225,13 +225,13 @@ def page(figures: dict[str, Any]) -> str:
         for source, found in figures["readback"].items()
     ]
     change = figures["reduction"]
-    return f"""# Reading pictures, measured
+    return f"""# Reading images, measured
 
 Written by `python -m benchmarks.data` on {machine["time"][:10]}: {machine["processor"]}, {machine["cores"]} cores,
 {figures["threads"]} threads, Python {machine["python"]}, {versions}.
 
-{figures["pictures"]} drawn films of 1,024 px (8 bits; DICOM: 12 bits, uncompressed; .npz: 224 px, in memory), fitted to
-{SIZE} px, lightly augmented, normalised, three channels. Pictures a second of the training loader, medians of
+{figures["images"]} drawn images of 1,024 px (8 bits; DICOM: 12 bits, uncompressed; .npz: 224 px, in memory), fitted to
+{SIZE} px, lightly augmented, normalised, three channels. Images a second of the training loader, medians of
 {figures["repeats"]} rounds in which the pipelines took turns; on a machine with fewer free cores than workers more of
 these do not help. Files are in the page cache. *gain*: over our files with no workers, augmented or not as they are: a
 cache spares decoding, while augmentation takes its time with it too. *filling*: of ours once, with the workers of that
@@ -243,14 +243,14 @@ column, later ones open the file; MONAI's CacheDataset fills by threads.
 
 ## The reader of a cache alone
 
-Pictures a second on one core; *first*: with the checksum that each process compares once. PNG: uint8, one channel.
+Images a second on one core; *first*: with the checksum that each process compares once. PNG: uint8, one channel.
 DICOM: uint16, turned into float32.
 
 {markdown_table("source | " + " | ".join(next(iter(figures["readback"].values()))), readback)}
 
 ## JPEG at half its size
 
-For an input of {SIZE} px a film of 1,024 px is decoded at 512: {change["reduced_ms"]:.1f} ms instead of
+For an input of {SIZE} px an image of 1,024 px is decoded at 512: {change["reduced_ms"]:.1f} ms instead of
 {change["full_ms"]:.1f}. The input differs by {change["mean"]:.2f} grey levels of 255 on average,
 {change["most"]:.0f} at most.
 """
@@ -259,7 +259,7 @@ For an input of {SIZE} px a film of 1,024 px is decoded at 512: {change["reduced
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write; 1 where a limit was missed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=196, help="of each format; default: %(default)s")
+    parser.add_argument("--images", type=int, default=196, help="of each format; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; default: %(default)s")
     parser.add_argument("--without-monai", action="store_true", help="leave out the comparison with MONAI")
     parser.add_argument("--no-write", action="store_true", help="print only")
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not options.without_monai:
             import_monai()
-        figures = measure(options.pictures, options.repeats, not options.without_monai)
+        figures = measure(options.images, options.repeats, not options.without_monai)
     except HybridMedNetError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

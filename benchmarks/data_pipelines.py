@@ -21,29 +21,29 @@ from torch.utils.data import DataLoader, Dataset
 from configs.default_config import Config
 from configs.errors import ConfigError
 from data.builder import build_loaders, open_data, split_data
-from data.loading.loaders import PictureLoader
-from data.phantom.radiographs import draw_pictures
+from data.loading.loaders import ImageLoader
+from data.phantom.radiographs import draw_images
 
-SIZE, FILM, BATCH = 224, 1024, 16
+SIZE, IMAGE, BATCH = 224, 1024, 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DISTINCT = 16  # films that are drawn; the others are copies, which cost as much to decode
+DISTINCT = 16  # images that are drawn; the others are copies, which cost as much to decode
 
 Epoch = Callable[[int], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures of one format: the folder or .npz that we open, and the files, none of an .npz."""
+    """Images of one format: the folder or .npz that we open, and the files, none of an .npz."""
 
     name: str
     place: Path
     files: tuple[Path, ...]
 
 
-def films() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     """uint16 [1024, 1024] of 12 bits: drawn chests, enlarged, with the noise of a detector."""
     rng = np.random.default_rng(0)
-    drawn = [cv2.resize(one.image, (FILM, FILM), interpolation=cv2.INTER_CUBIC) for one in draw_pictures(DISTINCT, 512)]
+    drawn = [cv2.resize(one.image, (IMAGE, IMAGE), interpolation=cv2.INTER_CUBIC) for one in draw_images(DISTINCT, 512)]
     return [np.clip(x * 16.0 + rng.normal(0, 24, x.shape), 0, 4095).astype(np.uint16) for x in drawn]
 
 
@@ -67,8 +67,8 @@ def write_dicom(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_sources(folder: Path, count: int) -> list[Source]:
-    """`count` pictures as PNG, JPEG (quality 90) and DICOM of 1,024 px, and as an .npz of 224 px."""
-    drawn = films()
+    """`count` images as PNG, JPEG (quality 90) and DICOM of 1,024 px, and as an .npz of 224 px."""
+    drawn = images()
     eight = [(x // 16).astype(np.uint8) for x in drawn]
     writers: dict[str, tuple[str, Callable[[Path, int], None]]] = {
         "JPEG": (".jpg", lambda path, n: Image.fromarray(eight[n]).save(path, quality=90)),
@@ -77,7 +77,7 @@ def write_sources(folder: Path, count: int) -> list[Source]:
     }
     return [
         *(_write_files(folder / name, name, suffix, write, count) for name, (suffix, write) in writers.items()),
-        _write_npz(folder / "npz" / "films.npz", eight, count),
+        _write_npz(folder / "npz" / "images.npz", eight, count),
     ]
 
 
@@ -99,9 +99,9 @@ def split_of(number: int, count: int) -> str:
     return "train" if number < count - 4 else "val"
 
 
-def _write_npz(path: Path, pictures: list[np.ndarray], count: int) -> Source:
+def _write_npz(path: Path, images: list[np.ndarray], count: int) -> Source:
     path.parent.mkdir(parents=True)
-    small = [cv2.resize(x, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for x in pictures]
+    small = [cv2.resize(x, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for x in images]
     stacks = {"train": count - 4, "val": 2, "test": 2}
     arrays = {f"{name}_images": np.stack([small[n % DISTINCT] for n in range(many)]) for name, many in stacks.items()}
     labels = {f"{name}_labels": np.arange(many)[:, None] % 2 for name, many in stacks.items()}
@@ -109,7 +109,7 @@ def _write_npz(path: Path, pictures: list[np.ndarray], count: int) -> Source:
     return Source(".npz", path, ())
 
 
-def our_loader(source: Source, workers: int, cache: str, augment: bool = True) -> PictureLoader:
+def our_loader(source: Source, workers: int, cache: str, augment: bool = True) -> ImageLoader:
     """The training loader as train.py builds it; a cache is filled before this returns."""
     config = Config.from_overrides(
         [
@@ -138,7 +138,7 @@ def our_reader(source: Source, cache: str) -> Any:
     return our_loader(source, 0, cache).dataset.catalogue.read
 
 
-class PillowPictures(Dataset):
+class PillowImages(Dataset):
     """What most training scripts do: PIL, then torchvision."""
 
     def __init__(self, files: tuple[Path, ...]) -> None:
@@ -167,7 +167,7 @@ class PillowPictures(Dataset):
 
 def with_pillow(source: Source, workers: int) -> Epoch:
     """PIL and torchvision behind torch's DataLoader."""
-    return _epochs(PillowPictures(source.files[:-4]), workers, DataLoader)
+    return _epochs(PillowImages(source.files[:-4]), workers, DataLoader)
 
 
 def with_monai(source: Source, workers: int, folder: Path | None) -> Epoch:

@@ -3,7 +3,7 @@
 python -m benchmarks.evaluation             # writes docs/benchmarks/evaluation.{md,json}
 python -m benchmarks.evaluation --no-write  # print only
 
-The scores are made up: no picture and no network is needed. Every run is a process of its own, so that its peak memory
+The scores are made up: no image and no network is needed. Every run is a process of its own, so that its peak memory
 is its own too; that includes Python, NumPy, SciPy and the made-up scores.
 """
 
@@ -30,7 +30,7 @@ from evaluation.scored_split import BootstrapSettings, ScoredSplit
 from utils.environment import describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "evaluation.md"
-PICTURES, PATIENTS, DRAWS = 25_596, 2_797, 2_000
+IMAGES, PATIENTS, DRAWS = 25_596, 2_797, 2_000
 # Positives in NIH's official test list.
 POSITIVES = {
     "Atelectasis": 3279,
@@ -52,16 +52,16 @@ WANTED_TOTAL, WANTED_BOOTSTRAP, WANTED_MEMORY, WANTED_ERROR = 30.0, 20.0, 2.0, 1
 
 
 def made_up_split(seed: int = 0) -> tuple[ScoredSplit, dict[str, list[str]]]:
-    """Scores of AUROC about 0.8 with NIH's prevalences and patients of very unequal numbers of pictures; columns."""
+    """Scores of AUROC about 0.8 with NIH's prevalences and patients of very unequal numbers of images; columns."""
     rng = np.random.default_rng(seed)
-    prevalence = np.array(list(POSITIVES.values())) / PICTURES
-    patients = np.minimum(rng.geometric(1 / 900, PICTURES), PATIENTS) - 1
+    prevalence = np.array(list(POSITIVES.values())) / IMAGES
+    patients = np.minimum(rng.geometric(1 / 900, IMAGES), PATIENTS) - 1
     patients[:PATIENTS] = np.arange(PATIENTS)
-    # Pictures of a patient share a part of their findings' causes and of the scores' errors.
-    shared, alone = rng.normal(size=(PATIENTS, 14))[patients], rng.normal(size=(PICTURES, 14))
+    # Images of a patient share a part of their findings' causes and of the scores' errors.
+    shared, alone = rng.normal(size=(PATIENTS, 14))[patients], rng.normal(size=(IMAGES, 14))
     cause = 0.6 * shared + 0.8 * alone
     targets = cause > [np.quantile(column, 1 - share) for column, share in zip(cause.T, prevalence)]
-    errors = 0.5 * rng.normal(size=(PATIENTS, 14))[patients] + 0.9 * rng.normal(size=(PICTURES, 14))
+    errors = 0.5 * rng.normal(size=(PATIENTS, 14))[patients] + 0.9 * rng.normal(size=(IMAGES, 14))
     logits = np.log(prevalence / (1 - prevalence)) + 1.2 * targets + errors
     mask = np.ones(targets.shape, bool)
     names = [f"{n:08d}" for n in patients]
@@ -69,7 +69,7 @@ def made_up_split(seed: int = 0) -> tuple[ScoredSplit, dict[str, list[str]]]:
     columns = {
         "sex": rng.choice(["F", "M"], PATIENTS)[patients].tolist(),
         "age": rng.integers(1, 95, PATIENTS)[patients].astype(str).tolist(),
-        "view": rng.choice(["AP", "PA"], PICTURES).tolist(),
+        "view": rng.choice(["AP", "PA"], IMAGES).tolist(),
     }
     return scored, columns
 
@@ -103,7 +103,7 @@ def run_part(name: str) -> dict[str, float]:
     """Seconds and peak bytes of one part, in this process; making the scores up is not counted as time."""
     scored, columns = made_up_split()
     thresholds = choose_thresholds(scored.probabilities, scored.targets, scored.mask, parse_rule("youden"))
-    point = OperatingPoint(thresholds, "youden", "val", PICTURES)
+    point = OperatingPoint(thresholds, "youden", "val", IMAGES)
     begin, processor = time.perf_counter(), time.process_time()
     PARTS[name](scored, point, columns)
     return {
@@ -189,7 +189,7 @@ def page(figures: dict) -> str:
 Written by `python -m benchmarks.evaluation` on {machine["time"][:10]}: {machine["processor"]},
 {machine["cores"]} cores, Python {machine["python"]}, NumPy {machine["packages"]["numpy"]}.
 
-{PICTURES:,} pictures of {PATIENTS:,} patients and {len(POSITIVES)} classes, as in NIH's official test list, with its
+{IMAGES:,} images of {PATIENTS:,} patients and {len(POSITIVES)} classes, as in NIH's official test list, with its
 prevalences and made-up scores; {figures["draws"]:,} draws of patients, {figures["threads"]} threads. Each part ran
 {figures["repeats"]} times, in processes of their own, on a machine that others use too: *processor* time is what the
 work takes, the rest is waiting for a core. Memory is the whole process at its peak.

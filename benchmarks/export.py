@@ -3,7 +3,7 @@
 python -m benchmarks.export                                            # what docs/benchmarks/export.json lacks
 python -m benchmarks.export --formats onnx --backbones swin_tiny --again
 
-Random weights, 14 classes, cross-scale attention; pictures of 64 px, volumes of 32³. Each result is written down at
+Random weights, 14 classes, cross-scale attention; images of 64 px, volumes of 32³. Each result is written down at
 once, so that a run that was stopped goes on. Seconds are the process's CPU time: other programs do not count.
 """
 
@@ -22,7 +22,7 @@ from configs.default_config import Config
 from configs.errors import ExportError
 from deployment.exported_network import ExportedNetwork
 from deployment.formats import FORMATS, Request, export_file
-from deployment.verification import BOUNDS, random_pictures
+from deployment.verification import BOUNDS, random_images
 from models import HybridMedNet, backbone_dims, list_backbones
 from models.backbones.families import smallest_of_each_family
 from utils.atomic_file import write_atomically
@@ -30,15 +30,15 @@ from utils.environment import describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "export.md"
 MEASURED = ("onnx", "torch_export", "torchscript", "openvino")
-PICTURE, VOLUME = (64, 64), (32, 32, 32)
-PICTURES = 4
+IMAGE, VOLUME = (64, 64), (32, 32, 32)
+IMAGES = 4
 
 
 def build(backbone: str) -> ExportedNetwork:
     """A network with random weights; branches that begin at zero get small ones, so that they count."""
     config = Config()
     config.MODEL["backbone"], config.MODEL["pretrained"], config.MODEL["attention"] = backbone, False, "cross_scale"
-    config.DATA["image_size"] = PICTURE if backbone_dims(backbone) == 2 else VOLUME
+    config.DATA["image_size"] = IMAGE if backbone_dims(backbone) == 2 else VOLUME
     torch.manual_seed(0)
     model = HybridMedNet(config)
     for parameter in model.parameters():
@@ -50,13 +50,13 @@ def build(backbone: str) -> ExportedNetwork:
 def measure(backbone: str, kind: str) -> dict:
     """Size in bytes, CPU seconds, largest |Δ| of probabilities; or the reason why there is no such file."""
     network = build(backbone)
-    image_shape = (3, *(PICTURE if backbone_dims(backbone) == 2 else VOLUME))
+    image_shape = (3, *(IMAGE if backbone_dims(backbone) == 2 else VOLUME))
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path, pictures = Path(folder) / "model", random_pictures(image_shape, PICTURES)
+            path, images = Path(folder) / "model", random_images(image_shape, IMAGES)
             path = path.with_suffix({"openvino": ".xml", "torch_export": ".pt2"}.get(kind, f".{kind}"))
-            difference = export_file(network, kind, path, Request(image_shape), pictures)
+            difference = export_file(network, kind, path, Request(image_shape), images)
         except ExportError as error:
             return {"backbone": backbone, "format": kind, "reason": str(error)}
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
@@ -94,9 +94,9 @@ def page(figures: dict) -> str:
 Written by `python -m benchmarks.export` on {machine["time"][:10]}: {machine["processor"]}, 1 thread, Python
 {machine["python"]}, torch {machine["packages"]["torch"]}.
 
-The smallest member of each family, random weights, 14 classes, cross-scale attention, float32; pictures of 64 px and
+The smallest member of each family, random weights, 14 classes, cross-scale attention, float32; images of 64 px and
 volumes of 32³. *s* are CPU seconds of tracing, writing, running and comparing, on a machine that others used too.
-*Largest |Δ|* is of probabilities, over {PICTURES} random pictures, 1 and 3 at a time; {BOUNDS["fp32"]:g} or more would
+*Largest |Δ|* is of probabilities, over {IMAGES} random images, 1 and 3 at a time; {BOUNDS["fp32"]:g} or more would
 have been an error. The largest of all is {worst:.1e}.
 
 {table(rows)}

@@ -1,9 +1,9 @@
 """Evaluator and Predictor against the bare forward passes of the same network over the same batches.
 
 python -m benchmarks.inference                      # on CUDA where that is there; writes docs/benchmarks/inference.*
-python -m benchmarks.inference --backbones resnet18 --size 64 --pictures 256 --no-write
+python -m benchmarks.inference --backbones resnet18 --size 64 --images 256 --no-write
 
-Random weights and pictures. The bare passes find their batches on the device, in inference mode and the same precision,
+Random weights and images. The bare passes find their batches on the device, in inference mode and the same precision,
 and wait for the last one only; Evaluator and Predictor are given them in the computer's memory. All three take turns.
 On a CPU times are of the process's own processor seconds, as others may use the machine; on CUDA of its clock.
 """
@@ -35,24 +35,24 @@ from utils.environment import describe_environment
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "inference.md"
 BACKBONES = ("resnet18", "convnext_tiny")
 CLASSES = 14
-WANTED = 0.95  # of the bare passes' pictures a second
+WANTED = 0.95  # of the bare passes' images a second
 
 
-def in_memory(pictures: int, batch: int, size: int, pinned: bool) -> BatchesInMemory:
-    """A loader of batches that are there already; the pictures are the same in each."""
+def in_memory(images: int, batch: int, size: int, pinned: bool) -> BatchesInMemory:
+    """A loader of batches that are there already; the images are the same in each."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch, 3, size, size, generator=generator)
     image = image.pin_memory() if pinned else image
-    target = torch.randint(0, 2, (pictures, CLASSES), generator=generator).float()
+    target = torch.randint(0, 2, (images, CLASSES), generator=generator).float()
     known = torch.ones_like(target, dtype=torch.bool)
     return BatchesInMemory(
-        [Batch(image[: len(rows)], target[rows], known[rows], rows) for rows in torch.arange(pictures).split(batch)]
+        [Batch(image[: len(rows)], target[rows], known[rows], rows) for rows in torch.arange(images).split(batch)]
     )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network: pictures a second of each way, and the medians of what is left of the bare passes' in each turn."""
+    """One network: images a second of each way, and the medians of what is left of the bare passes' in each turn."""
 
     backbone: str
     bare: float
@@ -93,10 +93,10 @@ def ways(
 
 def measure(backbone: str, options: argparse.Namespace, device: torch.device, precision: Precision) -> Row:
     """Medians over rounds in which each way has its turn, after one that does not count."""
-    loader = in_memory(options.pictures, options.batch, options.size, device.type == "cuda")
+    loader = in_memory(options.images, options.batch, options.size, device.type == "cuda")
     runs = ways(build(backbone, options.size, device), loader, precision, device)
     rounds = [[seconds_of(run, device, time.process_time) for run in runs] for _ in range(options.repeats + 1)][1:]
-    speeds = [options.pictures / statistics.median(seconds) for seconds in zip(*rounds)]
+    speeds = [options.images / statistics.median(seconds) for seconds in zip(*rounds)]
     shares = [statistics.median(bare / other for bare, other in zip(*pair)) for pair in _pairs(rounds)]
     return Row(backbone, *speeds, *shares)
 
@@ -135,8 +135,8 @@ def page(rows: list[Row], options: argparse.Namespace, machine: dict) -> str:
 Written by `python -m benchmarks.inference` on {machine["time"][:10]}: {place}, {machine["precision"]}, Python
 {machine["python"]}, torch {machine["packages"]["torch"]}, timm {machine["packages"]["timm"]}.
 
-Pictures a second: whole HybridMedNets with {CLASSES} classes and random weights, {options.size} px, {options.pictures}
-pictures in batches of {options.batch}. *Bare passes* find their batches on the device, in inference mode; Evaluator and
+Images a second: whole HybridMedNets with {CLASSES} classes and random weights, {options.size} px, {options.images}
+images in batches of {options.batch}. *Bare passes* find their batches on the device, in inference mode; Evaluator and
 Predictor are given the same ones in the computer's memory, send them, and bring back scores, the loss and metrics, or
 logits. All take turns; medians of {options.repeats} rounds after one that does not count, by {seconds}; the shares
 are medians of each round's own.
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="default: %(default)s")
     parser.add_argument("--size", type=int, default=224, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=128 if on_cuda else 16, help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=8192 if on_cuda else 64, help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=8192 if on_cuda else 64, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args(arguments)

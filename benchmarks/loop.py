@@ -58,8 +58,8 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: copies of each network, turns with each, steps of an epoch, pictures of a batch, their
-    edges; and drawn pictures."""
+    """How much is measured: copies of each network, turns with each, steps of an epoch, images of a batch, their
+    edges; and drawn images."""
 
     copies: int
     turns: int
@@ -216,13 +216,13 @@ def waiting_verdict(waiting: dict[str, dict[str, float]]) -> Verdict:
 
 def speed_rows(figures: dict[str, Any]) -> list[list[str]]:
     """A row a loop of each network."""
-    pictures, steps, rows = figures["sizes"]["batch"], figures["sizes"]["steps"], []
+    images, steps, rows = figures["sizes"]["batch"], figures["sizes"]["steps"], []
     for title, network in figures["networks"].items():
         for name, seconds in network["seconds"].items():
             step = statistics.median(seconds) / steps
             apart = network["deviations"].get(name, 0.0)
             cells = [title, name, f"{step * 1e3:.1f} ms", f"{min(seconds) / steps * 1e3:.1f} ms"]
-            rows.append([*cells, f"{pictures / step:,.1f}", f"{ratio(network, name):.3f}×", f"{apart:.2%}"])
+            rows.append([*cells, f"{images / step:,.1f}", f"{ratio(network, name):.3f}×", f"{apart:.2%}"])
     return rows
 
 
@@ -232,7 +232,7 @@ def part_row(title: str, shares: dict[str, float], whole: float) -> list[str]:
 
 
 def part_rows(figures: dict[str, Any]) -> list[list[str]]:
-    """A row a network, medians over turns, and one for each way of reading pictures."""
+    """A row a network, medians over turns, and one for each way of reading images."""
     rows = []
     for title, network in figures["networks"].items():
         shares = {part: median_share(network, part) for part in (*PARTS, "rest")}
@@ -245,7 +245,7 @@ def part_rows(figures: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-SPEEDS = "network | loop | a step | fastest | pictures/s | against the bare step | weights' deviation"
+SPEEDS = "network | loop | a step | fastest | images/s | against the bare step | weights' deviation"
 SHARES = " | ".join(("epoch", *PARTS, "rest", "whole"))
 
 
@@ -258,7 +258,7 @@ def page(figures: dict[str, Any]) -> str:
 Written by `python -m benchmarks.loop` on {machine["time"][:10]}: {figures["device_name"] or machine["processor"]},
 {figures["threads"]} threads, Python {machine["python"]}, {versions}; {machine["precision"]}.
 
-Whole epochs of {sizes["steps"]} steps of {sizes["batch"]} pictures of {sizes["pixels"]} px that are in memory.
+Whole epochs of {sizes["steps"]} steps of {sizes["batch"]} images of {sizes["pixels"]} px that are in memory.
 All loops have copies of one network, fused AdamW, clipping to norm 1 and the same batches. They take turns,
 {sizes["turns"]} times with each of {sizes["copies"]} copies, as a copy's place in memory counts. *Against the bare
 step* is the median over turns of an epoch's time by that of the bare step in the same turn. *Weights' deviation*:

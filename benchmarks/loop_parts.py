@@ -103,7 +103,7 @@ def watch(trainer: Trainer, loader: Any) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn sample pictures: how many, of which edge; in which batches they are trained on."""
+    """Drawn sample images: how many, of which edge; in which batches they are trained on."""
 
     count: int
     pixels: int
@@ -111,7 +111,7 @@ class Drawn:
 
 
 def measure_waiting(network: list[str], drawn: Drawn, device: torch.device) -> dict[str, dict[str, float]]:
-    """Parts of the second epoch on pictures from files, or from a cache of them: 'cache, workers' → seconds."""
+    """Parts of the second epoch on images from files, or from a cache of them: 'cache, workers' → seconds."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
         write_phantom(Path(name) / "drawn", drawn.count, drawn.pixels)

@@ -46,7 +46,7 @@ WANTED_CLASSIC, WANTED = (2.0, 1.5), (1.25, 1.25)
 
 @dataclass(frozen=True)
 class Row:
-    """One network beside its backbone: seconds of a step of `batch` pictures, bytes a picture."""
+    """One network beside its backbone: seconds of a step of `batch` images, bytes an image."""
 
     name: str
     batch: int
@@ -119,7 +119,7 @@ def page(rows: list[Row], device: torch.device, repeats: int) -> str:
     return f"""# What the whole network costs over its backbone
 
 Written by `python -m benchmarks.model` on {machine["time"][:10]}: {machine["processor"]}, {versions}; batch \
-{rows[0].batch}, {SIZE} px, medians of {repeats} steps in turn, {clock}. Bytes: a picture, float32, counted.
+{rows[0].batch}, {SIZE} px, medians of {repeats} steps in turn, {clock}. Bytes: an image, float32, counted.
 
 {markdown_table(HEADINGS, map(cells, rows))}
 

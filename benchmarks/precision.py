@@ -3,7 +3,7 @@
 python -m benchmarks.precision                       # writes docs/benchmarks/precision.{md,json}
 python -m benchmarks.precision --compile no --backbone resnet50 --repeats 3 --no-write
 
-Whole HybridMedNets with their default attention on random pictures: forward, loss, backward, clipping, AdamW. All
+Whole HybridMedNets with their default attention on random images: forward, loss, backward, clipping, AdamW. All
 variants of a network take turns in one run and times are medians. bf16 is measured where the hardware computes it; on
 other CPUs it is emulated, which takes many times longer. The same probe that train.py makes says what auto takes.
 """
@@ -55,18 +55,16 @@ def variants(device: torch.device) -> dict[str, Candidate]:
     return {one.name: one for one in candidates}
 
 
-def training_step(
-    model: nn.Module, candidate: Candidate, pictures: Tensor, compiled: bool = False
-) -> Callable[[], None]:
+def training_step(model: nn.Module, candidate: Candidate, images: Tensor, compiled: bool = False) -> Callable[[], None]:
     """A function that makes one training step of a copy of the model."""
     network = copy.deepcopy(model).to(memory_format=candidate.memory_format).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
     forward: Callable[[Tensor], Tensor] = torch.compile(network) if compiled else network
-    target = torch.zeros(len(pictures), 14, device=pictures.device)
+    target = torch.zeros(len(images), 14, device=images.device)
 
     def step() -> None:
         with candidate.precision.autocast():
-            logits = forward(pictures.to(memory_format=candidate.memory_format))
+            logits = forward(images.to(memory_format=candidate.memory_format))
         F.binary_cross_entropy_with_logits(logits.float(), target).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -94,12 +92,12 @@ def measure(name: str, options: argparse.Namespace, compiling: bool) -> dict[str
     settled = settle_precision(config, model, model.backbone.prefers_channels_last).TRAIN
     probe_seconds = time.perf_counter() - begin
     chosen = chosen_name(settled.mixed_precision, settled.channels_last)
-    pictures = torch.randn(options.batch, config.MODEL.in_channels, options.size, options.size, device=device)
+    images = torch.randn(options.batch, config.MODEL.in_channels, options.size, options.size, device=device)
     candidates = variants(device)
-    steps = {one: training_step(model, candidate, pictures) for one, candidate in candidates.items()}
+    steps = {one: training_step(model, candidate, images) for one, candidate in candidates.items()}
     told = "not compiled"
     if compiling:
-        steps[COMPILED] = training_step(model, candidates[chosen], pictures, compiled=True)
+        steps[COMPILED] = training_step(model, candidates[chosen], images, compiled=True)
         told = compilation(steps[COMPILED])
         if not told.endswith(" s"):
             del steps[COMPILED]
@@ -159,7 +157,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
 
 
 def cells(row: dict[str, Any], columns: list[str]) -> list[str]:
-    """A row of the table: milliseconds a picture by variant, then what auto takes."""
+    """A row of the table: milliseconds an image by variant, then what auto takes."""
     fastest = min(row["seconds"].values())
     times = []
     for name in columns:
@@ -186,7 +184,7 @@ def page(figures: dict[str, Any]) -> str:
 Written by `python -m benchmarks.precision` on {machine["time"][:10]}: {figures["device_name"]},
 {figures["threads"]} threads, Python {machine["python"]}, torch {machine["packages"]["torch"]}.
 
-Milliseconds a picture of a training step (forward, loss, backward, clipping, AdamW) of whole networks with their
+Milliseconds an image of a training step (forward, loss, backward, clipping, AdamW) of whole networks with their
 default attention at {figures["size"]} px, in steps of {rows[0]["batch"]}. All variants of a network take turns,
 {figures["repeats"]} times after a first one; medians. The fastest is bold.
 
@@ -251,7 +249,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--backbone", nargs="+", metavar="NAME", default=list(NAMES), help="only these")
     add("--size", type=int, default=224, help="pixels; default: %(default)s")
-    add("--batch", type=int, help="pictures a step; default: 4 on a CPU, else 64")
+    add("--batch", type=int, help="images a step; default: 4 on a CPU, else 64")
     add("--repeats", type=int, default=7, help="timed steps of each variant; default: %(default)s")
     add("--device", default="auto", help="default: %(default)s")
     add("--compile", choices=("no", "yes"), default="yes", help="compile what auto takes too; default: %(default)s")

@@ -48,7 +48,7 @@ class Variant:
 
 @dataclass
 class Split:
-    """Pictures of the test split as the network sees them, and what is known of them; some of the training split's."""
+    """Images of the test split as the network sees them, and what is known of them; some of the training split's."""
 
     images: np.ndarray
     targets: np.ndarray
@@ -58,7 +58,7 @@ class Split:
 
 
 def read_split(path: Path, saved, calibration_count: int) -> Split:
-    """The test split of the run beside a checkpoint, and `calibration_count` pictures of its training split."""
+    """The test split of the run beside a checkpoint, and `calibration_count` images of its training split."""
     config = with_data_of_run(saved.config, path.parent)
     config.DATA.num_workers = 0
     catalogue = open_data(config)
@@ -159,7 +159,7 @@ def scores_of(run: Run, images: np.ndarray) -> np.ndarray:
 
 
 def timed(variants: Sequence[Variant], images: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a picture, all variants in turn: medians of wall time and of CPU time over all threads."""
+    """Milliseconds an image, all variants in turn: medians of wall time and of CPU time over all threads."""
     taken: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
     for number in range(rounds + 1):
         for variant in variants:
@@ -209,9 +209,9 @@ def measure(paths: dict[str, Path], calibration_count: int, rounds: int, threads
         "environment": describe_environment("cpu", "fp32"),
         "model": {"backbone": saved.config.MODEL.backbone, "attention": saved.model.attention_mode},
         "image_size": list(saved.model.image_size),
-        "pictures": len(split.images),
+        "images": len(split.images),
         "patients": len(set(split.patients)),
-        "calibration_pictures": len(split.calibration),
+        "calibration_images": len(split.calibration),
         "rounds": rounds,
         "threads": threads,
         "busy": load_average(),
@@ -252,9 +252,9 @@ def page(figures: dict) -> str:
 Written by `python -m benchmarks.quantization` on {machine["time"][:10]}: {machine["processor"]}, threads used:
 {figures["threads"]}, Python {machine["python"]}, torch {machine["packages"]["torch"]}.
 
-{model["backbone"]} (attention: {model["attention"]}) at {size} px, {figures["pictures"]} test pictures of
-{figures["patients"]} patients. Static int8 was calibrated with {figures["calibration_pictures"]} training pictures.
-Milliseconds are for a picture, in batches of {BATCH}: medians of {figures["rounds"]} rounds in which all variants take
+{model["backbone"]} (attention: {model["attention"]}) at {size} px, {figures["images"]} test images of
+{figures["patients"]} patients. Static int8 was calibrated with {figures["calibration_images"]} training images.
+Milliseconds are for an image, in batches of {BATCH}: medians of {figures["rounds"]} rounds in which all variants take
 turns. The machine's load was {figures["busy"]}, others' work included, so that CPU time, of all threads, says more than
 wall time. bf16 is measured where the processor has it; this one has {"it" if bf16 else "not"}. ΔAUROC is against the
 first line: mean over classes, with a paired bootstrap over patients. Δp is a change of a probability. Variants not
@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a .pth file in its run's folder")
     parser.add_argument("--beside", metavar="NAME=CHECKPOINT", nargs="+", default=[], help="others for the same split")
-    parser.add_argument("--calibration-count", type=int, default=64, help="training pictures; default: %(default)s")
+    parser.add_argument("--calibration-count", type=int, default=64, help="training images; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")

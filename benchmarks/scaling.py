@@ -32,7 +32,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "scaling.md
 NETWORKS = ("resnet18", "resnet50", "convnext_tiny")
 SIZES, BATCHES = (128, 224, 384, 512, 768, 1024), (1, 2, 4, 8)
 QUICK_NETWORKS, QUICK_SIZES, QUICK_BATCHES = ("resnet18", "convnext_tiny"), (128, 224, 384), (1, 2, 4)
-SIZE = 224  # of the pictures in the table by batch
+SIZE = 224  # of the images in the table by batch
 ATTENTION, MAMBA = "cross-scale attention alone", "vim_tiny"
 CHANNELS, STRIDES = (96, 192, 384, 768), (4, 8, 16, 32)  # convnext_tiny's pyramid
 # Exponent of time in the number of tokens: 1 is linear.
@@ -113,7 +113,7 @@ def exponent(amounts: list[float], values: list[float]) -> float:
 
 
 def by_series(points: list[Point]) -> dict[str, list[Point]]:
-    """Points in their order; a series by batch begins with the single picture of its network's series by size."""
+    """Points in their order; a series by batch begins with the single image of its network's series by size."""
     found: dict[str, list[Point]] = {}
     for point in points:
         found.setdefault(point.series, []).append(point)
@@ -165,7 +165,7 @@ def cells(point: Point) -> list[str]:
 
 def table(series: list[Point], unit: str) -> str:
     """A table of one series and the exponents under it."""
-    heading = f"size | batch | {unit}s | step | pictures/s | time a {unit} | saved | bytes a {unit}"
+    heading = f"size | batch | {unit}s | step | images/s | time a {unit} | saved | bytes a {unit}"
     time, late, kept = exponents(series)
     rows = markdown_table(heading, map(cells, series))
     powers = f"Time grows as {unit}s to the power {time:.2f} ({late:.2f} among the larger ones), memory {kept:.2f}."

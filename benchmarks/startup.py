@@ -3,7 +3,7 @@
 python -m benchmarks.startup               # writes docs/benchmarks/startup.{md,json}
 python -m benchmarks.startup --processes 3 --backbone resnet18 --no-write
 
-A stage is timed as train.py goes through it, on drawn pictures that lie on the disk already. Processes with different
+A stage is timed as train.py goes through it, on drawn images that lie on the disk already. Processes with different
 backbones take turns; times are medians over processes. Files are in the operating system's cache after the first ones.
 """
 
@@ -44,7 +44,7 @@ COMMANDS = {
     "import torch, torchvision, timm": ["-c", "import torch, torchvision, timm"],
 }
 STAGES = ("settings", "imports", "data", "network", "loaders", "probe", "trainer", "first batch", "first step")
-WANTED_HELP, PICTURES = 1.0, 64
+WANTED_HELP, IMAGES = 1.0, 64
 
 
 # ---- in the fresh process
@@ -165,8 +165,8 @@ def measure(names: Sequence[str], size: int, processes: int) -> dict[str, Any]:
     from utils.environment import describe_environment
 
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "pictures"
-        write_phantom(folder, PICTURES, 128)
+        folder = Path(place) / "images"
+        write_phantom(folder, IMAGES, 128)
         commands = {name: partial(command_seconds, arguments) for name, arguments in COMMANDS.items()}
         backbones = {name: partial(stages_of, name, size, folder) for name in names}
         taken = medians(commands | backbones, processes)
@@ -202,7 +202,7 @@ Seconds, medians of {figures["processes"]} fresh processes each, which take turn
 `train.py --help` in under {WANTED_HELP:g} s: {"met" if took < WANTED_HELP else "MISSED"}.
 
 What train.py does until its first optimizer step, by backbone, random weights, {figures["size"]} px, a batch of 8,
-{PICTURES} drawn pictures of 128 px, no data workers:
+{IMAGES} drawn images of 128 px, no data workers:
 
 {markdown_table(" | ".join(["backbone", *STAGES, "all"]), rows)}
 

@@ -3,8 +3,8 @@
 python -m benchmarks.throughput              # writes docs/benchmarks/throughput.{md,json}
 python -m benchmarks.throughput --backbone resnet50 --compile --batch 256 --no-write
 
-Pictures are random and on the device already, so that the loader has no part in it; in the column "with the loader" the
-same network is trained by the Trainer on drawn films, DATA.cache=ram, augmented on the device. Model-FLOP utilisation
+Images are random and on the device already, so that the loader has no part in it; in the column "with the loader" the
+same network is trained by the Trainer on drawn images, DATA.cache=ram, augmented on the device. Model-FLOP utilisation
 counts the multiplications of a plain step (a multiply-add as two operations, no recomputation) against `--peak`
 TFLOP/s.
 """
@@ -46,17 +46,17 @@ NAMES = ("resnet50", "convnext_base", "swin_base", "vit_base", "vim_small")
 SIZE = 224
 # Dense bf16 of an H100 or H200 by its data sheet.
 PEAK_TFLOPS = 989.0
-# Films for the loader, of which so many are drawn; they lie in memory decoded.
-FILMS, DRAWN, CLASSES, EPOCHS = 2560, 320, 14, 4
+# Images for the loader, of which so many are drawn; they lie in memory decoded.
+IMAGES, DRAWN, CLASSES, EPOCHS = 2560, 320, 14, 4
 # Utilisation that is wanted on an H200, of the bare network or the whole.
 WANTED = {"resnet50": 0.20, "convnext_base": 0.30, "swin_base": 0.30, "vit_base": 0.45}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network: pictures a second in training and inference, utilisation and peak memory in training.
+    """One network: images a second in training and inference, utilisation and peak memory in training.
 
-    loader: pictures a second of the Trainer with films from a loader, None where that was not measured.
+    loader: images a second of the Trainer with images from a loader, None where that was not measured.
     """
 
     name: str
@@ -69,13 +69,13 @@ class Row:
     loader: float | None = None
 
 
-def write_films(folder: Path) -> None:
-    """A sample in which every drawn film is there several times, as a patient of its own."""
+def write_images(folder: Path) -> None:
+    """A sample in which every drawn image is there several times, as a patient of its own."""
     write_phantom(folder, DRAWN, SIZE)
     head, *rows = list(csv.reader((folder / "labels.csv").open(newline="")))
     image, patient = head.index("image"), head.index("patient_id")
     with (folder / "labels.csv").open("a", newline="") as table:
-        for number, row in product(range(1, FILMS // DRAWN), rows):
+        for number, row in product(range(1, IMAGES // DRAWN), rows):
             again = list(row)
             again[image] = row[image].replace("images/", f"images/{number}_")
             again[patient] = f"{number}_{row[patient]}"
@@ -84,12 +84,12 @@ def write_films(folder: Path) -> None:
 
 
 def rate_with_loader(
-    name: str, batch: int, compiled: bool, films: str, device: torch.device, size: int = SIZE
+    name: str, batch: int, compiled: bool, images: str, device: torch.device, size: int = SIZE
 ) -> float:
-    """Pictures a second of a Trainer from its second epoch on, with the films in a folder."""
+    """Images a second of a Trainer from its second epoch on, with the images in a folder."""
     config = Config.from_overrides(
         [
-            f"DATA.data_dir={films}",
+            f"DATA.data_dir={images}",
             f"DATA.image_size={size}",
             "DATA.cache=ram",
             f"DATA.num_workers={min(8, os.cpu_count() or 1)}",
@@ -119,26 +119,26 @@ def rate_with_loader(
             trainer.state.sums = EpochSums()
         trainer.state.sums.batches = 0
         trainer.train_epoch(loaders.train)
-    return trainer.state.sums.pictures / trainer.state.sums.seconds
+    return trainer.state.sums.images / trainer.state.sums.seconds
 
 
 def loss_of(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The mean square of what `forward` gives: a vector a picture of a backbone, logits of a whole network."""
+    """The mean square of what `forward` gives: a vector an image of a backbone, logits of a whole network."""
     with torch.autocast("cuda", torch.bfloat16):
         y = network(x)
     return y.float().square().mean()
 
 
 def flops_of_step(model: nn.Module, x: Tensor) -> float:
-    """Operations of forward and backward a picture, counted on a batch of two."""
+    """Operations of forward and backward an image, counted on a batch of two."""
     with FlopCounterMode(display=False) as counter:
         loss_of(model, x[:2]).backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 2
 
 
-def measure(name: str, batch: int, compiled: bool, repeats: int, peak: float, films: str | None) -> Row:
-    """Median over repeats of ten steps each, after a warm-up; films: for the loader, None without."""
+def measure(name: str, batch: int, compiled: bool, repeats: int, peak: float, images: str | None) -> Row:
+    """Median over repeats of ten steps each, after a warm-up; images: for the loader, None without."""
     model = build(name, SIZE).cuda()
     backbone = model.backbone if isinstance(model, HybridMedNet) else model
     layout = torch.channels_last if backbone.prefers_channels_last else torch.contiguous_format
@@ -170,12 +170,12 @@ def measure(name: str, batch: int, compiled: bool, repeats: int, peak: float, fi
         seconds = statistics.median(seconds_of(run, x.device) for _ in range(repeats))
         speeds.append(10 * batch / seconds)
     gib = torch.cuda.max_memory_allocated() / 2**30
-    loader = rate_with_loader(name, batch, compiled, films, x.device) if films else None
+    loader = rate_with_loader(name, batch, compiled, images, x.device) if images else None
     return Row(name, compiled, batch, speeds[0], speeds[1], speeds[0] * flops / (peak * 1e12), gib, loader)
 
 
 HEADINGS = (
-    "network | compiled | batch | training, pictures/s | with the loader | inference, pictures/s | utilisation | "
+    "network | compiled | batch | training, images/s | with the loader | inference, images/s | utilisation | "
     "wanted | peak memory"
 )
 
@@ -200,7 +200,7 @@ def page(rows: list[Row], peak: float, missed: list[str]) -> str:
     return f"""# Throughput on a GPU
 
 Written by `python -m benchmarks.throughput` on {machine["time"][:10]}: {torch.cuda.get_device_name()}, {versions}.
-{SIZE} px, bf16 autocast, AdamW (fused), channels_last for convolutional networks; random pictures on the device.
+{SIZE} px, bf16 autocast, AdamW (fused), channels_last for convolutional networks; random images on the device.
 Utilisation: operations of a plain step against {peak:g} TFLOP/s. `+cbam` and the like are whole HybridMedNets.
 
 {table}
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="both", help="default: %(default)s")
     parser.add_argument("--peak", type=float, default=PEAK_TFLOPS, help="TFLOP/s of the device; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing new after this time")
-    parser.add_argument("--no-loader", action="store_true", help="leave out the training with films from a loader")
+    parser.add_argument("--no-loader", action="store_true", help="leave out the training with images from a loader")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -228,9 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     missed: list[str] = []
     folder = tempfile.TemporaryDirectory()
-    films = None if options.no_loader else f"{folder.name}/films"
-    if films:
-        write_films(Path(films))
+    images = None if options.no_loader else f"{folder.name}/images"
+    if images:
+        write_images(Path(images))
     begin = time.perf_counter()
     for compiled, name in ((c, n) for c in modes for n in names):
         title = f"{name}{' compiled' if compiled else ''}"
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
             missed.append(f"{title} (time was up)")
             continue
         try:
-            rows.append(measure(name, options.batch, compiled, options.repeats, options.peak, films))
+            rows.append(measure(name, options.batch, compiled, options.repeats, options.peak, images))
             print(cells(rows[-1]), flush=True)
         except RuntimeError as error:  # what the compiler cannot do is a result too
             missed.append(f"{title} ({type(error).__name__})")

@@ -47,7 +47,7 @@ class BatchesInMemory:
         return iter(self.batches)
 
     def names(self, index: Tensor) -> list[str]:
-        """What the pictures of a batch are called."""
+        """What the images of a batch are called."""
         return [str(number) for number in index.tolist()]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
@@ -78,31 +78,31 @@ class Work:
         return copy.deepcopy(self.model).to(memory_format=self.layout).train()
 
 
-def random_batches(count: int, size: int, pictures: int, pinned: bool) -> list[Batch]:
-    """`count` batches of random pictures [pictures, 3, size, size] and labels, all of which are known."""
+def random_batches(count: int, size: int, images: int, pinned: bool) -> list[Batch]:
+    """`count` batches of random images [images, 3, size, size] and labels, all of which are known."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in range(count):
-        image = torch.randn(pictures, 3, size, size, generator=generator)
-        target = (torch.rand(pictures, CLASSES, generator=generator) < 0.2).float()
-        index = torch.arange(number * pictures, (number + 1) * pictures)
+        image = torch.randn(images, 3, size, size, generator=generator)
+        target = (torch.rand(images, CLASSES, generator=generator) < 0.2).float()
+        index = torch.arange(number * images, (number + 1) * images)
         image = image.pin_memory() if pinned else image
-        found.append(Batch(image, target, torch.ones(pictures, CLASSES, dtype=torch.bool), index))
+        found.append(Batch(image, target, torch.ones(images, CLASSES, dtype=torch.bool), index))
     return found
 
 
-def make_work(overrides: list[str], size: int, pictures: int, batches: int, device: torch.device) -> Work:
+def make_work(overrides: list[str], size: int, images: int, batches: int, device: torch.device) -> Work:
     """A network of these settings without dropout, so that all loops compute the same, and its data."""
     fixed = ["MODEL.pretrained=false", "MODEL.dropout=0", "LOSS.pos_weight=null", f"TRAIN.device={device.type}"]
     training = [f"TRAIN.learning_rate={RATE}", f"TRAIN.weight_decay={DECAY}", f"TRAIN.gradient_clip_norm={CLIP}"]
     schedule = ["TRAIN.lr_scheduler=constant", "TRAIN.warmup_epochs=0", "LOGGING.progress=plain"]
-    shape = [f"DATA.image_size={size}", f"TRAIN.batch_size={pictures}"]
+    shape = [f"DATA.image_size={size}", f"TRAIN.batch_size={images}"]
     settings = Config.from_overrides([*fixed, *training, *schedule, *shape, *overrides])
     config = settings.resolve(tuple(f"finding {number}" for number in range(CLASSES)), False)
     torch.manual_seed(0)
     model = HybridMedNet(config).to(device)
     config = settle_precision(config, model, model.backbone.prefers_channels_last)
-    return Work(config, model, random_batches(batches, size, pictures, device.type == "cuda"), device)
+    return Work(config, model, random_batches(batches, size, images, device.type == "cuda"), device)
 
 
 def now(device: torch.device) -> float:

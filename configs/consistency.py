@@ -63,7 +63,7 @@ def _too_long(name: str) -> bool:
 
 
 def _problems_of_size(config: Config) -> list[str]:
-    """Sizes that differ, and settings of pictures for volumes or the reverse."""
+    """Sizes that differ, and settings of images for volumes or the reverse."""
     data = config.DATA
     window = data.window
     found = [] if window is None or window[0] < window[1] else [f"DATA.window {window}: low must be below high"]
@@ -75,16 +75,14 @@ def _problems_of_size(config: Config) -> list[str]:
     if prod(shape) > most:
         found.append(f"DATA.image_size {shape} has {prod(shape):,} {what}: at most {most:,} are possible")
     if volumes and data.resize != "stretch":
-        found.append(f"DATA.resize '{data.resize}' is for pictures: DATA.spacing_mm keeps a volume's proportions")
+        found.append(f"DATA.resize '{data.resize}' is for images: DATA.spacing_mm keeps a volume's proportions")
     if volumes and config.TRAIN.channels_last is True:
-        found.append("TRAIN.channels_last true is for pictures: leave it auto or false with volumes")
+        found.append("TRAIN.channels_last true is for images: leave it auto or false with volumes")
     if volumes and data.use_albumentations:
-        found.append("DATA.use_albumentations is for pictures: leave it false with volumes")
+        found.append("DATA.use_albumentations is for images: leave it false with volumes")
     if data.augment_on == "device" and (volumes or data.use_albumentations):
         other = "volumes" if volumes else "DATA.use_albumentations"
-        found.append(
-            f"DATA.augment_on 'device' is for the light augmentation of pictures, not {other}: use auto or cpu"
-        )
+        found.append(f"DATA.augment_on 'device' is for the light augmentation of images, not {other}: use auto or cpu")
     for key in ("spacing_mm", "window"):
         if not volumes and data[key] is not None:
             found.append(f"DATA.{key} is for volumes: set DATA.image_size=[depth, height, width], or {key} to null")
@@ -94,7 +92,7 @@ def _problems_of_size(config: Config) -> list[str]:
 def resolve(given: Config, class_names: tuple[str, ...], exclusive: bool = False) -> Config:
     """A copy in which what depends on the data and on other settings is written out.
 
-    class_names: the classes the data have; exclusive: each picture has exactly one of them.
+    class_names: the classes the data have; exclusive: each image has exactly one of them.
     Raises ConfigError where they contradict the settings.
     """
     config = given.model_copy(deep=True)

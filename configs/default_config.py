@@ -55,7 +55,7 @@ class ModelSettings(Section):
         "Height and width (volumes: depth, height, width) the network is built for; follows DATA.image_size where only "
         "that is set.",
     )
-    in_channels: Literal[1, 3] = _setting(3, "Channels of the network's input; pictures are converted.")
+    in_channels: Literal[1, 3] = _setting(3, "Channels of the network's input; images are converted.")
     num_classes: PositiveInt = _setting(14, "Outputs of the head; taken from the data where it is not set.")
     num_coarse_classes: PositiveInt = _setting(3, "Coarse outputs; follows coarse_groups where they are used.")
     coarse_groups: dict[str, list[str]] | None = _setting(
@@ -116,7 +116,7 @@ class TrainSettings(Section):
 
     section_name: ClassVar[str] = "TRAIN"
 
-    batch_size: PositiveInt = _setting(32, "Pictures in a micro-batch.")
+    batch_size: PositiveInt = _setting(32, "Images in a micro-batch.")
     epochs: PositiveInt = _setting(50, "Passes over the training split.")
     optimizer: Literal["adamw", "sgd"] = _setting("adamw", "No weight decay on norms and biases in either.")
     learning_rate: float = _setting(1e-4, "Peak learning rate.", gt=0)
@@ -142,7 +142,7 @@ class TrainSettings(Section):
     early_stopping_patience: NonNegativeInt = _setting(10, "Epochs without a better score; 0: never stop early.")
     on_oom: Literal["adapt", "stop"] = _setting(
         "adapt",
-        "Out of memory, adapt: smaller micro-batches and gradient checkpointing, as many pictures in a step; stop: an "
+        "Out of memory, adapt: smaller micro-batches and gradient checkpointing, as many images in a step; stop: an "
         "error.",
     )
     max_nonfinite_steps: PositiveInt = _setting(10, "Steps in a row with NaN or Inf before the run stops.")
@@ -159,7 +159,7 @@ class TrainSettings(Section):
 
 
 class DataSettings(Section):
-    """Pictures, labels, splits and how they become tensors."""
+    """Images, labels, splits and how they become tensors."""
 
     section_name: ClassVar[str] = "DATA"
 
@@ -186,14 +186,14 @@ class DataSettings(Section):
         "Volumes: values (HU for CT) shown black and white, scaled to [0, 1]; null: 0.5 and 99.5 percentile of each.",
     )
     resize: Literal["stretch", "letterbox"] = _setting(
-        "stretch", "Pictures: letterbox keeps the aspect and pads with black."
+        "stretch", "Images: letterbox keeps the aspect and pads with black."
     )
-    mean: list[float] | None = _setting(None, "Channel means of the [0, 1] picture or volume; null: the backbone's.")
+    mean: list[float] | None = _setting(None, "Channel means of the [0, 1] image or volume; null: the backbone's.")
     std: list[float] | None = _setting(None, "Channel deviations; null: the backbone's.")
     num_workers: NonNegativeInt = _setting(4, "Processes that load; 0: the training process itself.")
     cache: Literal["none", "ram", "disk"] = _setting(
         "none",
-        "Decode each picture once, at image_size, and keep it: in memory that all workers share, or in a file for the "
+        "Decode each image once, at image_size, and keep it: in memory that all workers share, or in a file for the "
         "next runs too. docs/data.md.",
     )
     cache_dir: str | None = _setting(
@@ -210,22 +210,22 @@ class DataSettings(Section):
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
     allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
     allow_missing_images: bool = _setting(False, "Train without the listed files that are missing (counted).")
-    max_bad_images: NonNegativeInt = _setting(0, "How many undecodable pictures to tolerate, each named.")
+    max_bad_images: NonNegativeInt = _setting(0, "How many undecodable images to tolerate, each named.")
     uncertain_labels: Literal["ignore", "zeros", "ones", "smooth"] = _setting(
         "ignore", "What -1 means: masked, 0, 1, or a soft 0.55–0.85 in training (masked in evaluation)."
     )
-    augment: bool = _setting(True, "Random changes of training pictures.")
+    augment: bool = _setting(True, "Random changes of training images.")
     use_albumentations: bool = _setting(False, "Augment by albumentations instead of the light affine one.")
     augment_on: Literal["auto", "cpu", "device"] = _setting(
         "auto",
-        "Where pictures are augmented: cpu, by the data workers; device, where the network is, a batch at a time (the "
-        "light augmentation of pictures only); auto: the device where that can do it and is CUDA.",
+        "Where images are augmented: cpu, by the data workers; device, where the network is, a batch at a time (the "
+        "light augmentation of images only); auto: the device where that can do it and is CUDA.",
     )
     horizontal_flip: float = _setting(
-        0.0, "Probability of a mirror image; laterality matters in chest films.", ge=0, le=1
+        0.0, "Probability of a mirror image; laterality matters in chest radiographs.", ge=0, le=1
     )
     sample_count: PositiveInt = _setting(
-        1200, "Pictures to draw when the sample data are made; unset: 240 where they are volumes."
+        1200, "Images to draw when the sample data are made; unset: 240 where they are volumes."
     )
     sample_size: int = _setting(
         128, "Their side in pixels; unset: 64 for volumes, which have half as many slices.", ge=64, le=512
@@ -343,7 +343,7 @@ class Config(Section):
     def image_shape(self) -> tuple[int, ...]:
         """(height, width) of the network's input, (depth, height, width) where it is a volume.
 
-        From DATA.image_size and MODEL.input_size; one number is the side of a picture, never of a volume.
+        From DATA.image_size and MODEL.input_size; one number is the side of an image, never of a volume.
         Raises ConfigError where both are given and differ.
         """
         data, model = _shape(self.DATA.image_size), _shape(self.MODEL.input_size)
@@ -371,7 +371,7 @@ class Config(Section):
     def resolve(self, class_names: tuple[str, ...], exclusive: bool = False) -> Config:
         """A copy in which what depends on the data and on other settings is written out.
 
-        class_names: the classes the data have; exclusive: each picture has exactly one of them.
+        class_names: the classes the data have; exclusive: each image has exactly one of them.
         Raises ConfigError where they contradict the settings.
         """
         from configs.consistency import resolve

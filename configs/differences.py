@@ -15,9 +15,9 @@ WITHOUT_EFFECT = (
     "MODEL.gradient_checkpointing",
     "TRAIN.on_oom",
     "TRAIN.max_nonfinite_steps",
-    "DATA.data_dir",  # the pictures' names and patients are compared with the run's split.csv
+    "DATA.data_dir",  # the images' names and patients are compared with the run's split.csv
     "DATA.num_workers",
-    "DATA.cache_dir",  # DATA.cache itself rounds pictures of more than 8 bits
+    "DATA.cache_dir",  # DATA.cache itself rounds images of more than 8 bits
     "DATA.worker_timeout",
     "DATA.max_worker_failures",
     "DATA.train_split",  # split.csv stays

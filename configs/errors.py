@@ -15,7 +15,7 @@ class ConfigError(HybridMedNetError):
 
 
 class DataError(HybridMedNetError):
-    """Pictures, labels or splits are missing, contradictory or unreadable."""
+    """Images, labels or splits are missing, contradictory or unreadable."""
 
 
 class ModelError(HybridMedNetError):

@@ -18,7 +18,7 @@ def with_data_of_run(
     labels: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Config:
-    """A copy of the settings that a checkpoint carries, whose DATA section says where to look for pictures.
+    """A copy of the settings that a checkpoint carries, whose DATA section says where to look for images.
 
     saved: from the checkpoint, with the overrides. folder: where the checkpoint is. data, labels: a folder or .npz, and
     its table, as the user names them; with `data` the run's labels_file and format are not taken over.

@@ -1,1 +1,1 @@
-"""Pictures and labels: readers, catalogues, splits, transforms, loaders. `data.builder` reads the config."""
+"""Images and labels: readers, catalogues, splits, transforms, loaders. `data.builder` reads the config."""

@@ -15,11 +15,11 @@ from configs.errors import DataError
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
-from data.profile import describe_pictures
+from data.profile import describe_images
 from data.sources.formats import open_source
 from data.splits.assignment import assign_splits, read_split
 from data.study import SPLITS, Catalogue
@@ -39,9 +39,9 @@ SAMPLE_VOLUMES, SAMPLE_VOLUME_SIZE = 240, 64
 class Loaders:
     """The loaders of a run; test is None where the split is empty. source: what they read from, without a cache."""
 
-    train: PictureLoader
-    val: PictureLoader
-    test: PictureLoader | None
+    train: ImageLoader
+    val: ImageLoader
+    test: ImageLoader | None
     preprocess: Preprocess | VolumePreprocess
     coarse_groups: tuple[CoarseGroup, ...]
     source: Catalogue
@@ -52,8 +52,8 @@ class Loaders:
         return Labels(labels.target[rows], labels.mask[rows])
 
     def describe(self) -> dict[str, Any]:
-        """For checkpoints: how a picture becomes an input, and what the training pictures look like before that."""
-        described = describe_pictures(self.train, isinstance(self.preprocess, VolumePreprocess), self.source)
+        """For checkpoints: how an image becomes an input, and what the training images look like before that."""
+        described = describe_images(self.train, isinstance(self.preprocess, VolumePreprocess), self.source)
         return {"preprocessing": self.preprocess.as_dict(), "training_data": described}
 
 
@@ -85,19 +85,19 @@ def _draw_sample_data(config: Config, folder: Path, volumes: bool) -> None:
     data = config.DATA
     count = data.sample_count if data.is_set("sample_count") or not volumes else SAMPLE_VOLUMES
     size = data.sample_size if data.is_set("sample_size") or not volumes else SAMPLE_VOLUME_SIZE
-    logger.info("drawing %d sample %s into %s", count, "volumes" if volumes else "pictures", folder)
+    logger.info("drawing %d sample %s into %s", count, "volumes" if volumes else "images", folder)
     (write_phantom_volumes if volumes else write_phantom)(folder, count, size)
 
 
 def split_data(config: Config, catalogue: Catalogue, saved: Path | None = None) -> np.ndarray:
-    """'train', 'val' or 'test' for each picture: as saved, as the data say, or drawn by patient."""
+    """'train', 'val' or 'test' for each image: as saved, as the data say, or drawn by patient."""
     if saved is not None:
         return read_split(saved, catalogue)
     data = config.DATA
     fractions = (data.train_split, data.val_split, data.test_split)
     assignment = assign_splits(catalogue, fractions, config.TRAIN.seed, data.allow_patient_overlap)
     counts = {split: int((assignment == split).sum()) for split in SPLITS}
-    logger.info("pictures: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
+    logger.info("images: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
     if data.test_split > 0 and not counts["test"]:
         logger.warning("the test split is empty: results are reported on val")
     return assignment
@@ -119,25 +119,25 @@ def build_loaders(
     evaluation = _preprocess(config, mean, std)
     training = _training_preprocess(config, mean, std, device_type) if config.DATA.augment else evaluation
     groups = _coarse_groups(config, catalogue.class_names)
-    bad = BadPictures(config.DATA.max_bad_images)
+    bad = UnreadableImages(config.DATA.max_bad_images)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
 
-    def loader(split: str, pictures: Catalogue) -> PictureLoader:
+    def loader(split: str, images: Catalogue) -> ImageLoader:
         train = split == "train"
-        dataset = PictureDataset(pictures, training if train else evaluation, config.TRAIN.seed)
+        dataset = ImageDataset(images, training if train else evaluation, config.TRAIN.seed)
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
         batches = EpochBatches(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
         labels = _labels(config, catalogue, groups, train)
         pinned = device_type == "cuda"
-        return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
+        return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
 
     cached = _cached(config, loader("train", catalogue), evaluation, bad)
     test = loader("test", cached) if (assignment == "test").any() else None
     return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, catalogue)
 
 
-def _cached(config: Config, loader: PictureLoader, preprocess: AnyPreprocess, bad: BadPictures) -> Catalogue:
-    """The loader's catalogue, its pictures decoded once as DATA.cache says; the loader lends its workers for it."""
+def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages) -> Catalogue:
+    """The loader's catalogue, its images decoded once as DATA.cache says; the loader lends its workers for it."""
     data = config.DATA
     if data.cache == "none":
         return loader.dataset.catalogue
@@ -171,14 +171,14 @@ def build_evaluation_loader(
     rows: np.ndarray,
     preprocess: Preprocess | VolumePreprocess,
     pin_memory: bool = False,
-) -> PictureLoader:
+) -> ImageLoader:
     """A loader of some rows of a catalogue, in their order, without augmentation."""
-    dataset = PictureDataset(catalogue, preprocess, config.TRAIN.seed)
+    dataset = ImageDataset(catalogue, preprocess, config.TRAIN.seed)
     batches = EpochBatches(rows, config.TRAIN.batch_size * EVALUATION_BATCH_FACTOR, False, config.TRAIN.seed)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
-    bad = BadPictures(config.DATA.max_bad_images)
+    bad = UnreadableImages(config.DATA.max_bad_images)
     labels = evaluation_labels(config, catalogue)
-    return PictureLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory, failures)
+    return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory, failures)
 
 
 def _preprocess(
@@ -235,7 +235,7 @@ def _as_exclusive(catalogue: Catalogue) -> Catalogue:
     if len(wrong):
         names = ", ".join(catalogue.samples[i].image for i in wrong[:5])
         raise DataError(
-            f"MODEL.task 'multi_class' needs exactly one class a picture; {len(wrong)} of {len(labels)} have none, "
+            f"MODEL.task 'multi_class' needs exactly one class an image; {len(wrong)} of {len(labels)} have none, "
             f"several or an unsure one ({names}, …): use MODEL.task=multi_label, or mend the labels"
         )
     return replace(catalogue, exclusive=True)

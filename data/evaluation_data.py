@@ -1,4 +1,4 @@
-"""The data a finished model is evaluated on: pictures, what is known about them, and which split they are in."""
+"""The data a finished model is evaluated on: images, what is known about them, and which split they are in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data.study import Catalogue
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """place: folder or file. catalogue: every picture. labels: theirs, as they are scored. split: which is where."""
+    """place: folder or file. catalogue: every image. labels: theirs, as they are scored. split: which is where."""
 
     place: str
     catalogue: Catalogue
@@ -35,19 +35,19 @@ class EvaluationData:
         return logits[0], *self.known(index)
 
     def images(self, index: np.ndarray) -> list[str]:
-        """What n pictures are called."""
+        """What n images are called."""
         return [self.catalogue.samples[row].image for row in index]
 
     def patients(self, index: np.ndarray) -> list[str]:
-        """Whose n pictures are, '' where nobody says."""
+        """Whose n images are, '' where nobody says."""
         return [self.catalogue.samples[row].patient_id for row in index]
 
     def names(self, index: np.ndarray) -> tuple[list[str], list[str], list[str]]:
-        """Image, patient and split of n pictures."""
+        """Image, patient and split of n images."""
         return self.images(index), self.patients(index), self.split.assignment[index].tolist()
 
     def groups(self, index: np.ndarray) -> list[str]:
-        """What is drawn together: the patient, or the picture itself where no patient is named."""
+        """What is drawn together: the patient, or the image itself where no patient is named."""
         return [self.catalogue.samples[row].group for row in index]
 
     def columns(self, names: Sequence[str], index: np.ndarray) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""One decoded picture as the inputs of several models, each by its own preprocessing, with its traits beside them."""
+"""One decoded image as the inputs of several models, each by its own preprocessing, with its traits beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from configs.errors import DataError
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.profile import measure
 from data.readers.images import to_uint8
@@ -26,10 +26,10 @@ _SHOWN = 5
 
 
 class JointPreprocess:
-    """Takes the place of a preprocessing in a PictureDataset: a file is read once, however many models are asked.
+    """Takes the place of a preprocessing in a ImageDataset: a file is read once, however many models are asked.
 
-    pictures → float32 [n]: all inputs and the traits of data/profile.py, flat one after another; `split` undoes it.
-    Raises DataError for models of pictures and of volumes together.
+    images → float32 [n]: all inputs and the traits of data/profile.py, flat one after another; `split` undoes it.
+    Raises DataError for models of images and of volumes together.
     """
 
     augmentation = None
@@ -37,17 +37,17 @@ class JointPreprocess:
     def __init__(self, preprocesses: Sequence[Preprocess | VolumePreprocess]) -> None:
         self.preprocesses = tuple(preprocesses)
         if len({len(p.size) for p in self.preprocesses}) > 1:
-            raise DataError("some of the models are for pictures and some for volumes: ask them one by one")
+            raise DataError("some of the models are for images and some for volumes: ask them one by one")
         self.shapes = [(p.channels, *p.size) for p in self.preprocesses]
 
     def read(self, catalogue: Catalogue, index: int) -> list[Any]:
-        """The picture or volume in full, then as each of the models takes it."""
+        """The image or volume in full, then as each of the models takes it."""
         full: Any = catalogue.read(index)
         return [full, *(preprocess.read(catalogue, index, full) for preprocess in self.preprocesses)]
 
-    def __call__(self, pictures: list[Any], rng: np.random.Generator | None = None) -> np.ndarray:
-        full, *own = pictures
-        inputs = [preprocess(picture) for preprocess, picture in zip(self.preprocesses, own)]
+    def __call__(self, images: list[Any], rng: np.random.Generator | None = None) -> np.ndarray:
+        full, *own = images
+        inputs = [preprocess(image) for preprocess, image in zip(self.preprocesses, own)]
         return np.concatenate([*(one.ravel() for one in inputs), measure(full)])
 
     def split(self, batch: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -58,26 +58,26 @@ class JointPreprocess:
 
     @property
     def modes(self) -> list[str]:
-        """How pictures are resized for each input: see data.transforms.images.resize."""
+        """How images are resized for each input: see data.transforms.images.resize."""
         return [p.resize_mode for p in self.preprocesses if isinstance(p, Preprocess)]
 
-    def shown(self, picture: np.ndarray | Volume) -> tuple[np.ndarray, dict[str, Any]]:
+    def shown(self, image: np.ndarray | Volume) -> tuple[np.ndarray, dict[str, Any]]:
         """(what a heatmap is laid over, what is to be said of it).
 
-        Pictures: uint8 [H, W] or [H, W, 3], as they are. Volumes: [D, H, W] in [0, 1] on the first model's grid, and
+        Images: uint8 [H, W] or [H, W, 3], as they are. Volumes: [D, H, W] in [0, 1] on the first model's grid, and
         the `spacing` of that in mm.
         """
         first = self.preprocesses[0]
         if isinstance(first, VolumePreprocess):
-            assert isinstance(picture, Volume)
-            windowed = apply_window(picture.voxels, first.window)
-            voxels, spacing = regrid(windowed, first.size, picture.spacing_mm, first.spacing_mm)
+            assert isinstance(image, Volume)
+            windowed = apply_window(image.voxels, first.window)
+            voxels, spacing = regrid(windowed, first.size, image.spacing_mm, first.spacing_mm)
             return voxels, {"spacing": spacing}
-        assert isinstance(picture, np.ndarray)
-        return to_uint8(picture), {}
+        assert isinstance(image, np.ndarray)
+        return to_uint8(image), {}
 
 
-class Unread(BadPictures):
+class UnreadableInputs(UnreadableImages):
     """Any number of unreadable files; the first few are said, all are kept in `reasons`."""
 
     def __init__(self) -> None:
@@ -94,17 +94,17 @@ class Unread(BadPictures):
 def unlabelled_loader(
     catalogue: Catalogue,
     joint: JointPreprocess,
-    unread: Unread,
+    unread: UnreadableInputs,
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
-) -> PictureLoader:
-    """The loader of all pictures of a catalogue without classes, in their order. Raises DataError for other numbers."""
+) -> ImageLoader:
+    """The loader of all images of a catalogue without classes, in their order. Raises DataError for other numbers."""
     if batch_size < 1 or num_workers < 0:
         raise DataError(f"--batch-size {batch_size} must be at least 1, --num-workers {num_workers} at least 0")
     count = len(catalogue.samples)
     none = Labels(np.empty((count, 0), np.float32), np.empty((count, 0), bool))
-    dataset = PictureDataset(catalogue, joint, seed=0)  # type: ignore[arg-type]
+    dataset = ImageDataset(catalogue, joint, seed=0)  # type: ignore[arg-type]
     batches = EpochBatches(np.arange(count), batch_size, False, 0)
     failures = WorkerFailures(limit=3, timeout=300.0)
-    return PictureLoader(dataset, none, batches, unread, num_workers, pin_memory, failures)
+    return ImageLoader(dataset, none, batches, unread, num_workers, pin_memory, failures)

@@ -1,8 +1,8 @@
-"""What the training pictures look like before preprocessing, and how another picture differs from them.
+"""What the training images look like before preprocessing, and how another image differs from them.
 
-A model answers whatever it is given; nothing in its answer says that a film was a screenshot or a lateral view. So a
+A model answers whatever it is given; nothing in its answer says that an image was a screenshot or a lateral view. So a
 run notes a few plain traits of its training data, and prediction compares. This finds what is coarsely wrong (size,
-depth, colour, view, a negative, another part of the body); it is no test of whether a model holds for a picture.
+depth, colour, view, a negative, another part of the body); it is no test of whether a model holds for an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from configs.errors import CheckpointError, DataError
-from data.loading.loaders import BadPictures, EpochBatches, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, UnreadableImages
 from data.readers.images import scale_intensity
 from data.readers.volumes import Volume
 from data.study import Catalogue
@@ -26,15 +26,15 @@ from data.transforms.volumes import PERCENTILES
 logger = logging.getLogger(__name__)
 
 # As many as tell the range, and as many pixels as are decoded in a few seconds.
-MOST_PICTURES, MOST_PIXELS, BATCH = 64, 10**8, 8
-_LOOKED_AT = 256  # pixels of an axis; of volumes as many voxels as of pictures
-_CELLS = 8  # rows and columns of the mean picture: where it is bright, not whose it is
-_COLOURED = 0.02  # mean distance of the channels, of the full range; JPEG's rounding of a grey film is below
+MOST_IMAGES, MOST_PIXELS, BATCH = 64, 10**8, 8
+_LOOKED_AT = 256  # pixels of an axis; of volumes as many voxels as of images
+_CELLS = 8  # rows and columns of the mean image: where it is bright, not whose it is
+_COLOURED = 0.02  # mean distance of the channels, of the full range; JPEG's rounding of a grey image is below
 
 
 @dataclass(frozen=True)
 class Trait:
-    """A number that is measured of each picture.
+    """A number that is measured of each image.
 
     words, number, unit: how a warning shows it. ratio: how many times below the smallest or above the largest of
     training is still alike. floor, share: by how much, beyond half of training's range; share is of the largest number
@@ -51,14 +51,14 @@ class Trait:
     names: Mapping[int, str] | None = None
 
     def limits(self, low: float, high: float) -> tuple[float, float]:
-        """The numbers between which a picture is like those of training, which were from low to high."""
+        """The numbers between which an image is like those of training, which were from low to high."""
         if self.ratio:
             return low / self.ratio, high * self.ratio
         margin = (high - low) / 2 + self.floor + self.share * max(abs(low), abs(high))
         return low - margin, high + margin
 
 
-PICTURE_TRAITS = (
+IMAGE_TRAITS = (
     Trait("height", "height", ".0f", " pixels", ratio=1.5),
     Trait("width", "width", ".0f", " pixels", ratio=1.5),
     Trait("aspect", "width / height", ".2f", ratio=1.15),
@@ -66,7 +66,7 @@ PICTURE_TRAITS = (
     Trait("contrast", "standard deviation of brightness", ".2f", floor=0.05),
     Trait("bits", names={8: "8 bits", 16: "16 bits", 32: "windowed DICOM"}),
     Trait("colour", names={0: "grey", 1: "colour"}),
-    Trait("likeness", "correlation with the mean training picture", ".2f", floor=0.1),
+    Trait("likeness", "correlation with the mean training image", ".2f", floor=0.1),
 )
 VOLUME_TRAITS = (
     *(Trait(f"{axis}_mm", axis, ".0f", " mm", ratio=1.5) for axis in ("depth", "height", "width")),
@@ -74,30 +74,30 @@ VOLUME_TRAITS = (
     Trait("low", "0.5 percentile", ".4g", share=0.25),
     Trait("high", "99.5 percentile", ".4g", share=0.25),
 )
-_TRAITS = {"pictures": PICTURE_TRAITS, "volumes": VOLUME_TRAITS}
+_TRAITS = {"images": IMAGE_TRAITS, "volumes": VOLUME_TRAITS}
 
 
-def measure(picture: np.ndarray | Volume) -> np.ndarray:
-    """The traits of one decoded picture or volume, float32 in the order of PICTURE_TRAITS or VOLUME_TRAITS.
+def measure(image: np.ndarray | Volume) -> np.ndarray:
+    """The traits of one decoded image or volume, float32 in the order of IMAGE_TRAITS or VOLUME_TRAITS.
 
-    Brightness is in [0, 1] by data/readers/images.py's rule, as preprocessing sees it; of large pictures every n-th row
-    and column counts. A picture stored with three equal channels is grey. Instead of its likeness, which is told
-    against others, a picture has its brightness in 8 x 8 cells at the end.
+    Brightness is in [0, 1] by data/readers/images.py's rule, as preprocessing sees it; of large images every n-th row
+    and column counts. An image stored with three equal channels is grey. Instead of its likeness, which is told
+    against others, an image has its brightness in 8 x 8 cells at the end.
     """
-    if isinstance(picture, Volume):
-        return _measure_volume(picture)
-    height, width = picture.shape[:2]
-    few = picture[:: -(-height // _LOOKED_AT), :: -(-width // _LOOKED_AT)]
+    if isinstance(image, Volume):
+        return _measure_volume(image)
+    height, width = image.shape[:2]
+    few = image[:: -(-height // _LOOKED_AT), :: -(-width // _LOOKED_AT)]
     unit = scale_intensity(few).astype(np.float32) / np.float32(255.0 if few.dtype == np.uint8 else 1.0)
     colour = few.ndim == 3 and few.shape[2] == 3 and float(np.ptp(unit, axis=2).mean()) > _COLOURED
-    figures = (height, width, width / height, unit.mean(), unit.std(), 8 * picture.dtype.itemsize, colour)
+    figures = (height, width, width / height, unit.mean(), unit.std(), 8 * image.dtype.itemsize, colour)
     grey = unit if unit.ndim == 2 else unit.mean(axis=2)
     cells = cv2.resize(grey, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
     return np.concatenate([np.array(figures, np.float32), cells.ravel()])
 
 
 def likeness(cells: np.ndarray, pattern: np.ndarray) -> float:
-    """Correlation of two pictures' cells, -1 to 1; 0 where one of them is all of one value."""
+    """Correlation of two images' cells, -1 to 1; 0 where one of them is all of one value."""
     one, other = (values - values.mean() for values in (np.asarray(cells, np.float64), np.asarray(pattern, np.float64)))
     norm = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(one @ other) / norm if norm > 1e-9 else 0.0
@@ -111,42 +111,42 @@ def _measure_volume(volume: Volume) -> np.ndarray:
 
 
 class Measurement:
-    """Takes the place of a preprocessing in a PictureDataset: a picture becomes its traits."""
+    """Takes the place of a preprocessing in a ImageDataset: an image becomes its traits."""
 
     augmentation = None
 
     def read(self, catalogue: Catalogue, index: int) -> np.ndarray | Volume:
-        """Pictures in full."""
+        """Images in full."""
         return catalogue.read(index)
 
-    def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
-        return measure(picture)
+    def __call__(self, image: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
+        return measure(image)
 
 
-class _Skipped(BadPictures):
-    """Training itself will say which pictures it cannot read."""
+class _Skipped(UnreadableImages):
+    """Training itself will say which images it cannot read."""
 
     def __init__(self) -> None:
-        super().__init__(MOST_PICTURES)
+        super().__init__(MOST_IMAGES)
 
     def add(self, index: int, reason: str) -> None:
         self.reasons[index] = reason
 
 
-def describe_pictures(loader: PictureLoader, volumes: bool, source: Catalogue | None = None) -> dict[str, Any]:
-    """The traits of the pictures of a training loader, as plain values for a checkpoint.
+def describe_images(loader: ImageLoader, volumes: bool, source: Catalogue | None = None) -> dict[str, Any]:
+    """The traits of the images of a training loader, as plain values for a checkpoint.
 
-    At most 64 pictures are read, always the same ones, and no more after 100 million pixels; those that cannot be read
+    At most 64 images are read, always the same ones, and no more after 100 million pixels; those that cannot be read
     are left out. No random state but its own is touched. Views are those of all of them, where the labels name views.
-    source: the pictures in full, where the loader's come from a cache.
+    source: the images in full, where the loader's come from a cache.
     {} where nothing could be read.
     """
     rows = loader.indices
-    if len(rows) > MOST_PICTURES:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_PICTURES, replace=False))
+    if len(rows) > MOST_IMAGES:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_IMAGES, replace=False))
     catalogue = loader.dataset.catalogue if source is None else source
-    dataset = PictureDataset(catalogue, Measurement(), seed=0)  # type: ignore[arg-type]
-    traits = VOLUME_TRAITS if volumes else PICTURE_TRAITS
+    dataset = ImageDataset(catalogue, Measurement(), seed=0)  # type: ignore[arg-type]
+    traits = VOLUME_TRAITS if volumes else IMAGE_TRAITS
     figures = _read(loader.like(dataset, EpochBatches(rows, BATCH, False, 0), _Skipped()), traits)
     if not len(figures):
         return {}
@@ -154,21 +154,21 @@ def describe_pictures(loader: PictureLoader, volumes: bool, source: Catalogue | 
     views = Counter(view_name(catalogue.samples[i].meta.get("view", "")) for i in loader.indices)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
-    seen = {"pictures": len(figures), "of": len(loader.indices)}
-    kind, known = "volumes" if volumes else "pictures", {v: n for v, n in views.items() if v}
+    seen = {"images": len(figures), "of": len(loader.indices)}
+    kind, known = "volumes" if volumes else "images", {v: n for v, n in views.items() if v}
     return {"kind": kind, **seen, "ranges": ranges, "kinds": kinds, "views": known, "pattern": pattern}
 
 
 def _with_likeness(figures: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """([pictures, traits], the mean picture's cells): the likeness of each to the mean of all others."""
+    """([images, traits], the mean image's cells): the likeness of each to the mean of all others."""
     traits, cells = np.split(figures, [figures.shape[1] - _CELLS**2], axis=1)
     total, count = cells.sum(axis=0), len(cells)
     alike = [likeness(one, (total - one) / (count - 1)) if count > 1 else 1.0 for one in cells]
     return np.column_stack([traits, alike]), np.round(total / count, 4).tolist()
 
 
-def _read(loader: PictureLoader, traits: Sequence[Trait]) -> np.ndarray:
-    """[pictures, traits], float64."""
+def _read(loader: ImageLoader, traits: Sequence[Trait]) -> np.ndarray:
+    """[images, traits], float64."""
     rows: list[np.ndarray] = []
     pixels = 0.0
     try:
@@ -207,7 +207,7 @@ def view_name(text: str) -> str:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What `describe_pictures` gave, read back; pattern: the mean picture's cells."""
+    """What `describe_images` gave, read back; pattern: the mean image's cells."""
 
     traits: tuple[Trait, ...]
     ranges: Mapping[str, tuple[float, float]]
@@ -229,7 +229,7 @@ class TrainingData:
             raise CheckpointError(f"what a checkpoint says of its training data cannot be read ({error!r})") from None
 
     def differences(self, figures: Sequence[float] | np.ndarray, view: str = "") -> list[str]:
-        """In words, how a picture with these traits (see `measure`) and this view is unlike the training pictures."""
+        """In words, how an image with these traits (see `measure`) and this view is unlike the training images."""
         values = [float(value) for value in figures]
         if len(self.pattern):
             cut = len(values) - len(self.pattern)

@@ -1,4 +1,4 @@
-"""Some pictures of a saved run, as its model sees them: to compare an exported file with, and to calibrate int8."""
+"""Some images of a saved run, as its model sees them: to compare an exported file with, and to calibrate int8."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from configs.default_config import Config
 from configs.errors import ConfigError, DataError
 from configs.run_data import with_data_of_run
 from data.builder import open_data, split_data
-from data.phantom.radiographs import draw_pictures
+from data.phantom.radiographs import draw_images
 from data.phantom.volumes import draw_volumes
 
 logger = logging.getLogger("export")
@@ -21,21 +21,21 @@ logger = logging.getLogger("export")
 COUNT = 8
 
 
-def real_pictures(saved: Config, folder: Path, preprocess: Any) -> tuple[np.ndarray, str]:
+def real_images(saved: Config, folder: Path, preprocess: Any) -> tuple[np.ndarray, str]:
     """(float32 [8, C, *spatial], where they are from), of less than 8 all there are.
 
     Those of the run's data where they are at hand, else the drawn sample data's, made in memory.
     saved: the settings in the checkpoint. folder: where it lies. preprocess: the checkpoint's.
     """
     try:
-        found, place = pictures_of_run(saved, folder, preprocess), "the run's data"
+        found, place = images_of_run(saved, folder, preprocess), "the run's data"
     except (ConfigError, DataError) as error:
-        logger.info("the run's pictures are not at hand (%s): drawn ones are compared", error)
-        found, place = drawn_pictures(saved.has_volumes()), "drawn sample data"
-    return np.stack([preprocess(picture) for picture in found]), place
+        logger.info("the run's images are not at hand (%s): drawn ones are compared", error)
+        found, place = drawn_images(saved.has_volumes()), "drawn sample data"
+    return np.stack([preprocess(image) for image in found]), place
 
 
-def training_pictures(saved: Config, folder: Path, preprocess: Any, count: int) -> Iterator[np.ndarray]:
+def training_images(saved: Config, folder: Path, preprocess: Any, count: int) -> Iterator[np.ndarray]:
     """`count` of the run's training split, float32 [1, C, *spatial] each, spread over it, read as they are needed.
 
     Raises ConfigError and DataError where the run's data or its split.csv are not at hand.
@@ -50,7 +50,7 @@ def training_pictures(saved: Config, folder: Path, preprocess: Any, count: int) 
     return (preprocess(preprocess.read(catalogue, int(row)))[None] for row in spread(rows, count))
 
 
-def pictures_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
+def images_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
     """Some of those that the config.yaml in the checkpoint's folder names, spread over all, as preprocess reads them.
 
     Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
@@ -63,11 +63,11 @@ def pictures_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
     return [preprocess.read(catalogue, int(row)) for row in spread(np.arange(len(catalogue.samples)), COUNT)]
 
 
-def drawn_pictures(volumes: bool) -> list:
+def drawn_images(volumes: bool) -> list:
     """The first of the built-in sample data, without writing them anywhere."""
     if volumes:
         return [drawn.volume for drawn in draw_volumes(COUNT)]
-    return [drawn.image for drawn in draw_pictures(COUNT)]
+    return [drawn.image for drawn in draw_images(COUNT)]
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the data folder agrees on: one record a picture, and the catalogue that a labels source becomes."""
+"""What the data folder agrees on: one record an image, and the catalogue that a labels source becomes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture or volume and what is known about it.
+    """One image or volume and what is known about it.
 
     image: name that errors, split.csv and predictions show (path relative to data_dir, or 'train[17]' of an .npz).
     labels: float32 [num_classes]; 1 present, 0 absent, -1 uncertain, NaN unknown. Multi-class: one-hot.
-    patient_id: '' where the source names none; such a picture is a patient of its own.
+    patient_id: '' where the source names none; such an image is a patient of its own.
     split: 'train', 'val', 'test', or None where the source does not say.
     meta: what else the source says ('view', 'age', 'sex', any further column), as strings.
     """
@@ -32,7 +32,7 @@ class Sample:
 
     @property
     def group(self) -> str:
-        """What may not be torn between splits: the patient, or the picture itself where no patient is named."""
+        """What may not be torn between splits: the patient, or the image itself where no patient is named."""
         return self.patient_id or f"image:{self.image}"
 
 
@@ -43,7 +43,7 @@ class Reader:
         raise NotImplementedError
 
     def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
-        """The picture decoded at a smaller scale, at least (height, width); None: only the full one can be had."""
+        """The image decoded at a smaller scale, at least (height, width); None: only the full one can be had."""
         return None
 
     def files(self, index: int) -> Sequence[Path]:
@@ -53,11 +53,11 @@ class Reader:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Every picture or volume of a source, its classes, and how one is read.
+    """Every image or volume of a source, its classes, and how one is read.
 
     read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1]; or a Volume.
-    Raises DataError naming the picture or volume if it cannot be decoded. A Reader can do more.
-    exclusive: exactly one class a picture (folders, multi-class .npz).
+    Raises DataError naming the image or volume if it cannot be decoded. A Reader can do more.
+    exclusive: exactly one class an image (folders, multi-class .npz).
     notes: counted warnings met on the way, each a sentence.
     """
 

@@ -15,7 +15,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 class ExportedNetwork(nn.Module):
-    """Pictures in, probabilities out: float32 [B, C, *spatial] → float32 [B, K], or that and [B, G] of coarse classes.
+    """Images in, probabilities out: float32 [B, C, *spatial] → float32 [B, K], or that and [B, G] of coarse classes.
 
     p = sigmoid(slope · logit + intercept), or the softmax of the same line where classes are exclusive, with one slope
     and intercept a class; coarse classes, which nothing calibrates, have their plain sigmoid. Fine classes come first.

@@ -20,7 +20,7 @@ from utils.atomic_file import replacing
 
 @dataclass(frozen=True)
 class Request:
-    """What a file is to be. image_shape: (C, *spatial). batch: pictures at a time, None for any number.
+    """What a file is to be. image_shape: (C, *spatial). batch: images at a time, None for any number.
 
     metadata: texts by name. opset: of ONNX and of what is made from it. precision: fp32, fp16 or bf16.
     """
@@ -33,7 +33,7 @@ class Request:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """With how many pictures at a time the file is tried."""
+        """With how many images at a time the file is tried."""
         return BATCH_SIZES if self.batch is None else (self.batch,)
 
 
@@ -46,10 +46,10 @@ class Format:
     precisions: tuple[str, ...]
 
 
-def export_file(network: ExportedNetwork, kind: str, path: Path, request: Request, pictures: np.ndarray) -> float:
-    """Make a file of format `kind` and prove it: the largest |Δ| to the float32 network over `pictures`.
+def export_file(network: ExportedNetwork, kind: str, path: Path, request: Request, images: np.ndarray) -> float:
+    """Make a file of format `kind` and prove it: the largest |Δ| to the float32 network over `images`.
 
-    pictures: float32 [N, C, *spatial], normalised. The file is written in a folder of its own beside `path`, run and
+    images: float32 [N, C, *spatial], normalised. The file is written in a folder of its own beside `path`, run and
     compared, and only then takes its name; a second file that a format has goes with it.
     Raises ExportError, what was at `path` untouched, where any of this fails.
     """
@@ -61,7 +61,7 @@ def export_file(network: ExportedNetwork, kind: str, path: Path, request: Reques
         )
     with _complete(path) as temporary:
         made.write(network.in_precision(request.precision), temporary, request)
-        return check(network, made.open(temporary), pictures, request.precision, request.batch_sizes)
+        return check(network, made.open(temporary), images, request.precision, request.batch_sizes)
 
 
 @contextmanager

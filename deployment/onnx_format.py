@@ -36,7 +36,7 @@ def export_onnx(
 ) -> None:
     """Write an ONNX file whose input is float32 'image' [B, C, *spatial]. image_shape: (C, *spatial).
 
-    dynamic_batch: any number of pictures at a time, the axis is called 'batch'; False: `batch` of them.
+    dynamic_batch: any number of images at a time, the axis is called 'batch'; False: `batch` of them.
     metadata: the file's metadata_props. output_names: of the model's outputs in turn, those that it has not are left
     out; None: 'output', 'output_1', …
     Raises ExportError where an operation has no counterpart in ONNX, or the opset is one that cannot be written.

@@ -22,7 +22,7 @@ import numpy as np
 from configs.errors import ExportError
 from utils.atomic_file import replacing
 
-# How ranges of activations follow from the pictures that are shown.
+# How ranges of activations follow from the images that are shown.
 METHODS = ("minmax", "percentile", "entropy")
 # Convolutions of whole numbers are slow in onnxruntime without ranges that are known before.
 _DYNAMIC_TYPES = ("MatMul", "Gemm")
@@ -33,7 +33,7 @@ _MADE = "made.onnx"
 def quantize_dynamic(source: str | Path, target: str | Path, seven_bits: bool = True) -> int:
     """Write `target`: matrix products with int8 weights, activations quantised by the range they have at that moment.
 
-    Needs no pictures. Convolutions stay float32, so that networks of them gain next to nothing.
+    Needs no images. Convolutions stay float32, so that networks of them gain next to nothing.
     seven_bits: weights in −64…64. Processors without VNNI add two products of 8 bits in 16, which overflows otherwise.
     Returns how many products were quantised. Raises ExportError where there is none, or onnxruntime fails.
     """
@@ -54,18 +54,18 @@ def quantize_dynamic(source: str | Path, target: str | Path, seven_bits: bool = 
 def quantize_static(
     source: str | Path,
     target: str | Path,
-    pictures: Iterable[np.ndarray],
+    images: Iterable[np.ndarray],
     method: str = "minmax",
     seven_bits: bool = True,
     excluded: Sequence[str] = (),
 ) -> int:
     """Write `target` with QuantizeLinear and DequantizeLinear about convolutions and matrix products.
 
-    Activations are uint8 with ranges that are fixed from the pictures. pictures: batches float32 [B, C, *spatial] as
+    Activations are uint8 with ranges that are fixed from the images. images: batches float32 [B, C, *spatial] as
     the network is given them, of the training split. method: minmax, the whole range seen; percentile, 99.999 % of it;
     entropy, the range of least Kullback-Leibler divergence (Migacz 2017). seven_bits: see `quantize_dynamic`.
     excluded: names of nodes that stay float32.
-    Returns how many tensors are quantised. Raises ExportError without pictures, for an unknown method, and where
+    Returns how many tensors are quantised. Raises ExportError without images, for an unknown method, and where
     onnxruntime fails.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -74,7 +74,7 @@ def quantize_static(
         raise ExportError(f"calibration method '{method}' is unknown: one of {', '.join(METHODS)}")
     kinds = (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy)
     with _prepared(source) as prepared, _quiet():
-        reader = _reader(prepared, pictures)
+        reader = _reader(prepared, images)
         quantize_static(
             prepared,
             prepared.with_name(_MADE),
@@ -103,16 +103,16 @@ def to_half(source: str | Path, target: str | Path) -> None:
         onnx.save(convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
 
 
-def _reader(model: Path, pictures: Iterable[np.ndarray]) -> Any:
-    """onnxruntime's CalibrationDataReader over these pictures. Raises ExportError where there are none."""
+def _reader(model: Path, images: Iterable[np.ndarray]) -> Any:
+    """onnxruntime's CalibrationDataReader over these images. Raises ExportError where there are none."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader
 
     name = onnx.load(str(model), load_external_data=False).graph.input[0].name
-    batches = iter(pictures)
+    batches = iter(images)
     first = next(batches, None)
     if first is None:
-        raise ExportError("there is no picture to calibrate int8 with: raise --calibration-count")
+        raise ExportError("there is no image to calibrate int8 with: raise --calibration-count")
 
     everything = itertools.chain([first], batches)
 

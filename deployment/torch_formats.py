@@ -23,7 +23,7 @@ EXAMPLE_BATCH = 2  # torch.export takes 0 and 1 for constants
 def traced_program(model: nn.Module, image_shape: Sequence[int], batch: int | None = None) -> ExportedProgram:
     """The model as a graph of tensor operations by torch.export. image_shape: (C, *spatial).
 
-    batch: pictures at a time that the graph is for; None: any number from one on.
+    batch: images at a time that the graph is for; None: any number from one on.
     Raises ExportError with torch's reason where the model cannot be one graph.
     """
     example = torch.zeros(batch or EXAMPLE_BATCH, *image_shape)

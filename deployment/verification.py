@@ -16,37 +16,37 @@ Run = Callable[[np.ndarray], Any]
 # Largest |Δ| of a probability against the float32 network; of a logit too, in units of the larger of 1 and itself.
 # Half types keep 11 (fp16) and 8 (bf16) binary digits, of which a deep network loses some.
 BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-# Pictures at a time: one, and more than the exporter was shown.
+# Images at a time: one, and more than the exporter was shown.
 BATCH_SIZES = (1, 3)
 
 
-def random_pictures(image_shape: Sequence[int], count: int = 4, seed: int = 0) -> np.ndarray:
-    """Normal noise like normalised pictures: float32 [count, C, *spatial]."""
+def random_images(image_shape: Sequence[int], count: int = 4, seed: int = 0) -> np.ndarray:
+    """Normal noise like normalised images: float32 [count, C, *spatial]."""
     return np.random.default_rng(seed).standard_normal((count, *image_shape), dtype=np.float32)
 
 
-def compare(model: nn.Module, run: Run, pictures: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES) -> float:
-    """The largest |Δ| of any output over these pictures, each batch size in turn.
+def compare(model: nn.Module, run: Run, images: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES) -> float:
+    """The largest |Δ| of any output over these images, each batch size in turn.
 
     model: in eval mode; a network with (coarse, fine) outputs is compared output by output in the order it gives them.
-    run: float32 [B, C, *spatial] → an array, or a sequence of as many as the model gives. pictures: [N, C, *spatial].
+    run: float32 [B, C, *spatial] → an array, or a sequence of as many as the model gives. images: [N, C, *spatial].
     Where |value| is above 1, as logits may be, the difference is taken relative to it.
-    Infinite where an output is not finite or not of the model's shape. Raises ValueError without pictures.
+    Infinite where an output is not finite or not of the model's shape. Raises ValueError without images.
     """
-    if not len(pictures):
-        raise ValueError("nothing to compare: no pictures")
+    if not len(images):
+        raise ValueError("nothing to compare: no images")
     worst = 0.0
     for size in batch_sizes:
-        for batch in _batches(pictures, size):
+        for batch in _batches(images, size):
             pairs = zip(_expected(model, batch), _found(run, batch), strict=True)
             worst = max(worst, *(_difference(expected, found) for expected, found in pairs))
     return worst
 
 
-def check(model: nn.Module, run: Run, pictures: np.ndarray, precision: str, batch_sizes: Sequence[int]) -> float:
+def check(model: nn.Module, run: Run, images: np.ndarray, precision: str, batch_sizes: Sequence[int]) -> float:
     """`compare`, or ExportError where that is above BOUNDS[precision] or the file cannot be run at all."""
     try:
-        difference = compare(model, run, pictures, batch_sizes)
+        difference = compare(model, run, images, batch_sizes)
     except Exception as error:  # the exported file may fail in any way, and in several runtimes
         raise ExportError(f"the exported file does not run ({type(error).__name__}: {first_line(error)})") from error
     if not difference < BOUNDS[precision]:
@@ -62,10 +62,10 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _batches(pictures: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """All pictures in batches of exactly this size, the first ones again where the last batch lacks some."""
-    for start in range(0, len(pictures), size):
-        yield np.take(pictures, range(start, start + size), axis=0, mode="wrap")
+def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """All images in batches of exactly this size, the first ones again where the last batch lacks some."""
+    for start in range(0, len(images), size):
+        yield np.take(images, range(start, start + size), axis=0, mode="wrap")
 
 
 @torch.inference_mode()

@@ -24,14 +24,14 @@ def about_evaluation(
     facts = {
         **_model_facts(path, saved),
         "data": str(data.place),
-        "split": f"{split}, as {data.split.source} says" if split != "all" else "all pictures",
-        "pictures": f"{len(index):,}" + (f"; {left_out:,} could not be read and are left out" if left_out else ""),
+        "split": f"{split}, as {data.split.source} says" if split != "all" else "all images",
+        "images": f"{len(index):,}" + (f"; {left_out:,} could not be read and are left out" if left_out else ""),
         "patients": _patients(data.patients(index)),
         **_environment(*place),
     }
     warnings = [*_source_warnings(saved), *data.split.warnings, *data.split.concerns(split)]
     if left_out:
-        warnings.append(f"{left_out:,} pictures could not be read and are left out.")
+        warnings.append(f"{left_out:,} images could not be read and are left out.")
     return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, list(notes))
 
 
@@ -62,9 +62,7 @@ def _source_warnings(saved: Any) -> list[str]:
             "trained with another order, every figure is wrong; DATA.class_names gives it."
         )
     if saved.preprocessing is None:
-        warnings.append(
-            "The file does not say how pictures are preprocessed: its settings and the backbone's were used."
-        )
+        warnings.append("The file does not say how images are preprocessed: its settings and the backbone's were used.")
     return warnings
 
 
@@ -83,7 +81,7 @@ def _patients(names: Sequence[str]) -> str:
     unnamed = sum(not name for name in names)
     if not unnamed:
         return f"{len(named):,}"
-    return f"{len(named):,}, and {unnamed:,} pictures that name no patient: each counts as one"
+    return f"{len(named):,}, and {unnamed:,} images that name no patient: each counts as one"
 
 
 def _shown(value: Any) -> str:

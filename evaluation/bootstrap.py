@@ -19,7 +19,7 @@ BLOCK = 32
 def draw_weights(patients: int, first: int, draws: int, seed: int) -> Floats:
     """How often each patient is in the draws first … first + draws - 1, as float64 [patients, draws].
 
-    Each draw takes as many patients as there are, with replacement; a patient brings all pictures. A draw is a function
+    Each draw takes as many patients as there are, with replacement; a patient brings all images. A draw is a function
     of the seed and its number only.
     """
     weights = np.empty((patients, draws))

@@ -147,7 +147,7 @@ def _temperature(z: Floats, y: Floats) -> Line:
 
 def _shared_temperature(z: Floats, y: Floats) -> Line:
     if not len(z):
-        return _untouched("no wholly known picture in the split it was to be fitted on")
+        return _untouched("no wholly known image in the split it was to be fitted on")
     return _slope(lambda slope: float(np.sum(z * (softmax(slope * z, axis=1) - y))))
 
 

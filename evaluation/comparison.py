@@ -18,7 +18,7 @@ def compare_by_name(
 ) -> tuple[dict[str, Any], list[str]]:
     """(`compare_scores` over the classes that both models have, what is to be said about the others).
 
-    other: probabilities of the same pictures, float64 [N, L], columns other_classes.
+    other: probabilities of the same images, float64 [N, L], columns other_classes.
     Raises EvaluationError where they have no class in common, or the other's classes are not as many as its scores.
     """
     if len(other_classes) != other.shape[1]:
@@ -40,7 +40,7 @@ def compare_by_name(
 
 
 def with_classes(scored: ScoredSplit, names: Sequence[str]) -> ScoredSplit:
-    """The same pictures with these of their classes, in this order."""
+    """The same images with these of their classes, in this order."""
     columns = [scored.class_names.index(name) for name in names]
     tables = (np.asarray(table)[:, columns] for table in (scored.probabilities, scored.targets, scored.mask))
     probabilities, targets, mask = tables

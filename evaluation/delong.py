@@ -1,8 +1,8 @@
 """The variance of AUROC without resampling, intervals from it, and the paired test of two models.
 
 DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988), in the form of Obuchowski, Biometrics 53 (1997), for clusters:
-pictures of one patient are not independent, and each of them may be positive or negative. Where every patient has one
-picture the two are the same number. Placements come from midranks (Sun & Xu, IEEE Signal Processing Letters 21, 2014):
+images of one patient are not independent, and each of them may be positive or negative. Where every patient has one
+image the two are the same number. Placements come from midranks (Sun & Xu, IEEE Signal Processing Letters 21, 2014):
 O(N log N) instead of O(P N).
 """
 
@@ -27,7 +27,7 @@ NO_ERROR = 1e-12
 
 
 def placements(scores: Floats, labels: Floats) -> Floats:
-    """How each picture fares against the other side: the share of it that is ranked the right way round. [n] → [n].
+    """How each image fares against the other side: the share of it that is ranked the right way round. [n] → [n].
 
     A positive's: the share of negatives below it. A negative's: the share of positives above it. Ties count one half.
     The mean over either side is the AUROC. Both sides must be there.
@@ -73,7 +73,7 @@ def auroc_interval(
     """AUROC with DeLong's interval, made on the logit scale so that it stays within (0, 1).
 
     scores, labels: [n], known labels only, as for `utils.metrics.auroc`. clusters: whole numbers [n] that name each
-    picture's patient; without them every picture stands alone.
+    image's patient; without them every image stands alone.
     All is nan where a side is absent. The ends are nan where fewer than two patients have positives, or negatives, and
     at an AUROC of 0 or 1, whose estimated variance is 0 and says nothing.
     The logit interval: Pepe 2003, The Statistical Evaluation of Medical Tests, 5.2.
@@ -90,7 +90,7 @@ def auroc_interval(
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models on the same pictures: AUROCs, first minus second, z and two-sided p; nan where undefined."""
+    """Two models on the same images: AUROCs, first minus second, z and two-sided p; nan where undefined."""
 
     auroc: float
     other_auroc: float

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: report.html, metrics.json, predictions.csv and the pictures, each whole."""
+"""What an evaluation leaves behind: report.html, metrics.json, predictions.csv and the images, each whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Names = tuple[Sequence[str], Sequence[str], Sequence[str]]
 
-PICTURES = ("roc", "pr", "calibration", "confusion")
+IMAGES = ("roc", "pr", "calibration", "confusion")
 
 
 def make_folder(asked: str | None, beside: Path, split: str, other_data: str | None) -> Path:
@@ -47,7 +47,7 @@ def make_folder(asked: str | None, beside: Path, split: str, other_data: str | N
 def draw_figures(
     scored: ScoredSplit, thresholds: Sequence[float], results: Mapping[str, Any], before: np.ndarray | None
 ) -> dict[str, Figure]:
-    """The report's pictures by name. before: uncalibrated probabilities [N, K], where there is a calibration."""
+    """The report's images by name. before: uncalibrated probabilities [N, K], where there is a calibration."""
     figures = {
         "classes": classes_figure(results),
         "roc": roc_figure(scored, thresholds),
@@ -71,8 +71,8 @@ def write_evaluation(
 ) -> None:
     """Write all files into a folder that is there; those of an earlier evaluation are replaced one by one.
 
-    scored: N pictures with their probabilities, which `point` made of the logits, [N, K]. results: of these, by
-    `evaluate_scores`; metrics.json is that, with what `about` says. names: image, patient and split of each picture,
+    scored: N images with their probabilities, which `point` made of the logits, [N, K]. results: of these, by
+    `evaluate_scores`; metrics.json is that, with what `about` says. names: image, patient and split of each image,
     N texts each. Raises EvaluationError.
     """
     said = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
@@ -84,7 +84,7 @@ def write_evaluation(
         "report.html": report_html(results, about, figures),
     }
     try:
-        for name in PICTURES:
+        for name in IMAGES:
             write_atomically(path / f"{name}.png", figures[name])
         for file, text in texts.items():
             write_atomically(path / file, text.encode())

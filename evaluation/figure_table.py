@@ -43,7 +43,7 @@ def drawn_figures(scored: ScoredSplit, thresholds: Floats, names: Sequence[str] 
 
 @dataclass(frozen=True)
 class FigureTable:
-    """values: figure → [K]. draws: figure → [K, draws]. The counts, [K], are of pictures and of their patients."""
+    """values: figure → [K]. draws: figure → [K, draws]. The counts, [K], are of images and of their patients."""
 
     values: Mapping[str, Floats]
     draws: Mapping[str, Floats]

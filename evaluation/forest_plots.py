@@ -1,4 +1,4 @@
-"""Pictures of figures with their intervals, one below the other: classes, and the groups of a column."""
+"""Images of figures with their intervals, one below the other: classes, and the groups of a column."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def classes_figure(results: Mapping[str, Any]) -> Figure:
 
 def subgroups_figure(subgroup: Mapping[str, Any], level: float) -> Figure:
     """Mean AUROC of each group of one column, with its interval."""
-    rows = [(f"{one['name']} ({one['pictures']:,})", one["mean"]["figures"]["auroc"]) for one in subgroup["groups"]]
+    rows = [(f"{one['name']} ({one['images']:,})", one["mean"]["figures"]["auroc"]) for one in subgroup["groups"]]
     figure = new_figure(7.5, 1.2 + 0.3 * len(rows))
     axes = figure.subplots()
     draw_forest(axes, rows)
     axes.set_xlabel("mean AUROC")
-    lines = [f"Mean AUROC by {subgroup['column']} with {level:.0%} intervals; in brackets the pictures"]
+    lines = [f"Mean AUROC by {subgroup['column']} with {level:.0%} intervals; in brackets the images"]
     caption(figure, lines, len(rows), len(rows))
     return figure
 

@@ -118,13 +118,13 @@ class OperatingPoint:
     """What is fitted on a validation split, and stored in a checkpoint: calibration and thresholds.
 
     thresholds: K numbers on the (calibrated) probabilities, nan where undefined. rule: as text, or NOT_CHOSEN.
-    split: where it was fitted, None where nowhere. pictures: how many it rests on.
+    split: where it was fitted, None where nowhere. images: how many it rests on.
     """
 
     thresholds: tuple[float, ...]
     rule: str
     split: str | None
-    pictures: int
+    images: int
     calibration: Calibration | None = None
 
     def probabilities(self, logits: ArrayLike, exclusive: bool) -> Floats:
@@ -138,7 +138,7 @@ class OperatingPoint:
             "thresholds": [plain(value) for value in self.thresholds],
             "rule": self.rule,
             "split": self.split,
-            "pictures": self.pictures,
+            "images": self.images,
         }
 
     @classmethod
@@ -149,7 +149,7 @@ class OperatingPoint:
             calibration = None if stored is None else Calibration.from_dict(stored)
             thresholds = tuple(math.nan if x is None else float(x) for x in values["thresholds"])
             split = None if values["split"] is None else str(values["split"])
-            point = cls(thresholds, str(values["rule"]), split, int(values["pictures"]), calibration)
+            point = cls(thresholds, str(values["rule"]), split, int(values["images"]), calibration)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"the stored operating point cannot be read ({error!r}): fit it again") from None
         for size in (len(thresholds), len(calibration.slopes) if calibration else classes):

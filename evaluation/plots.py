@@ -1,4 +1,4 @@
-"""Pictures of how well a split is ranked and sorted: ROC and precision-recall curves, confusion matrices.
+"""Images of how well a split is ranked and sorted: ROC and precision-recall curves, confusion matrices.
 
 Functions from a ScoredSplit to a Figure; utils.figures writes them.
 """
@@ -84,7 +84,7 @@ def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
             axes, split.class_names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}"
         )
         _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k])
-    title = f"Confusion matrices on {split.split}: pictures, and their share of the row"
+    title = f"Confusion matrices on {split.split}: images, and their share of the row"
     caption(figure, [title], len(shown), len(positives))
     figure.supxlabel("predicted", fontsize=9)
     figure.supylabel("label", fontsize=9)

@@ -1,4 +1,4 @@
-"""predictions.csv: every picture with patient, split, labels and probabilities."""
+"""predictions.csv: every image with patient, split, labels and probabilities."""
 
 from __future__ import annotations
 

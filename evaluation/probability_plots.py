@@ -1,4 +1,4 @@
-"""Pictures of what probabilities are worth: reliability diagrams, and how scores of positives and negatives lie.
+"""Images of what probabilities are worth: reliability diagrams, and how scores of positives and negatives lie.
 
 Functions from a ScoredSplit to a Figure; utils.figures writes them.
 """
@@ -40,8 +40,8 @@ FEW = 5
 def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = None) -> Figure:
     """A reliability diagram a class: the share of positives in each of 15 bins of probability, with Wilson intervals.
 
-    Bins of fewer than 5 pictures are faint.
-    before: uncalibrated probabilities [N, K] of the same pictures, drawn beside, where split's are calibrated.
+    Bins of fewer than 5 images are faint.
+    before: uncalibrated probabilities [N, K] of the same images, drawn beside, where split's are calibrated.
     """
     metrics = ranking(split)
     shown = panels_to_show([one.positives for one in metrics.per_class])
@@ -57,7 +57,7 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
         else:
             say_undefined(axes, 0, 0)
     what = "" if before is None else "; blue dots after calibration, orange crosses before"
-    title = f"Reliability on {split.split}{what}; faint: fewer than {FEW} pictures in the bin"
+    title = f"Reliability on {split.split}{what}; faint: fewer than {FEW} images in the bin"
     caption(figure, [title], len(shown), len(metrics.per_class))
     figure.supxlabel("mean probability in the bin", fontsize=9)
     figure.supylabel("share of positives in the bin", fontsize=9)
@@ -107,7 +107,7 @@ def _draw_reliability(axes: Axes, scores: np.ndarray, labels: np.ndarray, old: n
 
 
 def _opacity(count: int) -> float:
-    """Bins of a few pictures are shown, as they are in the ECE, but not so that they catch the eye."""
+    """Bins of a few images are shown, as they are in the ECE, but not so that they catch the eye."""
     return 1.0 if count >= FEW else 0.25
 
 

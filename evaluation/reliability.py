@@ -36,7 +36,7 @@ def bin_numbers(probabilities: ArrayLike, edges: Floats) -> NDArray[np.intp]:
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Mean of (probability - label)², in [0, 1], of one class; nan without pictures.
+    """Mean of (probability - label)², in [0, 1], of one class; nan without images.
 
     probabilities, labels: [N]. Source: Brier 1950, of the event alone (half of his sum over both outcomes).
     """
@@ -47,7 +47,7 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
 def expected_calibration_error(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS, equal: str = "width"
 ) -> float:
-    """Sum over bins of (share of pictures) · |mean probability - share of positives|, in [0, 1]; nan without pictures.
+    """Sum over bins of (share of images) · |mean probability - share of positives|, in [0, 1]; nan without images.
 
     probabilities, labels: [N], of one class. bins, equal: see `bin_edges`.
     Source: Naeini et al., AAAI 2015, with the 15 equal bins of Guo et al. 2017. Theirs bins the probability of the
@@ -77,7 +77,7 @@ def reliability_bins(
 ) -> list[ReliabilityBin]:
     """The bins of a reliability diagram that hold anything, lowest first.
 
-    probabilities, labels: [N], of one class. bins, equal: see `bin_edges`. The intervals take pictures as independent:
+    probabilities, labels: [N], of one class. bins, equal: see `bin_edges`. The intervals take images as independent:
     where patients have several they are too narrow.
     """
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)

@@ -1,4 +1,4 @@
-"""report.html: one file with its pictures inside, which opens nothing else and runs nothing."""
+"""report.html: one file with its images inside, which opens nothing else and runs nothing."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class About:
     notes: Sequence[str] = ()
 
 
-def report_html(results: Mapping[str, Any], about: About, pictures: Mapping[str, bytes]) -> str:
+def report_html(results: Mapping[str, Any], about: About, images: Mapping[str, bytes]) -> str:
     """The page.
 
-    results: what `evaluate_scores` gives, with 'comparison' where there is one. pictures: PNG files by name: 'classes',
+    results: what `evaluate_scores` gives, with 'comparison' where there is one. images: PNG files by name: 'classes',
     'roc', 'pr', 'calibration', 'confusion', 'histograms' and 'subgroup 0', …, each optional.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -50,7 +50,7 @@ def report_html(results: Mapping[str, Any], about: About, pictures: Mapping[str,
         threshold_text=threshold_text(results),
         calibration_text=calibration_text(results),
         counts={one["name"]: (one["positives"], one["negatives"]) for one in results["classes"]},
-        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
+        images={name: base64.b64encode(content).decode() for name, content in images.items()},
     )
 
 
@@ -61,7 +61,7 @@ def threshold_text(results: Mapping[str, Any]) -> str:
         return "Thresholds are 0.5, not chosen: there was no validation split, and the checkpoint brings none."
     text = f"Thresholds were chosen on the {split} split by the rule '{rule}'."
     if split == results["split"]:
-        text += " These are the same pictures, so that the figures below are flattered."
+        text += " These are the same images, so that the figures below are flattered."
     return text
 
 
@@ -81,13 +81,13 @@ def notes_of(results: Mapping[str, Any]) -> list[str]:
     interval = results["interval"]
     notes = [
         f"Intervals: {interval['level']:.0%} percentiles of {interval['draws']:,} bootstrap draws of patients, seed "
-        f"{interval['seed']}. A patient's pictures are drawn together. Thresholds and calibration are held fixed.",
+        f"{interval['seed']}. A patient's images are drawn together. Thresholds and calibration are held fixed.",
         "The column 'AUROC, DeLong' is a second interval without drawing: DeLong et al. 1988 on the logit scale, "
         "clustered by patient (Obuchowski 1997).",
         "AUROC counts equal scores one half. Average precision is the step-wise sum, without interpolation.",
         f"Brier is the mean squared error of a class's probability. ECE is over {BINS} bins of equal width. Smaller is "
-        "better. The ECE of few pictures is too large, and of a draw more so: its interval is moved by that.",
-        "PPV and NPV hold at the prevalence of these pictures only.",
+        "better. The ECE of few images is too large, and of a draw more so: its interval is moved by that.",
+        "PPV and NPV hold at the prevalence of these images only.",
         f"'{UNDEFINED}' is a figure that is undefined here. It is never counted as 0 and never averaged in.",
     ]
     return [*notes, *_undefined(results["classes"])]

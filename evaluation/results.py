@@ -30,7 +30,7 @@ def evaluate_scores(
     """Every figure of every class with its interval, the means, and the subgroups, for JSON: nan is None.
 
     scored: probabilities already calibrated by `point`. point: its thresholds, K, are on them.
-    columns: name → N texts, one a picture, to make subgroups of.
+    columns: name → N texts, one an image, to make subgroups of.
 
     Means are over the classes with positives and negatives where the figure is defined ('classes' says how many), never
     over others. A class row's 'undefined_draws' counts draws that left a figure undefined. 'accuracy' is of exclusive
@@ -45,7 +45,7 @@ def evaluate_scores(
     table = figure_table(scored, thresholds, drawn, settings)
     return {
         "split": scored.split,
-        "pictures": len(scored.patients),
+        "images": len(scored.patients),
         "patients": scored.cluster_count,
         "interval": {"level": settings.level, "method": METHOD, "draws": settings.draws, "seed": settings.seed},
         "threshold_rule": point.rule,
@@ -81,7 +81,7 @@ def compare_scores(
     other_name: str,
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
 ) -> dict[str, Any]:
-    """Another model on the same pictures: the value of 'comparison', for JSON.
+    """Another model on the same images: the value of 'comparison', for JSON.
 
     other: its probabilities, float64 [N, K], columns in the order of scored.class_names. other_name: as shown.
     Differences are this model's AUROC minus the other's. For each class DeLong's paired test, clustered by patient,

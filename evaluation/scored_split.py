@@ -1,4 +1,4 @@
-"""What is evaluated: the probabilities of a split, beside what is known about its pictures."""
+"""What is evaluated: the probabilities of a split, beside what is known about its images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoredSplit:
-    """Probabilities and labels of a split's pictures.
+    """Probabilities and labels of a split's images.
 
     probabilities: float64 [N, K], finite where known. targets: [N, K], 0 or 1 where known.
-    mask: bool [N, K], True where the label is known. patients: N names; pictures of one name are drawn together.
-    class_names: K. split: its name. exclusive: exactly one class a picture.
+    mask: bool [N, K], True where the label is known. patients: N names; images of one name are drawn together.
+    class_names: K. split: its name. exclusive: exactly one class an image.
     Raises ValueError where these do not fit each other.
     """
 
@@ -33,7 +33,7 @@ class ScoredSplit:
     def __post_init__(self) -> None:
         shape = (len(self.patients), len(self.class_names))
         if 0 in shape:
-            raise ValueError(f"nothing to evaluate: {shape[0]} pictures, {shape[1]} classes")
+            raise ValueError(f"nothing to evaluate: {shape[0]} images, {shape[1]} classes")
         for name in ("probabilities", "targets", "mask"):
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"{name} must be {list(shape)}, got {list(np.shape(getattr(self, name)))}")
@@ -48,7 +48,7 @@ class ScoredSplit:
 
     @cached_property
     def clusters(self) -> NDArray[np.intp]:
-        """The patient of each picture as a number from 0, [N], in the order of names."""
+        """The patient of each image as a number from 0, [N], in the order of names."""
         return np.unique(np.asarray(self.patients, dtype=str), return_inverse=True)[1].reshape(-1)
 
     @property
@@ -63,11 +63,11 @@ class ScoredSplit:
         return np.asarray(self.probabilities, np.float64)[rows, k], labels, self.clusters[rows]
 
     def only(self, rows: NDArray[np.bool_]) -> ScoredSplit:
-        """The same pictures and patients, with labels known only in some rows, bool [N]: a subgroup."""
+        """The same images and patients, with labels known only in some rows, bool [N]: a subgroup."""
         return replace(self, mask=self.mask & rows[:, None])
 
     def of_other(self, probabilities: Floats) -> ScoredSplit:
-        """The same pictures, scored by another model."""
+        """The same images, scored by another model."""
         return replace(self, probabilities=probabilities)
 
 

@@ -38,11 +38,11 @@ NO_GAP = (
 
 
 def group_rows(column: str, values: Sequence[str]) -> dict[str, Rows]:
-    """The groups that a column makes: name → bool [N], in the order they are shown in; each picture is in one.
+    """The groups that a column makes: name → bool [N], in the order they are shown in; each image is in one.
 
     values: N texts; empty ones are 'unknown', which comes last. A column whose name ends in 'age' goes into bands,
     0–17, 18–39, 40–64, 65+, with DICOM's 058Y and 006M read too and ages above 120 unknown. Other numbers go into
-    quarters of about as many pictures each where there are more than six distinct ones. All else is taken as it is.
+    quarters of about as many images each where there are more than six distinct ones. All else is taken as it is.
     Raises ConfigError where a column has more than 20 different texts.
     """
     texts = np.array([value.strip() for value in values], dtype=object)
@@ -113,7 +113,7 @@ def subgroup_figures(
 ) -> dict[str, Any]:
     """Counts, AUROC, sensitivity and specificity of each group, and the gap: plain values for JSON.
 
-    thresholds: [K], those of everyone. The draws are of patients of the whole split, so that a patient with pictures in
+    thresholds: [K], those of everyone. The draws are of patients of the whole split, so that a patient with images in
     two groups is drawn for both. The gap: see `_gap`.
     """
     groups = group_rows(column, values)
@@ -127,7 +127,7 @@ def subgroup_figures(
     usable = [size >= FEWEST_PATIENTS and name != UNKNOWN for name, size in zip(groups, patients)]
     gap = _gap({name: t for name, t, use in zip(groups, tables, usable) if use}, scored.class_names, settings.level)
     rows = [
-        {"name": name, "pictures": int(rows.sum()), "patients": size, "used_for_gap": use}
+        {"name": name, "images": int(rows.sum()), "patients": size, "used_for_gap": use}
         | _group(table, scored.class_names)
         for (name, rows), size, use, table in zip(groups.items(), patients, usable, tables)
     ]

@@ -108,11 +108,11 @@ class ThresholdFigures:
         present = np.asarray(scored.targets) == 1
         # true positive, false positive, true negative, false negative: the order of `threshold_figures`
         cell = np.where(scored.probabilities >= thresholds, np.where(present, 0, 1), np.where(present, 3, 2))
-        pictures, k = np.nonzero(scored.mask & ~np.isnan(thresholds))
+        images, k = np.nonzero(scored.mask & ~np.isnan(thresholds))
         self.thresholds = np.asarray(thresholds, np.float64)
-        rows, classes = cell[pictures, k] * len(thresholds) + k, len(thresholds)
+        rows, classes = cell[images, k] * len(thresholds) + k, len(thresholds)
         shape = (4 * classes, scored.cluster_count)
-        self.cells = sums_of_patients(rows, scored.clusters[pictures], np.ones(rows.size), shape)
+        self.cells = sums_of_patients(rows, scored.clusters[images], np.ones(rows.size), shape)
 
     def __call__(self, weights: Floats) -> dict[str, Floats]:
         return threshold_figures((self.cells @ weights).reshape(4, len(self.thresholds), -1))
@@ -127,10 +127,10 @@ class ReliabilityFigures:
     """
 
     def __init__(self, scored: ScoredSplit) -> None:
-        pictures, k = np.nonzero(scored.mask)
-        p = np.asarray(scored.probabilities, np.float64)[pictures, k]
-        residual = np.asarray(scored.targets)[pictures, k] - p
-        patients, count = scored.clusters[pictures], scored.cluster_count
+        images, k = np.nonzero(scored.mask)
+        p = np.asarray(scored.probabilities, np.float64)[images, k]
+        residual = np.asarray(scored.targets)[images, k] - p
+        patients, count = scored.clusters[images], scored.cluster_count
         self.classes = scored.probabilities.shape[1]
         bins = k * BINS + bin_numbers(p, bin_edges(p))
         self.counts = sums_of_patients(k, patients, np.ones(p.size), (self.classes, count))
@@ -144,9 +144,9 @@ class ReliabilityFigures:
 
 
 class Accuracy:
-    """The share of pictures whose most probable class is the right one, of exclusive classes.
+    """The share of images whose most probable class is the right one, of exclusive classes.
 
-    Pictures whose labels are not all known are left out. Weights [patients, draws] → {'accuracy': [1, draws]}.
+    Images whose labels are not all known are left out. Weights [patients, draws] → {'accuracy': [1, draws]}.
     """
 
     def __init__(self, scored: ScoredSplit) -> None:

@@ -1,1 +1,1 @@
-"""Which places of a picture speak for a class, and whether that can be trusted."""
+"""Which places of an image speak for a class, and whether that can be trusted."""

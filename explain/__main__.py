@@ -26,7 +26,7 @@ from utils.runs.folder import RunFolder, model_file
 
 logger = logging.getLogger("explain")
 
-SANITY_PICTURES = 24
+SANITY_IMAGES = 24
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,13 +41,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("checkpoint", metavar="CHECKPOINT", help="a run's folder, a .pth or .safetensors file")
     add("--data", metavar="PATH", help="folder or .npz; without it where the config.yaml beside the checkpoint says")
     add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
-    add("--split", choices=("test", "val", "train", "all"), default="test", help="which pictures (test)")
+    add("--split", choices=("test", "val", "train", "all"), default="test", help="which images (test)")
     add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
     add("--method", metavar="NAME", nargs="+", default=["grad_cam"], help="one or more, or all (grad_cam)")
     add("--level", type=parse_level, default="auto", help="0 (finest) to -1 (coarsest), fused or auto (auto)")
     add("--boxes", metavar="FILE", help="table of boxes: image, finding, x, y, w, h; or NIH's BBox_List_2017.csv")
     add("--masks", metavar="DIR", help="the sample data's masks, instead of boxes")
-    add("--limit", metavar="N", type=int, help="measure on the first N annotated pictures only")
+    add("--limit", metavar="N", type=int, help="measure on the first N annotated images only")
     add("--count", metavar="N", type=int, default=8, help="overlays to draw, the classes in turn (8)")
     add("--sanity", action="store_true", help="randomise the network from the head on: the maps must change")
     add("--output", metavar="DIR", help="where to write; without it explanation-<split> beside the checkpoint")
@@ -124,7 +124,7 @@ class Session:
         self.regions = self._open_regions()
         pairs = [(row, self.regions.classes(row)) for row in self.rows.tolist()] if self.regions else []
         self.annotated: list[tuple[int, tuple[int, ...]]] = [pair for pair in pairs if pair[1]][: options.limit]
-        logger.info("%d of %d pictures have annotated regions", len(self.annotated), len(self.rows))
+        logger.info("%d of %d images have annotated regions", len(self.annotated), len(self.rows))
 
     def _open_regions(self) -> Any:
         from configs.default_config import SAMPLE_FOLDER
@@ -138,21 +138,21 @@ class Session:
             logger.warning("no table of boxes beside the data: maps are drawn, not measured; --boxes FILE names one")
         return regions
 
-    def picture(self, row: int) -> tuple[Any, Any]:
+    def image(self, row: int) -> tuple[Any, Any]:
         """(what the catalogue reads, the network's input [1, C, *spatial])."""
         import torch
 
-        picture = self.catalogue.read(row)
-        own = self.preprocess.read(self.catalogue, row, picture)
-        return picture, torch.from_numpy(self.preprocess(own))[None].to(self.device)
+        image = self.catalogue.read(row)
+        own = self.preprocess.read(self.catalogue, row, image)
+        return image, torch.from_numpy(self.preprocess(own))[None].to(self.device)
 
-    def on_picture(self, maps: Any, shape: Sequence[int]) -> Any:
+    def on_image(self, maps: Any, shape: Sequence[int]) -> Any:
         """Maps [K, h, w] of the input as float32 [K, H, W] of the original."""
         import numpy as np
 
-        from explain.geometry import onto_picture
+        from explain.geometry import onto_image
 
-        return np.stack([onto_picture(one, shape, self.preprocess.resize_mode) for one in maps.cpu().numpy()])
+        return np.stack([onto_image(one, shape, self.preprocess.resize_mode) for one in maps.cpu().numpy()])
 
     @cached_property
     def random(self) -> Any:
@@ -173,10 +173,10 @@ class Session:
         from explain.results import Measured
 
         for row, classes in self.annotated:
-            picture, x = self.picture(row)
-            shape = picture.shape[:2]
+            image, x = self.image(row)
+            shape = image.shape[:2]
             both = [
-                self.on_picture(explain(net, x, classes, method, level)[0], shape) for net in (self.model, self.random)
+                self.on_image(explain(net, x, classes, method, level)[0], shape) for net in (self.model, self.random)
             ]
             for k, trained, random in zip(classes, *both):
                 region, _ = self.regions.of(row, k, shape)
@@ -184,20 +184,20 @@ class Session:
                 yield Measured(self.class_names[k], group, measure(trained, region), measure(random, region))
 
     def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
-        """Overlays, the classes in turn; of pictures without regions those of their labels."""
+        """Overlays, the classes in turn; of images without regions those of their labels."""
         from data.readers.images import to_uint8
         from explain.methods import explain
         from explain.overlay import save_overlay, save_volume_overlay
 
         for row, k in islice(self._in_turn(), count):
-            picture, x = self.picture(row)
+            image, x = self.image(row)
             maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
-            image = self.catalogue.samples[row].image
-            path = folder / method / f"{name.replace('/', '_')}_{Path(image).stem}_{zlib.crc32(image.encode()):08x}.png"
+            file = self.catalogue.samples[row].image
+            path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
             said: dict[str, Any] = {
                 "class_name": name,
                 "probability": self.probability(x, k),
-                "title": f"{image}, {method}, level {level}",
+                "title": f"{file}, {method}, level {level}",
             }
             if maps.ndim == 4:
                 spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
@@ -206,12 +206,12 @@ class Session:
             boxes: Any = ()
             mask = None
             if self.annotated:
-                mask, boxes = self.regions.of(row, k, picture.shape[:2])
-            heatmap = self.on_picture(maps, picture.shape[:2])[0]
-            save_overlay(path, to_uint8(picture), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **said)
+                mask, boxes = self.regions.of(row, k, image.shape[:2])
+            heatmap = self.on_image(maps, image.shape[:2])[0]
+            save_overlay(path, to_uint8(image), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **said)
 
     def _in_turn(self) -> list[tuple[int, int]]:
-        """(row, class), the first picture of every class, then the second …"""
+        """(row, class), the first image of every class, then the second …"""
         pairs = [(row, k) for row, classes in self.annotated for k in classes]
         if not self.annotated:
             labels = self.catalogue.label_matrix()
@@ -232,15 +232,15 @@ class Session:
         return float(point.probabilities(logits, self.saved.config.MODEL.task == "multi_class")[0, k])
 
     def sanity(self, method: str, level: int | str) -> Any:
-        """The cascade over the first pictures, each with its first class."""
+        """The cascade over the first images, each with its first class."""
         import torch
 
         from explain.methods import explain
         from explain.sanity import check
 
-        inputs = [(self.picture(row)[1], k) for row, k in islice(self._in_turn(), SANITY_PICTURES)]
+        inputs = [(self.image(row)[1], k) for row, k in islice(self._in_turn(), SANITY_IMAGES)]
         if not inputs:
-            raise ExplanationError("--sanity needs pictures with a finding: there is none in this split")
+            raise ExplanationError("--sanity needs images with a finding: there is none in this split")
         return check(
             self.model, self.random, lambda net: torch.cat([explain(net, x, [k], method, level) for x, k in inputs])
         )
@@ -249,8 +249,8 @@ class Session:
         """What the figures are of."""
         return {
             "checkpoint": self.path.name,
-            "pictures": len(self.rows),
-            "annotated_pictures": len(self.annotated),
+            "images": len(self.rows),
+            "annotated_images": len(self.annotated),
             "regions": self.regions.kind if self.regions else None,
         }
 

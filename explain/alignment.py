@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from configs.errors import ModelError
 
-# Cells an axis of the picture that is measured on, so that the middle one sees no border; odd, so that there is one.
+# Cells an axis of the image that is measured on, so that the middle one sees no border; odd, so that there is one.
 CELLS = 9
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[int, float]] = WeakKeyDictionary()
@@ -25,7 +25,7 @@ def first_centre(backbone: Any, level: int, x: Tensor) -> float:
     """The pixel, counted from 0, that the first cell of a level is centred on along each axis, as a mean over axes.
 
     Measured once a backbone and level, on noise: the centroid of the squared gradients of the middle cell, less its
-    index times the stride. A picture of CELLS cells is used, or one of x's size where the backbone takes no other.
+    index times the stride. An image of CELLS cells is used, or one of x's size where the backbone takes no other.
     Volumes are not measured: (stride − 1) / 2, as both families for them cut patches.
     Called in evaluation mode with autograd on. x: [B, C, *spatial], for its device and type.
     """

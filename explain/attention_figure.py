@@ -18,10 +18,10 @@ COLOURS = "inferno"
 LEGEND = "weight of a token, as a multiple of\nwhat it has where all are alike"
 
 
-def attention_figure(maps: Mapping[int, Any], picture: np.ndarray, title: str = "") -> Figure:
-    """The attention of the first picture of the batch that `maps` is of.
+def attention_figure(maps: Mapping[int, Any], image: np.ndarray, title: str = "") -> Figure:
+    """The attention of the first image of the batch that `maps` is of.
 
-    maps: level → CBAMMaps or TokenMaps of pictures. picture: [H, W], drawn beside.
+    maps: level → CBAMMaps or TokenMaps of images. image: [H, W], drawn beside.
     CBAM: a level's spatial map above, its channels' weights, sorted, below. Token attention: a row for each level that
     looks, a column for each that is looked at, with its share of the row; a token's weight is the mean over heads and
     places, times the number of tokens. Raises ExplanationError for a network without attention, and for volumes.
@@ -31,20 +31,20 @@ def attention_figure(maps: Mapping[int, Any], picture: np.ndarray, title: str = 
     first = next(iter(maps.values()))
     tokens = hasattr(first, "weights")
     if (len(first.places) if tokens else first.spatial.ndim - 2) != 2:
-        raise ExplanationError("attention figures are of pictures, not of volumes")
-    figure = _token_figure(maps, picture) if tokens else _cbam_figure(maps, picture)
+        raise ExplanationError("attention figures are of images, not of volumes")
+    figure = _token_figure(maps, image) if tokens else _cbam_figure(maps, image)
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 
-def _cbam_figure(maps: Mapping[int, Any], picture: np.ndarray) -> Figure:
+def _cbam_figure(maps: Mapping[int, Any], image: np.ndarray) -> Figure:
     figure = new_figure(2.4 * (len(maps) + 1) + 0.6, 4.6)
     panels = figure.subplots(2, len(maps) + 1)
-    _show(panels[0, 0], picture, "picture")
+    _show(panels[0, 0], image, "image")
     panels[1, 0].set_visible(False)
     for (level, one), above, below in zip(maps.items(), panels[0, 1:], panels[1, 1:]):
-        image = above.imshow(one.spatial[0, 0].float().cpu().numpy(), cmap=COLOURS, vmin=0, vmax=1)
+        mappable = above.imshow(one.spatial[0, 0].float().cpu().numpy(), cmap=COLOURS, vmin=0, vmax=1)
         above.set_title(f"level {level}, spatial", fontsize=9)
         above.set_xticks([])
         above.set_yticks([])
@@ -53,11 +53,11 @@ def _cbam_figure(maps: Mapping[int, Any], picture: np.ndarray) -> Figure:
         below.set_ylim(0, 1)
         below.set_title(f"{len(weights)} channels, sorted", fontsize=9)
         tidy(below)
-    figure.colorbar(image, ax=panels[0, 1:].tolist(), fraction=0.02, pad=0.02).set_label("weight", fontsize=8)
+    figure.colorbar(mappable, ax=panels[0, 1:].tolist(), fraction=0.02, pad=0.02).set_label("weight", fontsize=8)
     return figure
 
 
-def _token_figure(maps: Mapping[int, Any], picture: np.ndarray) -> Figure:
+def _token_figure(maps: Mapping[int, Any], image: np.ndarray) -> Figure:
     means = {
         level: {
             source: part[0].float().mean((0, 1)).cpu().numpy() * one.weights.shape[-1]
@@ -67,18 +67,18 @@ def _token_figure(maps: Mapping[int, Any], picture: np.ndarray) -> Figure:
     }
     sources = sorted({source for row in means.values() for source in row})
     if all(list(row) == [level] for level, row in means.items()):
-        return _one_row(means, picture)
+        return _one_row(means, image)
     count = len(sources)
     figure = new_figure(2.2 * (count + 1) + 0.6, 2.35 * len(means))
     panels = figure.subplots(len(means), count + 1, squeeze=False)
     top = max(float(part.max()) for row in means.values() for part in row.values())
     for (level, row), line in zip(means.items(), panels):
-        _show(line[0], picture, f"level {level} looks at")
+        _show(line[0], image, f"level {level} looks at")
         for source, axes in zip(sources, line[1:]):
             axes.set_visible(source in row)
             if source in row:
-                image = _grid(axes, row[source], top, f"level {source}: {row[source].sum() / _total(row):.0%}")
-    figure.colorbar(image, ax=panels[:, 1:].ravel().tolist(), fraction=0.02, pad=0.02).set_label(LEGEND, fontsize=8)
+                mappable = _grid(axes, row[source], top, f"level {source}: {row[source].sum() / _total(row):.0%}")
+    figure.colorbar(mappable, ax=panels[:, 1:].ravel().tolist(), fraction=0.02, pad=0.02).set_label(LEGEND, fontsize=8)
     return figure
 
 
@@ -86,21 +86,21 @@ def _total(row: Mapping[int, np.ndarray]) -> float:
     return float(sum(part.sum() for part in row.values()))
 
 
-def _one_row(means: Mapping[int, Mapping[int, np.ndarray]], picture: np.ndarray) -> Figure:
+def _one_row(means: Mapping[int, Mapping[int, np.ndarray]], image: np.ndarray) -> Figure:
     """Each level looks at its own tokens."""
     figure = new_figure(2.3 * (len(means) + 1) + 0.6, 2.7)
     panels = figure.subplots(1, len(means) + 1)
-    _show(panels[0], picture, "picture")
+    _show(panels[0], image, "image")
     top = max(float(row[level].max()) for level, row in means.items())
     for (level, row), axes in zip(means.items(), panels[1:]):
-        image = _grid(axes, row[level], top, f"level {level} at its own tokens")
-    bar = figure.colorbar(image, ax=panels[1:].tolist(), fraction=0.02, pad=0.02)
+        mappable = _grid(axes, row[level], top, f"level {level} at its own tokens")
+    bar = figure.colorbar(mappable, ax=panels[1:].tolist(), fraction=0.02, pad=0.02)
     bar.set_label(LEGEND, fontsize=8)
     return figure
 
 
-def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
-    axes.imshow(picture, cmap="gray")
+def _show(axes: Axes, image: np.ndarray, title: str) -> None:
+    axes.imshow(image, cmap="gray")
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,4 +1,4 @@
-"""Attributions to pixels by captum: Integrated Gradients, occlusion, SmoothGrad. Pictures and volumes alike."""
+"""Attributions to pixels by captum: Integrated Gradients, occlusion, SmoothGrad. Images and volumes alike."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from configs.errors import ExplanationError
 from explain.cam import to_unit
 from explain.network import check_classes, class_logits, explaining, ordinary
 
-# Pictures in a forward pass, so that memory does not grow with the number of steps or samples.
+# Images in a forward pass, so that memory does not grow with the number of steps or samples.
 INTERNAL_BATCH = 16
 INTEGRATION_STEPS = 50
 SMOOTHING_SAMPLES, NOISE_LEVEL = 25, 0.15
-# The window's side and step as parts of the picture's.
+# The window's side and step as parts of the image's.
 WINDOW, WINDOW_STEP = 1 / 6, 1 / 12
 
 Raw = Callable[[Callable[[Tensor], Tensor], Tensor, int], Tensor]
@@ -36,7 +36,7 @@ def attribution_maps(
         raise ExplanationError(f"{method} explains the input itself: leave level at 'auto', it is {level!r}")
     maps = raw_attributions(model, x, classes, method).sum(2)
     if not maps.isfinite().all():
-        raise ExplanationError(f"{method}: the network's output or gradients are not finite for these pictures")
+        raise ExplanationError(f"{method}: the network's output or gradients are not finite for these images")
     return to_unit(maps)
 
 
@@ -46,14 +46,14 @@ def raw_attributions(model: Any, x: Tensor, classes: Sequence[int], method: str)
         raise ExplanationError(f"unknown method {method!r}: one of {', '.join(ATTRIBUTION_METHODS)}")
     raw = ATTRIBUTION_METHODS[method]
 
-    def logits(pictures: Tensor) -> Tensor:
-        return class_logits(model, pictures)
+    def logits(images: Tensor) -> Tensor:
+        return class_logits(model, images)
 
     with explaining(model):
         x = ordinary(x)
         with torch.no_grad():
             classes = check_classes(classes, logits(x[:1]).shape[1])
-        # Picture by picture: captum's noise and its steps are then those of a batch of one.
+        # Image by image: captum's noise and its steps are then those of a batch of one.
         rows = [torch.stack([raw(logits, one, k)[0] for k in classes]) for one in x.split(1)]
         return torch.stack(rows).detach().float()
 
@@ -61,7 +61,7 @@ def raw_attributions(model: Any, x: Tensor, classes: Sequence[int], method: str)
 def _integrated_gradients(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
     """(x − x₀) ∫ ∂y/∂x (x₀ + t (x − x₀)) dt; the attributions add up to y(x) − y(x₀).
 
-    Sundararajan et al., ICML 2017, arXiv:1703.01365. x₀ = 0: in normalised pictures the mean of the training data.
+    Sundararajan et al., ICML 2017, arXiv:1703.01365. x₀ = 0: in normalised images the mean of the training data.
     """
     from captum.attr import IntegratedGradients
 
@@ -87,7 +87,7 @@ def _occlusion(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
 
 
 def _smooth_grad(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
-    """The mean of |∂y/∂x| over noisy copies of x; noise of 15 % of the picture's range.
+    """The mean of |∂y/∂x| over noisy copies of x; noise of 15 % of the image's range.
 
     Smilkov et al. 2017, arXiv:1706.03825. Drawn from a generator of its own: the caller's goes on as if nothing was.
     """

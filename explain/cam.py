@@ -1,4 +1,4 @@
-"""Class activation maps on any level of a network's pyramid, or on its fused map; pictures and volumes alike.
+"""Class activation maps on any level of a network's pyramid, or on its fused map; images and volumes alike.
 
 All methods see activations A [B, C, *cells] and, most, the gradients of a class's logit y with respect to them. What
 they give is cut at zero (places that speak for the class), interpolated to the input's pixels, and divided by its
@@ -16,7 +16,7 @@ from torch import Tensor
 from configs.errors import ExplanationError
 from explain.network import Layer, Level, PyramidModel, check_classes, class_logits, explaining
 
-# Masked pictures that Score-CAM runs through the network at a time.
+# Masked images that Score-CAM runs through the network at a time.
 SCORE_BATCH = 32
 
 Maps = Callable[[Layer, Sequence[int]], Tensor]
@@ -50,9 +50,7 @@ def class_activation_maps(
         layer = Layer(model, x, level)
         maps = CAM_METHODS[method].maps(layer, classes).detach().float()
         if not maps.isfinite().all():
-            raise ExplanationError(
-                f"{method}: the network's activations or gradients are not finite for these pictures"
-            )
+            raise ExplanationError(f"{method}: the network's activations or gradients are not finite for these images")
         return to_unit(layer.to_pixels(maps.relu()))
 
 
@@ -101,7 +99,7 @@ def _layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 def _score_cam(layer: Layer, classes: Sequence[int]) -> Tensor:
     """Σ_k w_k A_k with w the softmax over channels of the logit for x · A_k, A_k scaled to [0, 1] and to x's size.
 
-    No gradients, but as many forward passes as the map has channels. The logit of an empty picture, which the paper
+    No gradients, but as many forward passes as the map has channels. The logit of an empty image, which the paper
     subtracts, is the same for all channels and falls out of the softmax.
     """
     with torch.no_grad():

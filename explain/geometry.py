@@ -1,4 +1,4 @@
-"""Where a cell of a map lies in the network's input, and where a pixel of that lies in the original picture."""
+"""Where a cell of a map lies in the network's input, and where a pixel of that lies in the original image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cells_to_pixels(maps: Tensor, size: Sequence[int], stride: float, first: flo
 
     Cell i is centred on pixel first + i · stride, so that a map of a padded input, or of one whose size the stride does
     not divide, lies where it belongs. Beyond the outer cells' centres their values go on.
-    first: None for (stride − 1) / 2, cells that tile the picture; where cells · stride = size, this is then torch's
+    first: None for (stride − 1) / 2, cells that tile the image; where cells · stride = size, this is then torch's
     interpolation with align_corners=False.
     """
     first = (stride - 1) / 2 if first is None else first
@@ -35,26 +35,26 @@ def _linear_weights(cells: int, pixels: int, stride: float, first: float) -> Ten
     return (1 - (places[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 
-def content_box(size: Sequence[int], picture: Sequence[int], mode: str) -> tuple[int, int, int, int]:
-    """Where a resized picture lies in the network's input: (top, left, height, width) in pixels of the input.
+def content_box(size: Sequence[int], image: Sequence[int], mode: str) -> tuple[int, int, int, int]:
+    """Where a resized image lies in the network's input: (top, left, height, width) in pixels of the input.
 
-    size, picture: (height, width) of the input and of the original. mode: that of data.transforms.images.resize,
+    size, image: (height, width) of the input and of the original. mode: that of data.transforms.images.resize,
     'stretch' or 'letterbox'. Raises ExplanationError for another.
     """
     if mode not in RESIZE_MODES:
         raise ExplanationError(f"unknown resize mode {mode!r}: one of {', '.join(map(repr, RESIZE_MODES))}")
-    if mode == "stretch" or tuple(size) == tuple(picture):
+    if mode == "stretch" or tuple(size) == tuple(image):
         return 0, 0, size[0], size[1]
-    ratio = min(size[0] / picture[0], size[1] / picture[1])
-    height, width = (min(side, max(1, round(length * ratio))) for side, length in zip(size, picture))
+    ratio = min(size[0] / image[0], size[1] / image[1])
+    height, width = (min(side, max(1, round(length * ratio))) for side, length in zip(size, image))
     return (size[0] - height) // 2, (size[1] - width) // 2, height, width
 
 
-def onto_picture(heatmap: np.ndarray, picture: Sequence[int], mode: str) -> np.ndarray:
-    """A heatmap of the network's input back in the original's pixels: float32 [h, w] → [*picture], picture (H, W).
+def onto_image(heatmap: np.ndarray, image: Sequence[int], mode: str) -> np.ndarray:
+    """A heatmap of the network's input back in the original's pixels: float32 [h, w] → [*image], image (H, W).
 
     The inverse of data.transforms.images.resize: what was padding is cut off, then axes are interpolated linearly.
     """
-    top, left, height, width = content_box(heatmap.shape, picture, mode)
+    top, left, height, width = content_box(heatmap.shape, image, mode)
     content = np.ascontiguousarray(heatmap[top : top + height, left : left + width], np.float32)
-    return cv2.resize(content, (int(picture[1]), int(picture[0])), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(content, (int(image[1]), int(image[0])), interpolation=cv2.INTER_LINEAR)

@@ -1,6 +1,6 @@
 """Whether a heatmap is where the finding is: pointing game and IoU against annotated regions, by class.
 
-The random baselines stand beside every figure: how often a point anywhere, or the picture's centre, would hit.
+The random baselines stand beside every figure: how often a point anywhere, or the image's centre, would hit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import ndimage
 from configs.errors import ExplanationError
 from utils.intervals import wilson_interval
 
-# Zhang et al. allow 15 pixels in PASCAL VOC's pictures, whose longer side is 500.
+# Zhang et al. allow 15 pixels in PASCAL VOC's images, whose longer side is 500.
 TOLERANCE = 15 / 500
 # The share of a map's maximum from which on a place counts as found.
 MAP_SHARE = 0.5
@@ -35,9 +35,9 @@ class Finding:
     """One map against one region.
 
     hit: the map's maximum lies in the region or within the tolerance; an empty map hits nothing. strict_hit: without
-    tolerance. chance: the share of places that would hit. centre: whether the picture's centre would.
+    tolerance. chance: the share of places that would hit. centre: whether the image's centre would.
     iou: of the places at MAP_SHARE of the maximum or more. iou_area: of as many places as the region has, the highest.
-    area: the region's share of the picture; what iou_area is by chance follows from it.
+    area: the region's share of the image; what iou_area is by chance follows from it.
     """
 
     hit: bool
@@ -51,7 +51,7 @@ class Finding:
 
     @property
     def chance_iou(self) -> float:
-        """The IoU of as many places drawn by chance, in large pictures: a / (2 − a)."""
+        """The IoU of as many places drawn by chance, in large images: a / (2 − a)."""
         return self.area / (2 - self.area)
 
 
@@ -95,7 +95,7 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
 def summarise(findings: Sequence[Finding], groups: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Rates and means as plain values with intervals: {"maps", "patients", "hit": {"value", "low", "high"}, …}.
 
-    groups: whose picture it is, for each finding: intervals are percentiles of 2,000 draws of patients, as pictures of
+    groups: whose image it is, for each finding: intervals are percentiles of 2,000 draws of patients, as images of
     one patient are alike; that of `hit_wilson` is Wilson's, as if they were not. nan without findings.
     """
     columns: dict[str, Callable[[Finding], float]] = {

@@ -102,7 +102,7 @@ class Layer:
         """d logit_k / d activations, [B, C, *cells], for each class k; one forward pass for all of them."""
         leaf = self.activations.detach().requires_grad_()
         logits = self.logits(leaf)
-        # In evaluation mode no picture sees another, so that the gradient of the sum is each picture's own.
+        # In evaluation mode no image sees another, so that the gradient of the sum is each image's own.
         for k in check_classes(classes, logits.shape[1]):
             # retain_graph each time: the caller may stop early, and the graph goes with the iterator.
             (gradient,) = torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)

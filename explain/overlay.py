@@ -1,4 +1,4 @@
-"""Heatmaps over pictures, as PNG files for people. matplotlib is imported where it is used, without pyplot."""
+"""Heatmaps over images, as PNG files for people. matplotlib is imported where it is used, without pyplot."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Perceptually uniform, and no grey in it: what is coloured is the map's, what is grey the picture's.
+# Perceptually uniform, and no grey in it: what is coloured is the map's, what is grey the image's.
 COLOURS = "inferno"
 # The map's opacity grows with its value up to this, so that the anatomy under small values can be seen.
 OPACITY = 0.7
 BOX_COLOUR = "#56B4E9"
 LEGEND = "relative weight for the class\n(1: this map's maximum; faint where low)"
 
-# (x, y, width, height) in pixels of the picture, from its upper left corner
+# (x, y, width, height) in pixels of the image, from its upper left corner
 Box = Sequence[float]
 
 
 def save_overlay(
     path: str | os.PathLike[str],
-    picture: np.ndarray,
+    image: np.ndarray,
     heatmap: np.ndarray,
     *,
     class_name: str,
@@ -39,16 +39,16 @@ def save_overlay(
     mask: np.ndarray | None = None,
     title: str = "",
 ) -> None:
-    """The picture in grey, and beside it the same under its heatmap, with a legend. Written whole or not at all.
+    """The image in grey, and beside it the same under its heatmap, with a legend. Written whole or not at all.
 
-    picture: [H, W] or [H, W, 3] uint8. heatmap: [H, W] in [0, 1], in the picture's pixels (`geometry.onto_picture`
+    image: [H, W] or [H, W, 3] uint8. heatmap: [H, W] in [0, 1], in the image's pixels (`geometry.onto_image`
     brings it there). boxes, mask [H, W]: what was annotated, drawn on both. Raises ExplanationError for other shapes.
     """
-    write_figure(overlay_figure(picture, heatmap, class_name, probability, boxes, mask, title), path)
+    write_figure(overlay_figure(image, heatmap, class_name, probability, boxes, mask, title), path)
 
 
 def overlay_figure(
-    picture: np.ndarray,
+    image: np.ndarray,
     heatmap: np.ndarray,
     class_name: str,
     probability: float | None,
@@ -57,18 +57,18 @@ def overlay_figure(
     title: str = "",
 ) -> Figure:
     """See `save_overlay`."""
-    _check(picture.shape[:2], heatmap)
-    height, width = picture.shape[:2]
+    _check(image.shape[:2], heatmap)
+    height, width = image.shape[:2]
     side = 4.0 * min(1.0, width / height)
     figure = new_figure(2 * side + 1.3, side * height / width + 0.95)
     plain, covered = figure.subplots(1, 2)
     for axes in (plain, covered):
-        _show_picture(axes, picture)
+        _show_image(axes, image)
         _draw_regions(axes, boxes, mask)
-    image = _cover(covered, heatmap)
-    plain.set_title("picture" + (", annotated" if len(boxes) or mask is not None else ""), fontsize=9)
+    mappable = _cover(covered, heatmap)
+    plain.set_title("image" + (", annotated" if len(boxes) or mask is not None else ""), fontsize=9)
     covered.set_title(_empty_note(heatmap) or "heatmap", fontsize=9)
-    _legend(figure, image, [plain, covered])
+    _legend(figure, mappable, [plain, covered])
     _headline(figure, class_name, probability, title)
     return figure
 
@@ -122,32 +122,32 @@ def volume_figure(
 
 
 def methods_figure(
-    picture: np.ndarray, heatmaps: dict[str, np.ndarray], headline: str, boxes: Sequence[Box] = ()
+    image: np.ndarray, heatmaps: dict[str, np.ndarray], headline: str, boxes: Sequence[Box] = ()
 ) -> Figure:
-    """The picture, then one panel a heatmap, side by side: at most five in a row."""
+    """The image, then one panel a heatmap, side by side: at most five in a row."""
     count = len(heatmaps) + 1
     columns = min(5, count)
     rows = -(-count // columns)
     figure = new_figure(2.3 * columns + 0.8, 2.55 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[:count]:
-        _show_picture(axes, picture)
+        _show_image(axes, image)
         _draw_regions(axes, boxes, None)
-    panels[0].set_title("picture, annotated" if len(boxes) else "picture", fontsize=9)
+    panels[0].set_title("image, annotated" if len(boxes) else "image", fontsize=9)
     for axes, (name, heatmap) in zip(panels[1:], heatmaps.items()):
-        _check(picture.shape[:2], heatmap)
-        image = _cover(axes, heatmap)
+        _check(image.shape[:2], heatmap)
+        mappable = _cover(axes, heatmap)
         axes.set_title(name.replace("_", " "), fontsize=9, parse_math=False)
     for axes in panels[count:]:
         axes.set_visible(False)
-    _legend(figure, image, list(panels))
+    _legend(figure, mappable, list(panels))
     figure.suptitle(headline, fontsize=11, parse_math=False)
     return figure
 
 
 def _check(shape: Sequence[int], heatmap: np.ndarray) -> None:
     if tuple(heatmap.shape) != tuple(shape):
-        raise ExplanationError(f"a heatmap of {heatmap.shape} does not lie on a picture of {tuple(shape)}")
+        raise ExplanationError(f"a heatmap of {heatmap.shape} does not lie on an image of {tuple(shape)}")
     if not np.isfinite(heatmap).all() or heatmap.min() < 0 or heatmap.max() > 1 + 1e-6:
         raise ExplanationError(f"a heatmap must lie in [0, 1], this one is from {heatmap.min()} to {heatmap.max()}")
 
@@ -157,8 +157,8 @@ def _bare(axes: Axes) -> None:
     axes.set_yticks([])
 
 
-def _show_picture(axes: Axes, picture: np.ndarray) -> None:
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
+def _show_image(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
     _bare(axes)
 
 
@@ -181,7 +181,7 @@ def _draw_regions(axes: Axes, boxes: Sequence[Box], mask: np.ndarray | None) -> 
 
 
 def _legend(figure: Figure, image: Any, panels: list[Axes]) -> None:
-    """The bar shows the colours as they are, not thinned over a picture."""
+    """The bar shows the colours as they are, not thinned over an image."""
     from matplotlib.cm import ScalarMappable
 
     bar = figure.colorbar(ScalarMappable(image.norm, COLOURS), ax=panels, fraction=0.035, pad=0.02, aspect=30)
@@ -208,7 +208,7 @@ def _empty_note(heatmap: np.ndarray) -> str:
 
 
 def _slice(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """[rows, columns] as films are hung: the head, or the front, above; the patient's right on the left."""
+    """[rows, columns] as images are hung: the head, or the front, above; the patient's right on the left."""
     plane = volume.take(index, axis)
     return plane if axis == 0 else plane[::-1]
 

@@ -1,4 +1,4 @@
-"""Overlays of what one or several models found in a picture, for people who read predictions."""
+"""Overlays of what one or several models found in an image, for people who read predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from configs.errors import ExplanationError
-from explain.geometry import onto_picture
+from explain.geometry import onto_image
 from explain.methods import METHODS, explain
 from explain.overlay import save_overlay, save_volume_overlay
 
@@ -22,7 +22,7 @@ class PredictionHeatmaps:
     """Draws into `folder`/heatmaps the mean of the members' maps.
 
     members, orders: of an Ensemble: a member's model and which input is its own; orders[m][k]: where it has class k.
-    modes: for each input how pictures are resized for it, see data.transforms.images.resize.
+    modes: for each input how images are resized for it, see data.transforms.images.resize.
     Raises ExplanationError for an unknown method.
     """
 
@@ -33,14 +33,14 @@ class PredictionHeatmaps:
             raise ExplanationError(f"unknown method {method!r}: one of {', '.join(METHODS)}")
         self.folder, self.method, self.members, self.orders, self.modes = folder, method, members, orders, modes
 
-    def of_picture(self, picture: np.ndarray, inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
+    def of_image(self, image: np.ndarray, inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
         """Maps in the pixels of the original: float32 [len(classes), H, W] in [0, 1].
 
-        picture: [H, W] or [H, W, 3]. inputs: [1, C, h, w] of it for each preprocessing.
+        image: [H, W] or [H, W, 3]. inputs: [1, C, h, w] of it for each preprocessing.
         """
-        size = picture.shape[:2]
+        size = image.shape[:2]
         found = [
-            [onto_picture(one, size, self.modes[member.input]) for one in self._maps(member, order, inputs, classes)]
+            [onto_image(one, size, self.modes[member.input]) for one in self._maps(member, order, inputs, classes)]
             for member, order in zip(self.members, self.orders)
         ]
         return np.mean(found, axis=0)

@@ -15,7 +15,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Measured:
-    """The findings of one class in one picture, by the trained and by the random network. group: whose picture."""
+    """The findings of one class in one image, by the trained and by the random network. group: whose image."""
 
     class_name: str
     group: str
@@ -60,7 +60,7 @@ def _notes() -> list[str]:
         f"hit: the maximum lies in a region or within {TOLERANCE:.0%} of the longest side of it.",
         f"95 %: the wider of Wilson's interval and that of {DRAWS:,} draws of patients.",
         "random: a network of the same architecture with random weights. chance: the share of places that would hit; "
-        "centre: how often the picture's centre would.",
+        "centre: how often the image's centre would.",
         f"IoU ≥ half: of places from {MAP_SHARE:g} of the maximum on. IoU area: of as many places as the region has.",
     ]
 
@@ -84,7 +84,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _interval(drawn: Mapping[str, float], wilson: Mapping[str, float]) -> str:
-    """Draws of patients know that pictures of one are alike; Wilson's knows that none of ten is not never."""
+    """Draws of patients know that images of one are alike; Wilson's knows that none of ten is not never."""
     return f"[{_number(min(drawn['low'], wilson['low']))}, {_number(max(drawn['high'], wilson['high']))}]"
 
 
@@ -124,6 +124,6 @@ def format_sanity(check: Check) -> str:
         "passed: the maps of a network of random weights are others"
         if check.passed
         else f"FAILED: random weights give nearly the same maps (rank correlation {last:.2f} > {LIMIT}): they show the "
-        "picture, not what the network learned"
+        "image, not what the network learned"
     )
     return "\n".join([*lines, f"sanity check {verdict}"])

@@ -45,7 +45,7 @@ def attention_rollout(model: Any, x: Tensor, classes: Sequence[int], level: Any 
         attention = model.backbone.global_attention(x)
         if attention is None:
             raise ExplanationError(
-                "attention_rollout needs a backbone whose blocks attend over the whole picture (vit_…, dinov2_…); this "
+                "attention_rollout needs a backbone whose blocks attend over the whole image (vit_…, dinov2_…); this "
                 f"one has none: use {', '.join(CAM_METHODS)}, or a method on the input"
             )
         rows = rollout([block.float() for block in attention.weights])[:, attention.prefix :, attention.prefix :]

@@ -1,4 +1,4 @@
-"""The sanity check of Adebayo et al.: a map that stays when the weights go explains the picture, not the network.
+"""The sanity check of Adebayo et al.: a map that stays when the weights go explains the image, not the network.
 
 Source: Adebayo et al., NeurIPS 2018, arXiv:1810.03292, its cascading randomisation.
 """
@@ -28,7 +28,7 @@ MapFunction = Callable[[nn.Module], Tensor]
 @dataclass(frozen=True)
 class Stage:
     """name: what was randomised, with all before it. correlation: mean Spearman correlation of |map| with the trained
-    network's, over pictures and classes; ssim: the mean structural similarity. compared: maps that could be compared,
+    network's, over images and classes; ssim: the mean structural similarity. compared: maps that could be compared,
     of `maps`: an empty one has no ranks. Both figures are nan where none could."""
 
     name: str
@@ -87,7 +87,7 @@ def _stages(keys: Sequence[str], backbone: str) -> list[tuple[str, list[str]]]:
 def check(model: nn.Module, random: nn.Module, maps: MapFunction) -> Check:
     """Compare `maps(model)` with the maps of each stage of the cascade.
 
-    maps: network → [B, K, *spatial], the same pictures, classes and method each time.
+    maps: network → [B, K, *spatial], the same images, classes and method each time.
     """
     trained = maps(model).cpu().numpy()
     return Check(tuple(compare(name, trained, maps(stage).cpu().numpy()) for name, stage in cascade(model, random)))

@@ -1,1 +1,1 @@
-"""From pictures to probabilities with models that are trained: ensembles, test-time augmentation, what is unlike."""
+"""From images to probabilities with models that are trained: ensembles, test-time augmentation, what is unlike."""

@@ -39,7 +39,7 @@ def make_member(
     if saved.class_names is None:
         logger.warning("'%s' does not name its classes: --set DATA.class_names=[…] does", file)
     if saved.preprocessing is None:
-        logger.warning("'%s' does not say how pictures are preprocessed: as its settings and the backbone's say", file)
+        logger.warning("'%s' does not say how images are preprocessed: as its settings and the backbone's say", file)
     chosen = point.split is not None
     return Member(
         str(file),
@@ -48,7 +48,7 @@ def make_member(
         predictor,
         lambda logits: point.probabilities(logits, exclusive),
         tuple(point.thresholds) if chosen else (),
-        f"{point.rule}, chosen on {point.split} ({point.pictures:,} pictures)" if chosen else "",
+        f"{point.rule}, chosen on {point.split} ({point.images:,} images)" if chosen else "",
         place,
         _facts(file, saved, point),
     )

@@ -1,4 +1,4 @@
-"""The pass over pictures: probabilities, findings and warnings into rows."""
+"""The pass over images: probabilities, findings and warnings into rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.transfers import one_late, sent_ahead
 
 # [B, n] → (an input [B, C, *spatial] for each preprocessing, traits [B, T])
 Split = Callable[[Tensor], tuple[list[Tensor], Tensor]]
-# (row's number, traits of the picture) → in which ways it is unlike the training pictures
+# (row's number, traits of the image) → in which ways it is unlike the training images
 Unlike = Callable[[int, Sequence[float]], Sequence[str]]
 # (row's number, the row, an input [1, C, *spatial] for each preprocessing): draws, and notes it in the row
 Draw = Callable[[int, Row, Sequence[Tensor]], None]
@@ -29,9 +29,9 @@ def predict_rows(
     unlike: Unlike,
     draw: Draw | None = None,
 ) -> None:
-    """Fill the rows, one a picture of the loader.
+    """Fill the rows, one an image of the loader.
 
-    loader: a PictureLoader of joint inputs; what it cannot read stays to the caller. split: takes these apart, see
+    loader: a ImageLoader of joint inputs; what it cannot read stays to the caller. split: takes these apart, see
     JointPreprocess. A model's NaN is an error of its row.
     """
     bar = Progress(len(loader), "predict", every=max(len(loader) // 10, 1))
@@ -51,7 +51,7 @@ def predict_rows(
 
 
 def _begun(loader: Any, split: Split, ensemble: Ensemble) -> Iterator[tuple[Any, Callable[[], np.ndarray]] | None]:
-    """Each batch and what gives its probabilities; None for a batch without pictures. Sent whole, and split there."""
+    """Each batch and what gives its probabilities; None for a batch without images. Sent whole, and split there."""
     device = ensemble.members[0].predictor.device
     pairs = (None if batch is None else (batch, batch.image) for _, batch in loader.epoch(0))
 

@@ -32,7 +32,7 @@ class Autocast(Protocol):
 class Predictor:
     """Runs members, models of the same classes, over the same batches.
 
-    members: pictures [B, C, *spatial] → logits [B, K] or (coarse, fine) logits, of which the fine ones are taken; all
+    members: images [B, C, *spatial] → logits [B, K] or (coarse, fine) logits, of which the fine ones are taken; all
     on one device; they are put into eval mode. tta: the mean of the logits over the views of inference/views.py.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes logits by rounding.
     """
@@ -54,7 +54,7 @@ class Predictor:
     def logits(self, image: Tensor) -> list[Tensor]:
         """[B, C, *spatial], on any device → float64 [B, K] on the CPU, one a member.
 
-        Raises PredictionError where one picture does not fit into memory.
+        Raises PredictionError where one image does not fit into memory.
         """
         return self.begin(image)()
 
@@ -71,8 +71,8 @@ class Predictor:
     def over(self, loader: Any, title: str, progress: str = "auto") -> tuple[np.ndarray, np.ndarray]:
         """(logits float64 [M, N, K], rows of the catalogue int64 [N]) of a loader's epoch 0.
 
-        loader: a PictureLoader; pictures that it cannot read are left out. progress: see Progress.
-        Raises PredictionError where no picture could be read or a model gives NaN.
+        loader: a ImageLoader; images that it cannot read are left out. progress: see Progress.
+        Raises PredictionError where no image could be read or a model gives NaN.
         """
         logits, index = [], []
         bar = Progress(len(loader), title, progress, max(len(loader), 1))
@@ -86,15 +86,15 @@ class Predictor:
         finally:
             bar.close()
         if not logits:
-            raise PredictionError(f"{title}: not one picture could be read")
+            raise PredictionError(f"{title}: not one image could be read")
         together = np.concatenate(logits, axis=1)
         broken = ~np.isfinite(together).all(axis=(0, 2))
         if broken.any():
-            raise PredictionError(f"{title}: a model gives NaN or infinity for {int(broken.sum())} pictures")
+            raise PredictionError(f"{title}: a model gives NaN or infinity for {int(broken.sum())} images")
         return together, np.concatenate(index)
 
     def _begun(self, loader: Any) -> Iterator[tuple[Tensor, Callable[[], list[Tensor]]] | None]:
-        """Rows of each batch and what gives its logits; None for a batch without pictures."""
+        """Rows of each batch and what gives its logits; None for a batch without images."""
         batches = (batch for _, batch in loader.epoch(0))
         pairs = (None if batch is None else (batch.index, batch.image) for batch in batches)
         for _, sent in sent_ahead(pairs, lambda pair: (pair[0], self._send(pair[1])), self.device):
@@ -107,7 +107,7 @@ class Predictor:
         """The logits of each view and member, in this order."""
         image = self._send(image)
         shown = (show(image, view).contiguous(memory_format=self.memory_format) for view in self._views(image))
-        return Fetch([self._forward(member, picture) for picture in shown for member in self.members])
+        return Fetch([self._forward(member, variant) for variant in shown for member in self.members])
 
     def _views(self, image: Tensor) -> tuple[View, ...]:
         return views_for(image) if self.tta else (View(),)
@@ -126,9 +126,9 @@ class Predictor:
         before = largest_part(size, self.splits)
         if before == 1:
             raise PredictionError(
-                f"out of memory with one picture ({failure}): use another --device, or a model of a smaller image size"
+                f"out of memory with one image ({failure}): use another --device, or a model of a smaller image size"
             )
         self.splits *= 2
         logger.warning(
-            "out of memory (%s): batches of %d pictures -> %d", failure, before, largest_part(size, self.splits)
+            "out of memory (%s): batches of %d images -> %d", failure, before, largest_part(size, self.splits)
         )

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Row:
-    """What came of one picture. columns: what a table said of it. probabilities: [K], None with an error.
+    """What came of one image. columns: what a table said of it. probabilities: [K], None with an error.
 
     findings: classes at or over their threshold. heatmaps: files, relative to the results' folder.
     """
@@ -56,21 +56,21 @@ def make_folder(name: str) -> Path:
 
 
 def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> int:
-    """Print what came of it, of a single picture its probabilities; the exit code: 0 if any was predicted, else 2."""
+    """Print what came of it, of a single image its probabilities; the exit code: 0 if any was predicted, else 2."""
     counts = count(rows)
     if len(rows) == 1 and counts["predicted"]:
-        print(picture_table(rows[0], ensemble))
+        print(image_table(rows[0], ensemble))
         for warning in rows[0].warnings:
-            print(f"unlike the training pictures: {warning}")
+            print(f"unlike the training images: {warning}")
     if counts["warnings"]:
         logger.warning(
-            "%d of %d pictures are unlike the training pictures: see the column warnings",
+            "%d of %d images are unlike the training images: see the column warnings",
             counts["warnings"],
             counts["predicted"],
         )
-    noun = "picture" if counts["pictures"] == 1 else "pictures"
+    noun = "image" if counts["images"] == 1 else "images"
     print(
-        f"{counts['pictures']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
+        f"{counts['images']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
         f"{counts['warnings']} with warnings"
     )
     print(f"thresholds: {ensemble.threshold_source}\nresults: {', '.join(map(str, paths))}")
@@ -122,21 +122,21 @@ def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, An
         "threshold_source": ensemble.threshold_source,
         "thresholds": None if ensemble.exclusive else dict(zip(ensemble.class_names, ensemble.thresholds)),
         "counts": count(rows),
-        "pictures": [_as_dict(row, ensemble) for row in rows],
+        "images": [_as_dict(row, ensemble) for row in rows],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def count(rows: Sequence[Row]) -> dict[str, int]:
-    """Of pictures: all, those predicted, those with an error, those with a warning."""
+    """Of images: all, those predicted, those with an error, those with a warning."""
     errors, warned = (
         sum(bool(text) for text in texts) for texts in ([r.error for r in rows], [r.warnings for r in rows])
     )
-    return {"pictures": len(rows), "predicted": len(rows) - errors, "errors": errors, "warnings": warned}
+    return {"images": len(rows), "predicted": len(rows) - errors, "errors": errors, "warnings": warned}
 
 
-def picture_table(row: Row, ensemble: Ensemble) -> str:
-    """One picture's probabilities for a terminal, the likeliest first."""
+def image_table(row: Row, ensemble: Ensemble) -> str:
+    """One image's probabilities for a terminal, the likeliest first."""
     assert row.probabilities is not None
     width = max(map(len, [*ensemble.class_names, "class"]))
     threshold = "" if ensemble.exclusive else "  threshold"

@@ -1,4 +1,4 @@
-"""Test-time views of pictures and volumes: the same ones every time, so that a prediction can be repeated."""
+"""Test-time views of images and volumes: the same ones every time, so that a prediction can be repeated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class View:
-    """One affine view about the picture's centre.
+    """One affine view about the image's centre.
 
     degrees: of rotation, in the plane of the last two axes, from x towards y. scale: above 1 enlarges. shift: parts of
-    the picture's lengths, an entry an axis (y, x) or (z, y, x), by which what is shown moves.
+    the image's lengths, an entry an axis (y, x) or (z, y, x), by which what is shown moves.
     """
 
     degrees: float = 0.0
@@ -27,9 +27,10 @@ class View:
         return self == View()
 
 
-# Smaller than what training's augmentation draws (±7°, ±10 %, ±5 %), so that a model has seen such pictures; in pairs
-# of opposite sign, so that their mean leans to no side. No mirror image: in a chest film the heart's side is a finding.
-PICTURE_VIEWS = (View(), View(degrees=3.0), View(degrees=-3.0), View(scale=1.05), View(scale=0.95))
+# Smaller than what training's augmentation draws (±7°, ±10 %, ±5 %), so that a model has seen such images; in pairs
+# of opposite sign, so that their mean leans to no side. No mirror image: in a chest radiograph the heart's side is a
+# finding.
+IMAGE_VIEWS = (View(), View(degrees=3.0), View(degrees=-3.0), View(scale=1.05), View(scale=0.95))
 # Volumes: shifts only, as a rotation in voxels shears where these are oblong, and their spacing is not known here.
 VOLUME_VIEWS = (
     View(),
@@ -42,7 +43,7 @@ VOLUME_VIEWS = (
 
 def views_for(image: Tensor) -> tuple[View, ...]:
     """The views of a batch [B, C, H, W] or [B, C, D, H, W]."""
-    return PICTURE_VIEWS if image.ndim == 4 else VOLUME_VIEWS
+    return IMAGE_VIEWS if image.ndim == 4 else VOLUME_VIEWS
 
 
 def show(image: Tensor, view: View) -> Tensor:
@@ -63,7 +64,7 @@ def show(image: Tensor, view: View) -> Tensor:
 def sampling_matrix(lengths: Sequence[int], view: View) -> list[list[float]]:
     """[n, n + 1] from a new place to the old one it shows, x first, each axis from -1 to 1 between its outer faces.
 
-    A new place p shows the old place R(-degrees) (p - shift) / scale; rotation is in pixels, so that a picture that is
+    A new place p shows the old place R(-degrees) (p - shift) / scale; rotation is in pixels, so that an image that is
     not square is not sheared.
     """
     axes = len(lengths)

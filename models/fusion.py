@@ -1,4 +1,4 @@
-"""Fusion of a pyramid into one map, with weights that depend on the picture."""
+"""Fusion of a pyramid into one map, with weights that depend on the image."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class ClasswiseMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(self.hidden(x).relu()).unflatten(1, self.weight.shape)
         # Kept and squeezed, which changes no number: OpenVINO 2026.4 folds a bias into the sum before it, and that is
-        # wrong for more than one picture.
+        # wrong for more than one image.
         return (hidden * self.weight).sum(-1, keepdim=True).squeeze(-1) + self.bias
 
 

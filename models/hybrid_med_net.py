@@ -29,7 +29,7 @@ CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
 
 
 class HybridMedNet(Checkpointable, nn.Module):
-    """A classifier of medical pictures or volumes, built from the MODEL section of a Config.
+    """A classifier of medical images or volumes, built from the MODEL section of a Config.
 
     MODEL.init_from is not read here but by `create_model`, which notes in `started_from` what came of it.
 

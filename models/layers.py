@@ -1,4 +1,4 @@
-"""Small layers that the rest of the network is made of, for vectors, pictures and volumes."""
+"""Small layers that the rest of the network is made of, for vectors, images and volumes."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def _mean_over_cells(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Adaptive average pooling to `size`; in pictures whose cells are all alike the plain one, which is the same.
+    """Adaptive average pooling to `size`; in images whose cells are all alike the plain one, which is the same.
 
     On CUDA the gradient of the adaptive one is a sum of atomics.
     """

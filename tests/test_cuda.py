@@ -219,7 +219,7 @@ def test_a_real_lack_of_memory_is_survived_with_the_same_step():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_pictures_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memory_format):
+def test_images_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memory_format):
     """Pinned by a loader's thread, sent and finished without one call that waits for the device."""
     loader = loader_of(workers=2, pin_memory=True)
     expected = {int(i): x for batch in batches_of(loader_of(), 1) for i, x in zip(batch.index, batch.image)}

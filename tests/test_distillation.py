@@ -25,15 +25,15 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(folder) -> Path:
-    return write_class_folders(folder / "pictures")
+def images(folder) -> Path:
+    return write_class_folders(folder / "images")
 
 
 @pytest.fixture(scope="module")
-def teacher(folder, pictures) -> Path:
+def teacher(folder, images) -> Path:
     """best_model.pth of a wider network, with another normalisation."""
     others = {**QUIET, "MODEL__fusion_channels": 24, "DATA__mean": "[0.4]"}
-    assert run_main(arguments(pictures, folder, "teacher", **others)) == 0
+    assert run_main(arguments(images, folder, "teacher", **others)) == 0
     return folder / "teacher" / "best_model.pth"
 
 
@@ -45,12 +45,12 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def test_a_student_learns_from_it(teacher, pictures, folder, capsys):
+def test_a_student_learns_from_it(teacher, images, folder, capsys):
     """Not the weights of a run without it; a weight of nearly nothing changes nearly nothing; the config keeps it."""
-    assert run_main(arguments(pictures, folder, "alone", **QUIET)) == 0
-    assert run_main(arguments(pictures, folder, "student", **QUIET, LOSS__teacher=teacher)) == 0
+    assert run_main(arguments(images, folder, "alone", **QUIET)) == 0
+    assert run_main(arguments(images, folder, "student", **QUIET, LOSS__teacher=teacher)) == 0
     slight = {**QUIET, "LOSS__teacher": teacher, "LOSS__distillation_weight": 1e-30}
-    assert run_main(arguments(pictures, folder, "slight", **slight)) == 0
+    assert run_main(arguments(images, folder, "slight", **slight)) == 0
     alone, student, third = (weights(folder / name / "last.pth") for name in ("alone", "student", "slight"))
     assert not equal(alone, student) and equal(alone, third)
     content = load_checkpoint(folder / "student" / "last.pth")
@@ -64,12 +64,12 @@ def test_a_student_learns_from_it(teacher, pictures, folder, capsys):
     ("settings", "words"),
     [
         ({"LOSS__teacher": "gone.pth"}, "LOSS.teacher: 'gone.pth' does not exist"),
-        ({"DATA__image_size": 40}, "sees other pictures than the student (size [32, 32] instead of [40, 40])"),
+        ({"DATA__image_size": 40}, "sees other images than the student (size [32, 32] instead of [40, 40])"),
         ({"DATA__class_names": "[dark, bright, striped]", "LOSS__distillation_temperature": 0}, "temperature"),
     ],
 )
-def test_a_teacher_that_cannot_be_is_one_error(settings, words, teacher, pictures, folder, capsys):
-    assert run_main(arguments(pictures, folder, "refused", **{**QUIET, "LOSS__teacher": teacher, **settings})) == 2
+def test_a_teacher_that_cannot_be_is_one_error(settings, words, teacher, images, folder, capsys):
+    assert run_main(arguments(images, folder, "refused", **{**QUIET, "LOSS__teacher": teacher, **settings})) == 2
     message = capsys.readouterr().err
     assert words in message and "Traceback" not in message
     assert not (folder / "refused").exists()

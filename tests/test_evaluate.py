@@ -55,8 +55,8 @@ NETWORK = [
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """The phantom's films with a column a class."""
+def images(tmp_path_factory) -> Path:
+    """The phantom's images with a column a class."""
     folder = tmp_path_factory.mktemp("data") / "phantom"
     write_phantom(folder, COUNT, 64)
     write_labels(folder / "labels.csv", rows_of(folder / "labels.csv"))
@@ -110,9 +110,9 @@ def write_run(folder: Path, data: Path, *overrides: str, seed: int = 0, size: ob
 
 
 @pytest.fixture(scope="module")
-def first(pictures, tmp_path_factory) -> Path:
+def first(images, tmp_path_factory) -> Path:
     """A run that nothing was fitted for; tests copy it."""
-    return write_run(tmp_path_factory.mktemp("runs") / "first", pictures)
+    return write_run(tmp_path_factory.mktemp("runs") / "first", images)
 
 
 @pytest.fixture
@@ -124,14 +124,14 @@ class Blank:
     """In place of a figure: one that is quick to draw."""
 
     def savefig(self, buffer, **_) -> None:
-        buffer.write(b"no picture")
+        buffer.write(b"no image")
 
 
 def call(*arguments: object, figures: bool = False) -> int:
-    """evaluate.main with few draws and blank pictures; logging is put back."""
+    """evaluate.main with few draws and blank images; logging is put back."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    names = evaluation_folder.PICTURES
+    names = evaluation_folder.IMAGES
     with pytest.MonkeyPatch.context() as patch:
         if not figures:
             patch.setattr(evaluation_folder, "draw_figures", lambda *_: dict.fromkeys(names, Blank()))
@@ -170,7 +170,7 @@ def table_of(folder: Path, names: list[str] = NAMES) -> tuple[list[dict[str, str
 
 def test_every_figure_is_that_of_scikit_learn_on_the_predictions(evaluated):
     results, (rows, scores, labels) = metrics_of(evaluated / "evaluation-test"), table_of(evaluated / "evaluation-test")
-    assert len(rows) == results["pictures"] and {row["split"] for row in rows} == {"test"}
+    assert len(rows) == results["images"] and {row["split"] for row in rows} == {"test"}
     worst = 0.0
     for k, one in enumerate(results["classes"]):
         known = ~np.isnan(labels[:, k])
@@ -196,23 +196,23 @@ def test_every_figure_is_that_of_scikit_learn_on_the_predictions(evaluated):
     assert results["mean"]["figures"]["auroc"]["value"] == pytest.approx(np.mean(defined), abs=1e-15)
 
 
-def test_unknown_labels_are_empty_and_rows_name_their_patient(evaluated, pictures):
+def test_unknown_labels_are_empty_and_rows_name_their_patient(evaluated, images):
     rows, _, labels = table_of(evaluated / "evaluation-test")
     assert np.isnan(labels[:, 3]).any() and not np.isnan(labels[:, :3]).any()
-    with (pictures / "labels.csv").open(encoding="utf-8", newline="") as file:
+    with (images / "labels.csv").open(encoding="utf-8", newline="") as file:
         truth = {row["image"]: row for row in csv.DictReader(file)}
     for row in rows:
         assert row["patient_id"] == truth[row["image"]]["patient_id"]
         assert [row[f"label {name}"] for name in NAMES] == [truth[row["image"]][name] for name in NAMES]
 
 
-def test_probabilities_are_the_calibrated_ones_of_the_network(evaluated, pictures):
+def test_probabilities_are_the_calibrated_ones_of_the_network(evaluated, images):
     rows, scores, _ = table_of(evaluated / "evaluation-test")
     saved = load_model(evaluated / "best_model.pth")
     preprocess = Preprocess.from_dict(saved.preprocessing)
-    films = [cv2.imread(str(pictures / row["image"]), cv2.IMREAD_UNCHANGED) for row in rows]
+    decoded = [cv2.imread(str(images / row["image"]), cv2.IMREAD_UNCHANGED) for row in rows]
     with torch.no_grad():
-        logits = saved.model(torch.stack([torch.from_numpy(preprocess(film)) for film in films])).double().numpy()
+        logits = saved.model(torch.stack([torch.from_numpy(preprocess(image)) for image in decoded])).double().numpy()
     calibration = Calibration.from_dict(saved.description["operating_point"]["calibration"])
     assert calibration.method == "platt" and "no positives" in calibration.reasons[2]
     np.testing.assert_allclose(scores, calibration.probabilities(logits), atol=1e-6)
@@ -227,23 +227,23 @@ def test_a_model_compared_with_itself_does_not_differ(evaluated):
     assert comparison["mean"]["difference"] == {"value": 0, "low": 0, "high": 0}
 
 
-def test_subgroups_cover_every_picture(evaluated):
+def test_subgroups_cover_every_image(evaluated):
     results = metrics_of(evaluated / "evaluation-test")
     assert [one["column"] for one in results["subgroups"]] == ["sex", "age"]
     for one in results["subgroups"]:
-        assert sum(group["pictures"] for group in one["groups"]) == results["pictures"]
+        assert sum(group["images"] for group in one["groups"]) == results["images"]
 
 
 # ---- the files
 
 
-def test_all_files_are_there_and_are_pictures(evaluated):
+def test_all_files_are_there_and_are_images(evaluated):
     folder = evaluated / "evaluation-test"
     wanted = {"report.html", "metrics.json", "predictions.csv", "roc.png", "pr.png", "calibration.png", "confusion.png"}
     assert {path.name for path in folder.iterdir()} == wanted
     for path in folder.glob("*.png"):
-        picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        assert min(picture.shape) > 300 and (picture < 128).any()
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert min(image.shape) > 300 and (image < 128).any()
 
 
 def test_the_report_opens_and_runs_nothing_and_escapes_names(evaluated):
@@ -273,8 +273,8 @@ def test_the_report_says_what_and_how(evaluated):
     assert f"{mean['low']:.3f} to {mean['high']:.3f}" in page
 
 
-def test_cells_are_no_formulas(tmp_path, pictures):
-    data = Path(shutil.copytree(pictures, tmp_path / "data"))
+def test_cells_are_no_formulas(tmp_path, images):
+    data = Path(shutil.copytree(images, tmp_path / "data"))
     rows = read_rows(data / "labels.csv")
     (data / rows[0]["image"]).rename(data / "=1.png")
     rows[0] |= {"image": "=1.png", "patient_id": "@x"}
@@ -333,7 +333,7 @@ def test_a_checkpoint_that_cannot_be_written_is_no_obstacle(run, monkeypatch, ca
 def test_without_a_validation_split_thresholds_are_not_chosen(run):
     assert call(run, "--split", "all") == 0
     results = metrics_of(run / "evaluation-all")
-    assert results["threshold_rule"] == "0.5, not chosen" and results["pictures"] == COUNT
+    assert results["threshold_rule"] == "0.5, not chosen" and results["images"] == COUNT
     assert {one["threshold"] for one in results["classes"]} == {0.5}
     assert "trained on" in results["warnings"][0]
     assert "0.5, not chosen" in (run / "evaluation-all" / "report.html").read_text(encoding="utf-8")
@@ -342,9 +342,9 @@ def test_without_a_validation_split_thresholds_are_not_chosen(run):
 # ---- other data, other models
 
 
-def test_other_data_are_scored_by_class_names_and_fit_nothing_into_the_file(run, pictures, tmp_path):
-    """The same films elsewhere, columns in another order, a further column: the same figures."""
-    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+def test_other_data_are_scored_by_class_names_and_fit_nothing_into_the_file(run, images, tmp_path):
+    """The same images elsewhere, columns in another order, a further column: the same figures."""
+    data = Path(shutil.copytree(images, tmp_path / "hospital"))
     rows = [row | {"site": "B"} for row in read_rows(data / "labels.csv")]
     rows[0] |= {"patient_id": "somebody else"}  # so that the run's split.csv is not of these data
     write_labels(data / "labels.csv", rows, NAMES[::-1], ("site",))
@@ -360,8 +360,8 @@ def test_other_data_are_scored_by_class_names_and_fit_nothing_into_the_file(run,
     assert (run / "best_model.pth").read_bytes() == before
 
 
-def test_thresholds_of_other_data_stay_out_of_the_checkpoint(run, pictures, tmp_path, capsys):
-    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+def test_thresholds_of_other_data_stay_out_of_the_checkpoint(run, images, tmp_path, capsys):
+    data = Path(shutil.copytree(images, tmp_path / "hospital"))
     rows = read_rows(data / "labels.csv")
     write_labels(data / "labels.csv", [row | {"split": "val"} for row in rows[1:]], NAMES, ("split",))
     before = (run / "best_model.pth").read_bytes()
@@ -370,10 +370,10 @@ def test_thresholds_of_other_data_stay_out_of_the_checkpoint(run, pictures, tmp_
     assert "not saved" in capsys.readouterr().err
 
 
-def test_two_models_that_differ(run, pictures, tmp_path):
+def test_two_models_that_differ(run, images, tmp_path):
     """The other knows fewer classes, at another size: compared over what both have, against scikit-learn."""
-    other_data = Path(shutil.copytree(pictures, tmp_path / "fewer"))
-    write_labels(other_data / "labels.csv", read_rows(pictures / "labels.csv"), [NAMES[3], NAMES[0]])
+    other_data = Path(shutil.copytree(images, tmp_path / "fewer"))
+    write_labels(other_data / "labels.csv", read_rows(images / "labels.csv"), [NAMES[3], NAMES[0]])
     other = write_run(tmp_path / "other", other_data, seed=7, size=48)
     assert call(run, "--compare", other, "--split", "all") == 0
     assert call(other, "--split", "all") == 0
@@ -458,9 +458,9 @@ def test_every_kind_of_task(tmp_path, write, overrides, size, task):
     assert task in results["evaluated"]["task"]
 
 
-def test_a_hierarchical_model_is_scored_by_its_findings(pictures, tmp_path):
+def test_a_hierarchical_model_is_scored_by_its_findings(images, tmp_path):
     groups = f"MODEL.coarse_groups={{heart: [{NAMES[0]}], other: [{NAMES[2]}]}}"
-    run = write_run(tmp_path / "run", pictures, "MODEL.hierarchical=true", groups)
+    run = write_run(tmp_path / "run", images, "MODEL.hierarchical=true", groups)
     assert call(run) == 0
     assert len(metrics_of(run / "evaluation-test")["classes"]) == 4
 
@@ -515,16 +515,14 @@ def test_a_path_in_the_checkpoint_is_not_opened(complaint, run):
     assert "--data FOLDER" in complaint(run)
 
 
-def test_splits_that_are_not_there(complaint, run, pictures, tmp_path):
-    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+def test_splits_that_are_not_there(complaint, run, images, tmp_path):
+    data = Path(shutil.copytree(images, tmp_path / "hospital"))
     rows = [
         row | {"split": "train" if number % 2 else "val"} for number, row in enumerate(read_rows(data / "labels.csv"))
     ]
     write_labels(data / "labels.csv", rows[1:], NAMES, ("split",))
     message = complaint(run, "--data", data)
-    assert (
-        "no test split" in message and "train (30 pictures), val (29 pictures)" in message and "--split all" in message
-    )
+    assert "no test split" in message and "train (30 images), val (29 images)" in message and "--split all" in message
     write_labels(data / "labels.csv", rows[1:])
     assert "there are none" in complaint(run, "--data", data)
 
@@ -535,8 +533,8 @@ def test_a_split_file_that_does_not_fit_the_runs_own_data(complaint, run):
     assert "damaged or was edited" in complaint(run)
 
 
-def test_data_that_lack_a_class(complaint, run, pictures, tmp_path):
-    data = Path(shutil.copytree(pictures, tmp_path / "hospital"))
+def test_data_that_lack_a_class(complaint, run, images, tmp_path):
+    data = Path(shutil.copytree(images, tmp_path / "hospital"))
     write_labels(data / "labels.csv", read_rows(data / "labels.csv"), NAMES[:3])
     assert "'Unsure'" in complaint(run, "--data", data, "--split", "all")
 

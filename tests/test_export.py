@@ -1,4 +1,4 @@
-"""export.py on a checkpoint: numbers, metadata, real pictures, the page's example, and errors of one line."""
+"""export.py on a checkpoint: numbers, metadata, real images, the page's example, and errors of one line."""
 
 import ast
 import json
@@ -16,9 +16,9 @@ import torch
 import export
 from configs.default_config import Config
 from data.builder import saved_preprocess
-from data.phantom.radiographs import draw_pictures, save_png
-from data.readers.images import read_picture
-from data.run_images import real_pictures
+from data.phantom.radiographs import draw_images, save_png
+from data.readers.images import read_image
+from data.run_images import real_images
 from data.transforms.images import Preprocess
 from deployment.onnx_format import open_onnx, read_metadata
 from evaluation.fitting import stored_point
@@ -38,13 +38,13 @@ CALIBRATION = {
     "intercepts": [0.3, -0.2, 0.1],
     "reasons": [""] * 3,
 }
-POINT = {"calibration": CALIBRATION, "thresholds": [0.2, None, 0.4], "rule": "youden", "split": "val", "pictures": 9}
-PICTURES = np.stack([Preprocess.from_dict(PREPROCESSING)(drawn.image) for drawn in draw_pictures(8, 64)])
+POINT = {"calibration": CALIBRATION, "thresholds": [0.2, None, 0.4], "rule": "youden", "split": "val", "images": 9}
+IMAGES = np.stack([Preprocess.from_dict(PREPROCESSING)(drawn.image) for drawn in draw_images(8, 64)])
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def save_model(path: Path, point: dict | None = POINT, **settings) -> Path:
-    """A checkpoint of a network of 0.1 M parameters that gives different answers to different pictures."""
+    """A checkpoint of a network of 0.1 M parameters that gives different answers to different images."""
     given = {
         "backbone": "timm/test_resnet",
         "attention": "none",
@@ -57,8 +57,8 @@ def save_model(path: Path, point: dict | None = POINT, **settings) -> Path:
     torch.manual_seed(0)
     model = HybridMedNet(config)
     with torch.no_grad():
-        for _ in range(30):  # running statistics, without which all pictures look alike to it
-            model(torch.from_numpy(PICTURES))
+        for _ in range(30):  # running statistics, without which all images look alike to it
+            model(torch.from_numpy(IMAGES))
     described = {"config": config.model_dump(mode="json"), "class_names": NAMES, "preprocessing": PREPROCESSING}
     save_checkpoint(described | {"model": model.state_dict()} | ({"operating_point": point} if point else {}), path)
     return path
@@ -66,12 +66,12 @@ def save_model(path: Path, point: dict | None = POINT, **settings) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run's folder: a checkpoint, and a config.yaml that names six pictures."""
+    """A run's folder: a checkpoint, and a config.yaml that names six images."""
     folder = tmp_path_factory.mktemp("run")
     save_model(folder / "best_model.pth")
     rows = ["image,labels,patient_id"]
     (folder / "data").mkdir()
-    for i, drawn in enumerate(draw_pictures(6, 64)):
+    for i, drawn in enumerate(draw_images(6, 64)):
         save_png(folder / "data" / f"{i}.png", drawn.image)
         rows.append(f"{i}.png,{NAMES[i % 3]},{i}")
     (folder / "data" / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
@@ -92,16 +92,16 @@ def onnx_file(run) -> Path:
 
 
 def test_the_file_agrees_with_prediction(onnx_file, run):
-    """Pictures as predict.py reads them, logits and probabilities as it makes them."""
+    """Images as predict.py reads them, logits and probabilities as it makes them."""
     saved = load_model(run / "best_model.pth")
     preprocess = saved_preprocess(
         saved.preprocessing, saved.config, saved.model.backbone.mean, saved.model.backbone.std
     )
-    pictures = np.stack([preprocess(read_picture(run / "data" / f"{i}.png")) for i in range(6)])
-    (logits,) = Predictor([saved.model], Precision("cpu", None)).logits(torch.from_numpy(pictures))
+    images = np.stack([preprocess(read_image(run / "data" / f"{i}.png")) for i in range(6)])
+    (logits,) = Predictor([saved.model], Precision("cpu", None)).logits(torch.from_numpy(images))
     expected = stored_point(saved.description["operating_point"], 3).probabilities(logits.numpy(), False)
-    found = open_onnx(onnx_file)(pictures)
-    assert found.dtype == np.float32 and np.ptp(expected, axis=0).min() > 1e-3, "all pictures look alike to it"
+    found = open_onnx(onnx_file)(images)
+    assert found.dtype == np.float32 and np.ptp(expected, axis=0).min() > 1e-3, "all images look alike to it"
     print(f"largest |Δ| to prediction: {np.abs(found - expected).max():.1e}")
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -123,22 +123,22 @@ def test_the_pages_example_needs_neither_torch_nor_this_project(onnx_file, run, 
             for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.Import, ast.ImportFrom))}  # fmt: skip
     assert used == {"json", "numpy", "onnxruntime", "PIL"}
     shutil.copy(onnx_file, tmp_path / "best_model.onnx")
-    shutil.copy(run / "data" / "0.png", tmp_path / "film.png")
+    shutil.copy(run / "data" / "0.png", tmp_path / "image.png")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
     preprocess = Preprocess.from_dict(PREPROCESSING)
-    expected = open_onnx(onnx_file)(preprocess(read_picture(run / "data" / "0.png"))[None])[0]
+    expected = open_onnx(onnx_file)(preprocess(read_image(run / "data" / "0.png"))[None])[0]
     assert [name for name, _ in lines] == NAMES
     np.testing.assert_allclose([float(value) for _, value in lines], expected, atol=2e-6)
 
 
-def pictures_for(path: Path) -> tuple[np.ndarray, str]:
-    return real_pictures(load_model(path).config, path.parent, Preprocess.from_dict(PREPROCESSING))
+def images_for(path: Path) -> tuple[np.ndarray, str]:
+    return real_images(load_model(path).config, path.parent, Preprocess.from_dict(PREPROCESSING))
 
 
-def test_real_pictures_are_the_runs(run):
-    found, place = pictures_for(run / "best_model.pth")
-    expected = [Preprocess.from_dict(PREPROCESSING)(read_picture(run / "data" / f"{i}.png")) for i in range(6)]
+def test_real_images_are_the_runs(run):
+    found, place = images_for(run / "best_model.pth")
+    expected = [Preprocess.from_dict(PREPROCESSING)(read_image(run / "data" / f"{i}.png")) for i in range(6)]
     np.testing.assert_array_equal(found, expected)
     assert place == "the run's data"
 
@@ -149,7 +149,7 @@ def test_else_they_are_drawn_but_never_into_a_folder(names, run, tmp_path, monke
     shutil.copy(run / "best_model.pth", tmp_path)
     if names:
         (tmp_path / "config.yaml").write_text(f"DATA: {{data_dir: {names}}}\n", encoding="utf-8")
-    found, place = pictures_for(tmp_path / "best_model.pth")
+    found, place = images_for(tmp_path / "best_model.pth")
     assert found.shape == (8, 3, 32, 32) and place == "drawn sample data"
     assert not (tmp_path / "data").exists() and not (tmp_path / "nowhere").exists()
 
@@ -158,7 +158,7 @@ def test_what_is_said_in_the_end(run, capsys, tmp_path):
     code, said, _ = run_export(capsys, run, "--format", "torch_export", "--logits", "--output", tmp_path / "a.pt2")
     assert code == 0 and (tmp_path / "a.pt2").is_file()
     assert "a.pt2: torch_export in fp32, gives logits of 3 classes" in said
-    assert re.search(r"largest \|Δ\| to the network: \S+, over 4 random pictures and 6 of the run's data", said)
+    assert re.search(r"largest \|Δ\| to the network: \S+, over 4 random images and 6 of the run's data", said)
 
 
 def test_a_hierarchical_model_has_a_second_output(capsys, tmp_path):
@@ -180,7 +180,7 @@ def test_a_hierarchical_model_has_a_second_output(capsys, tmp_path):
         (["--output", "x.bin"], "of format onnx ends in .onnx"),
         (["--format", "torch_export", "--opset", "18"], "--opset is for --format onnx, openvino, tensorrt"),
         (["--opset", "17"], "opset 17: torch writes opset 18 or newer"),
-        (["--fixed-batch", "0"], "at least 1 picture"),
+        (["--fixed-batch", "0"], "at least 1 image"),
         (["--precision", "bf16"], "onnx in bf16 cannot be run here"),
         (["--format", "tensorrt"], "pip install tensorrt"),
     ],

@@ -1,4 +1,4 @@
-"""export.py --quantize: the int8 file beside the ONNX file, its pictures, and what it lacks."""
+"""export.py --quantize: the int8 file beside the ONNX file, its images, and what it lacks."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from data import run_images
 from data.builder import open_data
-from data.phantom.radiographs import draw_pictures, save_png
+from data.phantom.radiographs import draw_images, save_png
 from data.splits.assignment import write_split
 from deployment.onnx_format import open_onnx, read_metadata
 from models.saved_model import load_model
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run's folder with pictures and a split.csv: pictures 1 and 4 are tested on."""
+    """A run's folder with images and a split.csv: images 1 and 4 are tested on."""
     folder = tmp_path_factory.mktemp("run")
     save_model(folder / "best_model.pth")
     (folder / "data").mkdir()
     rows = ["image,labels,patient_id"]
-    for i, drawn in enumerate(draw_pictures(6, 64)):
+    for i, drawn in enumerate(draw_images(6, 64)):
         save_png(folder / "data" / f"{i}.png", drawn.image)
         rows.append(f"{i}.png,{NAMES[i % 3]},{i}")
     (folder / "data" / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
@@ -35,24 +35,24 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_static_with_the_runs_training_pictures(run, capsys, monkeypatch):
+def test_static_with_the_runs_training_images(run, capsys, monkeypatch):
     seen = []
-    original = run_images.training_pictures
+    original = run_images.training_images
 
     def watched(*arguments):
-        for picture in original(*arguments):
-            seen.append(picture)
-            yield picture
+        for image in original(*arguments):
+            seen.append(image)
+            yield image
 
-    monkeypatch.setattr(run_images, "training_pictures", watched)
+    monkeypatch.setattr(run_images, "training_images", watched)
     code, said, problems = run_export(capsys, run, "--quantize", "static", "--calibration-count", 2)
     assert code == 0, problems
     target = run / "best_model.int8.onnx"
     assert f"{target}: int8 static" in said and "is to be measured" in said
-    assert [picture.shape for picture in seen] == [(1, 3, 32, 32)] * 2  # of three
+    assert [image.shape for image in seen] == [(1, 3, 32, 32)] * 2  # of three
     assert json.loads(read_metadata(target)["classes"]) == NAMES
-    pictures = np.concatenate(seen)
-    difference = np.abs(open_onnx(target)(pictures) - open_onnx(run / "best_model.onnx")(pictures)).max()
+    images = np.concatenate(seen)
+    difference = np.abs(open_onnx(target)(images) - open_onnx(run / "best_model.onnx")(images)).max()
     print(f"int8 against fp32: {difference:.4f}")
     assert 0 < difference < 0.1
 

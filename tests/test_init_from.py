@@ -31,15 +31,15 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(folder) -> Path:
+def images(folder) -> Path:
     """Three classes."""
-    return helpers.write_class_folders(folder / "pictures")
+    return helpers.write_class_folders(folder / "images")
 
 
 @pytest.fixture(scope="module")
-def first(folder, pictures) -> Path:
+def first(folder, images) -> Path:
     """best_model.pth of a run on three classes."""
-    assert helpers.run_main(helpers.arguments(pictures, folder, "first", **QUIET)) == 0
+    assert helpers.run_main(helpers.arguments(images, folder, "first", **QUIET)) == 0
     return folder / "first" / "best_model.pth"
 
 
@@ -67,8 +67,8 @@ def test_fine_tuning_on_other_classes(first, folder):
     assert helpers.run_main(["--resume", folder / "tuned", "--set", "TRAIN.epochs=2"]) == 0
 
 
-def test_fine_tuning_on_the_same_classes_keeps_the_head(first, pictures, folder):
-    args = helpers.arguments(pictures, folder, "again", **QUIET | STILL, MODEL__init_from=first)
+def test_fine_tuning_on_the_same_classes_keeps_the_head(first, images, folder):
+    args = helpers.arguments(images, folder, "again", **QUIET | STILL, MODEL__init_from=first)
     assert helpers.run_main(args) == 0
     before, after = parameters_of(first), parameters_of(folder / "again" / "last.pth")
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
@@ -83,8 +83,8 @@ def test_fine_tuning_on_the_same_classes_keeps_the_head(first, pictures, folder)
         ({"MODEL__pretrained": "backbone.pth"}, "set one of them"),
     ],
 )
-def test_what_cannot_be_begun_from_is_one_error(settings, words, first, pictures, folder, capsys):
-    args = helpers.arguments(pictures, folder, "refused", **{**QUIET, "MODEL__init_from": first, **settings})
+def test_what_cannot_be_begun_from_is_one_error(settings, words, first, images, folder, capsys):
+    args = helpers.arguments(images, folder, "refused", **{**QUIET, "MODEL__init_from": first, **settings})
     assert helpers.run_main(args) == 2
     message = capsys.readouterr().err
     assert "MODEL.init_from" in message and words in message and "Traceback" not in message

@@ -1,4 +1,4 @@
-"""A run of ten epochs: memory is flat after the first ones, and work is so many reads and steps a picture and epoch."""
+"""A run of ten epochs: memory is flat after the first ones, and work is so many reads and steps an image and epoch."""
 
 import csv
 import gc
@@ -63,12 +63,12 @@ def measured(figures: Path, traced: bool):
     return patch
 
 
-def run(tmp_path: Path, harness, pictures: int, epochs: int, traced: bool = False, **settings) -> list[dict]:
-    """Figures after each epoch of a run, and how many pictures its splits have in 'train', 'val'."""
-    name = f"{pictures}x{epochs}"
-    data = tmp_path / f"data{pictures}"
+def run(tmp_path: Path, harness, images: int, epochs: int, traced: bool = False, **settings) -> list[dict]:
+    """Figures after each epoch of a run, and how many images its splits have in 'train', 'val'."""
+    name = f"{images}x{epochs}"
+    data = tmp_path / f"data{images}"
     if not data.exists():
-        harness.write_phantom(data, pictures, 64)
+        harness.write_phantom(data, images, 64)
     figures = tmp_path / f"{name}.json"
     harness.undisturbed(
         data, tmp_path / name, SETTINGS | {"TRAIN.epochs": epochs, **settings}, measured(figures, traced)
@@ -88,15 +88,15 @@ def test_memory_is_flat_after_the_first_epochs(tmp_path, harness, traced):
         assert growth < allowed
 
 
-def test_work_is_linear_in_pictures_and_epochs(tmp_path, harness):
-    """Nothing is read or done more often as a run goes on, and nothing for every pair of pictures."""
-    for pictures, epochs in ((20, 4), (40, 2)):
-        found = run(tmp_path, harness, pictures, epochs)
-        with (tmp_path / f"{pictures}x{epochs}" / "split.csv").open(newline="") as file:
+def test_work_is_linear_in_images_and_epochs(tmp_path, harness):
+    """Nothing is read or done more often as a run goes on, and nothing for every pair of images."""
+    for images, epochs in ((20, 4), (40, 2)):
+        found = run(tmp_path, harness, images, epochs)
+        with (tmp_path / f"{images}x{epochs}" / "split.csv").open(newline="") as file:
             splits = Counter(row["split"] for row in csv.DictReader(file))
         looked_at = splits["train"]  # once, for the checkpoint's description; at most 64
         steps = math.ceil(math.ceil(splits["train"] / BATCH) / WINDOW)
         for epoch, figures in enumerate(found, 1):
             assert figures["reads"] == looked_at + epoch * (splits["train"] + splits["val"])
             assert figures["steps"] == epoch * steps
-        print(f"{pictures} pictures, {epochs} epochs: {found[-1]['reads']} reads, {found[-1]['steps']} steps")
+        print(f"{images} images, {epochs} epochs: {found[-1]['reads']} reads, {found[-1]['steps']} steps")

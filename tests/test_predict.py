@@ -21,7 +21,7 @@ from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from evaluation.calibration import Calibration
 from evaluation.operating_points import OperatingPoint
-from inference.views import PICTURE_VIEWS, show
+from inference.views import IMAGE_VIEWS, show
 from models import HybridMedNet
 from models.saved_model import load_model
 from tests.data.readers import bad_images
@@ -125,15 +125,15 @@ def test_twice_the_same_bytes_whatever_the_random_state(phantom, checkpoint, tmp
     assert len(contents) == 1
 
 
-def by_hand(path: Path, pictures: list[Path], views=PICTURE_VIEWS[:1]) -> np.ndarray:
-    """Logits of a file's model, picture by picture and view by view."""
+def by_hand(path: Path, images: list[Path], views=IMAGE_VIEWS[:1]) -> np.ndarray:
+    """Logits of a file's model, image by image and view by view."""
     saved = load_model(path)
     backbone = saved.model.backbone
     preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
     found = []
     with torch.no_grad():
-        for picture in pictures:
-            x = torch.from_numpy(preprocess(cv2.imread(str(picture), cv2.IMREAD_UNCHANGED)))[None]
+        for image in images:
+            x = torch.from_numpy(preprocess(cv2.imread(str(image), cv2.IMREAD_UNCHANGED)))[None]
             found.append(np.mean([saved.model(show(x, view))[0].double().numpy() for view in views], axis=0))
     return np.array(found)
 
@@ -153,16 +153,16 @@ def test_an_ensemble_with_views_is_the_mean_by_hand(phantom, checkpoint, tmp_pat
         seed=1,
         operating_point=point.as_dict(),
     )
-    pictures = sorted((phantom / "images").iterdir())[:2]
-    rows = run(tmp_path / "out", *pictures, "--checkpoint", checkpoint, other, "--tta")
-    one, two = (by_hand(path, pictures, PICTURE_VIEWS) for path in (checkpoint, other))
+    images = sorted((phantom / "images").iterdir())[:2]
+    rows = run(tmp_path / "out", *images, "--checkpoint", checkpoint, other, "--tta")
+    one, two = (by_hand(path, images, IMAGE_VIEWS) for path in (checkpoint, other))
     want = (1 / (1 + np.exp(-one)) + calibration.probabilities(two)[:, ::-1]) / 2
     difference = np.abs(probabilities(rows, names[::-1]) - want).max()
     print(f"largest difference to the hand loop: {difference:.1e}")
     assert difference < 1e-6
     content = said(tmp_path / "out")
     assert [model["calibrated"] for model in content["models"]] == [False, True]
-    assert content["threshold_source"] == "means of 1 of 2 models (youden, chosen on val (5 pictures))"
+    assert content["threshold_source"] == "means of 1 of 2 models (youden, chosen on val (5 images))"
     assert set(content["thresholds"].values()) == {0.2} and content["test_time_augmentation"] is True
 
 
@@ -171,19 +171,19 @@ def test_the_operating_point_of_the_file(phantom, checkpoint, tmp_path, capsys):
     calibration = Calibration("temperature", False, (0.5,) * 14, (0.0,) * 14, ("",) * 14)
     point = OperatingPoint(thresholds, "f1", "val", 7, calibration)
     path = write_model(tmp_path / "x.pth", phantom, operating_point=point.as_dict())
-    picture = sorted((phantom / "images").iterdir())[0]
-    (row,) = run(tmp_path / "out", picture, "--checkpoint", path)
+    image = sorted((phantom / "images").iterdir())[0]
+    (row,) = run(tmp_path / "out", image, "--checkpoint", path)
     names = load_model(path).class_names
-    chances = 1 / (1 + np.exp(-by_hand(path, [picture])[0] / 2))
+    chances = 1 / (1 + np.exp(-by_hand(path, [image])[0] / 2))
     np.testing.assert_allclose(probabilities([row], names)[0], chances, atol=1e-6)
     limits = (0.5, *thresholds[1:])
     want = [name for name, p, limit in zip(names, chances, limits) if p >= limit]
     assert want and row["findings"].split("|") == want
-    assert said(tmp_path / "out")["pictures"][0]["findings"] == want
-    assert "f1, chosen on val (7 pictures); 0.5 where it was undefined" in said(tmp_path / "out")["threshold_source"]
+    assert said(tmp_path / "out")["images"][0]["findings"] == want
+    assert "f1, chosen on val (7 images); 0.5 where it was undefined" in said(tmp_path / "out")["threshold_source"]
     shown = capsys.readouterr().out
-    assert shown.count("  finding\n") == len(want) and "1 picture: 1 predicted" in shown
-    (row,) = run(tmp_path / "out", picture, "--checkpoint", path, "--threshold", 0)
+    assert shown.count("  finding\n") == len(want) and "1 image: 1 predicted" in shown
+    (row,) = run(tmp_path / "out", image, "--checkpoint", path, "--threshold", 0)
     assert row["findings"].split("|") == list(names)
 
 
@@ -218,7 +218,7 @@ def test_bad_files_are_rows_among_good_ones(phantom, checkpoint, tmp_path):
     assert [row["image"] for row in rows] == sorted([path.name for path in good] + bad)
     for row in rows:
         assert bool(row["error"]) == (row["image"] in bad) == (row["probability Edema"] == "")
-    assert said(tmp_path / "out")["counts"] == {"pictures": 7, "predicted": 3, "errors": 4, "warnings": 0}
+    assert said(tmp_path / "out")["counts"] == {"images": 7, "predicted": 3, "errors": 4, "warnings": 0}
     run(tmp_path / "out", *(folder / name for name in bad), "--checkpoint", checkpoint, code=2)
     assert said(tmp_path / "out")["counts"]["predicted"] == 0
 
@@ -233,7 +233,7 @@ def test_dicom_and_jpeg(phantom, checkpoint, tmp_path):
 
 
 def test_a_hostile_table(phantom, checkpoint, tmp_path, capsys):
-    folder = tmp_path / "films"
+    folder = tmp_path / "images"
     (folder / "images").mkdir(parents=True)
     name = "=cmd()|x.png"
     (folder / "images" / name).write_bytes(sorted((phantom / "images").iterdir())[0].read_bytes())
@@ -250,7 +250,7 @@ def test_a_hostile_table(phantom, checkpoint, tmp_path, capsys):
 # ---- warnings
 
 
-def test_training_pictures_give_no_warning_and_others_do(phantom, checkpoint, tmp_path):
+def test_training_images_give_no_warning_and_others_do(phantom, checkpoint, tmp_path):
     rows = run(tmp_path / "out", phantom / "labels.csv", "--checkpoint", checkpoint)
     assert {row["warnings"] for row in rows} == {""}
     odd = tmp_path / "odd"
@@ -276,17 +276,17 @@ def test_training_pictures_give_no_warning_and_others_do(phantom, checkpoint, tm
 
 
 def test_heatmaps_of_findings_or_of_the_likeliest(phantom, checkpoint, tmp_path, drawing):
-    picture = sorted((phantom / "images").iterdir())[0]
+    image = sorted((phantom / "images").iterdir())[0]
     with drawing():
-        run(tmp_path, picture, "--checkpoint", checkpoint, checkpoint, "--heatmaps", "--threshold", 1)
-    (row,) = said(tmp_path)["pictures"]
+        run(tmp_path, image, "--checkpoint", checkpoint, checkpoint, "--heatmaps", "--threshold", 1)
+    (row,) = said(tmp_path)["images"]
     likeliest = max(row["probabilities"], key=row["probabilities"].get)
     assert row["findings"] == [] and row["heatmaps"] == [f"heatmaps/00000_1_{likeliest}.png"]
-    with Image.open(tmp_path / row["heatmaps"][0]) as image:
-        assert image.width > 400 and len(image.convert("RGB").getcolors(2**20)) > 300
+    with Image.open(tmp_path / row["heatmaps"][0]) as opened:
+        assert opened.width > 400 and len(opened.convert("RGB").getcolors(2**20)) > 300
     second = sorted(row["probabilities"].values())[-2]
-    run(tmp_path, picture, "--checkpoint", checkpoint, "--heatmaps", "layer_cam", "--threshold", second - 1e-9)
-    (row,) = said(tmp_path)["pictures"]
+    run(tmp_path, image, "--checkpoint", checkpoint, "--heatmaps", "layer_cam", "--threshold", second - 1e-9)
+    (row,) = said(tmp_path)["images"]
     assert len(row["heatmaps"]) == len(row["findings"]) == 2
     assert all((tmp_path / name).is_file() for name in row["heatmaps"])
 
@@ -303,16 +303,16 @@ def test_volumes(tmp_path):
     table.write_text("\n".join((data / "labels.csv").read_text("utf-8").splitlines()[:3]) + "\n", "utf-8")
     rows = run(tmp_path / "out", table, "--checkpoint", path, "--heatmaps", "--threshold", 1)
     assert len(rows) == 2 and all(row["error"] == row["warnings"] == "" for row in rows)
-    for picture in said(tmp_path / "out")["pictures"]:
-        assert [(tmp_path / "out" / name).is_file() for name in picture["heatmaps"]] == [True]
+    for image in said(tmp_path / "out")["images"]:
+        assert [(tmp_path / "out" / name).is_file() for name in image["heatmaps"]] == [True]
 
 
 def test_exclusive_and_hierarchical_models(phantom, tmp_path):
     for name in ("yes", "no", "perhaps"):
         (tmp_path / "classes" / name).mkdir(parents=True)
-    for index, picture in enumerate(sorted((phantom / "images").iterdir())[:12]):
-        place = tmp_path / "classes" / ("yes", "no", "perhaps")[index % 3] / picture.name
-        place.write_bytes(picture.read_bytes())
+    for index, image in enumerate(sorted((phantom / "images").iterdir())[:12]):
+        place = tmp_path / "classes" / ("yes", "no", "perhaps")[index % 3] / image.name
+        place.write_bytes(image.read_bytes())
     path = write_model(tmp_path / "e.pth", tmp_path / "classes")
     rows = run(tmp_path / "out", tmp_path / "classes", "--checkpoint", path)
     chances = probabilities(rows, ("no", "perhaps", "yes"))
@@ -333,13 +333,13 @@ def test_a_file_of_the_previous_release(phantom, tmp_path, capsys):
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     torch.save({"epoch": 7, "model_state_dict": recipe.state_dict("resnet34/flat")}, tmp_path / "old.pth")
-    picture = sorted((phantom / "images").iterdir())[0]
-    (row,) = run(tmp_path / "out", picture, "--checkpoint", tmp_path / "old.pth", "--set", "DATA.image_size=64")
+    image = sorted((phantom / "images").iterdir())[0]
+    (row,) = run(tmp_path / "out", image, "--checkpoint", tmp_path / "old.pth", "--set", "DATA.image_size=64")
     assert row["error"] == "" and "probability class 14" in row
     (model,) = said(tmp_path / "out")["models"]
     assert model["source"] == "previous release" and model["preprocessing"].startswith("as its settings")
     told = capsys.readouterr().err
-    for words in ("does not name its classes", "does not say how pictures", "does not describe its training pictures"):
+    for words in ("does not name its classes", "does not say how images", "does not describe its training images"):
         assert words in told
 
 

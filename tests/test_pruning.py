@@ -27,8 +27,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
     """best_model.pth of the network to prune."""
-    write_class_folders(folder / "pictures")
-    assert run_main(arguments(folder / "pictures", folder, "whole", **SMALL)) == 0
+    write_class_folders(folder / "images")
+    assert run_main(arguments(folder / "images", folder, "whole", **SMALL)) == 0
     return folder / "whole" / "best_model.pth"
 
 
@@ -39,7 +39,7 @@ def zeros(weights: dict) -> dict:
 @pytest.mark.parametrize("method", [pytest.param("unstructured", marks=pytest.mark.slow), "structured"])
 def test_fine_tuned_resumed_and_read_again(method, whole, folder, capsys):
     pruning = {"MODEL__init_from": whole, "TRAIN__pruning.method": method, "TRAIN__pruning.amount": 0.5}
-    assert run_main(arguments(folder / "pictures", folder, method, **{**SMALL, **pruning})) == 0
+    assert run_main(arguments(folder / "images", folder, method, **{**SMALL, **pruning})) == 0
     said = capsys.readouterr().err
     assert ("pruned 50.0 %" if method == "unstructured" else "channels taken out: ") in said
     first = load_checkpoint(folder / method / "last.pth")

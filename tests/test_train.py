@@ -117,7 +117,7 @@ def metrics_of(folder: Path) -> list[dict]:
     """Without what the clock and the machine put in."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "waiting_for_data", "memory_mib")}
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "waiting_for_data", "memory_mib")}
         for r in rows
     ]
 
@@ -168,9 +168,9 @@ def test_checkpoints_need_nothing_else(run, name):
     assert content["split_sha256"] in (run / "split.csv").read_text()
     model = HybridMedNet(Config(**content["config"]))
     model.load_state_dict(content["model"])
-    picture = np.full((SIZE, SIZE), 128, np.uint8)
+    image = np.full((SIZE, SIZE), 128, np.uint8)
     with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(preprocess(picture))[None])
+        logits = model.eval()(torch.from_numpy(preprocess(image))[None])
     assert logits.shape == (1, 14) and logits.isfinite().all()
 
 
@@ -186,8 +186,8 @@ def test_the_test_score_is_that_of_the_best_model(run, phantom):
     model, preprocess = HybridMedNet(Config(**content["config"])).eval(), Preprocess.from_dict(content["preprocessing"])
     model.load_state_dict(content["model"])
     with torch.no_grad():
-        pictures = torch.stack([torch.from_numpy(preprocess(catalogue.read(i))) for i in rows])
-        scores = model(pictures).double().sigmoid().numpy()
+        images = torch.stack([torch.from_numpy(preprocess(catalogue.read(i))) for i in rows])
+        scores = model(images).double().sigmoid().numpy()
     targets = catalogue.label_matrix()[rows]
     result = metrics_of(run)[-1]
     expected = [roc_auc_score(t, s) for t, s in zip(targets.T, scores.T) if 0 < t.sum() < len(t)]
@@ -233,7 +233,7 @@ def test_auto_is_probed_once_and_written_out(phantom, tmp_path, monkeypatch):
 
 
 def write_class_folders(root: Path) -> Path:
-    """Three kinds of picture: dark, bright, striped."""
+    """Three kinds of image: dark, bright, striped."""
     for number, name in enumerate(("bright", "dark", "striped")):
         for index in range(12):
             pixels = np.random.default_rng(100 * number + index).integers(0, 40, (24, 24)).astype(np.uint8)
@@ -337,7 +337,7 @@ def complaint(phantom, tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def scarce(monkeypatch) -> list[int]:
-    """Memory for two pictures in training; the sizes of all batches that were tried."""
+    """Memory for two images in training; the sizes of all batches that were tried."""
     whole, sizes = HybridMedNet.forward, []
 
     def forward(self, x):
@@ -384,7 +384,7 @@ def test_an_unknown_backbone(complaint):
 def test_an_unknown_backbone_is_told_before_any_data_are_opened(complaint, tmp_path):
     message = complaint(args=["--set", "MODEL.backbone=convnxt_tiny"])
     assert "did you mean 'convnext_tiny'?" in message
-    assert list(tmp_path.iterdir()) == [], "no sample pictures were drawn, no run was begun"
+    assert list(tmp_path.iterdir()) == [], "no sample images were drawn, no run was begun"
 
 
 def test_a_missing_config_file(complaint):

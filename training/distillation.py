@@ -1,4 +1,4 @@
-"""Distillation: a student that learns from labels and from what a trained teacher says of the same pictures."""
+"""Distillation: a student that learns from labels and from what a trained teacher says of the same images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Teacher:
     """A trained network that is asked and never changed: in eval mode, without gradients, in the student's precision.
 
     columns: for each class of the student, its place among the teacher's. scale, shift: [C, 1, …], what brings the
-    student's pictures to the teacher's normalisation; None where it is the same.
+    student's images to the teacher's normalisation; None where it is the same.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
-        """The student's pictures [B, C, *spatial] → float32 logits [B, K] in the student's order of classes."""
+        """The student's images [B, C, *spatial] → float32 logits [B, K] in the student's order of classes."""
         if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
         with self.precision.autocast():
@@ -61,7 +61,7 @@ class Teacher:
 class DistillationLoss:
     """(1 − w) · labels + w · T² · soft targets, as sums and counts like TrainingLoss, which it takes the place of.
 
-    labels: the loss without a teacher, hierarchical or not. The teacher speaks of all classes of all pictures, so of
+    labels: the loss without a teacher, hierarchical or not. The teacher speaks of all classes of all images, so of
     those too whose labels are unknown. weight: w; temperature: T.
     """
 
@@ -103,7 +103,7 @@ def teacher_of(
 ) -> Teacher:
     """A Teacher out of what models.saved_model.load_model gives, for a student's classes and preprocessing.
 
-    Classes are matched by name, in whatever order; a teacher of findings may know more of them. Its pictures must be
+    Classes are matched by name, in whatever order; a teacher of findings may know more of them. Its images must be
     prepared as the student's are, but for mean and standard deviation, which are converted.
     Raises ConfigError where the two do not fit, naming what differs.
     """
@@ -141,12 +141,12 @@ def _conversion(
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """(scale, shift) [C, 1, …] with x_teacher = x · scale + shift; (None, None) where there is nothing to convert."""
     if teachers is None:
-        raise ConfigError("LOSS.teacher does not say how its pictures were prepared")
+        raise ConfigError("LOSS.teacher does not say how its images were prepared")
     differing = [key for key in own if key not in ("mean", "std") and _plain(teachers.get(key)) != _plain(own[key])]
     if differing:
         pairs = ", ".join(f"{key} {teachers.get(key)} instead of {own[key]}" for key in differing)
         raise ConfigError(
-            f"LOSS.teacher sees other pictures than the student ({pairs}): train one of them with the other's DATA "
+            f"LOSS.teacher sees other images than the student ({pairs}): train one of them with the other's DATA "
             "settings"
         )
     if _plain(teachers["mean"]) == _plain(own["mean"]) and _plain(teachers["std"]) == _plain(own["std"]):

@@ -57,7 +57,7 @@ class _Piece:
 class Evaluator:
     """Runs a model over a split; needs no Trainer.
 
-    model: pictures → logits, or (coarse, fine) logits; on its device. progress: see Progress.
+    model: images → logits, or (coarse, fine) logits; on its device. progress: see Progress.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes scores by rounding at
     most; adapt: False where that shall be a TrainingError.
     """
@@ -82,7 +82,7 @@ class Evaluator:
     def __call__(self, loader, title: str, should_stop: Callable[[], int] = lambda: 0) -> Predictions | None:
         """None where should_stop() gave a signal's number.
 
-        Raises TrainingError where there is nothing to score, the model gives NaN, or one picture does not fit.
+        Raises TrainingError where there is nothing to score, the model gives NaN, or one image does not fit.
         """
         self.model.eval()
         pieces: list[_Piece] = []
@@ -99,7 +99,7 @@ class Evaluator:
         return self._predictions(pieces, title)
 
     def _begun(self, loader, title: str) -> Iterator[_Begun | None]:
-        """Each batch as soon as the device has been told what to do; None for one without pictures."""
+        """Each batch as soon as the device has been told what to do; None for one without images."""
         batches = (batch for _, batch in loader.epoch(0))
         for batch, sent in sent_ahead(batches, self._send, self.device):
             if batch is None:
@@ -137,7 +137,7 @@ class Evaluator:
         if before == 1 or not self.adapt:
             advice = "set TRAIN.on_oom=adapt, lower TRAIN.batch_size, " if before > 1 else ""
             raise TrainingError(
-                f"out of memory in {title} with {before} pictures at a time ({failure}): {advice}a smaller "
+                f"out of memory in {title} with {before} images at a time ({failure}): {advice}a smaller "
                 "DATA.image_size or MODEL.backbone takes less"
             )
         self.splits *= 2
@@ -146,10 +146,10 @@ class Evaluator:
 
     def _predictions(self, pieces: list[_Piece], title: str) -> Predictions:
         if not pieces:
-            raise TrainingError(f"{title}: not one picture of this split could be read")
+            raise TrainingError(f"{title}: not one image of this split could be read")
         scores, targets, mask, index = (np.concatenate(column) for column in zip(*(piece.rows for piece in pieces)))
         if not np.isfinite(scores).all():
-            raise TrainingError(f"{title}: the model gives NaN for {int((~np.isfinite(scores)).any(1).sum())} pictures")
+            raise TrainingError(f"{title}: the model gives NaN for {int((~np.isfinite(scores)).any(1).sum())} images")
         losses = [part for piece in pieces for part in piece.losses]
         sums = {name: torch.tensor(sum(part[name] for part in losses)) for name in losses[0]}
         counts = {name: sum(piece.counts[name] for piece in pieces) for name in pieces[0].counts}

@@ -1,7 +1,7 @@
 """Out of memory: noticed, and answered by smaller micro-batches and recomputation, of which the result is the same.
 
 A window that did not fit is undone and done again. First its micro-batches are halved, then gradient checkpointing is
-switched on, then they are halved down to single pictures. The loss is divided by the window's number of valid labels,
+switched on, then they are halved down to single images. The loss is divided by the window's number of valid labels,
 so the optimizer step does not depend on the cut; batch normalisation does: its statistics are those of the smaller
 micro-batches, as if TRAIN.batch_size had been lowered (MODEL.norm=group does not depend on it).
 """
@@ -51,7 +51,7 @@ class Adaptation:
         self.checkpointing = ""  # what came of switching it on, once that was tried
 
     def adapt(self, state: TrainerState, size: int, failure: str) -> None:
-        """Go one step down from what failed on batches of `size` pictures, and say so.
+        """Go one step down from what failed on batches of `size` images, and say so.
 
         Raises TrainingError where that is not allowed, or where there is no further step.
         """
@@ -79,8 +79,8 @@ class Adaptation:
             *(failure, *sizes, *steps, size * self.accumulation_steps, note),
         )
 
-    def _recompute(self, state: TrainerState, pictures: int) -> bool:
-        """Switch checkpointing on, planned for so many pictures; False where it is on or cannot be."""
+    def _recompute(self, state: TrainerState, images: int) -> bool:
+        """Switch checkpointing on, planned for so many images; False where it is on or cannot be."""
         model, name = self.model, "gradient checkpointing"
         if not isinstance(model, Checkpointable):
             self.checkpointing = f"{name} is not possible: {type(model).__name__} has no list of blocks"
@@ -88,19 +88,19 @@ class Adaptation:
             self.checkpointing = f"{name} is on already"
         else:
             try:
-                plan = model.enable_gradient_checkpointing(batch_size=pictures, autocast=self.autocast)
+                plan = model.enable_gradient_checkpointing(batch_size=images, autocast=self.autocast)
             except ModelError as error:
                 self.checkpointing = f"{name} is not possible: {error}"
                 return False
             if plan.runs:
                 self.checkpointing = f"{name} switched on: {plan}"
-                state.recomputation = pictures
+                state.recomputation = images
                 return True
             self.checkpointing = f"{name} would save nothing"
         return False
 
     def _exhausted(self, size: int, failure: str) -> str:
-        tried = f"a batch of {size} was cut into single pictures" if size > 1 else "the batch is a single picture"
+        tried = f"a batch of {size} was cut into single images" if size > 1 else "the batch is a single image"
         return f"out of memory ({failure}), though {tried}, and {self.checkpointing}: {_SMALLER}"
 
     def resume(self, state: TrainerState) -> None:

@@ -36,7 +36,7 @@ def step_if(optimizer: Optimizer, made: Tensor) -> None:
 class Outcome:
     """What came of one step.
 
-    loss: of its window; norm: of its gradient, before clipping; rate: learning rate; rows: of the window's pictures in
+    loss: of its window; norm: of its gradient, before clipping; rate: learning rate; rows: of the window's images in
     the catalogue, a tensor a micro-batch.
     """
 
@@ -47,7 +47,7 @@ class Outcome:
     rows: Sequence[Tensor] = ()
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return sum(map(len, self.rows))
 
 

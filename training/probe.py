@@ -21,10 +21,10 @@ logger = logging.getLogger("train")
 
 # What another candidate must gain on the prior: noise is not to decide.
 MARGIN = 0.05
-# Timed steps of each candidate at most; a CPU has fewer pictures in each, or fewer steps, to keep to these seconds.
+# Timed steps of each candidate at most; a CPU has fewer images in each, or fewer steps, to keep to these seconds.
 ROUNDS, SECONDS = 5, 10.0
 # In a step of a probe on a CPU at most.
-CPU_PICTURES, CPU_VOLUMES = 4, 1
+CPU_IMAGES, CPU_VOLUMES = 4, 1
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Measured:
     """Median seconds of a step by candidate, those that failed left out; what that took in all."""
 
     medians: dict[Candidate, float]
-    pictures: int
+    images: int
     rounds: int
     seconds: float
 
     def __str__(self) -> str:
         fastest_first = sorted(self.medians.items(), key=lambda item: item[1])
-        times = ", ".join(f"{one.name} {1e3 * taken / self.pictures:.3g} ms" for one, taken in fastest_first)
-        return f"{times} a picture (steps of {self.pictures}, {self.rounds} each, {self.seconds:.1f} s)"
+        times = ", ".join(f"{one.name} {1e3 * taken / self.images:.3g} ms" for one, taken in fastest_first)
+        return f"{times} an image (steps of {self.images}, {self.rounds} each, {self.seconds:.1f} s)"
 
 
 def probe_shape(device: torch.device, batch_size: int, channels: int, image_shape: Sequence[int]) -> tuple[int, ...]:
-    """[B, channels, *image_shape] of a probe: the real batch, but few pictures on a CPU."""
-    few = CPU_PICTURES if len(image_shape) == 2 else CPU_VOLUMES
+    """[B, channels, *image_shape] of a probe: the real batch, but few images on a CPU."""
+    few = CPU_IMAGES if len(image_shape) == 2 else CPU_VOLUMES
     return (min(batch_size, few) if device.type == "cpu" else batch_size, channels, *image_shape)
 
 
@@ -76,7 +76,7 @@ def choose_fastest(
     """The candidate whose training steps take the least time; the prior where none gains MARGIN on it.
 
     model: on its device; copies of it are timed, so that it stays as it is, and so does the random state. shape: of the
-    pictures, [B, C, *spatial]. What fails, or does not fit into memory, is out of the running, with a warning; where
+    images, [B, C, *spatial]. What fails, or does not fit into memory, is out of the running, with a warning; where
     nothing is left, the prior is taken. One candidate is not timed. clock: seconds.
     """
     if len(candidates) == 1:
@@ -108,63 +108,63 @@ def measure(
 ) -> Measured:
     """Median seconds of a training step of each candidate, taken in turns after one that does not count.
 
-    On a CPU that one is of a single picture, and says how many of shape[0] pictures and rounds fit into SECONDS.
+    On a CPU that one is of a single image, and says how many of shape[0] images and rounds fit into SECONDS.
     The model is used by copies only; the random state is put back.
     """
     device, random, begin = next(model.parameters()).device, random_state(), clock()
-    pictures = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device)
     steps = _Steps(model, clock)
     try:
-        warm = _round(steps, candidates, pictures[:1] if device.type == "cpu" else pictures)
+        warm = _round(steps, candidates, images[:1] if device.type == "cpu" else images)
         if device.type == "cpu":
-            pictures = pictures[: _fitting(sum(warm.values()), len(pictures))]
-        medians, rounds = _rounds(steps, list(warm), pictures, begin + SECONDS)
+            images = images[: _fitting(sum(warm.values()), len(images))]
+        medians, rounds = _rounds(steps, list(warm), images, begin + SECONDS)
     finally:
         set_random_state(random)
         del steps
         free_memory(device)
         if device.type == "cuda":  # the figures of the run are its own
             torch.cuda.reset_peak_memory_stats(device)
-    return Measured(medians, len(pictures), rounds, clock() - begin)
+    return Measured(medians, len(images), rounds, clock() - begin)
 
 
 def _fitting(seconds: float, most: int) -> int:
-    """Pictures a step, 1 to most, so that ROUNDS fit where a round of single pictures takes so many seconds."""
+    """Images a step, 1 to most, so that ROUNDS fit where a round of single images takes so many seconds."""
     return max(1, min(most, int(SECONDS / (ROUNDS * max(seconds, 1e-9)))))
 
 
 def _rounds(
-    steps: _Steps, candidates: Sequence[Candidate], pictures: Tensor, end: float
+    steps: _Steps, candidates: Sequence[Candidate], images: Tensor, end: float
 ) -> tuple[dict[Candidate, float], int]:
     """(median seconds of candidates that never failed, steps each): ROUNDS, or one and what fits before the end."""
     taken: list[dict[Candidate, float]] = []
     longest = 0.0
     while candidates and len(taken) < ROUNDS and (not taken or steps.clock() + longest <= end):
-        taken.append(_round(steps, candidates, pictures))
+        taken.append(_round(steps, candidates, images))
         candidates = list(taken[-1])
         longest = max(longest, sum(taken[-1].values()))
     return {one: statistics.median(row[one] for row in taken) for one in candidates}, len(taken)
 
 
-def _round(steps: _Steps, candidates: Sequence[Candidate], pictures: Tensor) -> dict[Candidate, float]:
+def _round(steps: _Steps, candidates: Sequence[Candidate], images: Tensor) -> dict[Candidate, float]:
     """Seconds of a step of each candidate, those that fail left out."""
-    taken = ((one, _attempted(steps, one, pictures)) for one in candidates)
+    taken = ((one, _attempted(steps, one, images)) for one in candidates)
     return {one: seconds for one, seconds in taken if seconds is not None}
 
 
-def _attempted(steps: _Steps, candidate: Candidate, pictures: Tensor) -> float | None:
+def _attempted(steps: _Steps, candidate: Candidate, images: Tensor) -> float | None:
     """Seconds of a step; None, after a warning, where it fails."""
     reason = ""
     with Attempt() as attempt:
         try:
-            return steps.seconds(candidate, pictures)
+            return steps.seconds(candidate, images)
         except HybridMedNetError:
             raise
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:200]
-    steps.forget(pictures.device)
+    steps.forget(images.device)
     logger.warning("probe: %s is left out: %s", candidate.name, reason or f"out of memory ({attempt.failure})")
     return None
 
@@ -179,20 +179,20 @@ class _Steps:
         self.model, self.clock = model, clock
         self.copies: dict[torch.memory_format, nn.Module] = {}
 
-    def seconds(self, candidate: Candidate, pictures: Tensor) -> float:
+    def seconds(self, candidate: Candidate, images: Tensor) -> float:
         """Of the forward pass, the mean square of what it gives, and the backward pass, the device waited for."""
         layout = candidate.memory_format
         if layout not in self.copies:
             self.copies[layout] = copy.deepcopy(self.model).to(memory_format=layout).train()
         network = self.copies[layout]
         network.zero_grad(set_to_none=True)
-        _wait(pictures.device)
+        _wait(images.device)
         begin = self.clock()
         with torch.enable_grad(), candidate.precision.autocast():
-            outputs = network(pictures.to(memory_format=layout))
+            outputs = network(images.to(memory_format=layout))
         parts = (outputs,) if isinstance(outputs, Tensor) else outputs
         torch.stack([part.float().square().mean() for part in parts]).sum().backward()
-        _wait(pictures.device)
+        _wait(images.device)
         seconds = self.clock() - begin
         network.zero_grad(set_to_none=True)
         return seconds

@@ -55,11 +55,11 @@ def _batch_size(before: Any, config: Config) -> int:
 
 
 def _move_batches(trainer: Trainer, old: int, batch_size: int) -> None:
-    """Where the batch size has changed, the epoch goes on at the same picture, or a few before it."""
+    """Where the batch size has changed, the epoch goes on at the same image, or a few before it."""
     sums = trainer.state.sums
     if old == batch_size or not sums.batches:
         return
-    pictures = sums.batches * old
-    sums.batches = pictures // batch_size
-    again = pictures - sums.batches * batch_size
-    logger.warning("the epoch goes on at picture %d; %d pictures are seen twice in it", pictures - again, again)
+    images = sums.batches * old
+    sums.batches = images // batch_size
+    again = images - sums.batches * batch_size
+    logger.warning("the epoch goes on at image %d; %d images are seen twice in it", images - again, again)

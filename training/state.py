@@ -22,7 +22,7 @@ class EpochSums:
     loss: float = 0.0
     steps: int = 0
     skipped: int = 0
-    pictures: int = 0
+    images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
 

@@ -58,7 +58,7 @@ class TrainerOptions:
 class Trainer:
     """Trains a model on batches; knows nothing of files, configs or architectures.
 
-    model: pictures → logits, or (coarse, fine) logits. should_stop() gives the number of a signal, or 0.
+    model: images → logits, or (coarse, fine) logits. should_stop() gives the number of a signal, or 0.
     on_step(global_step, figures) and on_epoch(trainer, record, is_best) are told what happened; save(trainer) is
     asked to write a checkpoint before the loop leaves on a signal, and every options.save_every_steps steps.
     """
@@ -82,7 +82,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.state = TrainerState()
         self.pending = PendingSteps()
-        self.picture_names: Callable | None = None  # what a batch's pictures are called, from its index
+        self.image_names: Callable | None = None  # what a batch's images are called, from its index
         self.forward: Callable = model
         adapt = options.on_oom == "adapt"
         self.evaluator = Evaluator(model, loss, precision, class_names, options.memory_format, options.progress, adapt)
@@ -108,7 +108,7 @@ class Trainer:
     def train_epoch(self, loader) -> None:
         """One pass over the training split, or the rest of an interrupted one."""
         self.model.train()
-        self.picture_names = loader.names
+        self.image_names = loader.names
         title = f"epoch {self.state.epoch + 1}/{self.options.epochs}"
         sums = self.state.sums
         bar = Progress(len(loader), title, self.options.progress, self.options.print_freq, sums.batches)
@@ -160,7 +160,7 @@ class Trainer:
         """One optimizer step over the window's micro-batches; False where it is known that it was skipped.
 
         Each term of the loss is divided by the window's number of valid labels, so that the step is the same
-        however the pictures are cut into micro-batches. moved: the window on the device, where it is there already.
+        however the images are cut into micro-batches. moved: the window on the device, where it is there already.
         Nothing here waits for the device but `settle`, every options.read_every steps.
         """
         counts = self._window_counts(window)
@@ -250,7 +250,7 @@ class Trainer:
         self.state.nonfinite_in_a_row = 0
         sums.loss += outcome.loss
         sums.steps += 1
-        sums.pictures += outcome.pictures
+        sums.images += outcome.images
 
     def _count_skip(self, outcome: Outcome) -> None:
         """A window with NaN or Inf, which has changed nothing."""
@@ -262,16 +262,16 @@ class Trainer:
         state = self.state
         state.sums.skipped += 1
         state.nonfinite_in_a_row += not calibrating
-        names = self.picture_names or (lambda index: [])
+        names = self.image_names or (lambda index: [])
         images = [name for rows in outcome.rows for name in names(rows)]
         found = f"loss {outcome.loss:g}, gradient norm {outcome.norm:g}"
         where = f"epoch {state.epoch + 1}, step {state.global_step}: {found}"
         logger.warning("skipped a step that is not finite (%s)", where)
         if state.nonfinite_in_a_row >= self.options.max_nonfinite_steps:
             raise TrainingError(
-                f"{state.nonfinite_in_a_row} steps in a row were not finite ({where}); the last one had the pictures "
+                f"{state.nonfinite_in_a_row} steps in a row were not finite ({where}); the last one had the images "
                 f"{', '.join(images) or 'unknown'}. Lower TRAIN.learning_rate, set TRAIN.mixed_precision=false, "
-                "or look at these pictures"
+                "or look at these images"
             )
 
     # ------------------------------------------------------------------ evaluation
@@ -306,7 +306,7 @@ class Trainer:
         sums = self.state.sums
         seconds = sums.seconds or math.nan
         return {
-            f"{prefix}pictures_per_second": sums.pictures / seconds,
+            f"{prefix}images_per_second": sums.images / seconds,
             f"{prefix}waiting_for_data": sums.waited / seconds,
             f"{prefix}memory_mib": peak_memory_mib(self.device),
         }

@@ -1,4 +1,4 @@
-"""What all pictures of figures share: colours, a figure without pyplot, panels a class, whole files.
+"""What all images of figures share: colours, a figure without pyplot, panels a class, whole files.
 
 matplotlib is imported where it is used, through its object-oriented interface: no pyplot, hence no window, no global
 state and no leak.
@@ -116,7 +116,7 @@ def png(figure: Figure) -> bytes:
 
 
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Save under a temporary name in the same folder, then rename: a reader never sees half a picture."""
+    """Save under a temporary name in the same folder, then rename: a reader never sees half an image."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:

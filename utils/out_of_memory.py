@@ -66,5 +66,5 @@ def cut(batch, parts: int) -> list:
 
 
 def largest_part(size: int, parts: int) -> int:
-    """Pictures in the largest piece that `cut` makes of a batch of `size`."""
+    """Images in the largest piece that `cut` makes of a batch of `size`."""
     return -(-size // min(parts, size))

@@ -10,7 +10,7 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Python, NumPy and torch on all devices. Order and augmentation of pictures do not depend on these."""
+    """Python, NumPy and torch on all devices. Order and augmentation of images do not depend on these."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still use it
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Filling a cache: every picture of a catalogue read once, by as many workers as training has."""
+"""Filling a cache: every image of a catalogue read once, by as many workers as training has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from data.cache.reader import (
     stamps,
     with_reader,
 )
-from data.loading.loaders import BadPictures, EpochBatches, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, UnreadableImages
 from data.study import Catalogue
 from utils.atomic_file import remove, replacing
 from utils.progress import Progress
@@ -43,27 +43,27 @@ _LEAST_CHUNK, _MOST_CHUNKS = 2**26, 64
 
 
 class Builder:
-    """Reads all pictures of a loader's catalogue and hands their bytes to a sink.
+    """Reads all images of a loader's catalogue and hands their bytes to a sink.
 
     loader: of the catalogue to be cached; lends its workers. bad: counts what cannot be read. style: of the progress,
     see `Progress`.
     """
 
-    def __init__(self, loader: PictureLoader, preprocess: AnyPreprocess, bad: BadPictures, style: str) -> None:
+    def __init__(self, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages, style: str) -> None:
         self.catalogue, self.preprocess = loader.dataset.catalogue, preprocess
         self._loader, self._bad, self._style = loader, bad, style
 
     def fill(self, write: Callable[[np.ndarray], Any], check_room: Callable[[int], None]) -> CacheIndex:
-        """write: takes the bytes of each picture, in the order of their offsets. check_room: is told early how many
-        bytes there will be, by pictures from all over the catalogue; raises where they are too many.
+        """write: takes the bytes of each image, in the order of their offsets. check_room: is told early how many
+        bytes there will be, by images from all over the catalogue; raises where they are too many.
 
-        Raises DataError where more pictures cannot be read than is tolerated, or workers fail too often.
+        Raises DataError where more images cannot be read than is tolerated, or workers fail too often.
         """
         count = len(self.catalogue.samples)
         loader = self._encoding_loader()
         size = loader.batches.batch_size
         records, end, told = empty_records(count), 0, False
-        with closing(Progress(count, "decoding pictures", self._style, -(-count // 10), unit="picture")) as progress:
+        with closing(Progress(count, "decoding images", self._style, -(-count // 10), unit="image")) as progress:
             for number, batch in loader.epoch(0):
                 if batch is not None:
                     encoded = split(batch.image.numpy(), len(batch), self.preprocess.size)
@@ -74,14 +74,14 @@ class Builder:
                 progress.advance(min(size, count - number * size))
         return CacheIndex(records, {"unreadable": self._unreadable(records)})
 
-    def _encoding_loader(self) -> PictureLoader:
-        """All rows, each picture as the bytes that are kept; the first batch is from all over the catalogue."""
+    def _encoding_loader(self) -> ImageLoader:
+        """All rows, each image as the bytes that are kept; the first batch is from all over the catalogue."""
         count, encoder = len(self.catalogue.samples), Encoder(self.preprocess)
         first = np.unique(
             np.linspace(0, count - 1, max(1, min(_BATCH, _BATCH_BYTES // encoder.most_bytes))).astype(int)
         )
         rows = np.concatenate([first, np.setdiff1d(np.arange(count), first)])
-        dataset = PictureDataset(self.catalogue, encoder, seed=0)  # type: ignore[arg-type]
+        dataset = ImageDataset(self.catalogue, encoder, seed=0)  # type: ignore[arg-type]
         return self._loader.like(dataset, EpochBatches(rows, len(first), False, 0), self._bad, join=torch.cat)
 
     def _unreadable(self, records: np.ndarray) -> dict[str, str]:
@@ -89,7 +89,7 @@ class Builder:
 
 
 def _append(records: np.ndarray, rows: list[int], encoded: list, end: int, write: Callable[[np.ndarray], Any]) -> int:
-    """Write pictures and their records; returns where the next one begins."""
+    """Write images and their records; returns where the next one begins."""
     for row, (kind, spacing, pixels) in zip(rows, encoded):
         write(pixels)
         record = records[row]
@@ -100,7 +100,7 @@ def _append(records: np.ndarray, rows: list[int], encoded: list, end: int, write
 
 
 def cached_in_memory(builder: Builder) -> Catalogue:
-    """The builder's catalogue, its pictures in memory that all workers share.
+    """The builder's catalogue, its images in memory that all workers share.
 
     Raises ConfigError where they need more than there is, and as `Builder.fill` does.
     """
@@ -117,14 +117,14 @@ def cached_in_memory(builder: Builder) -> Catalogue:
 
     index = builder.fill(sink.write, check_room)
     sink.finish()
-    logger.info("%s pictures are decoded and in memory", f"{len(index.records):,}")
+    logger.info("%s images are decoded and in memory", f"{len(index.records):,}")
     return with_reader(builder.catalogue, CachedReader(index, sink, builder.preprocess.size, "the cache in memory"))
 
 
 def cached_on_disk(builder: Builder, folder: Path, source: Path) -> Catalogue:
-    """The builder's catalogue, its pictures in a file of `folder`, which is made if it is not there or not theirs.
+    """The builder's catalogue, its images in a file of `folder`, which is made if it is not there or not theirs.
 
-    source: where the pictures are from. Raises ConfigError where the folder cannot be written or its disk is too
+    source: where the images are from. Raises ConfigError where the folder cannot be written or its disk is too
     small, and as `Builder.fill` does.
     """
     recipe, now = Recipe.of(builder.catalogue, builder.preprocess, source), stamps(builder.catalogue)
@@ -134,7 +134,7 @@ def cached_on_disk(builder: Builder, folder: Path, source: Path) -> Catalogue:
         _write(builder, path, recipe, now)
         found = open_cache_file(path, len(now))
     else:
-        logger.info("decoded pictures are read from '%s'", path)
+        logger.info("decoded images are read from '%s'", path)
     index, kept = found
     return with_reader(builder.catalogue, CachedReader(index, kept, builder.preprocess.size, f"the cache '{path}'"))
 
@@ -152,7 +152,7 @@ def _write(builder: Builder, path: Path, recipe: Recipe, now: np.ndarray) -> Non
             about = {"settings": recipe.settings, "libraries": recipe.libraries, **index.about}
             write_index(file, file.tell() - len(MAGIC), CacheIndex(index.records, about))
             file.flush()
-    logger.info("%s decoded pictures are in '%s' (%s)", f"{len(now):,}", path, _gb(path.stat().st_size))
+    logger.info("%s decoded images are in '%s' (%s)", f"{len(now):,}", path, _gb(path.stat().st_size))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Where decoded pictures lie, one after another: in a file with its index at the end, or in shared memory.
+"""Where decoded images lie, one after another: in a file with its index at the end, or in shared memory.
 
-A file is `MAGIC`, the pictures' bytes, a RECORD a row, JSON, and a footer with their lengths and checksum. It is mapped
+A file is `MAGIC`, the images' bytes, a RECORD a row, JSON, and a footer with their lengths and checksum. It is mapped
 read-only, so that all processes share one copy of it in the page cache. Nothing in it is unpacked or executed.
 """
 
@@ -24,10 +24,10 @@ from configs.errors import DataError
 from data.readers.regular_files import open_regular
 
 MAGIC = b"HMNcache"
-_FOOTER = struct.Struct("<QQQI8s")  # bytes of pictures, rows, bytes of JSON, CRC-32 of records and JSON, MAGIC
+_FOOTER = struct.Struct("<QQQI8s")  # bytes of images, rows, bytes of JSON, CRC-32 of records and JSON, MAGIC
 _LARGEST_JSON = 2**26
 
-# kind: 0 unreadable, else as data/cache/reader.py has it. offset, length: of its bytes among all pictures'. stamp: of
+# kind: 0 unreadable, else as data/cache/reader.py has it. offset, length: of its bytes among all images'. stamp: of
 # the files it was read from. spacing: of a volume's grid in mm.
 RECORD = np.dtype(
     [("kind", "u1"), ("offset", "<u8"), ("length", "<u8"), ("crc", "<u4"), ("stamp", "<u8", 2), ("spacing", "<f8", 3)]
@@ -40,14 +40,14 @@ class DamagedCache(Exception):
 
 @dataclass(frozen=True)
 class CacheIndex:
-    """records: RECORD [rows of the catalogue]. about: plain values, which say what the pictures were made from."""
+    """records: RECORD [rows of the catalogue]. about: plain values, which say what the images were made from."""
 
     records: np.ndarray
     about: dict[str, Any]
 
 
 class FileBytes:
-    """The pictures of a cache file, mapped when first asked for; pickled, it is its path and opens the file itself."""
+    """The images of a cache file, mapped when first asked for; pickled, it is its path and opens the file itself."""
 
     def __init__(self, path: Path, footer: bytes) -> None:
         self.path, self.footer = path, footer
@@ -74,7 +74,7 @@ class FileBytes:
 
 
 class SharedBytes:
-    """Pictures in memory that all workers share, forked or spawned ones.
+    """Images in memory that all workers share, forked or spawned ones.
 
     chunk_bytes: how much is gathered before it is shared; each chunk is an open file of every process.
     """
@@ -116,15 +116,15 @@ class SharedBytes:
         return {**self.__dict__, "_views": []}  # a spawned worker would get copies of them
 
 
-def write_index(file: BinaryIO, pictures: int, index: CacheIndex) -> None:
-    """Append what makes MAGIC and so many bytes of pictures a cache."""
+def write_index(file: BinaryIO, images: int, index: CacheIndex) -> None:
+    """Append what makes MAGIC and so many bytes of images a cache."""
     text = json.dumps(index.about, sort_keys=True).encode()
     body = index.records.tobytes() + text
-    file.write(body + _FOOTER.pack(pictures, len(index.records), len(text), zlib.crc32(body), MAGIC))
+    file.write(body + _FOOTER.pack(images, len(index.records), len(text), zlib.crc32(body), MAGIC))
 
 
 def open_cache_file(path: Path, rows: int) -> tuple[CacheIndex, FileBytes]:
-    """Index and pictures of a cache file of so many rows, all but the pictures themselves checked.
+    """Index and images of a cache file of so many rows, all but the images themselves checked.
 
     Raises DamagedCache where sizes or checksum do not fit, OSError where it cannot be read.
     """
@@ -134,18 +134,18 @@ def open_cache_file(path: Path, rows: int) -> tuple[CacheIndex, FileBytes]:
             raise DamagedCache(f"it has {size} bytes")
         file.seek(size - _FOOTER.size)
         footer = file.read(_FOOTER.size)
-        pictures, written, json_bytes, crc, magic = _FOOTER.unpack(footer)
+        images, written, json_bytes, crc, magic = _FOOTER.unpack(footer)
         if magic != MAGIC or json_bytes > _LARGEST_JSON or written != rows:
-            raise DamagedCache(f"it does not end as a cache of {rows:,} pictures does")
-        whole = len(MAGIC) + pictures + rows * RECORD.itemsize + json_bytes + _FOOTER.size
+            raise DamagedCache(f"it does not end as a cache of {rows:,} images does")
+        whole = len(MAGIC) + images + rows * RECORD.itemsize + json_bytes + _FOOTER.size
         if whole != size:
             raise DamagedCache(f"it has {size:,} bytes, not {whole:,}")
-        file.seek(len(MAGIC) + pictures)
-        body = file.read(size - _FOOTER.size - len(MAGIC) - pictures)
+        file.seek(len(MAGIC) + images)
+        body = file.read(size - _FOOTER.size - len(MAGIC) - images)
     if zlib.crc32(body) != crc:
         raise DamagedCache("its index has another checksum")
     records = np.frombuffer(body, RECORD, rows)
-    if (records["offset"] + records["length"] > pictures).any():
+    if (records["offset"] + records["length"] > images).any():
         raise DamagedCache("its index points outside")
     try:
         about = json.loads(body[rows * RECORD.itemsize :])

@@ -1,7 +1,7 @@
-"""Pictures decoded once, as they are before augmentation: each epoch then begins where decoding would have ended.
+"""Images decoded once, as they are before augmentation: each epoch then begins where decoding would have ended.
 
-A catalogue's reader is replaced by one that gives fitted pictures (Preprocess.fit), which a Preprocess leaves as they
-are. uint8 pictures come back bit for bit; those that are float32 in [0, 1] (DICOM, 16-bit PNG, volumes) are kept as
+A catalogue's reader is replaced by one that gives fitted images (Preprocess.fit), which a Preprocess leaves as they
+are. uint8 images come back bit for bit; those that are float32 in [0, 1] (DICOM, 16-bit PNG, volumes) are kept as
 uint16, so within half of 1/65535.
 """
 
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 # To be raised with every change of what a file becomes before augmentation: readers, reduced JPEG, intensity, resizing.
 DECODING = 1
 FOLDER = ".hybridmednet_cache"
-# Kind of a record: how its numbers are stored, and the channels of its picture.
+# Kind of a record: how its numbers are stored, and the channels of its image.
 KINDS = {1: ("u1", 1), 2: ("u1", 3), 3: ("<u2", 1), 4: ("<u2", 3)}
-_HEAD = 1 + 3 * 8  # bytes before a picture on its way from a worker: kind and spacing
+_HEAD = 1 + 3 * 8  # bytes before an image on its way from a worker: kind and spacing
 _LOOKED_AT = 64
 _LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 _CODECS = ("python-gdcm", "pyjpegls")
@@ -44,9 +44,9 @@ AnyPreprocess = Preprocess | VolumePreprocess
 
 
 class Encoder:
-    """Takes the place of a preprocessing in a PictureDataset: a picture becomes the bytes that are kept of it.
+    """Takes the place of a preprocessing in a ImageDataset: an image becomes the bytes that are kept of it.
 
-    picture → uint8 [25 + n]: kind, spacing in mm (3 float64; 0 of pictures), the fitted picture. `split` undoes it.
+    image → uint8 [25 + n]: kind, spacing in mm (3 float64; 0 of images), the fitted image. `split` undoes it.
     """
 
     augmentation = None
@@ -55,11 +55,11 @@ class Encoder:
         self.preprocess: Any = preprocess
 
     def read(self, catalogue: Catalogue, index: int) -> np.ndarray | Volume:
-        """The picture as training would get it."""
+        """The image as training would get it."""
         return self.preprocess.read(catalogue, index)
 
-    def __call__(self, picture: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
-        fitted = self.preprocess.fit(picture)
+    def __call__(self, image: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
+        fitted = self.preprocess.fit(image)
         volume = isinstance(fitted, FittedVolume)
         pixels = fitted.voxels[..., None] if volume else fitted
         spacing = np.array(fitted.spacing_mm if volume else (0.0, 0.0, 0.0), np.float64)
@@ -80,7 +80,7 @@ def _form(pixels: np.ndarray) -> tuple[str, int]:
 
 
 def split(stream: np.ndarray, count: int, size: Sequence[int]) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """uint8 [n], encoded pictures one after another → (kind, spacing float64 [3], uint8 bytes) of each."""
+    """uint8 [n], encoded images one after another → (kind, spacing float64 [3], uint8 bytes) of each."""
     found, begin = [], 0
     for _ in range(count):
         kind = int(stream[begin])
@@ -92,15 +92,15 @@ def split(stream: np.ndarray, count: int, size: Sequence[int]) -> list[tuple[int
 
 
 def stored_bytes(kind: int, size: Sequence[int]) -> int:
-    """Of a picture of this kind."""
+    """Of an image of this kind."""
     dtype, channels = KINDS[kind]
     return int(np.prod(size)) * channels * np.dtype(dtype).itemsize
 
 
 class CachedReader(Reader):
-    """Catalogue.read of a cache: fitted pictures [H, W, C], uint8 or float32 in [0, 1], or FittedVolumes.
+    """Catalogue.read of a cache: fitted images [H, W, C], uint8 or float32 in [0, 1], or FittedVolumes.
 
-    A picture that could not be read when the cache was made raises the DataError that it raised then. Bytes are
+    An image that could not be read when the cache was made raises the DataError that it raised then. Bytes are
     compared with their checksum when a process reads them for the first time.
     """
 
@@ -117,7 +117,7 @@ class CachedReader(Reader):
         stored = self._kept(offset, length)
         if not self._checked[index]:
             if zlib.crc32(stored.data) != self._fields["crc"][index]:
-                raise DataError(f"{self.place} is damaged at its picture {index}: delete it, and it is made again")
+                raise DataError(f"{self.place} is damaged at its image {index}: delete it, and it is made again")
             self._checked[index] = True
         return self._decoded(index, stored, *KINDS[kind])
 
@@ -136,7 +136,7 @@ class CachedReader(Reader):
 class Recipe:
     """What decides a cache's content, the files apart.
 
-    settings: of the decoding. libraries: name → version of what decodes. names: of the pictures, in their order.
+    settings: of the decoding. libraries: name → version of what decodes. names: of the images, in their order.
     source: the folder or file that they are from.
     """
 
@@ -147,13 +147,13 @@ class Recipe:
 
     @classmethod
     def of(cls, catalogue: Catalogue, preprocess: AnyPreprocess, source: Path) -> Recipe:
-        """How `preprocess` fits the pictures of a catalogue."""
+        """How `preprocess` fits the images of a catalogue."""
         fitting = {key: value for key, value in preprocess.as_dict().items() if key not in ("mean", "std")}
         names = tuple(sample.image for sample in catalogue.samples)
         return cls({"decoding": DECODING, **fitting}, _libraries(), names, source.resolve())
 
     def file_name(self) -> str:
-        """One for each source, list of pictures and setting, so that a changed file replaces its old cache."""
+        """One for each source, list of images and setting, so that a changed file replaces its old cache."""
         text = json.dumps([self.settings, self.names, str(self.source)], sort_keys=True)
         return f"{'x'.join(map(str, self.settings['size']))}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.cache"
 
@@ -169,7 +169,7 @@ def _libraries() -> dict[str, str]:
 
 
 def stamps(catalogue: Catalogue) -> np.ndarray:
-    """uint64 [rows, 2]: a digest of names, sizes and times of change of the files that each picture is read from.
+    """uint64 [rows, 2]: a digest of names, sizes and times of change of the files that each image is read from.
 
     Raises ConfigError where the source does not know its files.
     """
@@ -232,7 +232,7 @@ def _outdated(index: CacheIndex, recipe: Recipe, now: np.ndarray) -> str:
         both = {name: (dict(old or {}).get(name, "none"), version) for name, version in new.items()}
         return "by " + ", ".join(f"{name} {one} → {other}" for name, (one, other) in both.items() if one != other)
     changed = int((index.records["stamp"] != now).any(1).sum())
-    return f"the files of {changed:,} of {len(now):,} pictures have changed" if changed else ""
+    return f"the files of {changed:,} of {len(now):,} images have changed" if changed else ""
 
 
 def _check(index: CacheIndex, size: Sequence[int]) -> None:
@@ -240,20 +240,20 @@ def _check(index: CacheIndex, size: Sequence[int]) -> None:
     kinds, lengths = index.records["kind"], index.records["length"]
     wanted = np.array([0, *(stored_bytes(kind, size) for kind in KINDS)], np.uint64)
     if (kinds >= len(wanted)).any() or (lengths != wanted[kinds]).any():
-        raise DamagedCache("its index names pictures of no kind that is kept")
+        raise DamagedCache("its index names images of no kind that is kept")
     reasons = index.about.get("unreadable") if isinstance(index.about, dict) else None
     if not isinstance(reasons, dict) or {str(row) for row in np.flatnonzero(kinds == 0)} != set(reasons):
-        raise DamagedCache("it does not say why pictures are missing")
+        raise DamagedCache("it does not say why images are missing")
 
 
 def _check_some(index: CacheIndex, kept: Callable[[int, int], np.ndarray]) -> None:
-    """DamagedCache unless some pictures, the first and the last among them, have the checksums they should have."""
+    """DamagedCache unless some images, the first and the last among them, have the checksums they should have."""
     rows = np.flatnonzero(index.records["kind"])
     for row in rows[np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int))] if len(rows) else ():
         record = index.records[row]
         stored = kept(int(record["offset"]), int(record["length"]))
         if zlib.crc32(stored.data) != record["crc"]:
-            raise DamagedCache(f"its picture {row} has another checksum")
+            raise DamagedCache(f"its image {row} has another checksum")
 
 
 def with_reader(catalogue: Catalogue, reader: CachedReader) -> Catalogue:

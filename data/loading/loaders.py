@@ -50,15 +50,15 @@ class Batch:
         return len(self.index)
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
-        """The same batch on a device, finished there, the pictures in a memory format."""
+        """The same batch on a device, finished there, the images in a memory format."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         labels = [move(t) for t in (self.target, self.mask, self.index, self.coarse_target, self.coarse_mask)]
-        return Batch(self._pictures(device, memory_format), *labels)  # type: ignore[arg-type]
+        return Batch(self._images(device, memory_format), *labels)  # type: ignore[arg-type]
 
-    def _pictures(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+    def _images(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         if self.finish is None or self.numbers is None:
             return self.image.to(device, non_blocking=True, memory_format=memory_format)
         image, numbers = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.numbers))
@@ -76,8 +76,8 @@ class Labels:
 
 
 @dataclass
-class BadPictures:
-    """Which pictures could not be read, shared by all loaders of a run.
+class UnreadableImages:
+    """Which images could not be read, shared by all loaders of a run.
 
     limit: how many are tolerated (DATA.max_bad_images); one more is a DataError that names them all.
     """
@@ -89,28 +89,28 @@ class BadPictures:
         if index in self.reasons:
             return
         self.reasons[index] = reason
-        logger.warning("picture left out (%d of at most %d): %s", len(self.reasons), self.limit, reason)
+        logger.warning("image left out (%d of at most %d): %s", len(self.reasons), self.limit, reason)
         if len(self.reasons) > self.limit:
             listed = "\n  ".join(self.reasons.values())
             raise DataError(
-                f"{len(self.reasons)} pictures cannot be read, DATA.max_bad_images allows {self.limit}: "
+                f"{len(self.reasons)} images cannot be read, DATA.max_bad_images allows {self.limit}: "
                 f"mend or remove them, or raise that number\n  {listed}"
             )
 
 
 class Item(NamedTuple):
-    """A picture: its row, float32 [C, H, W] or None, why it cannot be read, the numbers that `Batch.finish` needs."""
+    """An image: its row, float32 [C, H, W] or None, why it cannot be read, the numbers that `Batch.finish` needs."""
 
     row: int
-    picture: Tensor | None
+    image: Tensor | None
     reason: str | None = None
     numbers: Tensor | None = None
 
 
-class PictureDataset(Dataset):
+class ImageDataset(Dataset):
     """dataset[(epoch, index)] → Item.
 
-    preprocess: fits what the catalogue reads, pictures or volumes; those are float32 [C, D, H, W].
+    preprocess: fits what the catalogue reads, images or volumes; those are float32 [C, D, H, W].
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class PictureDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         try:
-            picture = self.preprocess.read(self.catalogue, index)
+            image = self.preprocess.read(self.catalogue, index)
         except DataError as error:
             return Item(index, None, str(error))
         rng = sample_rng(self.seed, epoch, index) if self.preprocess.augmentation else None
         if self.finish is not None:
-            fitted, numbers = self.preprocess.prepare(picture, rng)
+            fitted, numbers = self.preprocess.prepare(image, rng)
             return Item(index, fitted, numbers=numbers)
-        return Item(index, torch.from_numpy(self.preprocess(picture, rng)))
+        return Item(index, torch.from_numpy(self.preprocess(image, rng)))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -153,30 +153,30 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
 
 
-def _stack(pictures: list[Tensor]) -> Tensor:
-    """Pictures of one size together; fitted ones may differ in kind: then all are float32 in [0, 1] and colour."""
-    if len({(picture.dtype, picture.shape) for picture in pictures}) > 1:
-        colour = max(len(picture) for picture in pictures)
-        unit = [p.float() / 255.0 if p.dtype == torch.uint8 else p for p in pictures]
-        pictures = [picture.expand(colour, -1, -1) for picture in unit]
-    return torch.stack(pictures)
+def _stack(images: list[Tensor]) -> Tensor:
+    """Images of one size together; fitted ones may differ in kind: then all are float32 in [0, 1] and colour."""
+    if len({(image.dtype, image.shape) for image in images}) > 1:
+        colour = max(len(image) for image in images)
+        unit = [p.float() / 255.0 if p.dtype == torch.uint8 else p for p in images]
+        images = [image.expand(colour, -1, -1) for image in unit]
+    return torch.stack(images)
 
 
-class PictureLoader:
+class ImageLoader:
     """The batches of one split.
 
     `loader.epoch(n, start)` gives epoch n from batch `start` on, so that an interrupted epoch goes on where it was.
-    An unreadable picture is left out of its batch and reported to `bad`; a batch without pictures is left out.
+    An unreadable image is left out of its batch and reported to `bad`; a batch without images is left out.
     failures: what is tolerated of workers that are killed or hang, and counted; None: nothing.
-    join: makes one tensor of a batch's pictures.
+    join: makes one tensor of a batch's images.
     """
 
     def __init__(
         self,
-        dataset: PictureDataset,
+        dataset: ImageDataset,
         labels: Labels,
         batches: EpochBatches,
-        bad: BadPictures,
+        bad: UnreadableImages,
         num_workers: int = 0,
         pin_memory: bool = False,
         failures: WorkerFailures | None = None,
@@ -204,21 +204,21 @@ class PictureLoader:
 
     def like(
         self,
-        dataset: PictureDataset,
+        dataset: ImageDataset,
         batches: EpochBatches,
-        bad: BadPictures,
+        bad: UnreadableImages,
         join: Callable[[list[Tensor]], Tensor] = _stack,
-    ) -> PictureLoader:
+    ) -> ImageLoader:
         """A loader of something else with as many workers, watched in the same way."""
         failures = WorkerFailures(self._loader.failures.limit, self._loader.failures.timeout)
-        return PictureLoader(dataset, self.labels, batches, bad, self._loader.num_workers, failures=failures, join=join)
+        return ImageLoader(dataset, self.labels, batches, bad, self._loader.num_workers, failures=failures, join=join)
 
     def names(self, index: Tensor) -> list[str]:
-        """What the pictures of a batch are called."""
+        """What the images of a batch are called."""
         return [self.dataset.catalogue.samples[i].image for i in index.tolist()]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch | None]]:
-        """(number of the batch in its epoch, the batch); None where none of its pictures could be read."""
+        """(number of the batch in its epoch, the batch); None where none of its images could be read."""
         for number, read in self._loader.epoch(epoch, start):
             for failed, reason in read.failures:
                 self.bad.add(failed, reason)
@@ -246,11 +246,11 @@ class _Read(NamedTuple):
 
 
 def _collate(items: list[Item], join: Callable[[list[Tensor]], Tensor] = _stack) -> _Read:
-    failures = [(item.row, item.reason or "") for item in items if item.picture is None]
-    read = [item for item in items if item.picture is not None]
+    failures = [(item.row, item.reason or "") for item in items if item.image is None]
+    read = [item for item in items if item.image is not None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
     numbers = [item.numbers for item in read if item.numbers is not None]
-    images = join([item.picture for item in read if item.picture is not None]) if read else None
+    images = join([item.image for item in read if item.image is not None]) if read else None
     return _Read(rows, images, torch.stack(numbers) if numbers else None, failures)
 
 

@@ -22,7 +22,7 @@ from torch.utils.data._utils import signal_handling
 from configs.errors import DataError
 
 if TYPE_CHECKING:
-    from data.loading.loaders import EpochBatches, PictureDataset
+    from data.loading.loaders import EpochBatches, ImageDataset
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class WatchedDataset(Dataset):
     table: shared int64 [workers, 2]: row of the catalogue or NO_FILE, and how often that has changed.
     """
 
-    def __init__(self, dataset: PictureDataset, table: Tensor) -> None:
+    def __init__(self, dataset: ImageDataset, table: Tensor) -> None:
         self.dataset, self.table = dataset, table
 
     def __getitem__(self, key: tuple[int, int]):
@@ -180,7 +180,7 @@ class WatchedLoader:
     """
 
     def __init__(
-        self, dataset: PictureDataset, batches: EpochBatches, failures: WorkerFailures, num_workers: int, **options: Any
+        self, dataset: ImageDataset, batches: EpochBatches, failures: WorkerFailures, num_workers: int, **options: Any
     ) -> None:
         self.dataset, self.batches, self.failures = dataset, batches, failures
         self.num_workers, self._options = num_workers, options

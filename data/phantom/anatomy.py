@@ -1,4 +1,4 @@
-"""A normal chest from the front and from the side, drawn as the layers of a `Film`."""
+"""A normal chest from the front and from the side, drawn as the layers of a `Radiograph`."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ from numpy.random import PCG64, Generator
 
 from data.phantom.findings import (
     Array,
-    Film,
+    Radiograph,
     Shape,
     branches,
     ellipse,
@@ -125,7 +125,7 @@ def frontal_body(shape: Shape, width: int) -> Array:
     return body
 
 
-def draw_frontal(shape: Shape, width: int) -> Film:
+def draw_frontal(shape: Shape, width: int) -> Radiograph:
     """A normal chest from the front (PA or AP), as layers."""
     x, y = grid(width)
     c, high = shape.centre, max(shape.domes) + shape.drop - shape.top
@@ -153,7 +153,7 @@ def draw_frontal(shape: Shape, width: int) -> Film:
     bubble = ellipse(width, gas, (shape.bubble, 0.6 * shape.bubble + 0.002), 0.2, 0.15)
     hila = {-1: (c - 0.085 + shape.shift, 0.43), 1: (c + 0.09 + shape.shift, 0.415)}
     fans = {-1: (np.pi * 0.42, np.pi * 1.62), 1: (np.pi * 0.58, -np.pi * 0.62)}
-    return Film(
+    return Radiograph(
         lateral=False,
         lungs=lungs,
         inset=inset,
@@ -189,8 +189,8 @@ def lateral_bones(shape: Shape, inset: dict[int, Array], ribs_seen: Array) -> Ar
     return rib_layer(shape, width, lateral=True) * ribs_seen + 0.1 * spine + 0.12 * sternum
 
 
-def draw_lateral(shape: Shape, width: int) -> Film:
-    """A normal chest from the left side, the patient facing the picture's left."""
+def draw_lateral(shape: Shape, width: int) -> Radiograph:
+    """A normal chest from the left side, the patient facing the image's left."""
     x, y = grid(width)
     front, back = lateral_edges(shape, width)
     inset = {-1: x - front, 1: back - x}
@@ -217,7 +217,7 @@ def draw_lateral(shape: Shape, width: int) -> Film:
     hila = {-1: (0.5, 0.42), 1: (0.54, 0.43)}
     fans = {-1: (np.pi * 0.5, np.pi * 1.6), 1: (-np.pi * 0.45, np.pi * 0.6)}
     bubble = ellipse(width, (0.4, dome + 0.07), (shape.bubble, 0.5 * shape.bubble + 0.002))
-    return Film(
+    return Radiograph(
         lateral=True,
         lungs={-1: lung, 1: lung},
         inset=inset,

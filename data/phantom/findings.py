@@ -1,9 +1,9 @@
-"""The sample pictures' drawing tools, and one painter for each of the 14 findings.
+"""The sample images' drawing tools, and one painter for each of the 14 findings.
 
-A picture is kept as separate layers (`Film`) until the end, as a finding acts on what a
+An image is kept as separate layers (`Radiograph`) until the end, as a finding acts on what a
 radiograph is made of: fluid takes the air out of a lung, a pneumothorax takes its vessels.
-All lengths are fractions of the picture's side: x runs right, y runs down, the
-patient's right side is on the picture's left (side -1). A lateral film shows the patient
+All lengths are fractions of the image's side: x runs right, y runs down, the
+patient's right side is on the image's left (side -1). A lateral radiograph shows the patient
 facing left; there side -1 is the front of the chest and side +1 the back.
 
 The names are those of NIH ChestX-ray14 (Wang et al. 2017, arXiv:1705.02315); the shapes
@@ -55,8 +55,8 @@ class Spot:
 
 
 @dataclass
-class Film:
-    """An undeveloped picture: layers and landmarks; arrays are float32 [width, width]."""
+class Radiograph:
+    """An undeveloped image: layers and landmarks; arrays are float32 [width, width]."""
 
     lateral: bool
     lungs: dict[int, Array]  # side: 0 to 1
@@ -188,12 +188,12 @@ def bend(shape: Shape, finding: str, spot: Spot) -> Shape:
     return shape
 
 
-def paint_atelectasis(film: Film, spot: Spot) -> Mask:
+def paint_atelectasis(radiograph: Radiograph, spot: Spot) -> Mask:
     """Plates, or a wedge with its tip at the hilum; `bend` raises the diaphragm."""
-    rng, w = np.random.default_rng(spot.seed), film.width
-    x0, y0 = film.centres[spot.side, spot.zone]
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
+    x0, y0 = radiograph.centres[spot.side, spot.zone]
     if rng.random() < 0.35:
-        hx, hy = film.hila[spot.side]
+        hx, hy = radiograph.hila[spot.side]
         away = np.array([x0 - hx, y0 - hy]) * 1.25
         across = np.array([-away[1], away[0]]) * 0.32 * spot.scale
         corners = [np.array([hx, hy]), (hx, hy) + away + across, (hx, hy) + away - across]
@@ -206,201 +206,201 @@ def paint_atelectasis(film: Film, spot: Spot) -> Mask:
             end = half * np.array([cos(tilt), sin(tilt)])
             lines.append([middle - end, middle + (0, -0.1 * half), middle + end])
         drawn = strokes(w, lines, 0.014 * spot.scale, 0.0035)
-    drawn *= np.maximum(film.lungs[-1], film.lungs[1])
-    film.fill(drawn, 0.6)
-    film.extra += (0.08 + 0.1 * spot.strength) * drawn
+    drawn *= np.maximum(radiograph.lungs[-1], radiograph.lungs[1])
+    radiograph.fill(drawn, 0.6)
+    radiograph.extra += (0.08 + 0.1 * spot.strength) * drawn
     return drawn > 0.35
 
 
-def paint_cardiomegaly(film: Film, spot: Spot) -> Mask:
+def paint_cardiomegaly(radiograph: Radiograph, spot: Spot) -> Mask:
     """The heart, which `bend` has enlarged."""
-    film.extra += 0.02 * film.heart
-    return film.heart > 0.5
+    radiograph.extra += 0.02 * radiograph.heart
+    return radiograph.heart > 0.5
 
 
-def paint_effusion(film: Film, spot: Spot) -> Mask:
+def paint_effusion(radiograph: Radiograph, spot: Spot) -> Mask:
     """Fluid in the costophrenic angle; its level climbs the chest wall (meniscus)."""
-    side = 1 if film.lateral else spot.side
-    _, y = grid(film.width)
-    lung, inset = film.lungs[side], np.clip(film.inset[side], 0, 1)
-    deepest = float(np.where(lung.max(0) > 0.5, film.floor[side][0], 0).max())
+    side = 1 if radiograph.lateral else spot.side
+    _, y = grid(radiograph.width)
+    lung, inset = radiograph.lungs[side], np.clip(radiograph.inset[side], 0, 1)
+    deepest = float(np.where(lung.max(0) > 0.5, radiograph.floor[side][0], 0).max())
     height = (0.12 + 0.12 * spot.strength) * spot.scale
     climb = (0.09 + 0.05 * spot.strength) / (1 + (inset / 0.05) ** 2)
     fluid = lung * step(y - (deepest - height - climb), 0.012)
-    film.fill(fluid, 0.97)
-    film.extra += 0.05 * fluid
+    radiograph.fill(fluid, 0.97)
+    radiograph.extra += 0.05 * fluid
     return fluid > 0.5
 
 
-def paint_infiltration(film: Film, spot: Spot) -> Mask:
+def paint_infiltration(radiograph: Radiograph, spot: Spot) -> Mask:
     """Ill-defined mottling over a wide zone, vessels still to be seen through it."""
-    rng, w = np.random.default_rng(spot.seed), film.width
-    x0, y0 = film.centres[spot.side, spot.zone]
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
+    x0, y0 = radiograph.centres[spot.side, spot.zone]
     window = glow(w, (x0, y0), (0.2 * spot.scale, 0.23 * spot.scale), rng.uniform(-0.5, 0.5))
     mottle = step(noise(rng, w, 20) + 0.5 * noise(rng, w, 36) + 0.35, 0.9)
-    lung = np.maximum(film.lungs[-1], film.lungs[1])
+    lung = np.maximum(radiograph.lungs[-1], radiograph.lungs[1])
     haze = np.minimum(1, 1.3 * window) * mottle * lung
-    film.air *= 1 - (0.68 + 0.22 * spot.strength) * haze
+    radiograph.air *= 1 - (0.68 + 0.22 * spot.strength) * haze
     return (window * lung) > 0.3
 
 
-def paint_mass(film: Film, spot: Spot) -> Mask:
+def paint_mass(radiograph: Radiograph, spot: Spot) -> Mask:
     """One round, slightly lobed opacity of more than 3 cm (a chest is about 30 cm wide)."""
-    rng, w = np.random.default_rng(spot.seed), film.width
-    x0, y0 = film.centres[spot.side, spot.zone]
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
+    x0, y0 = radiograph.centres[spot.side, spot.zone]
     x, y = grid(w)
     angle = np.arctan2(y - y0, x - x0)
     lobes = sum(0.035 * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 4))
     size = 0.062 * spot.scale * (1 + lobes)
     r = radius(w, (x0, y0), (1.0, 1.0)) / size
     drawn = step(1 - r, 0.14)
-    film.fill(drawn, 0.5)
-    film.extra += (0.09 + 0.1 * spot.strength) * drawn * (1.1 - 0.35 * np.minimum(r, 1) ** 2)
+    radiograph.fill(drawn, 0.5)
+    radiograph.extra += (0.09 + 0.1 * spot.strength) * drawn * (1.1 - 0.35 * np.minimum(r, 1) ** 2)
     return drawn > 0.5
 
 
-def paint_nodule(film: Film, spot: Spot) -> Mask:
+def paint_nodule(radiograph: Radiograph, spot: Spot) -> Mask:
     """One to four small round opacities around one place."""
-    rng, w = np.random.default_rng(spot.seed), film.width
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
     drawn = np.zeros((w, w), np.float32)
-    places = [film.centres[spot.side, spot.zone]] + list(film.centres.values())
+    places = [radiograph.centres[spot.side, spot.zone]] + list(radiograph.centres.values())
     picked = [0, *rng.choice(np.arange(1, len(places)), rng.integers(0, 4), replace=False)]
     for k in picked:
         x0, y0 = np.asarray(places[k]) + rng.normal(0, 0.022, 2)
         size = rng.uniform(0.021, 0.03) * spot.scale
         drawn = np.maximum(drawn, ellipse(w, (x0, y0), (size, size), soft=0.3))
-    film.extra += (0.21 + 0.12 * spot.strength) * drawn
+    radiograph.extra += (0.21 + 0.12 * spot.strength) * drawn
     return drawn > 0.5
 
 
-def paint_pneumonia(film: Film, spot: Spot) -> Mask:
+def paint_pneumonia(radiograph: Radiograph, spot: Spot) -> Mask:
     """A patchy lobar opacity with air bronchograms: dark branches from the hilum."""
-    rng, w = np.random.default_rng(spot.seed), film.width
-    hilum, (x0, y0) = film.hila[spot.side], film.centres[spot.side, spot.zone]
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
+    hilum, (x0, y0) = radiograph.hila[spot.side], radiograph.centres[spot.side, spot.zone]
     window = ellipse(w, (x0, y0), (0.125 * spot.scale, 0.135 * spot.scale), soft=0.4)
     patches = step(noise(rng, w, 12) + 0.75, 0.9)
-    lung = film.lungs[spot.side]
+    lung = radiograph.lungs[spot.side]
     opacity = window * (0.5 + 0.5 * patches) * lung
-    film.fill(opacity, 0.8 + 0.2 * spot.strength)
+    radiograph.fill(opacity, 0.8 + 0.2 * spot.strength)
     heading = np.arctan2(y0 - hilum[1], x0 - hilum[0]) + np.linspace(-0.6, 0.6, 5)
     near = ((2 * hilum[0] + x0) / 3, (2 * hilum[1] + y0) / 3)
     tubes = np.concatenate(branches(rng, near, heading, 0.16, 2))
-    film.extra -= 0.15 * strokes(w, list(tubes), 0.008, 0.0015) * opacity
+    radiograph.extra -= 0.15 * strokes(w, list(tubes), 0.008, 0.0015) * opacity
     return (window * lung) > 0.4
 
 
-def paint_pneumothorax(film: Film, spot: Spot) -> Mask:
+def paint_pneumothorax(radiograph: Radiograph, spot: Spot) -> Mask:
     """A rim without markings outside a fine pleural line; the lung has drawn back."""
-    side = -1 if film.lateral else spot.side
-    _, y = grid(film.width)
-    lung, inset = film.lungs[side], film.inset[side]
+    side = -1 if radiograph.lateral else spot.side
+    _, y = grid(radiograph.width)
+    lung, inset = radiograph.lungs[side], radiograph.inset[side]
     depth = np.clip(1.35 - 1.1 * y, 0.35, 1.3)
-    gap = (0.09 + 0.07 * spot.strength) * spot.scale * depth * (1.3 if film.lateral else 1)
+    gap = (0.09 + 0.07 * spot.strength) * spot.scale * depth * (1.3 if radiograph.lateral else 1)
     rim = lung * step(gap - inset, 0.004)
     line = np.clip(1 - ((inset - gap) / 0.0065) ** 2, 0, 1) * lung
-    film.marks *= 1 - rim
-    film.air *= 1 + (0.22 + 0.1 * spot.strength) * rim
-    film.air *= 1 - 0.2 * lung * (1 - rim)
-    film.extra += (0.16 + 0.06 * spot.strength) * line
+    radiograph.marks *= 1 - rim
+    radiograph.air *= 1 + (0.22 + 0.1 * spot.strength) * rim
+    radiograph.air *= 1 - 0.2 * lung * (1 - rim)
+    radiograph.extra += (0.16 + 0.06 * spot.strength) * line
     return rim > 0.5
 
 
-def paint_consolidation(film: Film, spot: Spot) -> Mask:
+def paint_consolidation(radiograph: Radiograph, spot: Spot) -> Mask:
     """A dense, even opacity that a fissure cuts off along a straight line."""
-    rng, w = np.random.default_rng(spot.seed), film.width
-    x0, y0 = film.centres[spot.side, spot.zone]
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
+    x0, y0 = radiograph.centres[spot.side, spot.zone]
     x, y = grid(w)
     slope = rng.uniform(-0.25, 0.25)
     below = y - (y0 + slope * (x - x0))
     fissure = step((below if spot.zone else -below) + 0.06, 0.006)
     r = radius(w, (x0, y0), (0.15 * spot.scale, 0.14 * spot.scale))
-    lobe = fissure * step(1 - r + 0.06 * noise(rng, w, 9), 0.12) * film.lungs[spot.side]
-    film.fill(lobe, 0.97)
-    film.extra += (0.01 + 0.04 * spot.strength) * lobe
+    lobe = fissure * step(1 - r + 0.06 * noise(rng, w, 9), 0.12) * radiograph.lungs[spot.side]
+    radiograph.fill(lobe, 0.97)
+    radiograph.extra += (0.01 + 0.04 * spot.strength) * lobe
     return lobe > 0.5
 
 
-def paint_edema(film: Film, spot: Spot) -> Mask:
+def paint_edema(radiograph: Radiograph, spot: Spot) -> Mask:
     """Bat wings around both hila, wide vessels, and Kerley B lines at the bases."""
-    rng, w = np.random.default_rng(spot.seed), film.width
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
     wings, lines = np.zeros((w, w), np.float32), []
-    for side in film.sides:
-        hx, hy = film.hila[side]
-        centre = (hx + side * 0.045 * (not film.lateral), hy + 0.03)
-        wings = np.maximum(wings, glow(w, centre, (0.17, 0.25)) * film.lungs[side])
+    for side in radiograph.sides:
+        hx, hy = radiograph.hila[side]
+        centre = (hx + side * 0.045 * (not radiograph.lateral), hy + 0.03)
+        wings = np.maximum(wings, glow(w, centre, (0.17, 0.25)) * radiograph.lungs[side])
         for k in range(7):
             row = int((0.58 + 0.02 * k) * w)
-            inside = np.flatnonzero((film.inset[side][row] > 0.006) & (film.lungs[side][row] > 0.5))
+            inside = np.flatnonzero((radiograph.inset[side][row] > 0.006) & (radiograph.lungs[side][row] > 0.5))
             if len(inside):
                 edge = inside[-1 if side > 0 else 0] / w
                 lines.append([(edge, row / w), (edge - side * 0.045, row / w - 0.006)])
     haze = np.minimum(1, 1.5 * wings) * (0.8 + 0.2 * step(noise(rng, w, 26), 1))
-    film.marks *= 1.1 + 0.3 * spot.strength
-    film.air *= 1 - (0.42 + 0.36 * spot.strength) * haze
-    film.extra += (0.07 + 0.07 * spot.strength) * strokes(w, [np.array(p) for p in lines], 0.005)
+    radiograph.marks *= 1.1 + 0.3 * spot.strength
+    radiograph.air *= 1 - (0.42 + 0.36 * spot.strength) * haze
+    radiograph.extra += (0.07 + 0.07 * spot.strength) * strokes(w, [np.array(p) for p in lines], 0.005)
     return wings > 0.25
 
 
-def paint_emphysema(film: Film, spot: Spot) -> Mask:
+def paint_emphysema(radiograph: Radiograph, spot: Spot) -> Mask:
     """Bullae in the upper lungs; `bend` has inflated them and flattened the diaphragm."""
-    rng, w = np.random.default_rng(spot.seed), film.width
-    lung = np.maximum(film.lungs[-1], film.lungs[1])
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
+    lung = np.maximum(radiograph.lungs[-1], radiograph.lungs[1])
     for side in (-1, 1):
-        x0, y0 = np.asarray(film.centres[side, 0]) + rng.normal(0, 0.02, 2)
+        x0, y0 = np.asarray(radiograph.centres[side, 0]) + rng.normal(0, 0.02, 2)
         size = rng.uniform(0.035, 0.06) * spot.scale
         r = radius(w, (x0, y0), (size, 1.2 * size))
-        film.air *= 1 + 0.12 * step(1 - r, 0.05) * lung
-        film.marks *= 1 - 0.8 * step(1 - r, 0.1)
-        film.extra += 0.06 * np.clip(1 - ((r - 1) / 0.12) ** 2, 0, 1) * lung
+        radiograph.air *= 1 + 0.12 * step(1 - r, 0.05) * lung
+        radiograph.marks *= 1 - 0.8 * step(1 - r, 0.1)
+        radiograph.extra += 0.06 * np.clip(1 - ((r - 1) / 0.12) ** 2, 0, 1) * lung
     return lung > 0.5
 
 
-def paint_fibrosis(film: Film, spot: Spot) -> Mask:
+def paint_fibrosis(radiograph: Radiograph, spot: Spot) -> Mask:
     """A net of fine lines, densest at the bases and under the pleura."""
-    rng, w = np.random.default_rng(spot.seed), film.width
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
     _, y = grid(w)
     window = np.zeros((w, w), np.float32)
-    for side in film.sides:
-        rise = y - film.floor[side] + 0.27 * spot.scale
-        rim = 0.55 + 0.45 * step(0.1 - film.inset[side], 0.06)
-        window = np.maximum(window, step(rise - 0.03, 0.1) * rim * film.lungs[side])
+    for side in radiograph.sides:
+        rise = y - radiograph.floor[side] + 0.27 * spot.scale
+        rim = 0.55 + 0.45 * step(0.1 - radiograph.inset[side], 0.06)
+        window = np.maximum(window, step(rise - 0.03, 0.1) * rim * radiograph.lungs[side])
     ridges = [np.clip(1 - (noise(rng, w, n) / 0.42) ** 2, 0, 1) for n in (26, 36)]
     net = np.maximum(*ridges) * window
-    film.extra += (0.085 + 0.12 * spot.strength) * net * (1 - 0.7 * film.heart)
-    film.air *= 1 - 0.15 * window
+    radiograph.extra += (0.085 + 0.12 * spot.strength) * net * (1 - 0.7 * radiograph.heart)
+    radiograph.air *= 1 - 0.15 * window
     return window > 0.4
 
 
-def paint_pleural_thickening(film: Film, spot: Spot) -> Mask:
+def paint_pleural_thickening(radiograph: Radiograph, spot: Spot) -> Mask:
     """A bright band along the chest wall, widest at the apex or at mid height."""
-    rng, w = np.random.default_rng(spot.seed), film.width
+    rng, w = np.random.default_rng(spot.seed), radiograph.width
     _, y = grid(w)
-    side = 1 if film.lateral else spot.side
+    side = 1 if radiograph.lateral else spot.side
     middle = (0.26, 0.42, 0.5)[spot.zone]
     reach = np.clip(1.15 - ((y - middle) / (0.24 * spot.scale)) ** 2, 0, 1)
     uneven = 1 + 0.15 * noise(rng, w, 14)
     thick = (0.03 + 0.018 * spot.strength) * spot.scale * reach * uneven
-    band = film.lungs[side] * step(thick - film.inset[side], 0.003)
-    film.fill(band, 0.9)
-    film.extra += (0.05 + 0.07 * spot.strength) * band
+    band = radiograph.lungs[side] * step(thick - radiograph.inset[side], 0.003)
+    radiograph.fill(band, 0.9)
+    radiograph.extra += (0.05 + 0.07 * spot.strength) * band
     return band > 0.5
 
 
-def paint_hernia(film: Film, spot: Spot) -> Mask:
+def paint_hernia(radiograph: Radiograph, spot: Spot) -> Mask:
     """A round shadow behind the heart: a wall, gas above, a level, fluid below."""
-    w, (x0, y0) = film.width, film.hiatus
+    w, (x0, y0) = radiograph.width, radiograph.hiatus
     size = (0.058 + 0.024 * spot.strength) * spot.scale
     r = radius(w, (x0 + 0.015 * spot.side, y0 - 0.5 * size), (1.15 * size, size))
     _, y = grid(w)
     inside = step(1 - r, 0.05)
     gas = inside * step((y0 - 0.42 * size) - y, 0.004)
     wall = np.clip(1 - ((r - 1) / 0.12) ** 2, 0, 1)
-    film.fill(inside, 0.85)
-    film.extra += 0.06 * wall + 0.05 * (inside - gas) - (0.1 + 0.1 * spot.strength) * gas
+    radiograph.fill(inside, 0.85)
+    radiograph.extra += 0.06 * wall + 0.05 * (inside - gas) - (0.1 + 0.1 * spot.strength) * gas
     return inside > 0.5
 
 
-Painter = Callable[[Film, Spot], Mask]
+Painter = Callable[[Radiograph, Spot], Mask]
 
 PAINTERS: dict[str, Painter] = {
     "Atelectasis": paint_atelectasis,

@@ -1,8 +1,8 @@
 """Built-in sample data: synthetic chest radiographs with 14 drawn findings.
 
-Every picture is geometry, no patient: lungs, heart, ribs and vessels are drawn as layers,
+Every image is geometry, no patient: lungs, heart, ribs and vessels are drawn as layers,
 the findings change those layers (`data.phantom.findings`), and the sum is exposed like a
-film (bright is dense, MONOCHROME2). Made for trying the application out and for tests;
+radiograph (bright is dense, MONOCHROME2). Made for trying the application out and for tests;
 numbers measured on it say nothing about real radiographs.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
 from data.phantom.anatomy import draw_frontal, draw_lateral
-from data.phantom.findings import PAINTERS, Array, Film, Mask, Shape, Spot, bend, noise
+from data.phantom.findings import PAINTERS, Array, Mask, Radiograph, Shape, Spot, bend, noise
 
 FINDINGS: tuple[str, ...] = tuple(PAINTERS)
 
@@ -56,21 +56,21 @@ COMPANIONS = {
 }
 
 MALE_ODDS = {"Emphysema": 1.4, "Pneumothorax": 1.3, "Mass": 1.2, "Hernia": 0.75}
-# A hyperinflated chest hides these, so one picture never shows both.
+# A hyperinflated chest hides these, so one image never shows both.
 HIDDEN_BY = {"Emphysema": ("Cardiomegaly", "Edema"), "Edema": ("Fibrosis",)}
 LOCAL = ("Consolidation", "Pneumonia", "Mass", "Infiltration", "Atelectasis", "Nodule")
 PAINT_ORDER = ("Emphysema", "Pneumothorax", "Edema", "Infiltration", "Fibrosis")
 
 
 @dataclass(frozen=True)
-class PhantomPicture:
-    """One picture with all that is known about it.
+class PhantomImage:
+    """One image with all that is known about it.
 
     Attributes:
         image: uint8 [size, size], bright is dense.
         masks: finding: bool [size, size], the area in which it was drawn.
         labels: the findings, in the order of `FINDINGS`; empty for a normal chest.
-        patient_id: shared by a patient's pictures, which share their anatomy too.
+        patient_id: shared by a patient's images, which share their anatomy too.
         view: 'PA', 'AP' or 'LATERAL'.
         age: in years.
         sex: 'M' or 'F'.
@@ -87,19 +87,19 @@ class PhantomPicture:
 
 @dataclass(frozen=True)
 class Patient:
-    """What a patient's pictures share."""
+    """What a patient's images share."""
 
     name: str
     age: int
     sex: str
     shape: Shape
     spots: dict[str, Spot]
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
 class Shot:
-    """How one picture was taken."""
+    """How one image was taken."""
 
     view: str
     turn: float  # degrees
@@ -112,13 +112,13 @@ class Shot:
     seed: int
 
 
-# --- pictures
+# --- images
 
 
-def develop(film: Film) -> Array:
+def develop(layers: Radiograph) -> Array:
     """The density that the layers add up to, about 0 to 1."""
-    air = np.clip(film.air, 0, 1.3)
-    return film.soft - 0.42 * air + 0.17 * film.marks * np.minimum(air, 1) + film.bone + film.extra
+    air = np.clip(layers.air, 0, 1.3)
+    return layers.soft - 0.42 * air + 0.17 * layers.marks * np.minimum(air, 1) + layers.bone + layers.extra
 
 
 def expose(density: Array, shot: Shot, size: int) -> np.ndarray:
@@ -140,7 +140,7 @@ def placement(shot: Shot, width: int) -> np.ndarray:
 
 
 def shrink(mask: Mask, matrix: np.ndarray, size: int) -> Mask:
-    """`mask` [width, width] in the picture's [size, size]; never empty."""
+    """`mask` [width, width] in the image's [size, size]; never empty."""
     width = mask.shape[0]
     moved = cv2.warpAffine(mask.astype(np.float32), matrix, (width, width))
     small = cv2.resize(moved, (size, size), interpolation=cv2.INTER_AREA)
@@ -148,25 +148,25 @@ def shrink(mask: Mask, matrix: np.ndarray, size: int) -> Mask:
 
 
 def draw(shape: Shape, spots: dict[str, Spot], shot: Shot, size: int) -> tuple[np.ndarray, dict[str, Mask]]:
-    """One picture of one chest.
+    """One image of one chest.
 
     Args:
         shape: the chest without findings.
         spots: finding: where and how strong.
-        shot: how the picture is taken.
-        size: of the picture in pixels, 64 to 512; drawn at 256 at least.
+        shot: how the image is taken.
+        size: of the image in pixels, 64 to 512; drawn at 256 at least.
     Returns:
         image uint8 [size, size], and finding: mask, bool [size, size].
     """
     for name, spot in spots.items():
         shape = bend(shape, name, spot)
     width = max(256, size)
-    film = (draw_lateral if shot.view == "LATERAL" else draw_frontal)(shape, width)
+    radiograph = (draw_lateral if shot.view == "LATERAL" else draw_frontal)(shape, width)
     order = [n for n in PAINT_ORDER if n in spots] + [n for n in spots if n not in PAINT_ORDER]
-    drawn = {name: PAINTERS[name](film, spots[name]) for name in order}
+    drawn = {name: PAINTERS[name](radiograph, spots[name]) for name in order}
     matrix = placement(shot, width)
     edge = cv2.BORDER_REPLICATE
-    density = cv2.warpAffine(develop(film), matrix, (width, width), borderMode=edge)
+    density = cv2.warpAffine(develop(radiograph), matrix, (width, width), borderMode=edge)
     masks = {name: shrink(drawn[name], matrix, size) for name in FINDINGS if name in drawn}
     return expose(density, shot, size), masks
 
@@ -237,12 +237,12 @@ def sample_patient(seed: int, number: int) -> Patient:
     healthy = rng.random() < 0.25
     found = () if healthy else sample_findings(rng, age, sex)
     shape = sample_shape(rng, sex)
-    pictures = int(rng.choice((1, 2, 3, 4), p=(0.35, 0.3, 0.2, 0.15)))
-    return Patient(f"p{number:05d}", age, sex, shape, place(rng, found), pictures)
+    images = int(rng.choice((1, 2, 3, 4), p=(0.35, 0.3, 0.2, 0.15)))
+    return Patient(f"p{number:05d}", age, sex, shape, place(rng, found), images)
 
 
 def sample_shot(rng: Generator, sick: bool) -> Shot:
-    """View, position and exposure of one picture."""
+    """View, position and exposure of one image."""
     front = 0.3 if sick else 0.2
     view = str(rng.choice(("LATERAL", "AP", "PA"), p=(0.17, front, 0.83 - front)))
     return Shot(
@@ -270,10 +270,10 @@ def revisit(rng: Generator, spots: dict[str, Spot]) -> dict[str, Spot]:
     return kept
 
 
-def patient_pictures(seed: int, number: int, size: int) -> Iterator[PhantomPicture]:
-    """All pictures of patient `number` of the series `seed`."""
+def patient_images(seed: int, number: int, size: int) -> Iterator[PhantomImage]:
+    """All images of patient `number` of the series `seed`."""
     patient = sample_patient(seed, number)
-    for visit in range(patient.pictures):
+    for visit in range(patient.images):
         rng = Generator(PCG64(SeedSequence((seed, number, visit + 1))))
         shot, spots = sample_shot(rng, bool(patient.spots)), revisit(rng, patient.spots)
         shape = patient.shape
@@ -281,43 +281,43 @@ def patient_pictures(seed: int, number: int, size: int) -> Iterator[PhantomPictu
             right, left = shape.domes
             shape = replace(shape, heart=shape.heart * 1.09, domes=(right - 0.02, left - 0.02))
         image, masks = draw(shape, spots, shot, size)
-        yield PhantomPicture(image, masks, tuple(masks), patient.name, shot.view, patient.age, patient.sex)
+        yield PhantomImage(image, masks, tuple(masks), patient.name, shot.view, patient.age, patient.sex)
 
 
-def draw_pictures(count: int, size: int = 128, seed: int = 0) -> Iterator[PhantomPicture]:
-    """Yields `count` pictures, 1 to 4 a patient, a patient's ones in a row.
+def draw_images(count: int, size: int = 128, seed: int = 0) -> Iterator[PhantomImage]:
+    """Yields `count` images, 1 to 4 a patient, a patient's ones in a row.
 
     Args:
-        count: number of pictures; picture i does not depend on it.
-        size: of each picture in pixels, 64 to 512.
-        seed: of the whole series; same arguments, same pictures.
+        count: number of images; image i does not depend on it.
+        size: of each image in pixels, 64 to 512.
+        seed: of the whole series; same arguments, same images.
     Raises:
         ValueError: for a size out of range, or a negative count or seed.
     """
     if not 64 <= size <= 512:
-        raise ValueError(f"size {size}: the pictures can be drawn at 64 to 512 pixels")
+        raise ValueError(f"size {size}: the images can be drawn at 64 to 512 pixels")
     if count < 0 or seed < 0:
         raise ValueError(f"count {count}, seed {seed}: neither may be negative")
-    every = (p for number in count_up() for p in patient_pictures(seed, number, size))
+    every = (p for number in count_up() for p in patient_images(seed, number, size))
     return islice(every, count)
 
 
 # --- files
 
 README = """\
-Synthetic chest radiographs, drawn by data/phantom/radiographs.py: no patients, no real pictures.
+Synthetic chest radiographs, drawn by data/phantom/radiographs.py: no patients, no real images.
 
 labels.csv: image (path from this folder), labels (joined by '|', or 'No Finding'),
     patient_id, view (PA, AP or LATERAL), age (years), sex (M or F).
 boxes.csv: image, finding, x, y, w, h: one row for each connected part of a finding's
-    mask, in pixels from the picture's upper left corner.
+    mask, in pixels from the image's upper left corner.
 images/: 8-bit grey PNG, bright is dense.
-masks/: 16-bit PNG for each picture with findings; bit k is set where finding k lies:
+masks/: 16-bit PNG for each image with findings; bit k is set where finding k lies:
 """
 
 
 def mask_bits(masks: dict[str, Mask]) -> np.ndarray:
-    """The masks in one uint16 picture: bit k is FINDINGS[k]."""
+    """The masks in one uint16 image: bit k is FINDINGS[k]."""
     bits = np.zeros(next(iter(masks.values())).shape, np.uint16)
     for name, mask in masks.items():
         bits |= mask.astype(np.uint16) << FINDINGS.index(name)
@@ -336,7 +336,7 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
         raise OSError(f"{path}: could not be written")
 
 
-def fill_folder(folder: Path, pictures: Iterator[PhantomPicture]) -> None:
+def fill_folder(folder: Path, images: Iterator[PhantomImage]) -> None:
     """Writes all files of the sample data into the empty `folder`."""
     for name in ("images", "masks"):
         (folder / name).mkdir()
@@ -348,7 +348,7 @@ def fill_folder(folder: Path, pictures: Iterator[PhantomPicture]) -> None:
         labels, box_rows = csv.writer(label_file), csv.writer(box_file)
         labels.writerow(("image", "labels", "patient_id", "view", "age", "sex"))
         box_rows.writerow(("image", "finding", "x", "y", "w", "h"))
-        for number, p in enumerate(pictures):
+        for number, p in enumerate(images):
             name = f"{number:05d}_{p.patient_id}.png"
             image, joined = f"images/{name}", "|".join(p.labels) or "No Finding"
             save_png(folder / image, p.image)
@@ -377,17 +377,17 @@ def write_whole_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_phantom(folder: Path, count: int = 1200, size: int = 128, seed: int = 0) -> None:
-    """Writes `count` pictures with labels, masks and boxes into the new `folder`.
+    """Writes `count` images with labels, masks and boxes into the new `folder`.
 
     The folder appears only when it is complete (`write_whole_folder`). README.txt, written
     with it, describes the files.
 
     Args:
         folder: must not exist; its parents are made.
-        count, size, seed: as for `draw_pictures`.
+        count, size, seed: as for `draw_images`.
     Raises:
         FileExistsError: if `folder` exists.
-        ValueError: as `draw_pictures`.
+        ValueError: as `draw_images`.
     """
-    pictures = draw_pictures(count, size, seed)
-    write_whole_folder(Path(folder), lambda partial: fill_folder(partial, pictures))
+    images = draw_images(count, size, seed)
+    write_whole_folder(Path(folder), lambda partial: fill_folder(partial, images))

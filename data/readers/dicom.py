@@ -38,24 +38,24 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def read_dicom(path: Path, max_pixels: int | None = None) -> np.ndarray:
-    """Decode a single-frame DICOM picture.
+    """Decode a single-frame DICOM image.
 
     Grey: modality LUT or rescale → VOI LUT, or else the first window (LINEAR, LINEAR_EXACT, SIGMOID), or else the
-    picture's own min–max → inversion for MONOCHROME1; float32 [H, W] in [0, 1], computed in float64, so that 16
+    image's own min–max → inversion for MONOCHROME1; float32 [H, W] in [0, 1], computed in float64, so that 16
     bits stay 16 bits. Padding (PixelPaddingValue) is left out of the min–max and shown black. The stored window is
-    applied once for FOR PRESENTATION pictures too, as PS3.3 C.8.11.3 and IHE RAD TF-2 4.16.4.2.2.1 ask.
+    applied once for FOR PRESENTATION images too, as PS3.3 C.8.11.3 and IHE RAD TF-2 4.16.4.2.2.1 ask.
     Colour (RGB, YBR, PALETTE COLOR): uint8 RGB [H, W, 3].
 
     A file without file meta is read in the encoding its data set shows, taken as uncompressed.
 
     Raises DataError for several frames, more than max_pixels pixels, a missing codec, no or unusable pixel data;
-    pydicom's own exceptions for the rest: read_picture turns them into DataError.
+    pydicom's own exceptions for the rest: read_image turns them into DataError.
     """
     dataset = read_dataset(path)
-    _refuse_what_is_not_one_picture(dataset, max_pixels)
+    _refuse_what_is_not_one_image(dataset, max_pixels)
     pixels = decode_pixels(dataset)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise DataError(f"pixel data of shape {list(pixels.shape)} are not one picture")
+        raise DataError(f"pixel data of shape {list(pixels.shape)} are not one image")
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if photometric in ("MONOCHROME1", "MONOCHROME2"):
         return _render_grey(pixels, dataset, inverted=photometric == "MONOCHROME1")
@@ -139,7 +139,7 @@ def _check_deflated(path: Path) -> None:
             check_swelling(packed, unpacked)
 
 
-def _refuse_what_is_not_one_picture(dataset: Any, max_pixels: int | None) -> None:
+def _refuse_what_is_not_one_image(dataset: Any, max_pixels: int | None) -> None:
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise DataError("the DICOM file holds no pixel data")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -150,7 +150,7 @@ def _refuse_what_is_not_one_picture(dataset: Any, max_pixels: int | None) -> Non
         )
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if rows < 1 or columns < 1:
-        raise DataError(f"Rows {rows} and Columns {columns} describe no picture")
+        raise DataError(f"Rows {rows} and Columns {columns} describe no image")
     if max_pixels is not None and rows * columns > max_pixels:
         raise DataError(f"{rows} x {columns} pixels exceed the limit of {max_pixels:,}")
 
@@ -195,7 +195,7 @@ def _stretch(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 def padding_mask(pixels: np.ndarray, dataset: Any) -> np.ndarray:
-    """bool [H, W]: stored values that stand for 'outside the picture' (PS3.3 C.7.5.1.1.2)."""
+    """bool [H, W]: stored values that stand for 'outside the image' (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(pixels.shape, bool)
@@ -240,6 +240,6 @@ def _render_colour(pixels: np.ndarray, dataset: Any, photometric: str) -> np.nda
     elif not photometric.startswith(("RGB", "YBR")):
         raise DataError(f"photometric interpretation {photometric!r} is not known")
     if pixels.ndim != 3:
-        raise DataError(f"{photometric} pixel data of shape {list(pixels.shape)} are not a colour picture")
+        raise DataError(f"{photometric} pixel data of shape {list(pixels.shape)} are not a colour image")
     pixels = pixels[..., :3]
     return np.ascontiguousarray((pixels >> max(bits - 8, 0)).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""One picture file to one array: PNG and JPEG here, DICOM in readers/dicom.py; and the channel and intensity rules."""
+"""One image file to one array: PNG and JPEG here, DICOM in readers/dicom.py; and the channel and intensity rules."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from data.readers.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom
 from data.readers.png import PNG_MAGIC, check_png
 from data.readers.regular_files import read_head
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # ITU-R BT.601 luma in 1/65536, the weights Pillow uses; they sum to 65536, so equal channels stay exactly as they are.
 _LUMA = np.array([19595, 38470, 7471], np.uint32)
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """Decode one PNG, JPEG or DICOM file; its first bytes decide which, whatever it is called.
 
     Returns [H, W] or [H, W, 3] (RGB): uint8 or uint16 as stored for PNG and JPEG (palettes and CMYK as RGB,
@@ -38,12 +38,12 @@ def read_picture(path: Path) -> np.ndarray:
 def read_reduced(path: Path, least: tuple[int, int]) -> np.ndarray | None:
     """A JPEG file decoded at the smallest of 1/2, 1/4 and 1/8 that leaves at least (height, width); else None.
 
-    uint8, as `read_picture` would give it at that scale; None for other formats and for pictures too small for 1/2.
+    uint8, as `read_image` would give it at that scale; None for other formats and for images too small for 1/2.
     libjpeg leaves out the frequencies that the scale cannot show (a smaller inverse DCT), which halves the time. Where
     twice the size of a model's input is left, that hardly changes: by 0.15 grey levels of 255 on average and 18 at most
-    (at burnt-in letters) for 60 of NIH's films at 1,024 px, quality 90, and an input of 224 px; a coarser scale would
+    (at burnt-in letters) for 60 of NIH's images at 1,024 px, quality 90, and an input of 224 px; a coarser scale would
     show. See docs/benchmarks/data.md.
-    The limits and the upright orientation are those of the full picture. Raises DataError as `read_picture` does.
+    The limits and the upright orientation are those of the full image. Raises DataError as `read_image` does.
     """
     return _naming(path, lambda place: _decode_reduced(place, least))
 
@@ -56,25 +56,25 @@ def _naming(path: Path, decode: Callable[[Path], _Decoded]) -> _Decoded:
     try:
         return decode(path)
     except DataError as reason:
-        raise DataError(f"cannot read picture '{path}': {reason}") from reason
+        raise DataError(f"cannot read image '{path}': {reason}") from reason
     except FileNotFoundError as reason:
-        raise DataError(f"cannot read picture '{path}': there is no such file") from reason
+        raise DataError(f"cannot read image '{path}': there is no such file") from reason
     except Exception as reason:  # decoders of foreign bytes raise anything: struct.error, SyntaxError, MemoryError, …
         detail = " ".join(str(reason).split()) or "no further detail"
-        raise DataError(f"cannot read picture '{path}': {type(reason).__name__}: {detail}") from reason
+        raise DataError(f"cannot read image '{path}': {type(reason).__name__}: {detail}") from reason
 
 
 def to_channels(array: np.ndarray, channels: int) -> np.ndarray:
     """[H, W] or [H, W, 3] to [H, W, channels] in the same dtype: grey is repeated, RGB becomes BT.601 luma.
 
-    A grey picture that was stored as RGB comes back exactly. Raises ValueError unless channels is 1 or 3.
+    A grey image that was stored as RGB comes back exactly. Raises ValueError unless channels is 1 or 3.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
     if array.ndim == 2:
         return np.repeat(array[..., None], channels, axis=2)
     if array.ndim != 3 or array.shape[2] not in (1, 3):
-        raise ValueError(f"a picture is [H, W], [H, W, 1] or [H, W, 3], not {list(array.shape)}")
+        raise ValueError(f"an image is [H, W], [H, W, 1] or [H, W, 3], not {list(array.shape)}")
     if array.shape[2] == channels:
         return array
     return np.repeat(array, 3, axis=2) if channels == 3 else _luma(array)[..., None]
@@ -84,18 +84,18 @@ def scale_intensity(array: np.ndarray) -> np.ndarray:
     """The intensity rule: uint8 stays, float32 (already [0, 1]) stays, uint16 becomes float32 by its own min–max.
 
     16-bit files mostly hold 10 to 15 significant bits and do not say how many: dividing by 65535 would leave a
-    12-bit film nearly black. A picture of one value becomes zeros. Raises ValueError for any other dtype.
+    12-bit image nearly black. An image of one value becomes zeros. Raises ValueError for any other dtype.
     """
     if array.dtype in (np.uint8, np.float32):
         return array
     if array.dtype != np.uint16:
-        raise ValueError(f"a picture is uint8, uint16 or float32, not {array.dtype}")
+        raise ValueError(f"an image is uint8, uint16 or float32, not {array.dtype}")
     low, high = int(array.min()), int(array.max())
     return (array.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1))
 
 
 def to_uint8(array: np.ndarray) -> np.ndarray:
-    """A picture as people see it: uint8 of the same shape, by the intensity rule of `scale_intensity`."""
+    """An image as people see it: uint8 of the same shape, by the intensity rule of `scale_intensity`."""
     unit = scale_intensity(array)
     return unit if unit.dtype == np.uint8 else np.rint(unit * 255).astype(np.uint8)
 

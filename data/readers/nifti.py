@@ -97,7 +97,7 @@ def _unpack(path: Path, end: int) -> io.BytesIO:
 def _spatial_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The first three lengths; DataError unless what follows is all 1."""
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
-        what = "save one of its volumes as a file of its own" if len(shape) > 3 else "one picture is no volume"
+        what = "save one of its volumes as a file of its own" if len(shape) > 3 else "one image is no volume"
         raise DataError(f"its shape is {list(shape)}, a volume has three axes: {what}")
     return shape[:3]
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from configs.errors import DataError
 
 _HEAD_BYTES = 256
-# Pictures and tables shrink to a tenth by deflate, blank ones to a hundredth; a bomb to a thousandth.
+# Images and tables shrink to a tenth by deflate, blank ones to a hundredth; a bomb to a thousandth.
 _MOST_SWELLING, _FREE_BYTES = 100, 2**26
 
 

@@ -2,7 +2,7 @@
 
 The convention, for every reader and everything behind it: voxels[z, y, x] with z from the patient's feet to the head
 (inferior → superior), y from the chest to the back (anterior → posterior), x from the patient's right to the left.
-An axial slice voxels[z] is what radiological display shows: the front above, the patient's right on the picture's
+An axial slice voxels[z] is what radiological display shows: the front above, the patient's right on the image's
 left. Spacing is in millimetres, in the same order (z, y, x). In nibabel's letters, which name where an axis goes,
 (x, y, z) is ('L', 'P', 'S'): the patient coordinates of DICOM (PS3.3 C.7.6.2.1.1), not the R, A, S of NIfTI.
 """

@@ -1,4 +1,4 @@
-"""Annotated regions of a catalogue's pictures, from a table of boxes or from the sample data's masks."""
+"""Annotated regions of a catalogue's images, from a table of boxes or from the sample data's masks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Regions:
         return "boxes" if self.boxes is not None else "masks"
 
     def classes(self, row: int) -> tuple[int, ...]:
-        """The classes that have a region in a picture: those of the table, or its labels where it has a mask."""
+        """The classes that have a region in an image: those of the table, or its labels where it has a mask."""
         sample, names = self.catalogue.samples[row], self.catalogue.class_names
         if self.boxes is not None:
             found = set(self.boxes.findings(sample.image))
@@ -35,7 +35,7 @@ class Regions:
         return tuple(np.flatnonzero(sample.labels == 1).tolist()) if self._mask_file(row).is_file() else ()
 
     def of(self, row: int, k: int, shape: Sequence[int]) -> tuple[np.ndarray, tuple[Box, ...]]:
-        """(bool [H, W], the boxes that it is the union of, () of a mask) of class k in a picture of (H, W).
+        """(bool [H, W], the boxes that it is the union of, () of a mask) of class k in an image of (H, W).
 
         Raises DataError where the mask is of another size, or does not show the class.
         """
@@ -46,7 +46,7 @@ class Regions:
         mask = read_mask(self._mask_file(row), name)
         if mask is None or mask.shape != tuple(shape):
             size = "×".join(map(str, shape))
-            raise DataError(f"'{self._mask_file(row)}' does not show {name} in a picture of {size} pixels")
+            raise DataError(f"'{self._mask_file(row)}' does not show {name} in an image of {size} pixels")
         return mask, ()
 
     def _mask_file(self, row: int) -> Path:

@@ -13,12 +13,12 @@ import numpy as np
 from configs.errors import DataError
 from data.labels import nearest
 from data.phantom.radiographs import FINDINGS
-from data.readers.images import read_picture
+from data.readers.images import read_image
 from data.readers.tables import raise_problems, read_table, some
 
 NIH_BOX_TABLES = ("BBox_List_2017.csv", "BBox_List_2017.csv.gz")
 BOX_TABLES = ("boxes.csv", "boxes.csv.gz", *NIH_BOX_TABLES)
-# NIH's boxes are in pixels of the pictures as they were published.
+# NIH's boxes are in pixels of the images as they were published.
 NIH_SIDE = 1024
 # The one finding that NIH's box list calls otherwise than its label table.
 _NIH_NAMES = {"Infiltrate": "Infiltration"}
@@ -39,31 +39,31 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes by picture and finding.
+    """Boxes by image and finding.
 
-    by_picture: the picture's name without folder and suffix → finding → its boxes. side: height and width of the
-    pictures that the boxes are in pixels of; None: of the pictures themselves.
+    by_image: the image's name without folder and suffix → finding → its boxes. side: height and width of the
+    images that the boxes are in pixels of; None: of the images themselves.
     """
 
     path: Path
-    by_picture: Mapping[str, Mapping[str, tuple[Box, ...]]]
+    by_image: Mapping[str, Mapping[str, tuple[Box, ...]]]
     side: int | None = None
 
     def of(self, image: str, finding: str, shape: Sequence[int]) -> tuple[Box, ...]:
-        """The boxes of a finding in a picture of (height, width), in its pixels; () where there is none."""
-        boxes = self.by_picture.get(stem(image), {}).get(finding, ())
+        """The boxes of a finding in an image of (height, width), in its pixels; () where there is none."""
+        boxes = self.by_image.get(stem(image), {}).get(finding, ())
         if self.side is None:
             return boxes
         down, right = shape[0] / self.side, shape[1] / self.side
         return tuple(Box(b.x * right, b.y * down, b.width * right, b.height * down) for b in boxes)
 
     def findings(self, image: str) -> tuple[str, ...]:
-        """The findings of a picture that have a box."""
-        return tuple(self.by_picture.get(stem(image), {}))
+        """The findings of an image that have a box."""
+        return tuple(self.by_image.get(stem(image), {}))
 
 
 def stem(image: str) -> str:
-    """'images/00000001_000.png' → '00000001_000': pictures are often kept in another format and folder."""
+    """'images/00000001_000.png' → '00000001_000': images are often kept in another format and folder."""
     return PurePosixPath(image).stem
 
 
@@ -75,10 +75,10 @@ def find_boxes(data_dir: Path) -> Path | None:
 def read_boxes(path: str | Path, class_names: Sequence[str] | None = None) -> Boxes:
     """A table of boxes: image, finding, x, y, w, h as the sample data have it, or NIH's BBox_List_2017.csv (.gz too).
 
-    NIH's are recognised by their header; its boxes are scaled to the pictures at hand when they are asked for, and its
+    NIH's are recognised by their header; its boxes are scaled to the images at hand when they are asked for, and its
     'Infiltrate' is 'Infiltration'. class_names: the classes there are; a finding that is none of them is an error.
     Raises DataError naming the file, and the lines, for other columns, numbers that are none, boxes without an area,
-    and two pictures that differ in folder or suffix only.
+    and two images that differ in folder or suffix only.
     """
     path = Path(path).expanduser()
     table = read_table(path)
@@ -92,14 +92,14 @@ def read_boxes(path: str | Path, class_names: Sequence[str] | None = None) -> Bo
     found, names = [row for row in rows if not isinstance(row, str)], _NIH_NAMES if nih else {}
     parsed = [(image, names.get(finding, finding), box) for image, finding, box in found]
     _check_findings(path, {finding for _, finding, _ in parsed}, class_names)
-    return Boxes(path, _by_picture(path, parsed), NIH_SIDE if nih else None)
+    return Boxes(path, _by_image(path, parsed), NIH_SIDE if nih else None)
 
 
 _Row = tuple[str, str, Box]
 
 
 def _parse(line: int, cells: Sequence[str]) -> _Row | str:
-    """(picture, finding, box), or what is wrong with the line."""
+    """(image, finding, box), or what is wrong with the line."""
     image, finding, *texts = cells
     try:
         box = Box(*map(float, texts))
@@ -108,11 +108,11 @@ def _parse(line: int, cells: Sequence[str]) -> _Row | str:
     if not all(map(math.isfinite, box)) or min(box.width, box.height) <= 0 or min(box.x, box.y) < 0:
         return f"line {line}: x and y must be 0 or more, w and h above 0, they are {', '.join(texts)}"
     if not image or not finding:
-        return f"line {line}: no {'finding' if image else 'picture'} is named"
+        return f"line {line}: no {'finding' if image else 'image'} is named"
     return image, finding, box
 
 
-def _by_picture(path: Path, rows: Sequence[_Row]) -> dict[str, dict[str, tuple[Box, ...]]]:
+def _by_image(path: Path, rows: Sequence[_Row]) -> dict[str, dict[str, tuple[Box, ...]]]:
     found: dict[str, dict[str, tuple[Box, ...]]] = {}
     images: dict[str, str] = {}
     for image, finding, box in rows:
@@ -147,12 +147,12 @@ def _span(start: float, length: float, limit: int) -> slice:
 
 
 def read_mask(path: Path, finding: str) -> np.ndarray | None:
-    """bool [H, W] from a picture of the sample data's masks/, None where the finding is not in it.
+    """bool [H, W] from an image of the sample data's masks/, None where the finding is not in it.
 
     Bit k of a pixel is set where finding k of data.phantom.radiographs.FINDINGS lies. Raises DataError for other
-    pictures.
+    images.
     """
-    bits = read_picture(path)
+    bits = read_image(path)
     if bits.ndim != 2 or bits.dtype != np.uint16:
         raise DataError(
             f"'{path}' is no mask of the sample data: it is {bits.dtype} {list(bits.shape)}, not 16-bit grey"

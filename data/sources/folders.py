@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.readers.dicom import DICOM_SUFFIXES, looks_like_dicom
-from data.readers.images import PICTURE_SUFFIXES
+from data.readers.images import IMAGE_SUFFIXES
 from data.readers.nifti import is_nifti_name
 from data.readers.regular_files import read_head, refuse_link
 from data.readers.tables import SPLIT_NAMES, some
@@ -23,14 +23,14 @@ _NOT_CLASSES = ("images", "image", "masks", "labels", "annotations")
 
 
 def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volumes: bool = False) -> Catalogue:
-    """The catalogue of data_dir/<class>/**/<picture>, or data_dir/<train|val|test>/<class>/**/<picture>.
+    """The catalogue of data_dir/<class>/**/<image>, or data_dir/<train|val|test>/<class>/**/<image>.
 
     volumes: NIfTI files, multi-frame DICOM files right in a class folder, and each folder below one with DICOM files
-    right in it: a series. Where they are pictures, DICOM files are one each.
+    right in it: a series. Where they are images, DICOM files are one each.
 
     Classes are exclusive, their names sorted (class_names may give another order). Splits are the folders above,
     if there is one called train; 'valid' and 'validation' are val. Patients are not known. Hidden files are skipped;
-    empty class folders and files that are no pictures are notes.
+    empty class folders and files that are no images are notes.
 
     Raises DataError for classes that differ between splits or from class_names, fewer than two classes, folders
     beside the splits, links that leave data_dir.
@@ -39,21 +39,21 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
     splits = _split_folders(root)
     names = _class_names(root, splits, class_names)
     samples: list[Sample] = []
-    notes = ["folders name no patients: each picture counts as a patient of its own"]
+    notes = ["folders name no patients: each image counts as a patient of its own"]
     skipped: list[str] = []
     for split, folder in splits:
         for position, name in enumerate(names):
-            pictures = _pictures(root, folder / name, skipped, volumes)
-            if not pictures:
+            images = _images(root, folder / name, skipped, volumes)
+            if not images:
                 notes.append(f"class folder '{(folder / name).relative_to(root).as_posix()}' is empty")
             label = np.eye(len(names), dtype=np.float32)[position]
-            samples += [Sample(picture, label, split=split) for picture in pictures]
+            samples += [Sample(image, label, split=split) for image in images]
     if skipped:
-        what = "volumes" if volumes else "pictures"
+        what = "volumes" if volumes else "images"
         notes.append(f"{len(skipped)} files are no {what} and left out: {some(sorted(skipped))}")
     if not samples:
         check_names(data_dir, skipped, volumes)
-        expected = f"volumes ({VOLUME_WORDS})" if volumes else f"pictures ({', '.join(PICTURE_SUFFIXES)})"
+        expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the class folders of '{data_dir}' hold no {expected}")
     reader = (VolumeReader if volumes else FileReader)(root, tuple(sample.image for sample in samples))
     return Catalogue(names, tuple(samples), reader, exclusive=True, notes=tuple(notes))
@@ -66,7 +66,7 @@ def has_class_folders(data_dir: Path) -> bool:
         return False
     if any(SPLIT_NAMES.get(folder.name.lower()) == "train" for folder in folders):
         return True
-    return sum(1 for folder in folders if _holds_picture(folder)) >= 2
+    return sum(1 for folder in folders if _holds_image(folder)) >= 2
 
 
 def _split_folders(root: Path) -> list[tuple[str | None, Path]]:
@@ -106,8 +106,8 @@ def _subfolders(root: Path, folder: Path) -> list[Path]:
     return [refuse_link(root, child) for child in visible if child.is_dir()]
 
 
-def _pictures(root: Path, folder: Path, skipped: list[str], volumes: bool = False) -> list[str]:
-    """Sorted paths, relative to root, of the pictures or volumes below a class folder; other files go into skipped."""
+def _images(root: Path, folder: Path, skipped: list[str], volumes: bool = False) -> list[str]:
+    """Sorted paths, relative to root, of the images or volumes below a class folder; other files go into skipped."""
     found: dict[str, None] = {}
     for path in visible_files(folder):
         refuse_link(root, path)
@@ -118,7 +118,7 @@ def _pictures(root: Path, folder: Path, skipped: list[str], volumes: bool = Fals
             raise DataError(f"the file name {name!a} is not readable text: rename it")
         if name in found:
             continue
-        if not (is_volume(path) if volumes else _is_picture(path)):
+        if not (is_volume(path) if volumes else _is_image(path)):
             skipped.append(name)
         else:
             found[name] = None
@@ -134,13 +134,13 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _holds_picture(folder: Path) -> bool:
+def _holds_image(folder: Path) -> bool:
     files = [path for path in visible_files(folder) if not path.is_symlink()]
-    return any(_is_picture(path) or is_nifti_name(path.name) for path in files)
+    return any(_is_image(path) or is_nifti_name(path.name) for path in files)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES if path.suffix else is_dicom_file(path)
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES if path.suffix else is_dicom_file(path)
 
 
 def is_volume(path: Path) -> bool:

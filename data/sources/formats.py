@@ -62,7 +62,7 @@ def _open(
         _check_class_names(class_names)
     if volumes and kind not in VOLUME_FORMATS:
         raise DataError(
-            f"format {kind} holds pictures, but DATA.image_size is one of volumes ({' and '.join(VOLUME_FORMATS)} may "
+            f"format {kind} holds images, but DATA.image_size is one of volumes ({' and '.join(VOLUME_FORMATS)} may "
             "hold them): set DATA.image_size=[height, width]"
         )
     if kind == "medmnist":
@@ -100,7 +100,7 @@ def recognise(data_dir: str | Path, labels_file: str | Path | None = None) -> st
         return "folders"
     raise DataError(
         f"no known format in '{root}': looked for labels.csv, NIH's Data_Entry_2017.csv, one .npz, and two or more "
-        f"folders of pictures or volumes. {_tables_there(root)}"
+        f"folders of images or volumes. {_tables_there(root)}"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from configs.errors import DataError
-from data.readers.images import read_picture, read_reduced
+from data.readers.images import read_image, read_reduced
 from data.readers.regular_files import leaves
 from data.readers.tables import some
 from data.study import Reader
@@ -18,25 +18,25 @@ from data.study import Reader
 
 @dataclass(frozen=True)
 class FileReader(Reader):
-    """Catalogue.read of pictures that are files: reader(index) decodes root / names[index]."""
+    """Catalogue.read of images that are files: reader(index) decodes root / names[index]."""
 
     root: Path
     names: tuple[str, ...]
 
     def __call__(self, index: int) -> np.ndarray:
-        return read_picture(self.root / self.names[index])
+        return read_image(self.root / self.names[index])
 
     def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
         """See `read_reduced`."""
         return read_reduced(self.root / self.names[index], least)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The picture's file."""
+        """The image's file."""
         return (self.root / self.names[index],)
 
 
 @dataclass
-class PictureFiles:
+class ImageFiles:
     """Finds files below a folder by relative name; each folder is listed once, however many names point into it.
 
     root: the folder that no name may leave, by '..', an absolute path or a symbolic link.
@@ -97,7 +97,7 @@ def missing_files_error(
     series = any((root / folder / name).is_dir() for folder in looked_in for name in missing[:10])
     hint = " Some are folders: for volumes set DATA.image_size=[depth, height, width]." if series else ""
     return DataError(
-        f"{len(missing)} of {total} pictures that '{table}' lists are missing: {some(missing)}. "
+        f"{len(missing)} of {total} images that '{table}' lists are missing: {some(missing)}. "
         f"Looked in {folders}.{hint} Set DATA.data_dir to the folder that holds them, "
         "or DATA.allow_missing_images=true to go on without them"
     )
@@ -105,7 +105,7 @@ def missing_files_error(
 
 def missing_files_note(missing: Sequence[str], total: int) -> str:
     """The counted warning for the same."""
-    return f"{len(missing)} of {total} listed pictures are missing and left out: {some(missing)}"
+    return f"{len(missing)} of {total} listed images are missing and left out: {some(missing)}"
 
 
 def _safe_path(name: str) -> str:

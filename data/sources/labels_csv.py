@@ -1,4 +1,4 @@
-"""A labels CSV: a row a picture, its labels joined by '|' in one column, or one column a class."""
+"""A labels CSV: a row an image, its labels joined by '|' in one column, or one column a class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from configs.errors import DataError
 from data.labels import NIH_FINDINGS, is_no_finding, nearest, parse_cell, split_findings
 from data.readers.tables import Table, column_roles, parse_split, raise_problems, read_table, some
-from data.sources.image_files import FileReader, PictureFiles, missing_files_error, missing_files_note
+from data.sources.image_files import FileReader, ImageFiles, missing_files_error, missing_files_note
 from data.sources.volume_files import VolumeReader, check_names
 from data.study import Catalogue, Sample
 from utils.csv_cells import is_number
@@ -38,7 +38,7 @@ def open_csv(
     image is a NIfTI file, a folder of DICOM slices or a multi-frame DICOM file.
 
     Raises DataError, with lines and values: see read_table; malformed cells, names that class_names lacks, paths
-    that leave data_dir, contradictory rows for one picture, missing files (allow_missing: counted and left out).
+    that leave data_dir, contradictory rows for one image, missing files (allow_missing: counted and left out).
     """
     table = read_table(labels_file)
     roles = column_roles(table)
@@ -46,7 +46,7 @@ def open_csv(
         raise DataError(f"'{table.path}' has no column 'image' (its columns: {', '.join(table.header)})")
     labels = read_labels(table, roles, class_names)
     check_names(labels_file, table.column(roles["image"]), volumes)
-    files = PictureFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
+    files = ImageFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
     samples, row_notes = build_samples(table, roles, labels, paths)
     reader = (VolumeReader if volumes else FileReader)(files.root, tuple(sample.image for sample in samples))
@@ -73,7 +73,7 @@ def read_labels(table: Table, roles: Mapping[str, int], class_names: Sequence[st
 
 
 def locate(
-    table: Table, column: int, files: PictureFiles, allow_missing: bool
+    table: Table, column: int, files: ImageFiles, allow_missing: bool
 ) -> tuple[list[str | None], tuple[str, ...]]:
     """(path relative to data_dir or None for each row, notes); DataError for unsafe and for missing ones."""
     paths: list[str | None] = []
@@ -275,6 +275,6 @@ def _patient_notes(samples: Sequence[Sample]) -> tuple[str, ...]:
     if not nameless:
         return ()
     return (
-        f"{len(nameless)} of {len(samples)} pictures name no patient ({some(nameless, 3)}): "
-        "each counts as a patient of its own, so pictures of one person may fall into several splits",
+        f"{len(nameless)} of {len(samples)} images name no patient ({some(nameless, 3)}): "
+        "each counts as a patient of its own, so images of one person may fall into several splits",
     )

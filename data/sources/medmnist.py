@@ -19,7 +19,7 @@ from data.study import SPLITS, Catalogue, Reader, Sample
 
 
 class NpzReader(Reader):
-    """Catalogue.read of an .npz: keeps the pictures of all splits in memory; pickled, it is its path and reloads."""
+    """Catalogue.read of an .npz: keeps the images of all splits in memory; pickled, it is its path and reloads."""
 
     def __init__(self, path: Path, images: dict[str, np.ndarray]) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class NpzReader(Reader):
 
     def __call__(self, index: int) -> np.ndarray:
         if not 0 <= index < self._starts[-1]:
-            raise IndexError(f"picture {index} of {self._starts[-1]}")
+            raise IndexError(f"image {index} of {self._starts[-1]}")
         if self._images is None:
             self._images = {split: images for split, (images, _) in _load(self.path).items()}
         position = next(position for position in range(len(SPLITS)) if index < self._starts[position + 1])
@@ -47,7 +47,7 @@ def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Catal
 
     images: uint8 [N, H, W] or [N, H, W, 3]. labels: [N, 1] of 0 and 1 is one class, called 'positive'; [N, 1] of
     0 … C-1 is C exclusive classes, one-hot; [N, K] of 0 and 1 is K classes, not exclusive. class_names, if given,
-    must be as many. Pictures are named 'train[17]'; patients are not known. Pictures that stand in two splits, byte
+    must be as many. Images are named 'train[17]'; patients are not known. Images that stand in two splits, byte
     for byte, are counted in notes.
 
     Raises DataError for a damaged file, missing or object arrays, volumes, other shapes, types or values.
@@ -61,9 +61,9 @@ def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Catal
         for index, labels in enumerate(codes[split])
     )
     if not samples:
-        raise DataError(f"'{path}' holds no pictures")
+        raise DataError(f"'{path}' holds no images")
     images = {split: images for split, (images, _) in arrays.items()}
-    notes = ("the file names no patients: each picture counts as a patient of its own", *_repeated(images))
+    notes = ("the file names no patients: each image counts as a patient of its own", *_repeated(images))
     return Catalogue(names, samples, NpzReader(path, images), exclusive, notes)
 
 
@@ -104,9 +104,9 @@ def _checked(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> 
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     if images.ndim == 5 or (images.ndim == 4 and images.shape[3] != 3):
-        raise DataError(f"{what} are volumes; pictures are [N, H, W] or [N, H, W, 3]")
+        raise DataError(f"{what} are volumes; images are [N, H, W] or [N, H, W, 3]")
     if images.ndim not in (3, 4) or images.dtype != np.uint8:
-        raise DataError(f"{what} are not uint8 pictures [N, H, W] or [N, H, W, 3]")
+        raise DataError(f"{what} are not uint8 images [N, H, W] or [N, H, W, 3]")
     labels = labels[:, None] if labels.ndim == 1 else labels
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or len(labels) != len(images) or not labels.shape[1]:
         raise DataError(f"{what} do not go with labels of shape {list(labels.shape)} and type {labels.dtype}")
@@ -138,13 +138,11 @@ def _names(path: Path, count: int, exclusive: bool, class_names: Sequence[str] |
 
 
 def _repeated(images: Mapping[str, np.ndarray]) -> list[str]:
-    """A note for each pair of splits that share pictures."""
-    digests = {split: {hashlib.sha256(picture.tobytes()).digest() for picture in images[split]} for split in SPLITS}
+    """A note for each pair of splits that share images."""
+    digests = {split: {hashlib.sha256(image.tobytes()).digest() for image in images[split]} for split in SPLITS}
     notes = []
     for one, other in itertools.combinations(SPLITS, 2):
         shared = len(digests[one] & digests[other])
         if shared:
-            notes.append(
-                f"{shared} identical pictures stand in both {one} and {other}: scores on {other} are flattered"
-            )
+            notes.append(f"{shared} identical images stand in both {one} and {other}: scores on {other} are flattered")
     return notes

@@ -12,7 +12,7 @@ from configs.errors import DataError
 from data.labels import NIH_FINDINGS
 from data.readers.regular_files import refuse_link
 from data.readers.tables import Table, column_roles, read_list, read_table, some
-from data.sources.image_files import FileReader, PictureFiles
+from data.sources.image_files import FileReader, ImageFiles
 from data.sources.labels_csv import build_samples, locate, read_labels
 from data.study import Catalogue, Sample
 
@@ -38,14 +38,14 @@ def open_nih(
 ) -> Catalogue:
     """The catalogue of ChestX-ray14, 14 classes in NIH's order (or class_names).
 
-    Looks in data_dir for Data_Entry_2017_v2020.csv or Data_Entry_2017.csv (or labels_file), pictures in data_dir,
+    Looks in data_dir for Data_Entry_2017_v2020.csv or Data_Entry_2017.csv (or labels_file), images in data_dir,
     images/, images/images/ and images_001/ … images_012/, with or without images/ below, and the official lists
     train_val_list.txt and test_list.txt; tables and lists also as .gz.
-    With the lists, pictures of test_list have split 'test' and all others None: assign_splits cuts 'val' from those
+    With the lists, images of test_list have split 'test' and all others None: assign_splits cuts 'val' from those
     by patient and leaves the official test list as it is. meta['official_list'] is 'train_val', 'test' or ''.
     meta also has view, age, sex, follow_up, width, height (pixels of the original), spacing_x, spacing_y (mm).
 
-    Raises DataError as open_csv does, and for a list file without its fellow or a picture on both lists.
+    Raises DataError as open_csv does, and for a list file without its fellow or an image on both lists.
     """
     table = _mend_header(read_table(labels_file or find_nih_table(data_dir)))
     roles = column_roles(table)
@@ -53,7 +53,7 @@ def open_nih(
         if role not in roles:
             raise DataError(f"'{table.path}' is not NIH's Data_Entry table: no column for {role!r}")
     labels = read_labels(table, roles, class_names or NIH_FINDINGS)
-    files = PictureFiles(data_dir, image_folders(data_dir))
+    files = ImageFiles(data_dir, image_folders(data_dir))
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
     samples, row_notes = build_samples(table, roles, labels, paths)
     samples, list_notes = _with_official_lists(samples, data_dir)
@@ -70,7 +70,7 @@ def find_nih_table(data_dir: Path) -> Path:
 
 
 def image_folders(data_dir: Path) -> tuple[str, ...]:
-    """Folders that may hold NIH's pictures, relative to data_dir, itself first."""
+    """Folders that may hold NIH's images, relative to data_dir, itself first."""
     with os.scandir(data_dir) as entries:
         found = [entry.name for entry in entries if re.fullmatch(r"images(_\d+)?", entry.name) and entry.is_dir()]
     return ("", *(folder for name in sorted(found) for folder in (name, f"{name}/images")))
@@ -96,7 +96,7 @@ def _with_official_lists(samples: tuple[Sample, ...], data_dir: Path) -> tuple[t
     listed = {kind: set(read_list(path)) for kind, path in paths.items() if path}
     both = sorted(listed["train_val"] & listed["test"])
     if both:
-        raise DataError(f"{len(both)} pictures stand on both official lists: {some(both)}")
+        raise DataError(f"{len(both)} images stand on both official lists: {some(both)}")
     return _mark(samples, listed)
 
 
@@ -112,5 +112,5 @@ def _mark(samples: tuple[Sample, ...], listed: dict[str, set[str]]) -> tuple[tup
     if not unlisted:
         return tuple(marked), ()
     return tuple(marked), (
-        f"{len(unlisted)} pictures stand on neither official list, they join train_val: {some(unlisted)}",
+        f"{len(unlisted)} images stand on neither official list, they join train_val: {some(unlisted)}",
     )

@@ -1,4 +1,4 @@
-"""Pictures and volumes that a model is asked about: files, folders and tables without labels, as one catalogue."""
+"""Images and volumes that a model is asked about: files, folders and tables without labels, as one catalogue."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from configs.errors import DataError
 from data.readers.dicom import looks_like_dicom
-from data.readers.images import PICTURE_SUFFIXES, read_picture, read_reduced
+from data.readers.images import IMAGE_SUFFIXES, read_image, read_reduced
 from data.readers.regular_files import leaves, read_head
 from data.readers.tables import column_roles, raise_problems, read_table, some
 from data.readers.volumes import Volume
 from data.sources.folders import is_dicom_file, is_volume, visible_files
-from data.sources.image_files import PictureFiles
+from data.sources.image_files import ImageFiles
 from data.sources.volume_files import VOLUME_WORDS, read_volume
 from data.study import Catalogue, Reader, Sample
 
@@ -26,7 +26,7 @@ _NO_LABELS = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class Item:
-    """One picture or volume to be predicted.
+    """One image or volume to be predicted.
 
     name: as it is called in results. path: where it is. root: a folder that slices may not leave by a link, or None.
     columns: what a table says of it, by the table's header. view: of these, or ''.
@@ -52,7 +52,7 @@ class ItemReader(Reader):
         item = self.items[index]
         if item.error:
             raise DataError(item.error)
-        return read_volume(item.path, item.root) if self.volumes else read_picture(item.path)
+        return read_volume(item.path, item.root) if self.volumes else read_image(item.path)
 
     def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
         """See `read_reduced`."""
@@ -63,14 +63,14 @@ class ItemReader(Reader):
 def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Catalogue, tuple[Item, ...]]:
     """(a catalogue without classes, its items), in the order of the inputs.
 
-    An input is a file; a folder, of which all pictures below are taken, sorted by path: PNG, JPEG and DICOM by their
+    An input is a file; a folder, of which all images below are taken, sorted by path: PNG, JPEG and DICOM by their
     suffix, files without one by their content; or a CSV with a column `image` (see data/readers/tables.py), whose names
     are relative to the CSV's folder or its folder images/, and whose other columns are kept. With volumes: NIfTI files,
     multi-frame DICOM files, and folders of DICOM slices. Hidden files and DICOMDIR are skipped.
     Names are relative to the input; of several inputs the input comes before. What is known to be unreadable (missing
     files, links out of the folder) is an item with an error. Notes count what was left out.
 
-    Raises DataError for an input that is not there or holds no picture, and for a table that names files outside its
+    Raises DataError for an input that is not there or holds no image, and for a table that names files outside its
     folder (absolute, by '..', by a link) or cannot be read.
     """
     items: list[Item] = []
@@ -92,11 +92,11 @@ def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Catalo
 
 def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> list[Item]:
     root, skipped = folder.resolve(), list[str]()
-    places = dict.fromkeys(_volume_places(folder, skipped) if volumes else _picture_places(folder, skipped))
+    places = dict.fromkeys(_volume_places(folder, skipped) if volumes else _image_places(folder, skipped))
     if skipped:
         notes.append(f"{len(skipped)} files in '{folder}' are of no kind that is read, and left out: {some(skipped)}")
     if not places:
-        expected = f"volumes ({VOLUME_WORDS})" if volumes else f"pictures ({', '.join(PICTURE_SUFFIXES)})"
+        expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the folder '{folder}' holds no {expected}")
     items = []
     for path in places:
@@ -108,18 +108,18 @@ def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> 
     return items
 
 
-def _picture_places(folder: Path, skipped: list[str]) -> Iterator[Path]:
+def _image_places(folder: Path, skipped: list[str]) -> Iterator[Path]:
     root = folder.resolve()
     for path in visible_files(folder):
         # A link out of the folder is not opened, not even to see what it is.
-        if leaves(root, path) or (path.is_file() and path.name.upper() != "DICOMDIR" and _is_picture(path)):
+        if leaves(root, path) or (path.is_file() and path.name.upper() != "DICOMDIR" and _is_image(path)):
             yield path
         else:
             skipped.append(path.relative_to(folder).as_posix())
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES or is_dicom_file(path)
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom_file(path)
 
 
 def _volume_places(folder: Path, skipped: list[str]) -> Iterator[Path]:
@@ -145,7 +145,7 @@ def _from_table(path: Path, prefix: str, volumes: bool) -> list[Item]:
     roles = column_roles(table)
     if "image" not in roles:
         raise DataError(f"'{path}' has no column 'image' (its columns: {', '.join(table.header)})")
-    files = PictureFiles(path.parent, ("", "images"), folders=volumes)
+    files = ImageFiles(path.parent, ("", "images"), folders=volumes)
     kept = [index for index in range(len(table.header)) if index != roles["image"]]
     items, problems = [], list[str]()
     for line, cells in table.rows:
@@ -181,5 +181,5 @@ def dicom_view(path: Path) -> str:
 
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["ViewPosition"])
         return str(header.get("ViewPosition") or "")
-    except Exception:  # whoever reads the picture says what is wrong with the file
+    except Exception:  # whoever reads the image says what is wrong with the file
         return ""

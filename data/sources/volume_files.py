@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.errors import DataError
 from data.readers.dicom import looks_like_dicom
 from data.readers.dicom_series import list_slices, read_multiframe, read_series
-from data.readers.images import PICTURE_SUFFIXES
+from data.readers.images import IMAGE_SUFFIXES
 from data.readers.nifti import NIFTI_SUFFIXES, is_nifti_name, read_nifti
 from data.readers.regular_files import leaves, read_head
 from data.readers.tables import some
@@ -17,7 +17,7 @@ from data.readers.volumes import Volume
 from data.study import Reader
 
 VOLUME_WORDS = f"{' or '.join(NIFTI_SUFFIXES)} files, folders of DICOM slices, multi-frame DICOM files"
-_PICTURES_ONLY = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix in (".png", ".jpg", ".jpeg"))
+_IMAGES_ONLY = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix in (".png", ".jpg", ".jpeg"))
 
 
 def read_volume(path: Path, root: Path | None = None) -> Volume:
@@ -57,13 +57,13 @@ class VolumeReader(Reader):
 
 
 def check_names(source: Path, names: Sequence[str], volumes: bool) -> None:
-    """DataError where a source names volumes and DATA.image_size is one of pictures, or the reverse."""
+    """DataError where a source names volumes and DATA.image_size is one of images, or the reverse."""
     if volumes:
-        wrong = [name for name in names if name.lower().endswith(_PICTURES_ONLY)]
-        what, advice = "pictures", "DATA.image_size is one of volumes: set DATA.image_size=[height, width]"
+        wrong = [name for name in names if name.lower().endswith(_IMAGES_ONLY)]
+        what, advice = "images", "DATA.image_size is one of volumes: set DATA.image_size=[height, width]"
     else:
         wrong = [name for name in names if is_nifti_name(name)]
-        what, advice = "volumes", "DATA.image_size is one of pictures: set DATA.image_size=[depth, height, width]"
+        what, advice = "volumes", "DATA.image_size is one of images: set DATA.image_size=[depth, height, width]"
     if wrong:
         raise DataError(f"'{source}' names {what} ({some(wrong, 3)}), but {advice}")
 

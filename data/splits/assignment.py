@@ -1,4 +1,4 @@
-"""Which picture is trained on, validated on, tested on: never torn within a patient, saved with its hash."""
+"""Which image is trained on, validated on, tested on: never torn within a patient, saved with its hash."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def assign_splits(
     seed: int = 0,
     allow_patient_overlap: bool = False,
 ) -> np.ndarray:
-    """'train', 'val' or 'test' for each picture, str [N].
+    """'train', 'val' or 'test' for each image, str [N].
 
-    The source's own splits are kept. Where it names none, all pictures are drawn; where it names no 'val', that is
+    The source's own splits are kept. Where it names none, all images are drawn; where it names no 'val', that is
     cut from what is not 'test' (NIH's official lists; folders of train and test alone), in the proportion of the
     first two fractions; where it names 'val' but no 'train', the rest is 'train'. Drawing is by patient,
     stratified by class (see stratify_groups), the same for the same catalogue, fractions and seed.
 
     fractions: train, val, test; they sum to 1. allow_patient_overlap: log a patient in two splits, don't refuse it.
-    Raises DataError for that, for an empty train or val split, for pictures without a split where others have
+    Raises DataError for that, for an empty train or val split, for images without a split where others have
     'train', for other fractions.
     """
     _check_fractions(fractions)
     if not catalogue.samples:
-        raise DataError("there are no pictures to split")
+        raise DataError("there are no images to split")
     assignment = _fill_in(catalogue, fractions, seed)
     _check_not_empty(assignment)
     overlap = patient_overlap(catalogue, assignment)
@@ -64,7 +64,7 @@ def patient_overlap(catalogue: Catalogue, assignment: np.ndarray) -> dict[tuple[
 
 
 def split_hash(catalogue: Catalogue, assignment: np.ndarray) -> str:
-    """sha256 (hex) of who is in which split: the same for every order of the pictures."""
+    """sha256 (hex) of who is in which split: the same for every order of the images."""
     return hashlib.sha256(_content(catalogue, assignment).encode()).hexdigest()
 
 
@@ -85,7 +85,7 @@ def write_split(path: Path, catalogue: Catalogue, assignment: np.ndarray) -> str
 def read_split(path: Path, catalogue: Catalogue) -> np.ndarray:
     """The assignment, str [N] in the catalogue's order, that write_split saved.
 
-    Raises DataError for a missing or damaged file, and where its pictures or their patients are not the catalogue's.
+    Raises DataError for a missing or damaged file, and where its images or their patients are not the catalogue's.
     """
     saved = _verified_rows(path)
     images = [sample.image for sample in catalogue.samples]
@@ -93,13 +93,13 @@ def read_split(path: Path, catalogue: Catalogue) -> np.ndarray:
     beyond = sorted(set(saved).difference(images))
     if lacking or beyond:
         raise DataError(
-            f"'{path}' is the split of other pictures: {len(lacking)} of the data's {len(images)} are not in it "
+            f"'{path}' is the split of other images: {len(lacking)} of the data's {len(images)} are not in it "
             f"({some(lacking, 3) or 'none'}), {len(beyond)} of its {len(saved)} are not in the data "
             f"({some(beyond, 3) or 'none'}). Use the data it was made from, or start a new run"
         )
     moved = [sample.image for sample in catalogue.samples if saved[sample.image][0] != sample.patient_id]
     if moved:
-        raise DataError(f"'{path}' names another patient for {len(moved)} pictures: {some(moved, 3)}")
+        raise DataError(f"'{path}' names another patient for {len(moved)} images: {some(moved, 3)}")
     return np.array([saved[image][1] for image in images])
 
 
@@ -130,7 +130,7 @@ def _fill_in(catalogue: Catalogue, fractions: Sequence[float], seed: int) -> np.
         return _draw(catalogue, np.arange(len(given)), SPLITS, fractions, seed)
     if "train" in known and unnamed.any():
         names = some([catalogue.samples[index].image for index in np.flatnonzero(unnamed)])
-        raise DataError(f"{unnamed.sum()} of {len(given)} pictures have no split while others have: {names}")
+        raise DataError(f"{unnamed.sum()} of {len(given)} images have no split while others have: {names}")
     given[unnamed] = "train"
     if "val" not in known:
         pool = np.flatnonzero(given == "train")
@@ -142,7 +142,7 @@ def _fill_in(catalogue: Catalogue, fractions: Sequence[float], seed: int) -> np.
 def _draw(
     catalogue: Catalogue, pool: np.ndarray, names: Sequence[str], fractions: Sequence[float], seed: int
 ) -> np.ndarray:
-    """A split name for each picture of pool, patients whole, fractions scaled to sum 1."""
+    """A split name for each image of pool, patients whole, fractions scaled to sum 1."""
     total = sum(fractions)
     if total <= 0:
         raise DataError("DATA.train_split and DATA.val_split are both 0")
@@ -158,7 +158,7 @@ def _check_not_empty(assignment: np.ndarray) -> None:
     if empty:
         listed = ", ".join(f"{split} {count}" for split, count in counts.items())
         raise DataError(
-            f"the {' and '.join(empty)} split is empty ({listed} pictures): "
+            f"the {' and '.join(empty)} split is empty ({listed} images): "
             "give the data more patients, another split, or other DATA.*_split fractions"
         )
 
@@ -178,7 +178,7 @@ def _overlap_error(overlap: dict[tuple[str, str], list[str]]) -> DataError:
 
 def _content(catalogue: Catalogue, assignment: np.ndarray) -> str:
     if len(assignment) != len(catalogue.samples):
-        raise ValueError(f"{len(assignment)} splits for {len(catalogue.samples)} pictures")
+        raise ValueError(f"{len(assignment)} splits for {len(catalogue.samples)} images")
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_HEADER)

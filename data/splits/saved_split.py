@@ -1,4 +1,4 @@
-"""Which pictures a saved run was trained, validated and tested on, for those who use its model later."""
+"""Which images a saved run was trained, validated and tested on, for those who use its model later."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class SavedSplit:
-    """The split of every picture of a catalogue.
+    """The split of every image of a catalogue.
 
     assignment: str [N], 'train', 'val', 'test', or '' where nobody says. source: where it comes from, in words.
     own: it is the very split that the model was trained with. warnings: what makes it less than that.
-    trained_images, trained_patients: names of the training pictures in the run's split.csv, where there is one.
+    trained_images, trained_patients: names of the training images in the run's split.csv, where there is one.
     """
 
     catalogue: Catalogue
@@ -41,36 +41,36 @@ class SavedSplit:
         rows = np.flatnonzero(self.assignment == split)
         if rows.size:
             return rows
-        there = [f"{name} ({n} pictures)" for name in SPLITS if (n := int((self.assignment == name).sum()))]
+        there = [f"{name} ({n} images)" for name in SPLITS if (n := int((self.assignment == name).sum()))]
         raise DataError(
             f"there is no {split} split in {self.source}; there {'is' if len(there) == 1 else 'are'} "
-            f"{', '.join(there) or 'none'}: choose one by --split, or take every picture by --split all"
+            f"{', '.join(there) or 'none'}: choose one by --split, or take every image by --split all"
         )
 
     def has(self, split: str) -> bool:
-        """Whether a split has pictures."""
+        """Whether a split has images."""
         return bool((self.assignment == split).any())
 
     def concerns(self, split: str) -> list[str]:
-        """What flatters figures on this split: pictures or patients that the model has been trained on."""
+        """What flatters figures on this split: images or patients that the model has been trained on."""
         if split in ("train", ALL) and self.own:
             count = int((self.assignment[self.rows(split)] == "train").sum())
-            return [f"The model was trained on {count:,} of these pictures: the figures are flattered."]
+            return [f"The model was trained on {count:,} of these images: the figures are flattered."]
         if self.own:
             shared = patient_overlap(self.catalogue, self.assignment).get(("train", split), [])
             return [f"{len(shared):,} patients are in train and {split}: figures are flattered."] if shared else []
         samples = [self.catalogue.samples[row] for row in self.rows(split)]
         known = sum(s.image in self.trained_images or s.patient_id in self.trained_patients for s in samples)
-        text = f"{known:,} of these pictures or their patients have names that the model was trained on"
+        text = f"{known:,} of these images or their patients have names that the model was trained on"
         return [f"{text}: if they are the same, the figures are flattered."] if known else []
 
 
 def saved_split(catalogue: Catalogue, path: Path, digest: str | None, own_data: bool) -> SavedSplit:
-    """The run's split.csv where it is of these pictures, else the splits that the source itself names.
+    """The run's split.csv where it is of these images, else the splits that the source itself names.
 
     path: that split.csv; it need not be there. digest: what the checkpoint says it was trained with, or None.
     own_data: the data are where the run's config says, so that a split.csv that does not fit them is a DataError; for
-    other data it is left aside. Nothing is drawn: pictures whose split nobody names have none.
+    other data it is left aside. Nothing is drawn: images whose split nobody names have none.
     """
     if not path.is_file():
         return _of_source(catalogue)
@@ -83,7 +83,7 @@ def saved_split(catalogue: Catalogue, path: Path, digest: str | None, own_data: 
     if digest is not None and split_hash(catalogue, assignment) == digest:
         return SavedSplit(catalogue, assignment, f"'{path}'", True)
     says = "does not say which split it was trained with" if digest is None else "was trained with another split"
-    warning = f"The checkpoint {says}: some of these pictures may have been trained on ('{path}')."
+    warning = f"The checkpoint {says}: some of these images may have been trained on ('{path}')."
     logger.warning("%s", warning)
     return SavedSplit(catalogue, assignment, f"'{path}'", False, (warning,), *images_and_patients(path, "train"))
 

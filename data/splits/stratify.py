@@ -17,7 +17,7 @@ def stratify_groups(labels: np.ndarray, groups: Sequence[str], fractions: Sequen
     in place of rows: the class with the fewest positives left is dealt first, each of its groups to the split that
     still lacks most of it; then groups without positives, to the split that lacks most rows. Ties go to the split
     that lacks most rows. Differs from the paper in that a split with room for the group is preferred, so that one
-    patient with many pictures does not overfill a small split; and ties are not drawn, but groups are dealt in an
+    patient with many images does not overfill a small split; and ties are not drawn, but groups are dealt in an
     order shuffled by seed, very large ones first. Takes half a second for 112,000 rows of 14 classes.
     """
     names, row_group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)

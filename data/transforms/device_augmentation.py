@@ -15,10 +15,10 @@ NUMBERS = 8
 
 
 class DeviceAugmentation:
-    """A Preprocess with a LightAugmentation in two halves; takes its place in a PictureDataset.
+    """A Preprocess with a LightAugmentation in two halves; takes its place in a ImageDataset.
 
-    `prepare` makes and draws what depends on one picture, where the picture is read; `finish` does the rest for a
-    batch, on any device. Together they are the Preprocess's function but for rounding: cv2 rounds a uint8 picture to
+    `prepare` makes and draws what depends on one image, where the image is read; `finish` does the rest for a
+    batch, on any device. Together they are the Preprocess's function but for rounding: cv2 rounds a uint8 image to
     whole grey levels after the warp and after the exposure, here nothing is rounded.
     Raises TypeError for another augmentation.
     """
@@ -33,9 +33,9 @@ class DeviceAugmentation:
         """See `Preprocess.read`."""
         return self.preprocess.read(catalogue, index)
 
-    def prepare(self, picture: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A decoded picture → (uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey picture; numbers float32 [8])."""
-        fitted = self.preprocess.fit(picture)
+    def prepare(self, image: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A decoded image → (uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; numbers float32 [8])."""
+        fitted = self.preprocess.fit(image)
         matrix, brightness, gain = self.augmentation.draw(self.preprocess.size, rng)
         numbers = [*sampling_matrix(matrix, self.preprocess.size).ravel(), brightness, gain]
         return torch.from_numpy(fitted).movedim(-1, 0), torch.tensor(numbers, dtype=torch.float32)
@@ -52,7 +52,7 @@ class DeviceAugmentation:
         mean = warped.mean((1, 2, 3), keepdim=True)
         changed = warped.sub_(mean).mul_(gain).add_(mean + brightness).clamp_(0.0, 1.0)
         scale, shift = self._normalisation_on(images.device)
-        return torch.addcmul(shift, changed, scale)  # a grey picture is repeated here
+        return torch.addcmul(shift, changed, scale)  # a grey image is repeated here
 
     def _normalisation_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """1 / std and -mean / std, [1, C, 1, 1]; sent once, as sending waits."""
@@ -68,7 +68,7 @@ class DeviceAugmentation:
 def sampling_matrix(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """From a matrix of old to new pixels to one of new to old places, as grid_sample counts them; float64 [2, 3].
 
-    matrix: (x, y) from the upper left pixel's centre. Places run from -1 to 1 between the picture's outer edges
+    matrix: (x, y) from the upper left pixel's centre. Places run from -1 to 1 between the image's outer edges
     (align_corners=False). size: (height, width).
     """
     linear = np.linalg.inv(matrix[:, :2])

@@ -1,7 +1,7 @@
-"""From a decoded picture to a model's input: intensity, channels, size, augmentation, normalisation.
+"""From a decoded image to a model's input: intensity, channels, size, augmentation, normalisation.
 
-Pictures are [H, W, C] with C 1 or 3, uint8 in 0..255 or float32 in [0, 1]. The order is fixed: resizing
-comes before augmentation, so that augmentation costs the same for a thumbnail and a 12-megapixel film.
+Images are [H, W, C] with C 1 or 3, uint8 in 0..255 or float32 in [0, 1]. The order is fixed: resizing
+comes before augmentation, so that augmentation costs the same for a thumbnail and a 12-megapixel image.
 Whatever is random is drawn from the generator that the caller hands over.
 """
 
@@ -26,46 +26,46 @@ Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one picture in one epoch, a function of (seed, epoch, index) and of nothing else.
+    """The generator of one image in one epoch, a function of (seed, epoch, index) and of nothing else.
 
-    So an augmented picture is the same with any number of workers, and after a resume.
+    So an augmented image is the same with any number of workers, and after a resume.
     Each number is an integer >= 0 (NumPy raises ValueError otherwise).
     """
     # A spawn key, unlike a list of three, keeps a seed beyond 32 bits from running into the epoch.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch, index)))
 
 
-def _with_channel_axis(picture: np.ndarray) -> np.ndarray:
-    """cv2 returns [H, W] for a picture of one channel; this is [H, W, 1] again."""
-    return picture[:, :, None] if picture.ndim == 2 else picture
+def _with_channel_axis(image: np.ndarray) -> np.ndarray:
+    """cv2 returns [H, W] for an image of one channel; this is [H, W, 1] again."""
+    return image[:, :, None] if image.ndim == 2 else image
 
 
-def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[h, w, C] → [*size, C]: axes that shrink by area means, then axes that grow linearly."""
     # cv2's INTER_AREA is no area mean as soon as one axis grows, hence the two steps.
-    shrunk = (min(picture.shape[0], size[0]), min(picture.shape[1], size[1]))
+    shrunk = (min(image.shape[0], size[0]), min(image.shape[1], size[1]))
     for target, interpolation in ((shrunk, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
-        if picture.shape[:2] != target:
-            picture = _with_channel_axis(cv2.resize(picture, target[::-1], interpolation=interpolation))
-    return picture
+        if image.shape[:2] != target:
+            image = _with_channel_axis(cv2.resize(image, target[::-1], interpolation=interpolation))
+    return image
 
 
-def resize(picture: np.ndarray, size: tuple[int, int], mode: str = "stretch") -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") -> np.ndarray:
     """Resize [h, w, C] to [height, width, C], same dtype; size is (height, width) in pixels.
 
     'stretch' fills the size and may change the aspect ratio. 'letterbox' keeps the ratio, centres the
-    picture and pads with 0; of an odd number of padding pixels the odd one goes below or to the right.
+    image and pads with 0; of an odd number of padding pixels the odd one goes below or to the right.
     Axes that shrink are area means (no aliasing), axes that grow are linear.
-    Returns the picture itself if it has the size. Raises ConfigError for another mode or a size < 1.
+    Returns the image itself if it has the size. Raises ConfigError for another mode or a size < 1.
     """
     _check_resize(size, mode)
-    if mode == "stretch" or picture.shape[:2] == tuple(size):
-        return _fit(picture, size)
-    ratio = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
-    height, width = (min(side, max(1, round(length * ratio))) for side, length in zip(size, picture.shape[:2]))
+    if mode == "stretch" or image.shape[:2] == tuple(size):
+        return _fit(image, size)
+    ratio = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (min(side, max(1, round(length * ratio))) for side, length in zip(size, image.shape[:2]))
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    boxed = np.zeros((*size, picture.shape[2]), picture.dtype)
-    boxed[top : top + height, left : left + width] = _fit(picture, (height, width))
+    boxed = np.zeros((*size, image.shape[2]), image.dtype)
+    boxed[top : top + height, left : left + width] = _fit(image, (height, width))
     return boxed
 
 
@@ -91,19 +91,19 @@ def channel_statistics(values: Sequence[float], channels: int, name: str) -> np.
 
 
 def normalize(
-    picture: np.ndarray, mean: Sequence[float], std: Sequence[float], channels: int | None = None
+    image: np.ndarray, mean: Sequence[float], std: Sequence[float], channels: int | None = None
 ) -> np.ndarray:
     """(x - mean) / std a channel, uint8 [H, W, C] as x / 255: → float32 [C, H, W], contiguous.
 
-    mean, std: in units of [0, 1]; 1 or C values, or 3 for a picture of one channel, which takes their
-    average. channels: C of the result where a picture of one channel is to be repeated; None: as it has.
+    mean, std: in units of [0, 1]; 1 or C values, or 3 for an image of one channel, which takes their
+    average. channels: C of the result where an image of one channel is to be repeated; None: as it has.
     Raises ConfigError for other numbers of values or std <= 0.
     """
-    channels = channels or picture.shape[2]
+    channels = channels or image.shape[2]
     centre, spread = channel_statistics(mean, channels, "mean"), channel_statistics(std, channels, "std")
-    unit = 255.0 if picture.dtype == np.uint8 else 1.0
-    planes = picture.transpose(2, 0, 1).astype(np.float32, order="C")
-    out = planes - (centre * unit).astype(np.float32)[:, None, None]  # repeats a grey picture
+    unit = 255.0 if image.dtype == np.uint8 else 1.0
+    planes = image.transpose(2, 0, 1).astype(np.float32, order="C")
+    out = planes - (centre * unit).astype(np.float32)[:, None, None]  # repeats a grey image
     out *= (1.0 / (spread * unit)).astype(np.float32)[:, None, None]
     return out
 
@@ -112,13 +112,13 @@ class LightAugmentation:
     """One affine warp (rotation, scale, shift, perhaps a mirror image), then brightness and contrast.
 
     p → R(angle) (p - centre) * scale + centre + shift, by linear interpolation with 0 outside the
-    picture; then x → (x - m) * (1 + c) + m + b, with m the picture's mean, clipped to the range.
+    image; then x → (x - m) * (1 + c) + m + b, with m the image's mean, clipped to the range.
     Each of angle, scale - 1, shift, b and c is uniform in plus or minus its limit.
 
     rotation_degrees: degrees. scale: of 1. translate: of height and width. brightness: of the full
     range. contrast: of 1. horizontal_flip: probability; 0 by default, as left and right differ in a
-    chest film. Raises ConfigError for limits out of range.
-    Picture [H, W, C] → the same shape and dtype.
+    chest radiograph. Raises ConfigError for limits out of range.
+    Image [H, W, C] → the same shape and dtype.
     """
 
     def __init__(
@@ -138,18 +138,16 @@ class LightAugmentation:
         self.limits = np.array([rotation_degrees, scale, translate, translate, brightness, contrast])
         self.horizontal_flip = horizontal_flip
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Picture [H, W, C] → one random variant; 7 numbers are drawn whatever the settings are."""
-        height, width = picture.shape[:2]
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Image [H, W, C] → one random variant; 7 numbers are drawn whatever the settings are."""
+        height, width = image.shape[:2]
         matrix, brightness, gain = self.draw((height, width), rng)
         # The warp comes first: what it fills with 0 then brightens together with a black background.
-        warped = cv2.warpAffine(
-            picture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-        )
+        warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         return _jitter(_with_channel_axis(warped), brightness, gain)
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
-        """One random variant of a picture of (height, width), in numbers.
+        """One random variant of an image of (height, width), in numbers.
 
         The matrix float64 [2, 3] from old to new (x, y), in pixels from the upper left one's centre; b; 1 + c.
         """
@@ -167,7 +165,7 @@ def _check_limit(name: str, value: float, largest: float) -> None:
 def _affine_matrix(
     size: tuple[int, int], angle: float, scale: float, shift: tuple[float, float], mirror: bool
 ) -> np.ndarray:
-    """float64 [2, 3] from old to new (x, y), about the picture's centre; shift is (down, right) in pixels."""
+    """float64 [2, 3] from old to new (x, y), about the image's centre; shift is (down, right) in pixels."""
     centre = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
     cos, sin = scale * np.cos(np.deg2rad(angle)), scale * np.sin(np.deg2rad(angle))
     linear = np.array([[cos, sin], [-sin, cos]])
@@ -176,15 +174,15 @@ def _affine_matrix(
     return np.column_stack([linear, centre - linear @ centre + np.array([shift[1], shift[0]])])
 
 
-def _jitter(picture: np.ndarray, brightness: float, gain: float) -> np.ndarray:
+def _jitter(image: np.ndarray, brightness: float, gain: float) -> np.ndarray:
     """x → (x - mean) * gain + mean + brightness, clipped; uint8 by a table of its 256 values."""
-    unit = 255.0 if picture.dtype == np.uint8 else 1.0
-    mean = float(np.mean(cv2.mean(picture)[: picture.shape[2]]))
+    unit = 255.0 if image.dtype == np.uint8 else 1.0
+    mean = float(np.mean(cv2.mean(image)[: image.shape[2]]))
     offset = mean * (1.0 - gain) + brightness * unit
-    if picture.dtype == np.uint8:
+    if image.dtype == np.uint8:
         table = np.clip(np.rint(np.arange(256) * gain + offset), 0, 255).astype(np.uint8)
-        return _with_channel_axis(cv2.LUT(picture, table))
-    return np.clip(picture * np.float32(gain) + np.float32(offset), 0.0, 1.0)
+        return _with_channel_axis(cv2.LUT(image, table))
+    return np.clip(image * np.float32(gain) + np.float32(offset), 0.0, 1.0)
 
 
 def _import_albumentations() -> Any:
@@ -205,9 +203,9 @@ class AlbumentationsAugmentation:
     Affine, 90 %: ±7°, scale ±10 %, shift ±5 %, 0 outside. Exposure, 70 %: brightness and contrast ±15 %,
     or gamma 0.8 to 1.25. Sharpness, 25 %: Gaussian noise (standard deviation 0.5 to 2.5 % of the range,
     equal in all channels), or Gaussian blur (sigma 0.3 to 1 pixel). Holes, 25 %: one to four, 4 to 10 %
-    a side. horizontal_flip: probability, 0 by default, as left and right differ in a chest film.
+    a side. horizontal_flip: probability, 0 by default, as left and right differ in a chest radiograph.
 
-    Picture [H, W, C], C 1 or 3, uint8 or float32 in [0, 1] → the same shape and dtype.
+    Image [H, W, C], C 1 or 3, uint8 or float32 in [0, 1] → the same shape and dtype.
     Raises ConfigError where the package is missing or horizontal_flip is no probability.
     """
 
@@ -216,11 +214,11 @@ class AlbumentationsAugmentation:
         self.horizontal_flip = horizontal_flip
         self._compose = self._build()
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Picture [H, W, C] → one random variant, drawn from rng alone."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Image [H, W, C] → one random variant, drawn from rng alone."""
         # Not set_random_seed: that gives every step the same stream, so that the dice of all steps agree.
         self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        return _with_channel_axis(self._compose(image=picture)["image"])
+        return _with_channel_axis(self._compose(image=image)["image"])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.horizontal_flip,)
@@ -247,14 +245,14 @@ class AlbumentationsAugmentation:
 
 
 class Preprocess:
-    """A decoded picture to a model's input, for training (with an augmentation) and evaluation alike.
+    """A decoded image to a model's input, for training (with an augmentation) and evaluation alike.
 
     Order: intensity to uint8 or float32 in [0, 1] → channels → resize → augmentation → normalise.
-    A grey picture for a model of three channels is repeated last, after the augmentation, which then
+    A grey image for a model of three channels is repeated last, after the augmentation, which then
     costs a third and stays grey.
 
     size: (height, width) in pixels. channels: 1 or 3. mean, std: in units of [0, 1], see `normalize`.
-    resize_mode: 'stretch' or 'letterbox'. augmentation: called as augmentation(picture, rng), or None.
+    resize_mode: 'stretch' or 'letterbox'. augmentation: called as augmentation(image, rng), or None.
     Raises ConfigError for values outside these.
     """
 
@@ -277,28 +275,28 @@ class Preprocess:
         self.resize_mode = resize_mode
         self.augmentation = augmentation
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """uint8, uint16 or float32 [H, W] or [H, W, C] → float32 [channels, height, width], contiguous.
 
         rng: needed by an augmentation, see `sample_rng`; ValueError if there is one and rng is None.
         """
-        out = self.fit(picture)
+        out = self.fit(image)
         if self.augmentation is not None:
             if rng is None:
                 raise ValueError("an augmentation needs a generator: pass rng=sample_rng(seed, epoch, index)")
             out = self.augmentation(out, rng)
         return normalize(out, self.mean, self.std, self.channels)
 
-    def fit(self, picture: np.ndarray) -> np.ndarray:
-        """All before the augmentation: uint8 or float32 in [0, 1], [height, width, C]; C is 1 for a grey picture.
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """All before the augmentation: uint8 or float32 in [0, 1], [height, width, C]; C is 1 for a grey image.
 
         What it gives it leaves as it is.
         """
-        early_channels = 1 if picture.ndim == 2 or picture.shape[2] == 1 else self.channels
-        return resize(to_channels(scale_intensity(picture), early_channels), self.size, self.resize_mode)
+        early_channels = 1 if image.ndim == 2 or image.shape[2] == 1 else self.channels
+        return resize(to_channels(scale_intensity(image), early_channels), self.size, self.resize_mode)
 
     def read(self, catalogue: Catalogue, index: int, full: np.ndarray | None = None) -> np.ndarray:
-        """The picture to call it with: JPEG files that are large enough come at a scale that leaves twice `size`.
+        """The image to call it with: JPEG files that are large enough come at a scale that leaves twice `size`.
 
         full: what catalogue.read(index) gave, where that is at hand. Raises DataError as that does.
         """

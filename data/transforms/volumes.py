@@ -185,7 +185,7 @@ class VolumePreprocess:
 
     Order: window to [0, 1] → the model's grid → augmentation → normalise → repeated for three channels.
 
-    size: (depth, height, width). channels: 1 or 3. mean, std: of the windowed volume, as for pictures.
+    size: (depth, height, width). channels: 1 or 3. mean, std: of the windowed volume, as for images.
     spacing_mm: (z, y, x) of the model's grid, None: the whole volume is fitted to it. window: (low, high) in modality
     units, None: percentiles of each volume. augmentation: called as augmentation(voxels, spacing_mm, rng), or None.
     Raises ConfigError for values outside these.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from utils.blocks import Block, State, run_plainly
 
-# Cells an axis that keys and values are means over: 49 a picture's level, 64 a volume's. 7 in a volume would be 343.
+# Cells an axis that keys and values are means over: 49 an image's level, 64 a volume's. 7 in a volume would be 343.
 DEFAULT_GRID = {2: 7, 3: 4}
 
 

@@ -17,7 +17,7 @@ def check_size(name: str, dims: int, image_size: Sequence[int]) -> tuple[int, ..
     """image_size as a tuple; ModelError unless it has one length for each of a backbone's dimensions."""
     if len(image_size) == dims:
         return tuple(image_size)
-    kind, axes = ("pictures", "height, width") if dims == 2 else ("volumes", "depth, height, width")
+    kind, axes = ("images", "height, width") if dims == 2 else ("volumes", "depth, height, width")
     size = "×".join(map(str, image_size))
     raise ModelError(
         f"{name} is for {kind}, not for a size of {size}: set DATA.image_size to [{axes}], or take another backbone"
@@ -38,15 +38,15 @@ class GlobalAttention(NamedTuple):
 
 
 class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
-    """A pyramid of feature maps, finest first, channels first; and one vector a picture or volume.
+    """A pyramid of feature maps, finest first, channels first; and one vector an image or volume.
 
     Attributes
     ----------
     feature_channels, feature_strides: one number a level.
     feature_dim: length of the vector that `forward` returns.
-    dims: 2 for pictures [B, C, H, W], 3 for volumes [B, C, D, H, W].
+    dims: 2 for images [B, C, H, W], 3 for volumes [B, C, D, H, W].
     in_channels, image_size: of the input; the size is what checkpointing is planned for.
-    mean, std: normalisation of [0, 1] pictures that the weights expect, three values each.
+    mean, std: normalisation of [0, 1] images that the weights expect, three values each.
     classic: the previous release's ResNet path (FPN, CBAM, fusion at stride 4) is its default.
     prefers_channels_last: convolutional, so that the channels_last memory format pays.
     """
@@ -89,8 +89,8 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
         if tuple(x.shape[2:]) != self.image_size:
             built, got = ("×".join(map(str, size)) for size in (self.image_size, x.shape[2:]))
             raise ModelError(
-                f"this backbone is built for {built} pictures and got {got}: "
-                "set MODEL.input_size to the size of the pictures"
+                f"this backbone is built for {built} images and got {got}: "
+                "set MODEL.input_size to the size of the images"
             )
 
     def forward_features(self, x: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Weights of pictures and films for volumes, and what the 3-D backbones share."""
+"""Weights of images and images for volumes, and what the 3-D backbones share."""
 
 from __future__ import annotations
 

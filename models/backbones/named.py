@@ -1,4 +1,4 @@
-"""Backbones as classes, for those who use one alone: `ResNetBackbone(50)(pictures)` → [B, feature_dim].
+"""Backbones as classes, for those who use one alone: `ResNetBackbone(50)(images)` → [B, feature_dim].
 
 Each is the very network that `create_backbone` builds under its name in the registry: the same tensors, levels,
 blocks for gradient checkpointing, and weights. Arguments of all of them:
@@ -6,7 +6,7 @@ blocks for gradient checkpointing, and weights. Arguments of all of them:
 variant: the network's name in `list_backbones()` without the family's: 50 or '50' of resnet50, 'tiny' of swin_tiny,
     'b0' of efficientnet_b0, 'v3_small' of mobilenetv3_small, 'v2_tiny' of convnextv2_tiny. The whole name will do too.
 pretrained: True for the published weights, False for random ones, or the path of a local file.
-in_channels: of the pictures or volumes.
+in_channels: of the images or volumes.
 feature_dim: length of the vector that `forward` gives; None: the channels of the coarsest level.
 image_size: one number, or (height, width) or (depth, height, width); None: 224, or 64 for volumes. Swin, ViT and MaxViT
     are tied to it, others take any size.

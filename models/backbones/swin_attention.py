@@ -1,4 +1,4 @@
-"""Attention in shifted windows of a picture, on whole maps: nothing is rolled, cut into windows or put together again.
+"""Attention in shifted windows of an image, on whole maps: nothing is rolled, cut into windows or put together again.
 
 Source: Liu et al. 2021, arXiv:2103.14030. On a GPU by a kernel that has to agree with the plain form; elsewhere timm's
 block computes what it always did.
@@ -48,7 +48,7 @@ def _load_triton() -> Kernel:
 
 
 def _example(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor | None], Tensor]:
-    """Two pictures of six windows of 49 places, shifted; random states are left alone."""
+    """Two images of six windows of 49 places, shifted; random states are left alone."""
     generator = torch.Generator().manual_seed(0)
     qkv, dy, bias = (
         torch.randn(shape, generator=generator) for shape in ((2, 14, 21, 3, 2, 32), (2, 14, 21, 2, 32), (2, 49, 49))

@@ -38,7 +38,7 @@ class TimmSpec:
 
     timm_name: architecture and, after a dot or by timm's default, the published weights.
     classic: see BaseVisionBackbone. convolutional: channels_last pays. sized: tied to the size it is made for.
-    multiple: what heights and widths must divide by; pictures are padded to it, right and bottom, with zeros.
+    multiple: what heights and widths must divide by; images are padded to it, right and bottom, with zeros.
     """
 
     timm_name: str
@@ -95,7 +95,7 @@ class TimmBackbone(BaseVisionBackbone):
 
     Fewer than four levels are filled up: maps of one stride by a simple feature pyramid, others by pooling the
     coarsest. A family that timm_blocks.py does not know runs as a single block. One that is not in the table is tried
-    on a picture when it is built; ModelError says why it does not run.
+    on an image when it is built; ModelError says why it does not run.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class TimmBackbone(BaseVisionBackbone):
             self._try()
 
     def _try(self) -> None:
-        """One picture of the size it is built for: what is not in the table may not do as timm says it does."""
+        """One image of the size it is built for: what is not in the table may not do as timm says it does."""
         size = "×".join(map(str, self.image_size))
         was_training = self.training
         x = torch.zeros(1, self.in_channels, *self.image_size, device=next(self.parameters()).device)
@@ -141,7 +141,7 @@ class TimmBackbone(BaseVisionBackbone):
                 maps = self.eval().forward_features(x)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ModelError(f"'{self.name}' does not run on {size} pictures: {reason}") from None
+            raise ModelError(f"'{self.name}' does not run on {size} images: {reason}") from None
         self.train(was_training)
         found = [y.shape[1] for y in maps]
         if found != self.feature_channels:
@@ -156,7 +156,7 @@ class TimmBackbone(BaseVisionBackbone):
             parts.insert(0, Part("pad", self._pad))
         blocks = self._taps(parts) if parts is not None else [Block(self.name, self._forward_intermediates)]
         blocks += [Block(f"pool.{i}", _pool_coarsest) for i in range(self.pooled_levels)]
-        # One picture whose coarsest map is a single value has no variance to normalise by.
+        # One image whose coarsest map is a single value has no variance to normalise by.
         one_value = self.training and len(x) == 1 and max(x.shape[2:]) <= self.feature_strides[-1]
         return [_within(partial(running_statistics, self.body), step) for step in blocks] if one_value else blocks
 

@@ -1,4 +1,4 @@
-"""Vision Mamba: a picture as a sequence of patches, read in both directions by selective scans."""
+"""Vision Mamba: an image as a sequence of patches, read in both directions by selective scans."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionMambaNet(nn.Module):
-    """The network of the released weights, with their names: pictures [B, in_channels, H, W] → logits.
+    """The network of the released weights, with their names: images [B, in_channels, H, W] → logits.
 
     A class token stands in the middle of the sequence, at L // 2 of L patches, and the head reads that token.
     Source: Zhu et al., ICML 2024, arXiv:2401.09417. The residual sum, which the authors carry beside the last block's
@@ -163,7 +163,7 @@ class VisionMambaNet(nn.Module):
         return self.grid[0] * self.grid[1] // 2
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pictures → tokens with the class token among them, in float32 at least."""
+        """Images → tokens with the class token among them, in float32 at least."""
         tokens = wide(self.patch_embed(x))
         token = wide(self.cls_token).expand(x.shape[0], -1, -1)  # len(x) would be a constant in exported graphs
         tokens = torch.cat([tokens[:, : self.middle], token, tokens[:, self.middle :]], dim=1)
@@ -201,11 +201,11 @@ class VisionMamba(BaseVisionBackbone):
     """Vision Mamba as a backbone: the map of patches at stride 16, and a simple feature pyramid on it.
 
     variant: tiny, small or base. weights: True for the released ones, False, or a mapping with their names, from which
-    the classifier is left out; all else is taken strictly, the position embedding resized to the picture's grid, and
+    the classifier is left out; all else is taken strictly, the position embedding resized to the image's grid, and
     the patch embedding summed over the colours for in_channels 1.
-    Positions of a square number of patches are those of a square picture. The authors' files for patches that overlap
+    Positions of a square number of patches are those of a square image. The authors' files for patches that overlap
     (stride 8, 27 × 27 positions) are of another network with the same names, which no file tells: not for this one.
-    Pictures have the size given at building; they are padded to a multiple of 16, right and bottom, with zeros.
+    Images have the size given at building; they are padded to a multiple of 16, right and bottom, with zeros.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ def load_released(network: VisionMambaNet, weights: Mapping[str, Tensor], name: 
 
 
 def _fitted(key: str, tensor: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A released tensor for this network's picture size and channels."""
+    """A released tensor for this network's image size and channels."""
     if key == "pos_embed" and _other_grid(tensor, like, grid):
         return resize_positions(tensor, grid)
     if key == "patch_embed.proj.weight" and tensor.ndim == 4 and like.shape[1] == 1:

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from benchmarks import data as benchmark
-from benchmarks.data_pipelines import FILM, SIZE, import_monai, our_reader, write_sources
+from benchmarks.data_pipelines import IMAGE, SIZE, import_monai, our_reader, write_sources
 from configs.errors import ConfigError
-from data.readers.images import read_picture
+from data.readers.images import read_image
 
 
-def test_sources_hold_the_same_films(tmp_path):
+def test_sources_hold_the_same_images(tmp_path):
     jpeg, png, dicom, npz = write_sources(tmp_path, 20)
-    pictures = [read_picture(source.files[17]).astype(float) for source in (jpeg, png, dicom)]
-    assert all(picture.shape == (FILM, FILM) for picture in pictures)
-    pictures[2] *= 255
+    images = [read_image(source.files[17]).astype(float) for source in (jpeg, png, dicom)]
+    assert all(image.shape == (IMAGE, IMAGE) for image in images)
+    images[2] *= 255
     for other in (0, 2):
-        assert np.abs(pictures[1] - pictures[other]).mean() < 2
+        assert np.abs(images[1] - images[other]).mean() < 2
     for source in (png, npz):
         fitted = our_reader(source, "disk")(3)
         assert fitted.shape == (SIZE, SIZE, 1) and fitted.dtype == np.uint8 and fitted.std() > 10

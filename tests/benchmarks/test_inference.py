@@ -1,4 +1,4 @@
-"""The three ways of the inference benchmark see the same pictures and give the same logits."""
+"""The three ways of the inference benchmark see the same images and give the same logits."""
 
 import torch
 

@@ -39,7 +39,7 @@ def test_verdicts(rows, expected):
     assert [enough for _, _, enough in precision.verdicts(rows)] == expected
 
 
-def test_cells_are_milliseconds_a_picture_with_the_fastest_in_bold():
+def test_cells_are_milliseconds_an_image_with_the_fastest_in_bold():
     columns = precision.columns_of([row(f=0.2, fl=0.1), row(f=0.2, c=0.05)])
     assert columns == ["float32", "float32 channels_last", "compiled"]
     assert precision.cells(row(f=0.2, fl=0.1), columns)[1:6] == [

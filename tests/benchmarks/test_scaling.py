@@ -42,7 +42,7 @@ def test_verdicts_see_growth_that_is_more_than_linear():
     assert [enough for _, _, enough in scaling.verdicts(late)] == [True, False, True, False, False, True]
 
 
-def test_a_series_by_batch_begins_with_the_single_picture():
+def test_a_series_by_batch_begins_with_the_single_image():
     given = [
         Point("net, by size", 128, 1, 1),
         Point("net, by size", scaling.SIZE, 1, 2),
@@ -52,7 +52,7 @@ def test_a_series_by_batch_begins_with_the_single_picture():
     assert [p.amount for p in found["net, by batch"]] == [2, 3] and [p.amount for p in found["net, by size"]] == [1, 2]
 
 
-def test_works_are_all_sizes_at_one_picture_and_all_batches_at_one_size(monkeypatch):
+def test_works_are_all_sizes_at_one_image_and_all_batches_at_one_size(monkeypatch):
     monkeypatch.setattr(scaling, "build", lambda name, size: torch.nn.Identity())
     monkeypatch.setattr(scaling, "AttentionAlone", lambda size, batch: torch.nn.Identity())
     found = [point for point, _, _ in scaling.works(("a",), (64, 128), (1, 2, 4), CPU)]

@@ -45,12 +45,12 @@ def test_a_command_that_fails_is_not_a_time():
 
 
 def test_stages_go_as_far_as_the_first_step(tmp_path):
-    write_phantom(tmp_path / "pictures", 40, 64)
+    write_phantom(tmp_path / "images", 40, 64)
     settings = {
         "MODEL.backbone": "mobilenetv3_small",
         "MODEL.pretrained": "false",
         "MODEL.fusion_channels": 8,
-        "DATA.data_dir": tmp_path / "pictures",
+        "DATA.data_dir": tmp_path / "images",
         "DATA.image_size": 32,
         "DATA.num_workers": 0,
         "TRAIN.batch_size": 2,

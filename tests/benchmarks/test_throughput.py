@@ -4,30 +4,30 @@ import pytest
 import torch
 
 from benchmarks import throughput
-from benchmarks.throughput import HEADINGS, Row, cells, main, rate_with_loader, write_films
+from benchmarks.throughput import HEADINGS, Row, cells, main, rate_with_loader, write_images
 from configs.default_config import Config
 from data.builder import open_data
 from data.phantom.radiographs import write_phantom
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small", "mobilenetv3_small+cbam"])
-def test_films_are_trained_on(name, tmp_path, monkeypatch):
+def test_images_are_trained_on(name, tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "EPOCHS", 2)
     monkeypatch.setattr(throughput.os, "cpu_count", lambda: 0)
-    write_phantom(tmp_path / "films", 20, 64)
-    rate = rate_with_loader(name, 8, False, str(tmp_path / "films"), torch.device("cpu"), 64)
+    write_phantom(tmp_path / "images", 20, 64)
+    rate = rate_with_loader(name, 8, False, str(tmp_path / "images"), torch.device("cpu"), 64)
     assert 0 < rate < 1e5
 
 
-def test_films_are_drawn_once_and_there_several_times(tmp_path, monkeypatch):
-    monkeypatch.setattr(throughput, "FILMS", 12)
+def test_images_are_drawn_once_and_there_several_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "IMAGES", 12)
     monkeypatch.setattr(throughput, "DRAWN", 4)
     monkeypatch.setattr(throughput, "SIZE", 64)
-    write_films(tmp_path / "films")
-    catalogue = open_data(Config.from_overrides([f"DATA.data_dir={tmp_path / 'films'}"]))
+    write_images(tmp_path / "images")
+    catalogue = open_data(Config.from_overrides([f"DATA.data_dir={tmp_path / 'images'}"]))
     patients = {sample.patient_id for sample in catalogue.samples}
     assert len(catalogue.samples) == 12 and len(patients) == 3 * len([p for p in patients if p.startswith("p")])
-    assert len(list((tmp_path / "films" / "images").iterdir())) == 12
+    assert len(list((tmp_path / "images" / "images").iterdir())) == 12
 
 
 def test_rows_say_what_was_wanted():

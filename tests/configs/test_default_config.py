@@ -326,10 +326,10 @@ CONTRADICTIONS = {
     "DATA.spacing_mm is for volumes: set DATA.image_size=[depth": {"DATA.spacing_mm": (5, 1, 1)},
     "DATA.window is for volumes: set DATA.image_size=[depth": {"DATA.window": (-1000, 400)},
     "DATA.window (400.0, -1000.0): low": {"DATA.window": (400, -1000), "DATA.image_size": (32, 64, 64)},
-    "DATA.resize 'letterbox' is for pictures": {"DATA.resize": "letterbox", "DATA.image_size": (32, 64, 64)},
+    "DATA.resize 'letterbox' is for images": {"DATA.resize": "letterbox", "DATA.image_size": (32, 64, 64)},
     "DATA.use_albumentations is for": {"DATA.use_albumentations": True, "DATA.image_size": (32, 64, 64)},
-    "pictures, not volumes: use auto or cpu": {"DATA.augment_on": "device", "DATA.image_size": (32, 64, 64)},
-    "pictures, not DATA.use_albumentations: use auto": {"DATA.augment_on": "device", "DATA.use_albumentations": True},
+    "images, not volumes: use auto or cpu": {"DATA.augment_on": "device", "DATA.image_size": (32, 64, 64)},
+    "images, not DATA.use_albumentations: use auto": {"DATA.augment_on": "device", "DATA.use_albumentations": True},
 }
 
 
@@ -647,6 +647,6 @@ def test_every_key_has_a_reader():
         ([513, 1024, 1024], False),
     ],
 )
-def test_a_network_reads_no_larger_pictures_than_data_give(size, fits):
+def test_a_network_reads_no_larger_images_than_data_give(size, fits):
     found = "\n".join(Config.model_validate({"DATA": {"image_size": size}}).problems())
     assert ("are possible" in found) is not fits, found

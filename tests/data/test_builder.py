@@ -22,7 +22,7 @@ SPLITS = ["train"] * 12 + ["val"] * 6 + ["test"] * 4
 
 
 def write_data(folder: Path, rows: list[list[str]], splits: list[str] | None = None) -> Path:
-    """rows: cells of classes a, b, c for each picture."""
+    """rows: cells of classes a, b, c for each image."""
     (folder / "images").mkdir(parents=True)
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -123,10 +123,10 @@ def test_a_flat_model_has_no_coarse_labels(folder):
     assert loaders.coarse_groups == () and next(loaders.train.epoch(0))[1].coarse_target is None
 
 
-# ---- pictures
+# ---- images
 
 
-def test_splits_batches_and_pictures(folder):
+def test_splits_batches_and_images(folder):
     catalogue, loaders = loaders_of(config_of(folder))
     reference = Preprocess((16, 16), 3, MEAN, STD)
     for loader, rows_of, size in (
@@ -146,7 +146,7 @@ def test_splits_batches_and_pictures(folder):
     assert not torch.equal(again[0], next(loaders.train.epoch(3))[1].image)
 
 
-def test_settings_of_pictures_arrive(folder):
+def test_settings_of_images_arrive(folder):
     overrides = ["DATA.augment=false", "DATA.mean=[0.1]", "DATA.std=[2.0]", "DATA.resize=letterbox"]
     catalogue, loaders = loaders_of(config_of(folder, *overrides, "MODEL.in_channels=1"))
     reference = Preprocess((16, 16), 1, [0.1], [2.0], "letterbox")
@@ -157,7 +157,7 @@ def test_settings_of_pictures_arrive(folder):
 
 
 def test_mirror_images_only_where_asked_for(folder):
-    """With a probability of 1 the warped picture is nearer to the mirror image; with 0 never."""
+    """With a probability of 1 the warped image is nearer to the mirror image; with 0 never."""
     for flip, nearer in ((0, False), (1, True)):
         catalogue, loaders = loaders_of(config_of(folder, f"DATA.horizontal_flip={flip}"))
         plain = {i: loaders.preprocess(catalogue.read(i)) for i in range(12)}
@@ -181,14 +181,14 @@ def test_mirror_images_only_where_asked_for(folder):
         (("DATA.image_size=[8,16,16]",), "cuda", False),
     ],
 )
-def test_where_pictures_are_augmented(folder, settings, device_type, on_device):
+def test_where_images_are_augmented(folder, settings, device_type, on_device):
     catalogue, config = open_data(config_of(folder)), config_of(folder, *settings)
     loaders = build_loaders(config, catalogue, split_data(config, catalogue), MEAN, STD, device_type)
     assert (loaders.train.dataset.finish is not None) is on_device
     assert loaders.val.dataset.finish is None and loaders.test.dataset.finish is None
 
 
-def test_on_the_device_the_same_pictures_are_augmented_alike(folder):
+def test_on_the_device_the_same_images_are_augmented_alike(folder):
     """Workers round 16 x 16 grey levels of noise; normalised, half a level is 0.01."""
     by_device, by_worker = (loaders_of(config_of(folder, f"DATA.augment_on={on}"))[1] for on in ("device", "cpu"))
     for (_, one), (_, other) in zip(by_device.train.epoch(3), by_worker.train.epoch(3), strict=True):
@@ -206,7 +206,7 @@ def test_seed_changes_order_and_augmentation(folder):
     assert not all(torch.equal(a.index, b.index) for a, b in zip(first, other))
 
 
-def test_bad_pictures_are_counted_over_all_splits(tmp_path, rows):
+def test_bad_images_are_counted_over_all_splits(tmp_path, rows):
     folder = write_data(tmp_path / "data", rows, SPLITS)
     for index in (2, 13, 19):
         path = folder / "images" / f"{index:02d}.png"
@@ -214,7 +214,7 @@ def test_bad_pictures_are_counted_over_all_splits(tmp_path, rows):
     _, loaders = loaders_of(config_of(folder, "DATA.max_bad_images=2"))
     assert sum(len(batch) for _, batch in loaders.train.epoch(0)) == 11
     assert sum(len(batch) for _, batch in loaders.val.epoch(0)) == 5
-    with pytest.raises(DataError, match="3 pictures cannot be read") as error:
+    with pytest.raises(DataError, match="3 images cannot be read") as error:
         list(loaders.test.epoch(0))
     assert all(f"{index:02d}.png" in str(error.value) for index in (2, 13, 19))
 

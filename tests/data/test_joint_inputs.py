@@ -1,11 +1,11 @@
-"""One picture for several models: what each would have got alone."""
+"""One image for several models: what each would have got alone."""
 
 import numpy as np
 import pytest
 import torch
 
 from configs.errors import DataError
-from data.joint_inputs import JointPreprocess, Unread, unlabelled_loader
+from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
 from data.profile import measure
 from data.readers.volumes import Volume
 from data.study import Catalogue, Sample
@@ -16,35 +16,35 @@ SMALL = Preprocess((16, 16), 3, [0.5] * 3, [0.25] * 3)
 LARGE = Preprocess((24, 20), 1, [0.4], [0.3], "letterbox")
 
 
-def picture(index: int) -> np.ndarray:
+def image(index: int) -> np.ndarray:
     if index % 4 == 3:
-        raise DataError(f"cannot read picture {index}")
+        raise DataError(f"cannot read image {index}")
     return np.random.default_rng(index).integers(0, 256, (30 + index, 40), dtype=np.uint8)
 
 
 def catalogue_of(count: int) -> Catalogue:
-    return Catalogue((), tuple(Sample(f"{i}.png", np.empty(0, np.float32)) for i in range(count)), picture)
+    return Catalogue((), tuple(Sample(f"{i}.png", np.empty(0, np.float32)) for i in range(count)), image)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_model_gets_its_own_input(workers, caplog):
-    joint, unread = JointPreprocess([SMALL, LARGE]), Unread()
+    joint, unread = JointPreprocess([SMALL, LARGE]), UnreadableInputs()
     seen = []
     for _, batch in unlabelled_loader(catalogue_of(30), joint, unread, 4, workers).epoch(0):
         (small, large), traits = joint.split(batch.image)
         assert small.shape[1:] == (3, 16, 16) and large.shape[1:] == (1, 24, 20)
         for place, index in enumerate(batch.index.tolist()):
-            assert torch.equal(small[place], torch.from_numpy(SMALL(picture(index))))
-            assert torch.equal(large[place], torch.from_numpy(LARGE(picture(index))))
-            assert torch.equal(traits[place], torch.from_numpy(measure(picture(index))))
+            assert torch.equal(small[place], torch.from_numpy(SMALL(image(index))))
+            assert torch.equal(large[place], torch.from_numpy(LARGE(image(index))))
+            assert torch.equal(traits[place], torch.from_numpy(measure(image(index))))
             seen.append(index)
     assert seen == [i for i in range(30) if i % 4 != 3]
-    assert unread.reasons == {i: f"cannot read picture {i}" for i in range(3, 30, 4)}
+    assert unread.reasons == {i: f"cannot read image {i}" for i in range(3, 30, 4)}
     assert len(caplog.records) == 5 and caplog.records[-1].getMessage().endswith("in the results only")
 
 
 def test_what_a_heatmap_is_laid_over():
-    grey = picture(0)
+    grey = image(0)
     shown, more = JointPreprocess([LARGE]).shown(grey)
     assert (
         np.array_equal(shown, grey) and more == {} and JointPreprocess([SMALL, LARGE]).modes == ["stretch", "letterbox"]
@@ -63,4 +63,4 @@ def test_what_does_not_go_together():
         JointPreprocess([SMALL, VolumePreprocess((8, 8, 8), 1, [0.5], [0.5])])
     for numbers in ((0, 0), (-1, 0), (4, -1)):
         with pytest.raises(DataError, match="--batch-size"):
-            unlabelled_loader(catalogue_of(2), JointPreprocess([SMALL]), Unread(), *numbers)
+            unlabelled_loader(catalogue_of(2), JointPreprocess([SMALL]), UnreadableInputs(), *numbers)

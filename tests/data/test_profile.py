@@ -1,4 +1,4 @@
-"""What a run notes of its training pictures: right numbers, cheap, harmless, and differences that are real."""
+"""What a run notes of its training images: right numbers, cheap, harmless, and differences that are real."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 
 from configs.errors import CheckpointError
 from data import profile
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
-from data.profile import PICTURE_TRAITS, VOLUME_TRAITS, TrainingData, describe_pictures, likeness, measure
+from data.profile import IMAGE_TRAITS, VOLUME_TRAITS, TrainingData, describe_images, likeness, measure
 from data.readers.volumes import Volume
 from data.sources.formats import open_source
 from data.study import Catalogue, Sample
@@ -18,11 +18,11 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 COUNT = 70
 
 
-def loader_of(catalogue: Catalogue, workers: int = 0) -> PictureLoader:
+def loader_of(catalogue: Catalogue, workers: int = 0) -> ImageLoader:
     count, classes = len(catalogue.samples), max(len(catalogue.class_names), 1)
     labels = Labels(np.zeros((count, classes), np.float32), np.ones((count, classes), bool))
-    dataset = PictureDataset(catalogue, profile.Measurement(), 0)
-    return PictureLoader(dataset, labels, EpochBatches(np.arange(count), 4, True, 0), BadPictures(0), workers)
+    dataset = ImageDataset(catalogue, profile.Measurement(), 0)
+    return ImageLoader(dataset, labels, EpochBatches(np.arange(count), 4, True, 0), UnreadableImages(0), workers)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,14 @@ def phantom(tmp_path_factory) -> Catalogue:
 
 @pytest.fixture(scope="module")
 def described(phantom) -> dict:
-    return describe_pictures(loader_of(phantom), volumes=False)
+    return describe_images(loader_of(phantom), volumes=False)
 
 
 def named(figures: np.ndarray) -> dict[str, float]:
-    return dict(zip((trait.name for trait in PICTURE_TRAITS), figures.tolist()))
+    return dict(zip((trait.name for trait in IMAGE_TRAITS), figures.tolist()))
 
 
-def test_the_traits_of_a_picture():
+def test_the_traits_of_an_image():
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (60, 90), dtype=np.uint8)
     figures = named(measure(grey))
@@ -58,11 +58,11 @@ def test_the_traits_of_a_picture():
     assert windowed["bits"] == 32 and windowed["brightness"] == pytest.approx(grey.mean() / 255, abs=1e-6)
 
 
-def test_of_a_large_picture_a_part_is_looked_at():
-    film = np.random.default_rng(0).integers(0, 256, (2500, 2000), dtype=np.uint8)
-    figures = named(measure(film))
+def test_of_a_large_image_a_part_is_looked_at():
+    image = np.random.default_rng(0).integers(0, 256, (2500, 2000), dtype=np.uint8)
+    figures = named(measure(image))
     assert (figures["height"], figures["width"]) == (2500, 2000)
-    assert figures["brightness"] == pytest.approx(film[::10, ::8].mean() / 255, abs=1e-6)
+    assert figures["brightness"] == pytest.approx(image[::10, ::8].mean() / 255, abs=1e-6)
 
 
 def test_the_traits_of_a_volume():
@@ -74,8 +74,8 @@ def test_the_traits_of_a_volume():
     assert [figures["low"], figures["high"]] == pytest.approx(np.percentile(voxels, (0.5, 99.5)), rel=0.03)
 
 
-def test_a_description_is_of_at_most_64_pictures(described, phantom):
-    assert (described["pictures"], described["of"], described["kind"]) == (64, COUNT, "pictures")
+def test_a_description_is_of_at_most_64_images(described, phantom):
+    assert (described["images"], described["of"], described["kind"]) == (64, COUNT, "images")
     assert described["ranges"]["height"] == [64, 64] and described["kinds"] == {
         "bits": {"8 bits": 64},
         "colour": {"grey": 64},
@@ -89,7 +89,7 @@ def test_a_description_is_of_at_most_64_pictures(described, phantom):
 
 def test_a_description_is_the_same_with_workers_and_draws_nothing(described, phantom):
     before, generator = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # noqa: NPY002
-    assert describe_pictures(loader_of(phantom, workers=2), volumes=False) == described
+    assert describe_images(loader_of(phantom, workers=2), volumes=False) == described
     assert torch.equal(before, torch.get_rng_state()) and generator == np.random.get_state()[1].tobytes()  # noqa: NPY002
 
 
@@ -98,35 +98,35 @@ def test_a_checkpoint_carries_it(described, tmp_path):
     assert load_checkpoint(tmp_path / "x.pth")["training_data"] == described
 
 
-def test_unreadable_pictures_are_skipped_in_silence(tmp_path, caplog):
+def test_unreadable_images_are_skipped_in_silence(tmp_path, caplog):
     write_phantom(tmp_path / "p", 12, 64)
     catalogue = open_source(tmp_path / "p")
     for sample in catalogue.samples[:5]:
         (tmp_path / "p" / sample.image).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    described = describe_pictures(loader_of(catalogue), volumes=False)
-    assert (described["pictures"], described["of"]) == (7, 12) and not caplog.records
+    described = describe_images(loader_of(catalogue), volumes=False)
+    assert (described["images"], described["of"]) == (7, 12) and not caplog.records
     for sample in catalogue.samples:
         (tmp_path / "p" / sample.image).write_bytes(b"")
-    assert describe_pictures(loader_of(catalogue), volumes=False) == {}
+    assert describe_images(loader_of(catalogue), volumes=False) == {}
 
 
-def test_huge_pictures_end_it_early():
-    film = np.zeros((5000, 4000), np.uint8)
+def test_huge_images_end_it_early():
+    image = np.zeros((5000, 4000), np.uint8)
     samples = tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(40))
-    catalogue = Catalogue(("a",), samples, lambda index: film)
-    assert describe_pictures(loader_of(catalogue), volumes=False)["pictures"] == 8
+    catalogue = Catalogue(("a",), samples, lambda index: image)
+    assert describe_images(loader_of(catalogue), volumes=False)["images"] == 8
 
 
-def warnings_of(described: dict, picture: np.ndarray, view: str = "") -> list[str]:
-    return TrainingData.from_dict(described, volumes=False).differences(measure(picture), view)
+def warnings_of(described: dict, image: np.ndarray, view: str = "") -> list[str]:
+    return TrainingData.from_dict(described, volumes=False).differences(measure(image), view)
 
 
-def test_pictures_of_the_training_data_are_not_unlike_it(described, phantom):
+def test_images_of_the_training_data_are_not_unlike_it(described, phantom):
     data = TrainingData.from_dict(described, volumes=False)
     found = [
         data.differences(measure(phantom.read(i)), sample.meta["view"]) for i, sample in enumerate(phantom.samples)
     ]
-    print(f"warned of {sum(map(bool, found))} of {COUNT} pictures, 6 of them not in the description")
+    print(f"warned of {sum(map(bool, found))} of {COUNT} images, 6 of them not in the description")
     assert not any(found)
 
 
@@ -136,49 +136,49 @@ def test_likeness_is_the_correlation_of_cells(described, phantom):
     np.testing.assert_allclose(measure(phantom.read(0))[-64:], one / 255, atol=1e-6)
     assert likeness(one, -other) == -likeness(one, other) and likeness(one, np.ones(64)) == 0.0
     low, high = described["ranges"]["likeness"]
-    print(f"likeness of the training pictures to the mean of all others: {low:.2f} to {high:.2f}")
+    print(f"likeness of the training images to the mean of all others: {low:.2f} to {high:.2f}")
     assert 0 < low < high <= 1
 
 
-def test_negatives_and_turned_pictures(described, phantom):
-    """A negative looks like no film; upside down, most of a thorax is still bright in the middle."""
+def test_negatives_and_turned_images(described, phantom):
+    """A negative looks like no image; upside down, most of a thorax is still bright in the middle."""
     changes = {"negative": lambda p: 255 - p, "quarter turn": np.rot90, "half turn": lambda p: np.rot90(p, 2)}
     found = {
         name: sum("correlation" in "".join(warnings_of(described, change(phantom.read(i)))) for i in range(COUNT))
         for name, change in changes.items()
     }
-    print(f"of {COUNT} pictures told to be unlike: {found}")
+    print(f"of {COUNT} images told to be unlike: {found}")
     assert found["negative"] == COUNT and found["quarter turn"] > COUNT / 2
 
 
-def test_pictures_that_are_unlike_the_training_data(described, phantom):
-    picture = phantom.read(0)
-    large = np.kron(picture, np.ones((2, 2), np.uint8))
+def test_images_that_are_unlike_the_training_data(described, phantom):
+    image = phantom.read(0)
+    large = np.kron(image, np.ones((2, 2), np.uint8))
     assert warnings_of(described, large) == ["height 128 pixels (training: 64)", "width 128 pixels (training: 64)"]
-    assert warnings_of(described, picture[:, 8:-8])[0] == "width / height 0.75 (training: 1.00)"
-    assert any("16 bits (training: 8 bits)" in text for text in warnings_of(described, picture.astype(np.uint16) * 257))
-    colour = np.stack([picture, picture // 2, picture // 3], axis=2)
+    assert warnings_of(described, image[:, 8:-8])[0] == "width / height 0.75 (training: 1.00)"
+    assert any("16 bits (training: 8 bits)" in text for text in warnings_of(described, image.astype(np.uint16) * 257))
+    colour = np.stack([image, image // 2, image // 3], axis=2)
     assert "colour (training: grey)" in warnings_of(described, colour)
-    assert any("mean brightness" in text for text in warnings_of(described, np.full_like(picture, 250)))
+    assert any("mean brightness" in text for text in warnings_of(described, np.full_like(image, 250)))
     assert any(
-        "standard deviation of brightness 0.00" in text for text in warnings_of(described, np.full_like(picture, 90))
+        "standard deviation of brightness 0.00" in text for text in warnings_of(described, np.full_like(image, 90))
     )
 
 
 def test_views(described, phantom):
-    picture = phantom.read(0)
+    image = phantom.read(0)
     known = sorted(described["views"])
-    assert warnings_of(described, picture, f" {known[0].lower()} ") == [] == warnings_of(described, picture, "")
-    assert warnings_of(described, picture, "swimmer") == [f"view SWIMMER (training: {', '.join(known)})"]
-    assert warnings_of(described | {"views": {}}, picture, "swimmer") == []
+    assert warnings_of(described, image, f" {known[0].lower()} ") == [] == warnings_of(described, image, "")
+    assert warnings_of(described, image, "swimmer") == [f"view SWIMMER (training: {', '.join(known)})"]
+    assert warnings_of(described | {"views": {}}, image, "swimmer") == []
 
 
 def test_volumes_unlike_the_training_data(tmp_path):
     write_phantom_volumes(tmp_path / "v", 4, 64)
     catalogue = open_source(tmp_path / "v", volumes=True)
-    described = describe_pictures(loader_of(catalogue), volumes=True)
+    described = describe_images(loader_of(catalogue), volumes=True)
     data = TrainingData.from_dict(described, volumes=True)
-    assert described["kind"] == "volumes" and described["pictures"] == 4
+    assert described["kind"] == "volumes" and described["images"] == 4
     one = catalogue.read(0)
     assert data.differences(measure(one)) == []
     thick = Volume(one.voxels[::6], one.affine @ np.diag([1, 1, 6, 1]))
@@ -189,7 +189,7 @@ def test_volumes_unlike_the_training_data(tmp_path):
 @pytest.mark.parametrize(
     "broken",
     [
-        {"kind": "films"},
+        {"kind": "images"},
         {"kind": "volumes"},
         {"pattern": [1.0] * 63},
         {"pattern": [float("nan")] * 64},
@@ -197,8 +197,8 @@ def test_volumes_unlike_the_training_data(tmp_path):
         {"ranges": None},
         {"views": 3},
         {"kinds": {"bits": {"8 bits": "many"}}},
-        {"ranges": {trait.name: [2, 1] for trait in PICTURE_TRAITS}},
-        {"ranges": {trait.name: [0, float("nan")] for trait in PICTURE_TRAITS}},
+        {"ranges": {trait.name: [2, 1] for trait in IMAGE_TRAITS}},
+        {"ranges": {trait.name: [0, float("nan")] for trait in IMAGE_TRAITS}},
     ],
 )
 def test_a_description_that_is_none(described, broken):

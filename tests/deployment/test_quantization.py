@@ -25,7 +25,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def write_network(path: Path, convolution: bool = True, products: bool = True) -> Path:
-    """conv → ReLU → mean over the map → matrix product → ReLU → matrix product, any number of pictures."""
+    """conv → ReLU → mean over the map → matrix product → ReLU → matrix product, any number of images."""
     nodes, name = [], "image"
     if convolution:
         nodes += [helper.make_node("Conv", [name, "filters"], ["map"], "conv", pads=[1, 1, 1, 1])]
@@ -58,12 +58,12 @@ def write_network(path: Path, convolution: bool = True, products: bool = True) -
     return path
 
 
-def pictures(count: int, seed: int = 0) -> np.ndarray:
+def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, CHANNELS, SIDE, SIDE), dtype=np.float32)
 
 
 def batches(count: int = 32) -> list[np.ndarray]:
-    return np.array_split(pictures(count, 1), 4)
+    return np.array_split(images(count, 1), 4)
 
 
 def integers(path: Path) -> dict[str, np.ndarray]:
@@ -71,7 +71,7 @@ def integers(path: Path) -> dict[str, np.ndarray]:
 
 
 def largest_difference(one: Path, other: Path, count: int = 5) -> float:
-    x = pictures(count)
+    x = images(count)
     return float(np.abs(open_onnx(one, 1)(x) - open_onnx(other, 1)(x)).max())
 
 
@@ -121,15 +121,15 @@ def test_dynamic_files_compute_nearly_the_same(network, tmp_path):
     assert stored["filters"].dtype == np.float32  # convolutions stay
 
 
-def test_files_keep_what_they_say_and_take_any_number_of_pictures(network, tmp_path):
+def test_files_keep_what_they_say_and_take_any_number_of_images(network, tmp_path):
     quantize_static(network, tmp_path / "static.onnx", batches())
     quantize_dynamic(network, tmp_path / "dynamic.onnx")
     to_half(network, tmp_path / "half.onnx")
     for kind in ("static", "dynamic", "half"):
         path = tmp_path / f"{kind}.onnx"
         assert read_metadata(path)["classes"] == '["a", "b"]'
-        assert [open_onnx(path, 1)(pictures(count)).shape for count in (1, 7)] == [(1, CLASSES), (7, CLASSES)]
-        together, single = open_onnx(path, 1)(pictures(3)), open_onnx(path, 1)(pictures(3)[:1])
+        assert [open_onnx(path, 1)(images(count)).shape for count in (1, 7)] == [(1, CLASSES), (7, CLASSES)]
+        together, single = open_onnx(path, 1)(images(3)), open_onnx(path, 1)(images(3)[:1])
         if kind != "dynamic":  # whose ranges are those of the batch
             np.testing.assert_allclose(together[:1], single, atol=1e-6)
 
@@ -154,8 +154,8 @@ def test_half_is_half_the_size_and_nearly_the_same(network, tmp_path):
 # ---- what cannot be
 
 
-def test_no_pictures(network, tmp_path):
-    with pytest.raises(ExportError, match="no picture to calibrate"):
+def test_no_images(network, tmp_path):
+    with pytest.raises(ExportError, match="no image to calibrate"):
         quantize_static(network, tmp_path / "static.onnx", [])
     assert not (tmp_path / "static.onnx").exists()
 

@@ -12,7 +12,7 @@ from deployment.exported_network import ExportedNetwork
 from deployment.formats import Request, export_file
 from deployment.onnx_format import export_onnx, open_onnx
 from deployment.torch_formats import run_module, traced_program
-from deployment.verification import BOUNDS, compare, random_pictures
+from deployment.verification import BOUNDS, compare, random_images
 from models import HybridMedNet, backbone_dims, list_backbones
 from models.attention import ATTENTION_MODES, create_attention
 from models.backbones.families import smallest_of_each_family
@@ -22,7 +22,7 @@ from models.heads import MultiLabelHead
 from models.layers import pooled_tokens
 
 CHANNELS = (8, 16, 16, 24)
-PICTURES_ONLY = [name for name in smallest_of_each_family(list_backbones()) if backbone_dims(name) == 2]
+IMAGES_ONLY = [name for name in smallest_of_each_family(list_backbones()) if backbone_dims(name) == 2]
 
 
 def image_shape(backbone: str) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ def test_every_attention_with_fusion_and_head(dims):
     """Odd sizes, so that maps are padded, pooled unevenly and resized."""
     shape, necks = (3, *(22, 26, 18)[:dims]), Necks(dims).eval()
     program = traced_program(necks, shape).module()
-    difference = compare(necks, run_module(program), random_pictures(shape))
+    difference = compare(necks, run_module(program), random_images(shape))
     assert difference < BOUNDS["fp32"]
 
 
@@ -99,7 +99,7 @@ class Pool(nn.Module):
 def test_what_has_a_way_of_its_own_in_exported_graphs(module, shape, tmp_path):
     """The scan over time and the 3-D mean."""
     export_onnx(module, shape, tmp_path / "x.onnx", {})
-    difference = compare(module, open_onnx(tmp_path / "x.onnx"), random_pictures(shape))
+    difference = compare(module, open_onnx(tmp_path / "x.onnx"), random_images(shape))
     print(f"{type(module).__name__} {shape}: largest |Δ| {difference:.1e}")
     assert difference < 1e-5
 
@@ -110,7 +110,7 @@ def test_what_has_a_way_of_its_own_in_exported_graphs(module, shape, tmp_path):
 def test_every_backbone(name, kind, tmp_path):
     shape = image_shape(name)
     network = ExportedNetwork(build(name, "cross_scale"))
-    difference = export_file(network, kind, tmp_path / "x", Request(shape), random_pictures(shape, 3))
+    difference = export_file(network, kind, tmp_path / "x", Request(shape), random_images(shape, 3))
     print(f"{name} as {kind}: largest |Δ| {difference:.1e}")
 
 
@@ -127,11 +127,11 @@ class AllModes(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PICTURES_ONLY)
-def test_every_family_of_pictures_with_every_attention(name, tmp_path):
+@pytest.mark.parametrize("name", IMAGES_ONLY)
+def test_every_family_of_images_with_every_attention(name, tmp_path):
     """Logits, as onnxruntime gives them."""
     shape, model = image_shape(name), AllModes(name).eval()
     export_onnx(model, shape, tmp_path / "x.onnx", {}, output_names=ATTENTION_MODES)
-    difference = compare(model, open_onnx(tmp_path / "x.onnx"), random_pictures(shape, 3))
+    difference = compare(model, open_onnx(tmp_path / "x.onnx"), random_images(shape, 3))
     print(f"{name} with {', '.join(ATTENTION_MODES)}: largest |Δ| {difference:.1e}")
     assert difference < BOUNDS["fp32"]

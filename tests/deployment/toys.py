@@ -21,7 +21,7 @@ class Toy(nn.Module):
 
 
 class DependsOnValues(Toy):
-    """Goes one way or the other by what is in the picture, which no graph of operations can."""
+    """Goes one way or the other by what is in the image, which no graph of operations can."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if x.sum() > 0 else super().forward(-x)

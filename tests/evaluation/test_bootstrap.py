@@ -48,7 +48,7 @@ def test_figures_of_one_call_share_their_draws():
     np.testing.assert_array_equal(first["auroc"], second["auroc"])
 
 
-def test_draws_equal_a_plain_loop_over_repeated_pictures():
+def test_draws_equal_a_plain_loop_over_repeated_images():
     scored = made_up(3)
     found = all_draws(scored, draws=40, seed=9)["auroc"]
     for draw in range(40):
@@ -59,7 +59,7 @@ def test_draws_equal_a_plain_loop_over_repeated_pictures():
             assert found[k, draw] == pytest.approx(auroc(p[rows], y[rows]), abs=1e-14)
 
 
-def test_order_of_pictures_does_not_matter():
+def test_order_of_images_does_not_matter():
     scored = made_up(4)
     order = np.random.default_rng(0).permutation(len(scored.patients))
     shuffled = ScoredSplit(
@@ -93,7 +93,7 @@ def test_settings_that_cannot_be_are_refused(values):
 
 
 def clustered(rng, patients=80):
-    """One class; a patient's two to six pictures share label and much of the score."""
+    """One class; a patient's two to six images share label and much of the score."""
     sizes = rng.integers(2, 7, patients)
     label = (rng.random(patients) < 0.4).astype(float)
     score = rng.normal(size=patients) + label
@@ -103,13 +103,13 @@ def clustered(rng, patients=80):
 
 
 @pytest.mark.slow
-def test_patient_intervals_cover_the_truth_and_picture_intervals_do_not():
-    """AUROC of unit-variance normals one apart (with the pictures' own noise): Φ(1 / √(2 · 1.09)) = 0.7509."""
-    truth, samples, covered = 0.7509, 200, {"patient": 0, "picture": 0}
+def test_patient_intervals_cover_the_truth_and_image_intervals_do_not():
+    """AUROC of unit-variance normals one apart (with the images' own noise): Φ(1 / √(2 · 1.09)) = 0.7509."""
+    truth, samples, covered = 0.7509, 200, {"patient": 0, "image": 0}
     rng = np.random.default_rng(0)
     for _ in range(samples):
         scores, labels, patients = clustered(rng)
-        for unit, names in (("patient", patients), ("picture", [str(i) for i in range(len(patients))])):
+        for unit, names in (("patient", patients), ("image", [str(i) for i in range(len(patients))])):
             scored = ScoredSplit(scores, labels, np.ones_like(labels, bool), names, ("x",))
             settings = BootstrapSettings(draws=200, threads=1)
             draws = bootstrap([RankingFigures(scored)], scored.cluster_count, settings)[0]["auroc"][0]
@@ -117,11 +117,11 @@ def test_patient_intervals_cover_the_truth_and_picture_intervals_do_not():
             covered[unit] += interval.low <= truth <= interval.high
     print({unit: n / samples for unit, n in covered.items()})
     assert 0.89 <= covered["patient"] / samples <= 0.98
-    assert covered["picture"] / samples < 0.8
+    assert covered["image"] / samples < 0.8
 
 
 def test_means_leave_out_classes_and_draws_that_are_undefined():
-    scored = made_up(6, pictures=60, patients=30)
+    scored = made_up(6, images=60, patients=30)
     targets = scored.targets.copy()
     targets[:, 1] = 0
     targets[:, 2] = 0

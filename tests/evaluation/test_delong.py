@@ -80,7 +80,7 @@ def test_variance_equals_the_loop_over_pairs(seed, digits):
     assert found == pytest.approx(sum(own) - 2 * cross, rel=1e-10)
 
 
-def test_clusters_of_one_are_delongs_variance_and_repeated_pictures_widen_it():
+def test_clusters_of_one_are_delongs_variance_and_repeated_images_widen_it():
     first, _, labels, _ = case(11)
     alone = auroc_interval(first, labels)
     assert auroc_interval(first, labels, np.arange(labels.size) * 7 + 3) == alone

@@ -26,7 +26,7 @@ def point(rule=None, method=None, stored=None, source=validation):
 
 def test_without_wishes_youden_is_fitted_without_calibration():
     fitted, now = point()
-    assert now and (fitted.rule, fitted.split, fitted.pictures, fitted.calibration) == ("youden", "val", 200, None)
+    assert now and (fitted.rule, fitted.split, fitted.images, fitted.calibration) == ("youden", "val", 200, None)
 
 
 def test_a_stored_one_is_taken_without_a_look_at_the_validation_split():

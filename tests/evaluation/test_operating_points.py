@@ -145,7 +145,7 @@ def test_a_fitted_point_comes_back_from_json_with_the_same_findings(method):
     logits = np.log(scored.probabilities / (1 - scored.probabilities)) * 3
     point = fit_operating_point(logits, scored.targets, scored.mask, rule=parse_rule("youden"), calibration=method)
     again = OperatingPoint.from_dict(json.loads(json.dumps(point.as_dict())), 4)
-    assert again == point and (point.rule, point.split, point.pictures) == ("youden", "val", 240)
+    assert again == point and (point.rule, point.split, point.images) == ("youden", "val", 240)
     before, after = point.probabilities(logits, False), again.probabilities(logits, False)
     np.testing.assert_array_equal(before, after)
     assert (before == uncalibrated(logits, False)).all() == (method is None)
@@ -164,8 +164,8 @@ def test_a_stored_point_that_does_not_fit_is_refused():
         {"thresholds": 5},
         {"thresholds": ["x"] * 3},
         {"calibration": {}},
-        {"pictures": "many"},
-        {"pictures": math.inf},
+        {"images": "many"},
+        {"images": math.inf},
     ):
         with pytest.raises(CheckpointError, match="fit it again"):
             OperatingPoint.from_dict({**good, **change}, 3)

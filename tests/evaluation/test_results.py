@@ -19,7 +19,7 @@ SETTINGS = BootstrapSettings(draws=100, seed=5, threads=1)
 
 @pytest.fixture(scope="module")
 def scored():
-    return made_up(1, pictures=300, digits=9)
+    return made_up(1, images=300, digits=9)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def results(scored):
 def test_the_contract_of_metrics_json(results):
     values = json.loads(json.dumps(results[0], allow_nan=False))
     assert values["interval"] == {"level": 0.95, "method": "patient bootstrap, percentile", "draws": 100, "seed": 5}
-    assert (values["split"], values["pictures"], values["threshold_rule"]) == ("test", 300, "sensitivity=0.8")
+    assert (values["split"], values["images"], values["threshold_rule"]) == ("test", 300, "sensitivity=0.8")
     assert values["threshold_split"] == "val" and values["calibration"]["method"] == "temperature"
     assert values["comparison"] is None and values["accuracy"] is None
     assert [one["column"] for one in values["subgroups"]] == ["sex", "age"]

@@ -40,7 +40,7 @@ def test_numbers_go_into_quarters_where_there_are_many():
     assert sum(ties.values()) == 100
 
 
-def test_every_picture_is_in_one_group():
+def test_every_image_is_in_one_group():
     rng = np.random.default_rng(0)
     for column in ("age", "dose", "site"):
         values = rng.choice(["", "1", "2.5", "70", "33", "12", "5", "8", "9"], 200).tolist()
@@ -53,7 +53,7 @@ def test_too_many_groups_are_refused():
 
 
 def split_of_two(seed=0, n=400, lift=(2.5, 0.5)):
-    """Group b's scores are worse; patients have two pictures each."""
+    """Group b's scores are worse; patients have two images each."""
     rng = np.random.default_rng(seed)
     group = np.repeat(rng.choice(["a", "b"], n // 2), 2)
     targets = (rng.random((n, 3)) < 0.3).astype(float)
@@ -63,7 +63,7 @@ def split_of_two(seed=0, n=400, lift=(2.5, 0.5)):
     return scored, group
 
 
-def test_figures_of_a_group_are_those_of_its_pictures():
+def test_figures_of_a_group_are_those_of_its_images():
     scored, group = split_of_two()
     found = subgroup_figures(scored, np.full(3, 0.6), "site", group.tolist(), SETTINGS)
     json.dumps(found, allow_nan=False)
@@ -72,7 +72,7 @@ def test_figures_of_a_group_are_those_of_its_pictures():
         metrics = classification_metrics(
             scored.probabilities[rows], scored.targets[rows], scored.mask[rows], scored.class_names
         )
-        assert row["pictures"] == rows.sum() and row["patients"] == rows.sum() / 2 and row["used_for_gap"]
+        assert row["images"] == rows.sum() and row["patients"] == rows.sum() / 2 and row["used_for_gap"]
         assert row["mean"]["figures"]["auroc"]["value"] == metrics.mean_auroc
         for k, (one, expected) in enumerate(zip(row["classes"], metrics.per_class)):
             assert (one["name"], one["positives"], one["negatives"]) == (
@@ -121,7 +121,7 @@ def test_small_and_unknown_groups_are_listed_and_not_used():
 
 
 def test_a_patient_in_two_groups_is_drawn_for_both():
-    """Two pictures a patient with equal scores and labels, one in each group: no draw can tell them apart."""
+    """Two images a patient with equal scores and labels, one in each group: no draw can tell them apart."""
     scored, _ = split_of_two()
     p, y = np.repeat(scored.probabilities[::2], 2, 0), np.repeat(scored.targets[::2], 2, 0)
     twins = ScoredSplit(p, y, scored.mask, scored.patients, scored.class_names)
@@ -130,6 +130,6 @@ def test_a_patient_in_two_groups_is_drawn_for_both():
 
 
 def test_masks_are_kept():
-    scored = made_up(4, pictures=200, patients=90)
+    scored = made_up(4, images=200, patients=90)
     found = subgroup_figures(scored, np.full(4, 0.5), "all", ["same"] * 200, SETTINGS)["groups"][0]
     assert [row["positives"] + row["negatives"] for row in found["classes"]] == scored.mask.sum(axis=0).tolist()

@@ -127,7 +127,7 @@ def test_accuracy_of_exclusive_classes():
         ({"mask": np.ones((3, 1))}, "mask must be bool"),
         ({"targets": np.array([[0.0], [1.0], [-1.0]])}, "targets must be 0 or 1"),
         ({"probabilities": np.array([[0.1], [math.nan], [0.2]])}, "1 of 3 probabilities are not finite"),
-        ({"patients": [], "probabilities": np.zeros((0, 1))}, "nothing to evaluate: 0 pictures"),
+        ({"patients": [], "probabilities": np.zeros((0, 1))}, "nothing to evaluate: 0 images"),
     ],
 )
 def test_splits_that_do_not_fit_are_refused(change, words):

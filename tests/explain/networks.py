@@ -29,7 +29,7 @@ def size_for(backbone: str) -> tuple[int, ...]:
     return (64, 64) if backbone_dims(backbone) == 2 else (16, 32, 32)
 
 
-def pictures(*shape: int) -> Tensor:
+def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
 
 

@@ -8,7 +8,7 @@ from explain.alignment import first_centre
 from explain.cam import class_activation_maps
 from explain.network import explaining
 from models import create_backbone
-from tests.explain.networks import network, pictures
+from tests.explain.networks import images, network
 
 # Centres of the first cells in pixels: patches are centred, paddings of (k − 1) / 2 begin at pixel 0, TensorFlow's
 # padding of even sizes, which lies behind only, at stride − 1; DenseNet's pools average cells in pairs.
@@ -37,7 +37,7 @@ def test_centres_are_where_the_architecture_puts_them(name):
 
 
 def test_a_spot_is_found_where_it_is():
-    """A network that answers to one bright spot: at stride 32, cells that tiled the picture would be 15 pixels off."""
+    """A network that answers to one bright spot: at stride 32, cells that tiled the image would be 15 pixels off."""
     model = network(size=(224, 224))
     for module in model.backbone.modules():  # a sum of all paths, positive everywhere
         if isinstance(module, nn.Conv2d):
@@ -46,17 +46,17 @@ def test_a_spot_is_found_where_it_is():
             module.running_mean.zero_()
             module.bias.data.zero_()
     for y, x in [(64, 64), (128, 96), (96, 160)]:
-        picture = torch.zeros(1, 3, 224, 224)
-        picture[..., y - 2 : y + 3, x - 2 : x + 3] = 1
+        image = torch.zeros(1, 3, 224, 224)
+        image[..., y - 2 : y + 3, x - 2 : x + 3] = 1
         with explaining(model):
-            a = model.backbone.forward_features(picture)[3].sum(1)[0]
-            first = first_centre(model.backbone, 3, picture)
+            a = model.backbone.forward_features(image)[3].sum(1)[0]
+            first = first_centre(model.backbone, 3, image)
         peak = divmod(int(a.argmax()), a.shape[1])
         assert abs(first + 32 * peak[0] - y) < 12 and abs(first + 32 * peak[1] - x) < 12
 
 
 def test_measured_once_and_nothing_of_it_stays():
-    model, x = network(), pictures(1, 3, 64, 64)
+    model, x = network(), images(1, 3, 64, 64)
     seen = []
     model.backbone.register_forward_pre_hook(lambda *_: seen.append(1))
     forward = model.backbone.forward_features

@@ -15,7 +15,7 @@ from explain.attributions import (
 )
 from explain.methods import METHODS, explain
 from explain.rollout import attention_rollout, rollout
-from tests.explain.networks import network, pictures
+from tests.explain.networks import images, network
 
 
 class Small(nn.Module):
@@ -33,7 +33,7 @@ class Small(nn.Module):
 
 def test_integrated_gradients_add_up():
     """Σ attributions = y(x) − y(0), to the error of 50 steps."""
-    model, x = Small(), pictures(2, 1, 12, 10)
+    model, x = Small(), images(2, 1, 12, 10)
     raw = raw_attributions(model, x, [0, 2], "integrated_gradients")
     model.eval()
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_integrated_gradients_add_up():
 
 def test_integrated_gradients_add_up_for_our_network():
     """ReLUs bend the path, so that 50 steps leave a few per cent."""
-    model, x = network("resnet18", size=(32, 32)), pictures(1, 3, 32, 32)
+    model, x = network("resnet18", size=(32, 32)), images(1, 3, 32, 32)
     raw = raw_attributions(model, x, [1], "integrated_gradients")
     with torch.no_grad():
         expected = (model(x) - model(torch.zeros_like(x)))[0, 1]
@@ -53,7 +53,7 @@ def test_integrated_gradients_add_up_for_our_network():
 
 
 def test_occlusion_is_the_fall_of_the_logit():
-    model, x = Small().eval(), pictures(1, 1, 12, 12)
+    model, x = Small().eval(), images(1, 1, 12, 12)
     raw = raw_attributions(model, x, [1], "occlusion")[0, 0, 0].numpy()
     total, covered = np.zeros((12, 12)), np.zeros((12, 12))
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_occlusion_is_the_fall_of_the_logit():
 
 
 def test_smooth_grad_is_a_mean_of_absolute_gradients():
-    model, x = Small().eval(), pictures(1, 1, 6, 6)
+    model, x = Small().eval(), images(1, 1, 6, 6)
     state = torch.random.get_rng_state()
     raw = raw_attributions(model, x, [0], "smooth_grad")[0, 0]
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's generator was moved"
@@ -85,7 +85,7 @@ def test_smooth_grad_is_a_mean_of_absolute_gradients():
 @pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_promises(method, dims):
     size = (12, 12) if dims == 2 else (6, 7, 8)
-    model, x = Small(dims).train(), pictures(2, 1, *size)
+    model, x = Small(dims).train(), images(2, 1, *size)
     maps = attribution_maps(model, x, [2, 0], method)
     assert maps.shape == (2, 2, *size) and maps.dtype == torch.float32 and not maps.requires_grad
     assert maps.min() >= 0 and torch.allclose(maps.flatten(2).amax(-1), torch.ones(2, 2))
@@ -98,7 +98,7 @@ def test_promises(method, dims):
 
 @pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_wrong_arguments(method):
-    model, x = Small(), pictures(1, 1, 8, 8)
+    model, x = Small(), images(1, 1, 8, 8)
     with pytest.raises(ExplanationError, match="leave level at 'auto'"):
         attribution_maps(model, x, [0], method, "fused")
     with pytest.raises(ExplanationError, match="from 0 to 2"):
@@ -108,8 +108,8 @@ def test_wrong_arguments(method):
 
 
 def test_bounded_memory(monkeypatch):
-    """No forward pass sees more pictures than INTERNAL_BATCH, however many steps, samples and windows there are."""
-    model, x, seen = Small(), pictures(3, 1, 24, 24), []
+    """No forward pass sees more images than INTERNAL_BATCH, however many steps, samples and windows there are."""
+    model, x, seen = Small(), images(3, 1, 24, 24), []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     for method in ATTRIBUTION_METHODS:
         attribution_maps(model, x, [0, 1], method)
@@ -142,7 +142,7 @@ def test_rollout_against_loops():
 
 @pytest.mark.parametrize("size", [(64, 96), (60, 40)])
 def test_rollout_of_a_network(size):
-    model, x = network("vit_tiny", size=size), pictures(2, 3, *size)
+    model, x = network("vit_tiny", size=size), images(2, 3, *size)
     maps = attention_rollout(model, x, [0, 1])
     assert maps.shape == (2, 2, *size) and maps.min() >= 0 and maps.max() <= 1 and maps.isfinite().all()
     assert torch.equal(maps[:, 0], maps[:, 1]) and maps.amax() > 0.99
@@ -159,13 +159,13 @@ def test_rollout_of_a_network(size):
 @pytest.mark.parametrize("name", ["swin_tiny", "resnet18"])
 def test_no_rollout_without_global_attention(name):
     with pytest.raises(ExplanationError, match="use grad_cam"):
-        attention_rollout(network(name), pictures(1, 3, 64, 64), [0])
+        attention_rollout(network(name), images(1, 3, 64, 64), [0])
     with pytest.raises(ExplanationError, match="leave level at 'auto'"):
-        attention_rollout(network(name), pictures(1, 3, 64, 64), [0], 2)
+        attention_rollout(network(name), images(1, 3, 64, 64), [0], 2)
 
 
 def test_methods_have_one_signature(monkeypatch):
-    model, x = network("vit_tiny", size=(16, 16)), pictures(1, 3, 16, 16)
+    model, x = network("vit_tiny", size=(16, 16)), images(1, 3, 16, 16)
     monkeypatch.setattr("explain.attributions.INTEGRATION_STEPS", 4)
     monkeypatch.setattr("explain.attributions.SMOOTHING_SAMPLES", 2)
     for name in METHODS:

@@ -16,7 +16,7 @@ from explain.geometry import cells_to_pixels
 from explain.network import Layer, explaining, fine_logits, resolve_level
 from models import list_backbones
 from models.backbones.families import smallest_of_each_family
-from tests.explain.networks import PlainResNet, network, pictures, size_for
+from tests.explain.networks import PlainResNet, images, network, size_for
 
 SMALL = smallest_of_each_family(list_backbones())
 LARGER = [name for name in list_backbones() if name not in SMALL]
@@ -50,7 +50,7 @@ def test_equals_pytorch_grad_cam_on_a_plain_resnet(method, level):
         )
     plain = PlainResNet().eval()
     model = plain.forward_from(level)
-    x = pictures(2, 3, 24, 24) if method != "score_cam" else pictures(1, 3, 12, 12)
+    x = images(2, 3, 24, 24) if method != "score_cam" else images(1, 3, 12, 12)
     size = tuple(x.shape[2:])
     theirs = THEIRS[method](plain, [plain.layers[level]])(x, [ClassifierOutputTarget(3)] * len(x))
     raw = ours_raw(model, x, 3, method, level)
@@ -91,7 +91,7 @@ def test_equals_pytorch_grad_cam_on_a_level_of_ours(method, level):
         def forward_head(self, features):
             return model.forward_head(features) * 1e7
 
-    hooked, x = Hooked().eval(), pictures(2, 3, 64, 64)
+    hooked, x = Hooked().eval(), images(2, 3, 64, 64)
     theirs = THEIRS[method](hooked, [hooked.level])(x, [ClassifierOutputTarget(1)] * 2)
     ours = their_scale(ours_raw(Scaled().eval(), x, 1, method, level), (64, 64))
     print(f"{method}, level {level}: largest difference {np.abs(ours - theirs).max():.2e}")
@@ -103,7 +103,7 @@ def test_eigen_cam_equals_pytorch_grad_cam_where_its_centring_does_nothing():
     torch.manual_seed(0)
     plain = PlainResNet().eval()
     plain.layers[2].append(nn.InstanceNorm2d(128))
-    model, x = plain.forward_from(2), pictures(2, 3, 32, 32)
+    model, x = plain.forward_from(2), images(2, 3, 32, 32)
     raw = ours_raw(model, x, 0, "eigen_cam", 2)
     theirs = EigenCAM(plain, [plain.layers[2]])(x, [ClassifierOutputTarget(0)] * 2)
     for mine, other in zip(raw, theirs):
@@ -112,7 +112,7 @@ def test_eigen_cam_equals_pytorch_grad_cam_where_its_centring_does_nothing():
 
 
 def test_eigen_cam_is_the_first_singular_vector_of_numpy():
-    model, x = network(), pictures(2, 3, 64, 64)
+    model, x = network(), images(2, 3, 64, 64)
     activations = model.forward_features(x)[1].detach().double().numpy()
     for mine, a in zip(ours_raw(model, x, 0, "eigen_cam", 1), activations):
         flat = a.reshape(len(a), -1).T
@@ -122,7 +122,7 @@ def test_eigen_cam_is_the_first_singular_vector_of_numpy():
 
 
 def slow_grad_cam(model, x: torch.Tensor, k: int, level: int) -> np.ndarray:
-    """One picture, float64, central differences a channel instead of autograd: w_k = Σ ∂y/∂A / cells."""
+    """One image, float64, central differences a channel instead of autograd: w_k = Σ ∂y/∂A / cells."""
     model = copy.deepcopy(model).double()
     features = [f.detach() for f in model.forward_features(x.double())]
     result = torch.zeros(features[level].shape[2:], dtype=torch.float64)
@@ -139,14 +139,14 @@ def slow_grad_cam(model, x: torch.Tensor, k: int, level: int) -> np.ndarray:
 
 
 def test_grad_cam_against_differences_in_float64():
-    model, x = network("mobilenetv3_small", attention="multi_scale"), pictures(1, 3, 64, 64)
+    model, x = network("mobilenetv3_small", attention="multi_scale"), images(1, 3, 64, 64)
     slow = slow_grad_cam(model, x, 2, 0)
     fast = ours_raw(model.double(), x.double(), 2, "grad_cam", 0)[0]
     assert np.abs(slow).max() > 0 and np.abs(slow - fast).max() < 1e-5 * np.abs(slow).max()
 
 
 def test_grad_cam_plus_plus_against_the_papers_formula():
-    model, x = network().double(), pictures(1, 3, 64, 64).double()
+    model, x = network().double(), images(1, 3, 64, 64).double()
     with explaining(model):
         layer = Layer(model, x, 2)
         a, g = layer.activations[0].numpy(), next(layer.gradients([1]))[0].numpy()
@@ -162,15 +162,15 @@ def test_grad_cam_plus_plus_against_the_papers_formula():
 
 
 def check_promises(name: str, methods: tuple[str, ...]) -> None:
-    """Shape, range, and that classes differ; a map may be empty, but not all of a picture's."""
+    """Shape, range, and that classes differ; a map may be empty, but not all of an image's."""
     size = size_for(name)
-    model, x = network(name, size, classes=5), pictures(2, 3, *size)
+    model, x = network(name, size, classes=5), images(2, 3, *size)
     for method in methods:
         maps = class_activation_maps(model, x, range(5), method, 1 if method == "grad_cam" else "fused")
         assert maps.shape == (2, 5, *size) and maps.dtype == torch.float32 and not maps.requires_grad
         assert maps.isfinite().all() and maps.min() >= 0 and maps.max() <= 1
         spread = maps.flatten(2).amax(-1) - maps.flatten(2).amin(-1)
-        assert (spread.amax(1) > 0.01).all(), f"{method} on {name}: every map of a picture is constant"
+        assert (spread.amax(1) > 0.01).all(), f"{method} on {name}: every map of an image is constant"
         assert ((maps.flatten(2).amax(-1) - 1).abs() < 1e-5)[spread > 0].all()
         first = maps[:, :1].expand_as(maps)
         if CAM_METHODS[method].class_specific:
@@ -201,10 +201,10 @@ def test_the_rest_of_the_registry(name):
 
 @pytest.mark.parametrize("method", CAM_METHODS)
 @pytest.mark.parametrize("level", [0, -1, "fused"])
-def test_a_batch_is_its_pictures(method, level):
+def test_a_batch_is_its_images(method, level):
     if method == "score_cam" and level == -1:
         level = 1  # a forward pass a channel: 24 instead of 576
-    model, x = network("mobilenetv3_small", size=(32, 32)), pictures(3, 3, 32, 32)
+    model, x = network("mobilenetv3_small", size=(32, 32)), images(3, 3, 32, 32)
     together = class_activation_maps(model, x, [0, 2], method, level)
     alone = torch.cat([class_activation_maps(model, one, [0, 2], method, level) for one in x.split(1)])
     torch.testing.assert_close(together, alone, atol=2e-4, rtol=0)
@@ -214,7 +214,7 @@ def test_a_batch_is_its_pictures(method, level):
 
 @pytest.mark.parametrize("method", CAM_METHODS)
 def test_the_network_stays_as_it_was(method):
-    model, x = network("mobilenetv3_small"), pictures(2, 3, 64, 64)
+    model, x = network("mobilenetv3_small"), images(2, 3, 64, 64)
     model.train()
     model.fusion.eval()
     modes = [module.training for module in model.modules()]
@@ -231,14 +231,14 @@ def test_the_network_stays_as_it_was(method):
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_works_inside_the_callers_modes(context):
-    model, x = network("mobilenetv3_small"), pictures(1, 3, 64, 64)
+    model, x = network("mobilenetv3_small"), images(1, 3, 64, 64)
     expected = class_activation_maps(model, x, [1])
     with context():
         assert torch.equal(class_activation_maps(model, x * 1.0, [1]), expected)
 
 
 def test_checkpointing_and_channels_last_change_nothing():
-    model, x = network(), pictures(2, 3, 64, 64)
+    model, x = network(), images(2, 3, 64, 64)
     expected = class_activation_maps(model, x, [0, 1], "layer_cam", 2)
     model.enable_gradient_checkpointing(segments=4)
     torch.testing.assert_close(class_activation_maps(model, x, [0, 1], "layer_cam", 2), expected)
@@ -249,16 +249,16 @@ def test_checkpointing_and_channels_last_change_nothing():
 
 def test_hierarchical_heads_are_explained_by_their_fine_logits():
     model = network(hierarchical=True, num_coarse_classes=2, classes=6)
-    maps = class_activation_maps(model, pictures(1, 3, 64, 64), [5, 0])
+    maps = class_activation_maps(model, images(1, 3, 64, 64), [5, 0])
     assert maps.shape == (1, 2, 64, 64)
     with pytest.raises(ExplanationError, match="from 0 to 5"):
-        class_activation_maps(model, pictures(1, 3, 64, 64), [6])
+        class_activation_maps(model, images(1, 3, 64, 64), [6])
 
 
 @pytest.mark.parametrize("options", [{"method": "grad_kam"}, {"level": 4}, {"level": "coarse"}, {"level": -5}], ids=str)
 def test_what_is_not_there_is_said(options):
     with pytest.raises(ExplanationError, match=r"unknown (method|level)"):
-        class_activation_maps(network(), pictures(1, 3, 64, 64), [0], **options)
+        class_activation_maps(network(), images(1, 3, 64, 64), [0], **options)
 
 
 def test_values_that_are_not_finite_are_said():
@@ -266,7 +266,7 @@ def test_values_that_are_not_finite_are_said():
     model.classifier.classifiers.bias.data[:] = float("nan")
     model.classifier.classifiers.weight.data[:] = float("nan")
     with pytest.raises(ExplanationError, match="not finite"):
-        class_activation_maps(model, pictures(1, 3, 64, 64), [0])
+        class_activation_maps(model, images(1, 3, 64, 64), [0])
 
 
 def test_levels():
@@ -274,14 +274,14 @@ def test_levels():
 
 
 @pytest.mark.parametrize("size, cells, stride", [((64,), (4,), 16), ((30, 20), (3, 2), 10), ((8, 6, 4), (4, 3, 2), 2)])
-def test_cells_that_cover_the_picture_are_interpolated_as_torch_does(size, cells, stride):
+def test_cells_that_cover_the_image_are_interpolated_as_torch_does(size, cells, stride):
     maps = torch.randn(2, 3, *cells)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
     expected = torch.nn.functional.interpolate(maps, size=size, mode=mode, align_corners=False)
     torch.testing.assert_close(cells_to_pixels(maps, size, stride), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_cells_of_a_padded_picture_lie_where_they_belong():
-    """20 pixels at stride 16 are padded to 32: the second cell's centre, pixel 23.5, is outside the picture."""
+def test_cells_of_a_padded_image_lie_where_they_belong():
+    """20 pixels at stride 16 are padded to 32: the second cell's centre, pixel 23.5, is outside the image."""
     pixels = cells_to_pixels(torch.tensor([[[0.0, 1.0]]]), (20,), 16)[0, 0]
     assert pixels[7] < 0.01 and 0.65 < pixels[19] < 0.75

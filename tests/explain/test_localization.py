@@ -1,4 +1,4 @@
-"""Pointing game, IoU and intervals by hand and against scipy; heatmaps back on the original picture."""
+"""Pointing game, IoU and intervals by hand and against scipy; heatmaps back on the original image."""
 
 import math
 
@@ -9,7 +9,7 @@ from scipy import stats
 from configs.errors import ExplanationError
 from data.regions.boxes import region_of_boxes
 from data.transforms.images import resize
-from explain.geometry import content_box, onto_picture
+from explain.geometry import content_box, onto_image
 from explain.localization import (
     intersection_over_union,
     measure,
@@ -52,7 +52,7 @@ def test_measure_by_hand():
     inside = measure(heat((100, 100), (25, 15)), region)
     assert inside.hit and inside.strict_hit and not inside.centre and inside.area == 0.01
     assert inside.iou == 1 / 100
-    near = measure(heat((100, 100), (25, 22)), region)  # three pixels right of the box: 3 % of the picture
+    near = measure(heat((100, 100), (25, 22)), region)  # three pixels right of the box: 3 % of the image
     assert near.hit and not near.strict_hit
     beyond = measure(heat((100, 100), (25, 23)), region)
     assert not beyond.hit
@@ -111,14 +111,14 @@ def test_summary():
     assert empty["maps"] == 0 and math.isnan(empty["hit"]["value"]) and math.isnan(empty["chance"])
 
 
-def test_intervals_widen_where_a_patients_pictures_agree():
+def test_intervals_widen_where_a_patients_images_agree():
     region = region_of_boxes([(0, 0, 5, 5)], (10, 10))
     hit, miss = measure(heat((10, 10), (1, 1)), region), measure(heat((10, 10), (9, 9)), region)
     findings = [f for i in range(20) for f in [hit if i % 2 else miss] * 4]
     alone = summarise(findings, [str(i) for i in range(80)])["hit"]
     together = summarise(findings, [str(i // 4) for i in range(80)])["hit"]
     ratio = (together["high"] - together["low"]) / (alone["high"] - alone["low"])
-    assert 1.7 < ratio < 2.3, "four pictures that agree count as one: twice the width"
+    assert 1.7 < ratio < 2.3, "four images that agree count as one: twice the width"
 
 
 def test_wrong_regions_are_refused():
@@ -131,14 +131,14 @@ def test_wrong_regions_are_refused():
 
 @pytest.mark.parametrize("mode", ["stretch", "letterbox"])
 @pytest.mark.parametrize("shape", [(90, 120), (120, 90), (33, 71), (48, 48), (20, 31), (7, 500)])
-def test_onto_picture_is_the_inverse_of_resize(mode, shape):
+def test_onto_image_is_the_inverse_of_resize(mode, shape):
     """A bright square in the original, resized as the data are, comes back where it was."""
-    picture = np.zeros((*shape, 1), np.float32)
+    image = np.zeros((*shape, 1), np.float32)
     top, left = shape[0] // 4, shape[1] // 2
     bottom, right = top + max(shape[0] // 4, 1), left + shape[1] // 4
-    picture[top:bottom, left:right] = 1
-    inside = resize(picture, (48, 48), mode)[..., 0]
-    back = onto_picture(inside, shape, mode)
+    image[top:bottom, left:right] = 1
+    inside = resize(image, (48, 48), mode)[..., 0]
+    back = onto_image(inside, shape, mode)
     assert back.shape == shape
     rows, columns = np.indices(shape)
     weight = back / back.sum()
@@ -147,7 +147,7 @@ def test_onto_picture_is_the_inverse_of_resize(mode, shape):
     assert abs(centre[0] - (top + bottom - 1) / 2) < tolerance and abs(centre[1] - (left + right - 1) / 2) < tolerance
 
 
-def test_content_box_is_where_resize_puts_the_picture():
+def test_content_box_is_where_resize_puts_the_image():
     for shape in [(90, 120), (120, 90), (33, 71), (500, 7)]:
         boxed = resize(np.ones((*shape, 1), np.float32), (64, 48), "letterbox")[..., 0]
         top, left, height, width = content_box((64, 48), shape, "letterbox")

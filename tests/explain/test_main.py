@@ -50,7 +50,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_table_overlays_and_json(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(script, "SANITY_PICTURES", 1)
+    monkeypatch.setattr(script, "SANITY_IMAGES", 1)
     output = tmp_path / "out"
     arguments = [str(run), "--split", "all", "--count", "2", "--limit", "4", "--sanity", "--output", str(output)]
     assert script.main([*arguments, "--method", "grad_cam", "eigen_cam"]) == 0
@@ -58,7 +58,7 @@ def test_table_overlays_and_json(run, tmp_path, capsys, monkeypatch):
     assert "grad_cam, level auto, all split" in printed and "eigen_cam" in printed
     assert "chance" in printed and "random" in printed and "sanity check" in printed
     written = json.loads((output / "localization.json").read_text())
-    assert written["pictures"] == 12 and written["regions"] == "boxes"
+    assert written["images"] == 12 and written["regions"] == "boxes"
     grad_cam = written["methods"]["grad_cam"]
     total = grad_cam["all"]["trained"]["maps"]
     assert total == sum(row["trained"]["maps"] for row in grad_cam["classes"].values()) > 3

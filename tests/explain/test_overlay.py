@@ -1,4 +1,4 @@
-"""Overlays: what is drawn where, for pictures and volumes."""
+"""Overlays: what is drawn where, for images and volumes."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from configs.errors import ExplanationError
 from explain.attention_figure import attention_figure
 from explain.overlay import methods_figure, overlay_figure, save_overlay, save_volume_overlay, volume_figure
-from tests.explain.networks import network, pictures
+from tests.explain.networks import images, network
 
 DRAWN = True  # see blank_figures in tests/conftest.py
 
@@ -25,17 +25,17 @@ def texts(figure) -> str:
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_an_overlay_says_what_it_shows(tmp_path, colour):
-    picture = np.full((40, 60, 3) if colour else (40, 60), 120, np.uint8)
+    image = np.full((40, 60, 3) if colour else (40, 60), 120, np.uint8)
     path = tmp_path / "new" / "overlay.png"
-    save_overlay(path, picture, peak((40, 60), (10, 45)), class_name="Mass", probability=0.9731, boxes=[(40, 5, 9, 9)])
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
+    save_overlay(path, image, peak((40, 60), (10, 45)), class_name="Mass", probability=0.9731, boxes=[(40, 5, 9, 9)])
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("RGB")).astype(int)
     assert pixels.shape[1] > pixels.shape[0]
     coloured = np.ptp(pixels, axis=2) > 40
     right = coloured[:, pixels.shape[1] // 2 : int(pixels.shape[1] * 0.9)]
     rows, columns = np.nonzero(right)
     assert len(rows) > 100 and rows.mean() < pixels.shape[0] / 2 and columns.mean() > right.shape[1] / 2
-    figure = overlay_figure(picture, peak((40, 60), (10, 45)), "Mass", 0.9731, [(40, 5, 9, 9)])
+    figure = overlay_figure(image, peak((40, 60), (10, 45)), "Mass", 0.9731, [(40, 5, 9, 9)])
     assert "Mass: probability 0.97" in texts(figure) and "annotated" in texts(figure) and "maximum" in texts(figure)
     assert [len(axes.patches) for axes in figure.axes] == [2, 2, 0] or len(figure.axes[0].patches) == 2
 
@@ -70,22 +70,22 @@ def test_three_slices_through_the_maximum(tmp_path):
 
 
 def test_wrong_heatmaps_are_refused(tmp_path):
-    picture = np.zeros((8, 8), np.uint8)
+    image = np.zeros((8, 8), np.uint8)
     for heatmap in (np.zeros((8, 9), np.float32), np.full((8, 8), 2.0), np.full((8, 8), np.nan)):
         with pytest.raises(ExplanationError):
-            save_overlay(tmp_path / "x.png", picture, heatmap, class_name="Mass", probability=0.5)
+            save_overlay(tmp_path / "x.png", image, heatmap, class_name="Mass", probability=0.5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_methods_side_by_side():
     heatmaps = {name: peak((20, 20), (5, 5)) for name in ("grad_cam", "layer_cam", "a", "b", "c")}
     figure = methods_figure(np.zeros((20, 20), np.uint8), heatmaps, "Mass", [(1, 1, 5, 5)])
-    assert "grad cam" in texts(figure) and "picture, annotated" in texts(figure)
+    assert "grad cam" in texts(figure) and "image, annotated" in texts(figure)
 
 
 @pytest.mark.parametrize("mode", ["cbam", "multi_scale", "cross_scale"])
 def test_attention_figures(mode, tmp_path):
-    model, x = network("mobilenetv3_small", attention=mode), pictures(1, 3, 64, 64)
+    model, x = network("mobilenetv3_small", attention=mode), images(1, 3, 64, 64)
     maps = model.get_attention_maps(x)
     figure = attention_figure(maps, x[0].mean(0).numpy())
     figure.savefig(tmp_path / "a.png")

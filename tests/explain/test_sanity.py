@@ -11,7 +11,7 @@ from configs.errors import ExplanationError
 from explain.cam import class_activation_maps
 from explain.sanity import LIMIT, cascade, check, compare, ssim
 from models import HybridMedNet
-from tests.explain.networks import network, pictures
+from tests.explain.networks import images, network
 
 
 def two_networks(**options) -> tuple[HybridMedNet, HybridMedNet]:
@@ -43,7 +43,7 @@ def test_the_cascade_goes_from_head_to_backbone():
 
 def test_grad_cam_passes_and_an_edge_detector_fails():
     model, random = two_networks(size=(48, 48), fusion_stride=4)
-    x = pictures(4, 3, 48, 48)
+    x = images(4, 3, 48, 48)
 
     def edges(_):
         rows = x.mean(1, keepdim=True).diff(dim=2, prepend=x[:, :1, :1]).abs()

@@ -32,7 +32,6 @@ _CLOCK = {
     "seconds",
     "images_per_second",
     "data_wait_fraction",
-    "pictures_per_second",
     "waiting_for_data",
     "memory_mib",
 }

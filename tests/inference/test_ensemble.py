@@ -59,9 +59,9 @@ def test_exclusive_classes_have_one_finding():
 
 
 def test_a_finding_is_at_or_over_its_threshold():
-    ensemble = Ensemble([member(0, thresholds=(0.2, 0.5, 0.9), rule="youden, chosen on val (9 pictures)")])
+    ensemble = Ensemble([member(0, thresholds=(0.2, 0.5, 0.9), rule="youden, chosen on val (9 images)")])
     assert ensemble.findings(np.array([0.2, 0.49, 0.95])) == [0, 2]
-    assert ensemble.threshold_source == "youden, chosen on val (9 pictures)"
+    assert ensemble.threshold_source == "youden, chosen on val (9 images)"
 
 
 def test_thresholds_without_a_choice_are_one_half():

@@ -8,7 +8,7 @@ from torch import nn
 from configs.default_config import Config
 from configs.errors import PredictionError
 from inference.predictor import Predictor
-from inference.views import PICTURE_VIEWS, VOLUME_VIEWS, show
+from inference.views import IMAGE_VIEWS, VOLUME_VIEWS, show
 from models import HybridMedNet
 from tests.training.toys import TensorLoader, random_data
 from training.evaluation import Evaluator
@@ -32,12 +32,12 @@ def model() -> nn.Module:
     return network()
 
 
-def pictures(count: int, *shape: int) -> torch.Tensor:
+def images(count: int, *shape: int) -> torch.Tensor:
     return torch.randn(count, *(shape or (3, 32, 32)), generator=torch.Generator().manual_seed(1))
 
 
 def test_logits_are_the_models_own_in_float64(model):
-    x = pictures(5)
+    x = images(5)
     (logits,) = Predictor([model], FLOAT32).logits(x)
     with torch.no_grad():
         assert logits.dtype == torch.float64 and torch.equal(logits, model(x).double())
@@ -46,12 +46,12 @@ def test_logits_are_the_models_own_in_float64(model):
 @pytest.mark.parametrize(
     ("settings", "shape", "views"),
     [
-        ((), (3, 32, 32), PICTURE_VIEWS),
+        ((), (3, 32, 32), IMAGE_VIEWS),
         (("MODEL.backbone=convnext3d_tiny", "DATA.image_size=[8,16,16]"), (3, 8, 16, 16), VOLUME_VIEWS),
     ],
 )
 def test_test_time_views_are_averaged_as_by_hand(settings, shape, views):
-    model, x = network(*settings), pictures(2, *shape)
+    model, x = network(*settings), images(2, *shape)
     (logits,) = Predictor([model], FLOAT32, tta=True).logits(x)
     with torch.no_grad():
         by_hand = sum(model(show(x, view)).double() for view in views) / len(views)
@@ -60,8 +60,8 @@ def test_test_time_views_are_averaged_as_by_hand(settings, shape, views):
 
 
 @pytest.mark.parametrize("tta", [False, True])
-def test_a_picture_does_not_care_about_its_batch(model, tta):
-    x = pictures(7)
+def test_an_image_does_not_care_about_its_batch(model, tta):
+    x = images(7)
     predictor = Predictor([model], FLOAT32, tta=tta)
     (together,) = predictor.logits(x)
     alone = torch.cat([predictor.logits(one[None])[0] for one in x])
@@ -74,21 +74,21 @@ def test_a_picture_does_not_care_about_its_batch(model, tta):
 
 
 def test_members_are_asked_one_by_one(model):
-    other, x = network(seed=1), pictures(3)
+    other, x = network(seed=1), images(3)
     logits = Predictor([model, other], FLOAT32).logits(x)
     for got, member in zip(logits, (model, other)):
         assert torch.equal(got, Predictor([member], FLOAT32).logits(x)[0])
 
 
 def test_the_fine_logits_of_hierarchical_models():
-    model, x = network("MODEL.hierarchical=true", "MODEL.num_coarse_classes=2"), pictures(2)
+    model, x = network("MODEL.hierarchical=true", "MODEL.num_coarse_classes=2"), images(2)
     (logits,) = Predictor([model], FLOAT32).logits(x)
     with torch.no_grad():
         assert torch.equal(logits, model(x)[1].double())
 
 
 def test_channels_last_is_the_same_but_for_rounding(model):
-    x = pictures(3)
+    x = images(3)
     (plain,) = Predictor([model], FLOAT32, tta=True).logits(x)
     (last,) = Predictor([model], FLOAT32, torch.channels_last, tta=True).logits(x)
     np.testing.assert_allclose(plain, last, atol=TOLERANCE)
@@ -98,7 +98,7 @@ def test_models_are_put_into_eval_mode_and_no_random_number_is_drawn(model):
     model.train()
     before = torch.get_rng_state()
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    Predictor([model], FLOAT32, tta=True).logits(pictures(2))
+    Predictor([model], FLOAT32, tta=True).logits(images(2))
     assert not model.training and torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
 
@@ -119,7 +119,7 @@ def test_over_a_loader_is_what_the_evaluator_scores():
 
 
 class Unreadable:
-    """A loader none of whose pictures can be read."""
+    """A loader none of whose images can be read."""
 
     def __len__(self) -> int:
         return 2
@@ -139,9 +139,9 @@ class NotANumber(nn.Module):
 
 def test_nan_and_nothing_are_errors():
     images, target, mask = random_data(6)
-    with pytest.raises(PredictionError, match="val: a model gives NaN or infinity for 6 pictures"):
+    with pytest.raises(PredictionError, match="val: a model gives NaN or infinity for 6 images"):
         Predictor([NotANumber()], FLOAT32).over(TensorLoader(images, target, mask, 4), "val")
-    with pytest.raises(PredictionError, match="not one picture"):
+    with pytest.raises(PredictionError, match="not one image"):
         Predictor([NotANumber()], FLOAT32).over(Unreadable(), "val")
     with pytest.raises(ValueError, match="at least one model"):
         Predictor([], FLOAT32)
@@ -151,7 +151,7 @@ def test_nan_and_nothing_are_errors():
 
 
 class Narrow(nn.Module):
-    """Fits `most` pictures."""
+    """Fits `most` images."""
 
     def __init__(self, model: nn.Module, most: int) -> None:
         super().__init__()
@@ -165,23 +165,23 @@ class Narrow(nn.Module):
 
 
 def test_batches_are_halved_until_they_fit(model, caplog):
-    x, narrow = pictures(8), Narrow(model, 2)
+    x, narrow = images(8), Narrow(model, 2)
     predictor = Predictor([narrow], FLOAT32)
     (logits,) = predictor.logits(x)
     assert narrow.sizes == [8, 4, 2, 2, 2, 2]
     np.testing.assert_allclose(logits, Predictor([model], FLOAT32).logits(x)[0], atol=TOLERANCE)
-    assert [record.getMessage()[-15:] for record in caplog.records] == ["8 pictures -> 4", "4 pictures -> 2"]
+    assert [record.getMessage()[-15:] for record in caplog.records] == ["8 images -> 4", "4 images -> 2"]
     narrow.sizes.clear()
     predictor.logits(x)
     assert narrow.sizes == [2] * 4  # it is remembered
     assert len(predictor.logits(x[:1])[0]) == 1
 
 
-def test_one_picture_that_does_not_fit_is_an_error(model):
-    with pytest.raises(PredictionError, match="out of memory with one picture"):
-        Predictor([Narrow(model, 0)], FLOAT32).logits(pictures(3))
+def test_one_image_that_does_not_fit_is_an_error(model):
+    with pytest.raises(PredictionError, match="out of memory with one image"):
+        Predictor([Narrow(model, 0)], FLOAT32).logits(images(3))
 
 
 def test_other_failures_are_not_taken_for_a_lack_of_memory(model):
     with pytest.raises(RuntimeError, match="expected input"):
-        Predictor([model], FLOAT32).logits(pictures(2, 5, 32, 32))
+        Predictor([model], FLOAT32).logits(images(2, 5, 32, 32))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.errors import PredictionError
-from inference.results import Row, count, make_folder, picture_table, report, results_csv, results_json, write_results
+from inference.results import Row, count, image_table, make_folder, report, results_csv, results_json, write_results
 
 NAMES = ("=heart", "lung", "bone")
 
@@ -73,8 +73,8 @@ def test_the_json(rows):
     content = json.loads(results_json(rows, ensemble(), {"time": "now", "precision": "fp32"}))
     assert content["time"] == "now" and content["models"] == [{"file": "a.pth", "sha256": "ab"}, {"file": "b.pth"}]
     assert content["thresholds"] == dict.fromkeys(NAMES, 0.5) and content["threshold_source"] == "0.5"
-    assert content["counts"] == {"pictures": 4, "predicted": 2, "errors": 2, "warnings": 1} == count(rows)
-    first, second, third, _ = content["pictures"]
+    assert content["counts"] == {"images": 4, "predicted": 2, "errors": 2, "warnings": 1} == count(rows)
+    first, second, third, _ = content["images"]
     assert first["probabilities"]["=heart"] == 0.1 + 0.2 and first["findings"] == ["lung", "bone"]
     assert first["warnings"] == ["height 9 pixels", "colour"] and first["columns"]["note"] == "=cmd()"
     assert second["probabilities"] is None is second["findings"] and second["error"].endswith("NaN for it")
@@ -87,7 +87,7 @@ def test_files_and_exit_codes(rows, tmp_path, capsys):
     assert [path.name for path in write_results(folder, ["csv"], rows, ensemble(), {})] == ["predictions.csv"]
     assert [path.name for path in folder.iterdir()] == ["predictions.csv"]
     assert report(rows, ensemble(), []) == 0 and report(rows[1:2], ensemble(), []) == 2
-    assert "4 pictures: 2 predicted, 2 with an error, 1 with warnings" in capsys.readouterr().out
+    assert "4 images: 2 predicted, 2 with an error, 1 with warnings" in capsys.readouterr().out
 
 
 def test_places_that_cannot_be_written(tmp_path):
@@ -100,8 +100,8 @@ def test_places_that_cannot_be_written(tmp_path):
         write_results(tmp_path, ["csv"], [], ensemble(), {})
 
 
-def test_a_single_picture_is_shown_by_probability(rows):
-    lines = picture_table(rows[0], ensemble()).splitlines()
+def test_a_single_image_is_shown_by_probability(rows):
+    lines = image_table(rows[0], ensemble()).splitlines()
     assert [line.split()[0] for line in lines] == ["class", "bone", "lung", "=heart"]
     assert lines[1].endswith("0.900      0.500  finding") and not lines[3].endswith("finding")
-    assert "threshold" not in picture_table(rows[0], ensemble(exclusive=True))
+    assert "threshold" not in image_table(rows[0], ensemble(exclusive=True))

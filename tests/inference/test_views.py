@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from inference.views import PICTURE_VIEWS, VOLUME_VIEWS, View, show, views_for
+from inference.views import IMAGE_VIEWS, VOLUME_VIEWS, View, show, views_for
 
 
-def slow_view(picture: np.ndarray, view: View) -> np.ndarray:
+def slow_view(image: np.ndarray, view: View) -> np.ndarray:
     """[*spatial] float64, voxel by voxel: undo shift, rotation and scale about the centre, then interpolate."""
-    lengths = picture.shape
+    lengths = image.shape
     centre = [(length - 1) / 2 for length in lengths]
-    shift = view.shift or (0.0,) * picture.ndim
+    shift = view.shift or (0.0,) * image.ndim
     angle = math.radians(view.degrees)
     out = np.empty(lengths)
     for new in np.ndindex(*lengths):
@@ -21,17 +21,17 @@ def slow_view(picture: np.ndarray, view: View) -> np.ndarray:
         y, x = place[-2:]
         # What is shown at angle a + degrees was at angle a, counted from x towards y.
         place[-2:] = [-math.sin(angle) * x + math.cos(angle) * y, math.cos(angle) * x + math.sin(angle) * y]
-        out[new] = interpolate(picture, [p / view.scale + c for p, c in zip(place, centre)])
+        out[new] = interpolate(image, [p / view.scale + c for p, c in zip(place, centre)])
     return out
 
 
-def interpolate(picture: np.ndarray, place: list[float]) -> float:
-    place = [min(max(p, 0.0), length - 1.0) for p, length in zip(place, picture.shape)]
-    low = [min(int(p), length - 2) for p, length in zip(place, picture.shape)]
+def interpolate(image: np.ndarray, place: list[float]) -> float:
+    place = [min(max(p, 0.0), length - 1.0) for p, length in zip(place, image.shape)]
+    low = [min(int(p), length - 2) for p, length in zip(place, image.shape)]
     total = 0.0
-    for corner in np.ndindex(*(2,) * picture.ndim):
+    for corner in np.ndindex(*(2,) * image.ndim):
         weight = math.prod(p - b if c else 1 - (p - b) for p, b, c in zip(place, low, corner))
-        total += weight * picture[tuple(b + c for b, c in zip(low, corner))]
+        total += weight * image[tuple(b + c for b, c in zip(low, corner))]
     return total
 
 
@@ -39,12 +39,12 @@ ODD_VIEWS = (View(20.0), View(-35.0, 1.3), View(0.0, 0.7), View(11.0, 1.1, (0.2,
 ODD_VOLUME_VIEWS = (View(25.0), View(0.0, 0.8), View(10.0, 1.2, (0.2, -0.1, 0.15)))
 
 
-@pytest.mark.parametrize("view", PICTURE_VIEWS + ODD_VIEWS, ids=str)
-def test_a_view_of_pictures_is_what_the_loop_gives(view):
-    pictures = np.random.default_rng(0).random((2, 2, 13, 18))
-    shown = show(torch.from_numpy(pictures).float(), view).double().numpy()
+@pytest.mark.parametrize("view", IMAGE_VIEWS + ODD_VIEWS, ids=str)
+def test_a_view_of_images_is_what_the_loop_gives(view):
+    images = np.random.default_rng(0).random((2, 2, 13, 18))
+    shown = show(torch.from_numpy(images).float(), view).double().numpy()
     for i, c in np.ndindex(2, 2):
-        np.testing.assert_allclose(shown[i, c], slow_view(pictures[i, c], view), atol=2e-5)
+        np.testing.assert_allclose(shown[i, c], slow_view(images[i, c], view), atol=2e-5)
 
 
 @pytest.mark.parametrize("view", VOLUME_VIEWS + ODD_VOLUME_VIEWS, ids=str)
@@ -55,27 +55,27 @@ def test_a_view_of_volumes_is_what_the_loop_gives(view):
 
 
 def test_a_shift_moves_what_is_shown():
-    picture = torch.zeros(1, 1, 10, 10)
-    picture[0, 0, 2, 3] = 1.0
-    moved = show(picture, View(shift=(0.3, 0.1)))
+    image = torch.zeros(1, 1, 10, 10)
+    image[0, 0, 2, 3] = 1.0
+    moved = show(image, View(shift=(0.3, 0.1)))
     assert divmod(int(moved.argmax()), 10) == (5, 4)
     assert moved.max() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_rotation_goes_from_x_towards_y():
-    picture = torch.zeros(1, 1, 11, 11)
-    picture[0, 0, 5, 9] = 1.0  # on the right
-    assert divmod(int(show(picture, View(degrees=90.0)).argmax()), 11) == (9, 5)  # below
+    image = torch.zeros(1, 1, 11, 11)
+    image[0, 0, 5, 9] = 1.0  # on the right
+    assert divmod(int(show(image, View(degrees=90.0)).argmax()), 11) == (9, 5)  # below
 
 
-@pytest.mark.parametrize("views", [PICTURE_VIEWS, VOLUME_VIEWS])
-def test_the_lists_begin_with_the_picture_itself_and_lean_to_no_side(views):
+@pytest.mark.parametrize("views", [IMAGE_VIEWS, VOLUME_VIEWS])
+def test_the_lists_begin_with_the_image_itself_and_lean_to_no_side(views):
     assert views[0].is_identity and not any(view.is_identity for view in views[1:])
     assert sum(view.degrees for view in views) == 0
     assert sum(view.scale for view in views) == pytest.approx(len(views))
     shifts = np.array([view.shift or (0.0,) * 3 for view in views])
     np.testing.assert_allclose(shifts.sum(0), 0, atol=1e-12)
-    # A model has seen no other pictures than augmentation drew.
+    # A model has seen no other images than augmentation drew.
     assert all(abs(view.degrees) <= 7 and abs(view.scale - 1) <= 0.1 for view in views)
     assert np.abs(shifts).max() <= 0.05
 

@@ -25,7 +25,7 @@ LARGE = "timm/vgg11"
 
 
 @pytest.mark.parametrize("name", [n if n != LARGE else pytest.param(n, marks=pytest.mark.slow) for n in WORKING])
-def test_they_give_four_levels_of_one_channel_pictures(name):
+def test_they_give_four_levels_of_one_channel_images(name):
     channels, strides, maps_of_timm = WORKING[name]
     torch.manual_seed(0)
     backbone = create_backbone(name, in_channels=1, feature_dim=7, image_size=(64, 64)).train()
@@ -58,7 +58,7 @@ def test_an_unknown_one_is_refused_with_its_neighbour(wrong, meant):
 
 @pytest.mark.parametrize("name", ["timm/inception_v3", "timm/efficientformer_l1"])
 def test_one_that_needs_another_size_says_what_stops_it(name):
-    with pytest.raises(ModelError, match=rf"'{name}' does not run on 64×64 pictures: \w+"):
+    with pytest.raises(ModelError, match=rf"'{name}' does not run on 64×64 images: \w+"):
         create_backbone(name, image_size=(64, 64))
 
 

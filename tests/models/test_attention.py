@@ -133,7 +133,7 @@ def test_cbam_levels_share_nothing():
 
 
 def looped_attention(module: PooledAttention, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """One picture, one place, one head at a time."""
+    """One image, one place, one head at a time."""
     heads = module.num_heads
     width = module.query.out_features
     size = width // heads
@@ -173,7 +173,7 @@ def test_pooled_attention_takes_a_volume_as_a_list_of_places():
     torch.testing.assert_close(module(x, context).flatten(2), module(x.flatten(2), context), rtol=0, atol=0)
 
 
-def test_a_volume_has_about_as_many_keys_as_a_picture():
+def test_a_volume_has_about_as_many_keys_as_an_image():
     for kind in (MultiScaleAttention, CrossScaleAttention):
         assert kind(CHANNELS, 4).grid ** 2 == 49 and kind(CHANNELS, 4, dims=3).grid ** 3 == 64
         assert kind(CHANNELS, 4, grid=2, dims=3).grid == 2

@@ -50,7 +50,7 @@ def build_without_values(name: str, size: tuple[int, ...], in_channels: int = 3)
         return create_backbone(name, in_channels=in_channels, image_size=size).eval()
 
 
-def picture(name: str, batch: int = 2, channels: int = 3) -> Tensor:
+def image(name: str, batch: int = 2, channels: int = 3) -> Tensor:
     return torch.randn(batch, channels, *shape_for(name), generator=torch.Generator().manual_seed(0))
 
 
@@ -69,7 +69,7 @@ def assert_promised_pyramid(backbone: BaseVisionBackbone, maps: list[Tensor], si
 @pytest.mark.parametrize("name", SMALL)
 def test_channels_and_strides_are_true(name):
     with torch.no_grad():
-        maps = build(name).forward_features(picture(name))
+        maps = build(name).forward_features(image(name))
     assert_promised_pyramid(build(name), maps, shape_for(name))
     assert all(x.isfinite().all() for x in maps)
 
@@ -101,7 +101,7 @@ def test_other_sizes(name, sides):
 @pytest.mark.parametrize("name", LARGER)
 def test_larger_members_run(name):
     """About 30 s together."""
-    backbone, x = create_backbone(name, image_size=shape_for(name)).eval(), picture(name)
+    backbone, x = create_backbone(name, image_size=shape_for(name)).eval(), image(name)
     with torch.no_grad():
         assert_promised_pyramid(backbone, backbone.forward_features(x), shape_for(name))
         assert backbone(x).isfinite().all()
@@ -110,7 +110,7 @@ def test_larger_members_run(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_no_parameter_is_left_over(name):
     """Pruned to what the four levels need: classifier, last norm and the like are gone."""
-    maps = build(name).forward_features(picture(name, 1))
+    maps = build(name).forward_features(image(name, 1))
     parameters = dict(build(name).named_parameters())
     gradients = torch.autograd.grad(sum(x.sum() for x in maps), list(parameters.values()), allow_unused=True)
     assert [key for key, gradient in zip(parameters, gradients) if gradient is None] == []
@@ -118,7 +118,7 @@ def test_no_parameter_is_left_over(name):
 
 @pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_forward_is_the_mean_of_the_coarsest_level(name):
-    backbone, x = build(name), picture(name)
+    backbone, x = build(name), image(name)
     with torch.no_grad():
         expected = backbone.forward_features(x)[-1].flatten(2).mean(2)
         torch.testing.assert_close(backbone(x), expected)
@@ -129,11 +129,11 @@ def test_forward_is_the_mean_of_the_coarsest_level(name):
 def test_one_channel_and_a_projection(name):
     backbone = create_backbone(name, False, 1, 10, image_size=shape_for(name)).eval()
     with torch.no_grad():
-        mean = backbone.forward_features(picture(name, channels=1))[-1].flatten(2).mean(2)
+        mean = backbone.forward_features(image(name, channels=1))[-1].flatten(2).mean(2)
         expected = mean @ backbone.projection.weight.T + backbone.projection.bias
-        torch.testing.assert_close(backbone(picture(name, channels=1)), expected)
+        torch.testing.assert_close(backbone(image(name, channels=1)), expected)
         with pytest.raises(RuntimeError):
-            backbone(picture(name))
+            backbone(image(name))
     assert backbone.feature_dim == expected.shape[1] == 10
 
 
@@ -154,7 +154,7 @@ def test_maps_are_those_of_timms_own_wrapper(name):
     """Bit for bit; of a map in EfficientViM's stem timm knows nothing. At a size that every patch divides."""
     side = 64 if 64 % TIMM_BACKBONES[name].multiple == 0 else 56
     backbone = build(name) if side == 64 else create_backbone(name, image_size=(side, side)).eval()
-    x = picture(name)[..., :side, :side].contiguous()
+    x = image(name)[..., :side, :side].contiguous()
     with torch.no_grad():
         theirs = reference_maps(name, backbone, x)
         mine = backbone.forward_features(x)
@@ -184,7 +184,7 @@ def test_drop_path_acts_in_training_only(name):
         with pytest.raises(ModelError, match=r"no stochastic depth: set MODEL\.drop_path to 0, it is 0\.1"):
             create_backbone(name, drop_path=0.1, image_size=shape_for(name))
         return
-    backbone, x = create_backbone(name, drop_path=0.9, image_size=shape_for(name)), picture(name)
+    backbone, x = create_backbone(name, drop_path=0.9, image_size=shape_for(name)), image(name)
     with torch.no_grad():
         wake(backbone.train())
         assert not torch.equal(backbone(x), backbone(x))
@@ -194,7 +194,7 @@ def test_drop_path_acts_in_training_only(name):
 
 @pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_without_drop_path_training_is_not_random(name):
-    backbone, x = copy.deepcopy(build(name)), picture(name)
+    backbone, x = copy.deepcopy(build(name)), image(name)
     with torch.no_grad():
         wake(backbone.train())
         assert torch.equal(backbone(x), backbone(x))

@@ -40,7 +40,7 @@ def network(backbone: str = "timm/test_resnet", **settings) -> HybridMedNet:
     return HybridMedNet(Config.from_overrides([f"MODEL.backbone={backbone}", "DATA.image_size=64", *overrides])).train()
 
 
-def picture(model, batch: int = 2) -> Tensor:
+def image(model, batch: int = 2) -> Tensor:
     return torch.randn(batch, model.in_channels, *model.image_size, generator=torch.Generator().manual_seed(1))
 
 
@@ -91,14 +91,14 @@ def checkpointed(model, segments: int | None = None):
 def test_two_steps_of_every_family(name, segments):
     """With stochastic depth where there is any; test_modern_models.py has a step of all families that is not slow."""
     model = backbone_of(name, **({} if name.startswith("densenet") else STOCHASTIC))
-    assert_equal_steps(model, checkpointed(model, segments), picture(model))
+    assert_equal_steps(model, checkpointed(model, segments), image(model))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_number_of_segments(name):
     model = backbone_of(name)
-    x = picture(model)
+    x = image(model)
     count = len(model.blocks(x))
     for segments in range(2, count + 1, max(count // 8, 1)):
         other = checkpointed(model, segments)
@@ -113,13 +113,13 @@ def test_every_number_of_segments(name):
 def test_the_whole_network_with_dropout(backbone, attention):
     plain, other = (network(backbone, attention=attention, dropout=0.5) for _ in range(2))
     other.enable_gradient_checkpointing(5)
-    assert_equal_steps(plain, other, picture(plain))
+    assert_equal_steps(plain, other, image(plain))
 
 
 def test_both_outputs_of_a_hierarchical_network():
     plain = network(hierarchical=True)
     other = checkpointed(plain, 4)
-    x = picture(plain)
+    x = image(plain)
     for model in (plain, other):
         torch.manual_seed(0)
         coarse, fine = model(x)
@@ -135,7 +135,7 @@ def test_bf16_autocast(backbone):
     plain = network(backbone, attention="cross_scale")
     other = checkpointed(plain, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_equal_steps(plain, other, picture(plain))
+        assert_equal_steps(plain, other, image(plain))
 
 
 def test_accumulated_micro_batches():
@@ -144,7 +144,7 @@ def test_accumulated_micro_batches():
     for model in (plain, other):
         for number in range(3):
             torch.manual_seed(number)
-            (loss_of(model, picture(model, 2 + number)) / 3).backward()
+            (loss_of(model, image(model, 2 + number)) / 3).backward()
     assert_equal_states(plain, other)
 
 
@@ -199,7 +199,7 @@ def test_two_processes(tmp_path):
 )
 def test_the_foretold_peak_is_the_measured_one(name):
     model = backbone_of(name)
-    x = picture(model)
+    x = image(model)
     for segments in (2, 5, None):
         plan = model.enable_gradient_checkpointing(segments, batch_size=len(x))
         with SavedActivations(model, x) as memory:
@@ -212,7 +212,7 @@ def test_the_foretold_peak_is_the_measured_one(name):
 
 def test_recomputation_is_what_the_plan_says():
     model = backbone_of("resnet18")
-    x = picture(model)
+    x = image(model)
 
     def flops(network) -> int:
         with FlopCounterMode(display=False) as counter:
@@ -258,17 +258,17 @@ def test_off_in_evaluation_and_without_gradients():
     model = network()
     model.enable_gradient_checkpointing(4)
     calls = Calls(model)
-    model.eval()(picture(model)).sum().backward()
+    model.eval()(image(model)).sum().backward()
     with torch.no_grad():
-        model.train()(picture(model))
+        model.train()(image(model))
     assert calls.count == 2
-    model(picture(model)).sum().backward()
+    model(image(model)).sum().backward()
     assert calls.count == 4
 
 
 def test_switched_between_steps():
     plain, other = network(), network()
-    x = picture(plain)
+    x = image(plain)
     for number, segments in enumerate((3, None, 0, 5)):
         if segments == 0:
             other.disable_gradient_checkpointing()
@@ -291,9 +291,9 @@ def test_enabled_only_if_something_is_recomputed():
 def test_a_backbone_alone_inside_a_network():
     plain, other = network("resnet18"), network("resnet18")
     other.backbone.enable_gradient_checkpointing(4)
-    assert_equal_steps(plain, other, picture(plain))
+    assert_equal_steps(plain, other, image(plain))
     calls = Calls(other)
-    step(other, picture(other))
+    step(other, image(other))
     assert calls.count == 2
     other.disable_gradient_checkpointing()
     assert not other.backbone.is_gradient_checkpointing_enabled()
@@ -307,7 +307,7 @@ def test_copies_and_pickles_and_averages_recompute_too():
     assert list(model.state_dict()) == names
     average = ExponentialMovingAverage(model, 0.9)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert_equal_steps(copy.deepcopy(plain), other, picture(plain))
+        assert_equal_steps(copy.deepcopy(plain), other, image(plain))
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     average.update(model, torch.tensor(True))
@@ -315,7 +315,7 @@ def test_copies_and_pickles_and_averages_recompute_too():
 
 def test_segments_asked_are_segments_made_or_refused():
     model = network()
-    count = len(model.blocks(picture(model)))
+    count = len(model.blocks(image(model)))
     for segments in (2, 7, count):
         assert model.enable_gradient_checkpointing(segments).segments == segments
     with pytest.raises(ModelError, match=f"{count + 1} segments asked for, but there are {count} blocks"):
@@ -343,7 +343,7 @@ def test_under_torch_compile():
     """Statistics are counted once there too; values may differ by rounding."""
     plain = backbone_of("resnet18")
     other = checkpointed(plain, 4)
-    x = picture(plain)
+    x = image(plain)
     compiled = torch.compile(other, backend="aot_eager")
     for model in (plain, compiled):
         torch.manual_seed(0)

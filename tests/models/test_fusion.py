@@ -118,7 +118,7 @@ def test_running_statistics_are_those_of_resized_maps():
     torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * mean)
 
 
-def test_weights_add_up_to_one_and_depend_on_the_picture():
+def test_weights_add_up_to_one_and_depend_on_the_image():
     fusion, features = used_fusion(0).eval(), pyramid(PYRAMIDS["even"])
     weights = fusion.level_weights(features, (16, 16))
     torch.testing.assert_close(weights.sum(1), torch.ones(3, dtype=torch.float64))
@@ -192,7 +192,7 @@ def test_the_result_has_the_size_of_the_target_level(target_level):
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("dims, sizes", [(2, PYRAMIDS["one place"]), (3, VOLUMES["cube"])], ids=["2d", "3d"])
-def test_one_picture_trains_where_the_map_has_one_place(dims, sizes, norm):
+def test_one_image_trains_where_the_map_has_one_place(dims, sizes, norm):
     fusion = used_fusion(3, dims, norm, 32).train()
     result = fusion(pyramid(sizes, batch=1))
     assert result.shape == (1, 32, *[1] * dims) and result.isfinite().all()

@@ -135,7 +135,7 @@ def test_fine_logits_depend_on_coarse_ones():
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("spatial", [(2, 2), (1, 1), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("kind, classes", [(MultiLabelHead, (3,)), (HierarchicalHead, (2, 3))], ids=["flat", "hier"])
-def test_one_picture_or_volume_trains(kind, classes, spatial, norm):
+def test_one_image_or_volume_trains(kind, classes, spatial, norm):
     torch.manual_seed(0)
     head = kind(64, *classes, norm=norm).train()
     output = head(torch.randn(1, 64, *spatial))
@@ -146,7 +146,7 @@ def test_one_picture_or_volume_trains(kind, classes, spatial, norm):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_group_norm_does_not_mix_the_pictures_of_a_batch():
+def test_group_norm_does_not_mix_the_images_of_a_batch():
     torch.manual_seed(0)
     head, x = MultiLabelHead(64, 3, dropout=0.0, norm="group").train(), torch.randn(4, 64, 3, 3)
     torch.testing.assert_close(head(x)[1:2], head(x[1:2]), rtol=1e-5, atol=1e-6)

@@ -108,7 +108,7 @@ def test_saved_and_read_again_gives_identical_logits(backbone, attention, tmp_pa
 
 
 @pytest.mark.parametrize("backbone", FEW_QUICK)
-def test_a_picture_is_judged_by_itself_and_trains_by_itself(backbone):
+def test_an_image_is_judged_by_itself_and_trains_by_itself(backbone):
     """In eval mode its logits do not depend on what else is in the batch; in training it may be alone."""
     model, x = build(backbone).eval(), images(backbone)
     with torch.no_grad():
@@ -277,8 +277,8 @@ def test_bfloat16_autocast_stays_near_float32(attention):
 @pytest.mark.parametrize(
     "backbone, attention", [("resnet18", "auto"), pytest.param("swin_tiny", "auto", marks=pytest.mark.slow)]
 )
-def test_eight_pictures_can_be_learnt(backbone, attention):
-    """Random pictures with random labels: 12 steps at least halve the loss."""
+def test_eight_images_can_be_learnt(backbone, attention):
+    """Random images with random labels: 12 steps at least halve the loss."""
     model = build(backbone, attention=attention, dropout=0.0, fusion_channels=128).train()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, 3, 64, 64, generator=generator)
@@ -295,7 +295,7 @@ def test_eight_pictures_can_be_learnt(backbone, attention):
 
 
 def test_group_normalisation_of_neck_and_head_does_not_see_the_batch():
-    """In training mode a picture's logits are its own, where batch statistics would mix them."""
+    """In training mode an image's logits are its own, where batch statistics would mix them."""
     models = {norm: build("timm/test_convnext", norm=norm, dropout=0.0).train() for norm in ("batch", "group")}
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():

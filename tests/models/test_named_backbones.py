@@ -106,7 +106,7 @@ def test_a_file_of_weights_is_read(tmp_path):
 
 
 def test_sizes_have_one_number_an_axis():
-    with pytest.raises(ModelError, match="is for pictures, not for a size of 8×8×8"):
+    with pytest.raises(ModelError, match="is for images, not for a size of 8×8×8"):
         models.ResNetBackbone(18, image_size=(8, 8, 8))
     with pytest.raises(ModelError, match="is for volumes, not for a size of 8×8"):
         models.SwinTransformer3DBackbone(image_size=(8, 8))

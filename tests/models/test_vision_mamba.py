@@ -94,10 +94,10 @@ def slow_mixer(tokens: Tensor, p: dict[str, Tensor]) -> Tensor:
     return ((ahead + back) / 2 * F.silu(z)) @ p["out_proj.weight"].T
 
 
-def slow_logits(weights: dict[str, Tensor], picture: Tensor) -> Tensor:
+def slow_logits(weights: dict[str, Tensor], image: Tensor) -> Tensor:
     """The authors' order of events: hidden state and residual carried apart, the norm on their sum."""
     w = {name: tensor.double() for name, tensor in weights.items()}
-    patches = F.conv2d(picture.double()[None], w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=16)
+    patches = F.conv2d(image.double()[None], w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=16)
     tokens = patches[0].flatten(1).T
     middle = len(tokens) // 2
     hidden = torch.cat([tokens[:middle], w["cls_token"][0], tokens[middle:]]) + w["pos_embed"][0]
@@ -117,11 +117,11 @@ def slow_logits(weights: dict[str, Tensor], picture: Tensor) -> Tensor:
 @pytest.mark.parametrize("grid", [(3, 4), (3, 3), (1, 1)], ids=str)
 def test_logits_are_those_of_the_loops(grid):
     """Float64 stays float64 and leaves no room for another formula."""
-    network, pictures = small_network(grid=grid), torch.randn(2, 3, 16 * grid[0], 16 * grid[1])
+    network, images = small_network(grid=grid), torch.randn(2, 3, 16 * grid[0], 16 * grid[1])
     with torch.no_grad():
-        found = network(pictures)
-        exact = torch.stack([slow_logits(network.state_dict(), picture) for picture in pictures])
-        torch.testing.assert_close(network.double()(pictures.double()), exact, rtol=0, atol=1e-12)
+        found = network(images)
+        exact = torch.stack([slow_logits(network.state_dict(), image) for image in images])
+        torch.testing.assert_close(network.double()(images.double()), exact, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -276,7 +276,7 @@ def test_published_weights_that_cannot_be_had_are_an_error(monkeypatch, tmp_path
 # ---- the backbone
 
 
-def test_the_pyramid_of_a_padded_picture():
+def test_the_pyramid_of_a_padded_image():
     backbone = create_backbone("vim_tiny", image_size=(65, 71)).eval()
     with torch.no_grad():
         maps = backbone.forward_features(torch.randn(1, 3, 65, 71))
@@ -285,7 +285,7 @@ def test_the_pyramid_of_a_padded_picture():
 
 
 def test_other_sizes_and_variants_are_refused():
-    with pytest.raises(ModelError, match=r"built for 64×64 pictures and got 96×64: set MODEL\.input_size"):
+    with pytest.raises(ModelError, match=r"built for 64×64 images and got 96×64: set MODEL\.input_size"):
         create_backbone("vim_tiny", image_size=(64, 64)).forward_features(torch.randn(1, 3, 96, 64))
     with pytest.raises(ModelError, match="unknown Vision Mamba variant 'huge': one of tiny, small, base"):
         VisionMamba("huge")

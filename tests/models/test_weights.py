@@ -85,7 +85,7 @@ def test_safetensors(prefix, tmp_path):
 
 @pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_one_channel_sums_the_filters_of_three(name, published):
-    """timm's convention: a grey picture gives what it gives as three equal channels."""
+    """timm's convention: a grey image gives what it gives as three equal channels."""
     path, size = str(published(name)), (64, 64)
     grey, colour = (create_backbone(name, path, channels, image_size=size).double().eval() for channels in (1, 3))
     first = next(key for key, tensor in colour.body.state_dict().items() if tensor.ndim == 4)
@@ -265,8 +265,8 @@ def test_renaming_agrees_with_the_order_of_tensors(lite0):
 
 def test_the_published_network_knows_a_flower(lite0):
     """A photograph that scikit-learn brings; ImageNet's class 985 is 'daisy'. Inputs are x / 127.5 − 1."""
-    pictures = pytest.importorskip("sklearn.datasets")
-    x = torch.from_numpy(pictures.load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    images = pytest.importorskip("sklearn.datasets")
+    x = torch.from_numpy(images.load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[None] / 127.5 - 1
     x = torch.nn.functional.interpolate(x, size=(224, 224), mode="bilinear", antialias=True)
     model = timm.create_model("tf_efficientnet_lite0").eval()
     model.load_state_dict(read_backbone_weights(str(lite0)))

@@ -128,7 +128,7 @@ class Pair(nn.Module):
 
 
 def test_a_window_is_averaged_exactly_however_it_is_cut():
-    """Trained in windows of 3 + 3 + 2 pictures and of 8, the weights are the same to rounding."""
+    """Trained in windows of 3 + 3 + 2 images and of 8, the weights are the same to rounding."""
     results = []
     for size, steps in ((8, 1), (3, 3)):
         torch.manual_seed(0)
@@ -227,7 +227,7 @@ def test_classes_are_matched_by_name():
     torch.testing.assert_close(ask(saved_teacher(), ("b",))(images), logits[:, [1]])
 
 
-def test_pictures_are_brought_to_the_teachers_normalisation():
+def test_images_are_brought_to_the_teachers_normalisation():
     raw = torch.rand(4, 1, SIDE, SIDE, dtype=torch.float64)
     other = {**PREPARED, "mean": [0.3], "std": [0.1]}
     expected = full_model(5).eval()(((raw - 0.3) / 0.1).float()).detach()
@@ -264,5 +264,5 @@ def test_an_exclusive_teacher_must_have_the_same_classes():
 def test_a_file_without_preprocessing_is_refused():
     saved = saved_teacher()
     saved.preprocessing = None
-    with pytest.raises(ConfigError, match="how its pictures were prepared"):
+    with pytest.raises(ConfigError, match="how its images were prepared"):
         ask(saved)

@@ -74,13 +74,13 @@ def test_evaluation_uses_the_averaged_weights_and_leaves_the_models_own():
     assert differences(before, trainer.model.state_dict()) == []
 
 
-def test_evaluation_without_pictures_or_with_nan_scores_says_so():
+def test_evaluation_without_images_or_with_nan_scores_says_so():
     images, target, mask = random_data(8)
     trainer = make_trainer(plain_model())
-    with pytest.raises(TrainingError, match="val: not one picture"):
+    with pytest.raises(TrainingError, match="val: not one image"):
         trainer.evaluate(TensorLoader(images, target, mask, 8, bad=(0,)), "val")
     images[[2, 5]] = math.nan
-    with pytest.raises(TrainingError, match="NaN for 2 pictures"):
+    with pytest.raises(TrainingError, match="NaN for 2 images"):
         trainer.evaluate(TensorLoader(images, target, mask, 3), "val")
 
 
@@ -210,7 +210,7 @@ def test_evaluation_in_smaller_batches_gives_the_same(caplog):
     assert len(warnings(caplog)) == 2 and scarce.state.micro_splits == 1
 
 
-@pytest.mark.parametrize(("room", "on_oom", "said"), [(0, "adapt", "with 1 pictures"), (4, "stop", "on_oom=adapt")])
+@pytest.mark.parametrize(("room", "on_oom", "said"), [(0, "adapt", "with 1 images"), (4, "stop", "on_oom=adapt")])
 def test_evaluation_that_does_not_fit(room, on_oom, said):
     trainer = make_trainer(ScarceInEvaluation(full_model(), room), ema=0.9, on_oom=on_oom)
     trainer.train_epoch(TensorLoader(*random_data(16), 8))

@@ -45,8 +45,8 @@ def windows_of(count: int) -> list[list[Batch]]:
 
 
 def poison(trainer: Trainer, window: list[Batch], site: str, value: float, position: int) -> list:
-    """Put the value into a picture of micro-batch `position`, or into a gradient that it makes; gives the hooks."""
-    if site == "picture":
+    """Put the value into an image of micro-batch `position`, or into a gradient that it makes; gives the hooks."""
+    if site == "image":
         window[position].image[1, 0, 3, 3] = value
         return []
     passes = itertools.count()
@@ -67,7 +67,7 @@ def standing(trainer: Trainer) -> dict:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("site", ["picture", "gradient"])
+@pytest.mark.parametrize("site", ["image", "gradient"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_window_that_is_not_finite_is_as_if_it_had_not_been(precision, site, value, caplog):
     skipped = 0
@@ -106,7 +106,7 @@ def test_repeated_nonfinite_steps_stop_the_run():
         trainer.train_epoch(TensorLoader(images, target, mask, 2))
     message = str(error.value)
     assert "3 steps in a row" in message and "epoch 1, step 4" in message
-    assert "film_12.png, film_13.png" in message and "film_11.png" not in message
+    assert "image_12.png, image_13.png" in message and "image_11.png" not in message
     assert trainer.state.sums.skipped == 3 and all(p.isfinite().all() for p in trainer.model.parameters())
 
 
@@ -157,7 +157,7 @@ def test_unreadable_batches_count_in_the_window_but_train_nothing():
     images, target, mask = random_data(12)
     trainer = make_trainer(plain_model(), accumulation_steps=2)
     trainer.train_epoch(TensorLoader(images, target, mask, 2, bad=(1, 2, 3)))
-    assert trainer.state.global_step == 2 and trainer.state.sums.batches == 6 and trainer.state.sums.pictures == 6
+    assert trainer.state.global_step == 2 and trainer.state.sums.batches == 6 and trainer.state.sums.images == 6
     other = make_trainer(plain_model())
     for rows in (slice(0, 2), slice(8, 12)):
         other.model.train()

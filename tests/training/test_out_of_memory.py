@@ -32,7 +32,7 @@ from utils.gradient_checkpointing import Checkpointable
 
 
 class Scarce(nn.Module):
-    """`inside` where more than `room` pictures in training are too many; in a backward pass too, if told so.
+    """`inside` where more than `room` images in training are too many; in a backward pass too, if told so.
 
     room: a number, or a function of the number of forward passes in training so far. fresh: what the last pass made, to
     see that nobody keeps it.
@@ -96,7 +96,7 @@ def test_the_step_is_that_of_the_undisturbed_run(refuse, backward, batch, window
     assert scarce.state.micro_splits == splits and max(scarce.model.sizes[-3:]) <= room
     assert max_difference(calm.model, Scarce(tanh_model(), 1)) > 1e-3
     difference = max_difference(scarce.model, calm.model)
-    print(f"out of memory, {batch} -> {max(scarce.model.sizes[-3:])} pictures: weights differ by {difference:.1e}")
+    print(f"out of memory, {batch} -> {max(scarce.model.sizes[-3:])} images: weights differ by {difference:.1e}")
     assert difference < 1e-6
     assert figures(stripped(scarce)) == figures(stripped(calm))
     assert scarce.state.sums.loss == pytest.approx(calm.state.sums.loss, rel=1e-6)
@@ -200,7 +200,7 @@ def test_checkpointing_is_switched_on_and_changes_no_bit(caplog):
     assert greedy.model.sizes[:3] == [4, 2, 2]
 
 
-def test_a_single_picture_is_first_recomputed(caplog):
+def test_a_single_image_is_first_recomputed(caplog):
     trainer = make_trainer(Blocks())
     trainer.train_epoch(TensorLoader(*random_data(3, known=1.0), 1))
     assert trainer.state.recomputation and trainer.state.micro_splits == 1 and trainer.state.global_step == 3
@@ -220,7 +220,7 @@ def test_what_cannot_be_switched_on_is_said_once(model, said, caplog):
 
 
 class AlreadyOn(Blocks):
-    """Recomputes as its config said, and even so takes one picture at a time."""
+    """Recomputes as its config said, and even so takes one image at a time."""
 
     def __init__(self) -> None:
         super().__init__(greedy=False)
@@ -275,14 +275,14 @@ def test_a_resumed_run_goes_on_as_adapted(caplog):
 # ---- the end of the ladder
 
 
-def test_when_a_single_picture_does_not_fit():
+def test_when_a_single_image_does_not_fit():
     trainer = make_trainer(Scarce(full_model(), 0), "sgd")
     before, random = snapshot(trainer), torch.get_rng_state()
     with pytest.raises(TrainingError) as error:
         trainer.train_epoch(TensorLoader(*random_data(16), 8))
     message = str(error.value)
     assert trainer.model.sizes == [8, 4, 2, 1] and error.value.exit_code == 2
-    assert "8 was cut into single pictures" in message and "checkpointing is not possible" in message
+    assert "8 was cut into single images" in message and "checkpointing is not possible" in message
     assert "DATA.image_size" in message and "MODEL.backbone" in message and "Tried to allocate 2.00 GiB" in message
     trainer.state.micro_splits = 1
     assert differences(before, snapshot(trainer)) == [] and random.equal(torch.get_rng_state())

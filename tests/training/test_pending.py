@@ -27,7 +27,7 @@ from training.precision import Precision
 
 
 def trained(read_every: int, poisoned: tuple[int, ...] = (), kind: str = "adamw", **options):
-    """A run over 40 pictures, 10 windows of 4, of which some have a NaN; and what it reported."""
+    """A run over 40 images, 10 windows of 4, of which some have a NaN; and what it reported."""
     images, target, mask = random_data(40)
     images[[4 * number + 1 for number in poisoned]] = math.nan
     torch.manual_seed(3)
@@ -77,7 +77,7 @@ def test_a_moving_average_leaves_out_what_was_skipped():
 
 
 def test_too_many_in_a_row_stop_the_run_when_they_are_read():
-    with pytest.raises(TrainingError, match=r"3 steps in a row were not finite .*step 2.*film_16.png, film_17.png"):
+    with pytest.raises(TrainingError, match=r"3 steps in a row were not finite .*step 2.*image_16.png, image_17.png"):
         trained(100, (2, 3, 4), max_nonfinite_steps=3)
     trainer, _ = trained(100, (2, 3, 5, 6), max_nonfinite_steps=3)
     assert trainer.state.sums.skipped == 4
@@ -179,7 +179,7 @@ def test_outcomes_come_in_order_with_their_numbers():
             losses, torch.tensor(number + 10.0), torch.tensor(number != 1), 0.1 * number, [torch.arange(number)]
         )
     outcomes = pending.read()
-    assert [(o.made, o.loss, o.norm, o.pictures) for o in outcomes] == [
+    assert [(o.made, o.loss, o.norm, o.images) for o in outcomes] == [
         (True, 0.5, 10.0, 0),
         (False, 1.5, 11.0, 1),
         (True, 2.5, 12.0, 2),

@@ -37,10 +37,10 @@ class FakeClock:
 
 
 class Costly(nn.Module):
-    """A small network with all a probe could disturb; a picture of it costs what the candidate's entry says.
+    """A small network with all a probe could disturb; an image of it costs what the candidate's entry says.
 
-    costs: seconds a picture by candidate; an exception class or function in place of them is raised or called.
-    runs: (candidate, pictures) of all forward passes, copies' included.
+    costs: seconds an image by candidate; an exception class or function in place of them is raised or called.
+    runs: (candidate, images) of all forward passes, copies' included.
     """
 
     def __init__(self, clock: FakeClock, costs: dict, outputs: int = 1) -> None:
@@ -142,7 +142,7 @@ def test_what_was_measured_is_logged(caplog):
     with caplog.at_level(logging.INFO):
         choose({F: 0.052, FL: 0.041}, F)
     (line,) = caplog.messages
-    assert line.startswith("probe: float32 channels_last 41 ms, float32 52 ms a picture (steps of 4, 5 each, ")
+    assert line.startswith("probe: float32 channels_last 41 ms, float32 52 ms an image (steps of 4, 5 each, ")
     assert line.endswith("): float32 channels_last")
 
 
@@ -156,15 +156,15 @@ def test_candidates_take_turns_after_one_that_does_not_count():
 
 @pytest.mark.parametrize("cost", [1e-4, 0.05, 0.1, 0.4, 0.9, 2.0, 30.0])
 def test_a_probe_keeps_to_its_seconds(cost):
-    """Or to the two rounds of single pictures without which nothing is known."""
+    """Or to the two rounds of single images without which nothing is known."""
     clock = FakeClock()
     model = Costly(clock, {F: cost, FL: cost, B: cost})
     measured = measure(model, [F, FL, B], SHAPE, clock)
     assert set(measured.medians) == {F, FL, B} and measured.rounds >= 1
     assert clock.now <= max(probe.SECONDS + 3 * cost, 2 * 3 * cost) + 1e-9
     assert measured.seconds == pytest.approx(clock.now)
-    assert model.tools.runs[-1][1] == measured.pictures
-    assert measured.medians[F] == pytest.approx(cost * measured.pictures)
+    assert model.tools.runs[-1][1] == measured.images
+    assert measured.medians[F] == pytest.approx(cost * measured.images)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_probe_keeps_to_its_seconds(cost):
         (torch.device("cuda"), (224, 224), (32, 3, 224, 224)),
     ],
 )
-def test_pictures_are_of_the_real_size(device, image, expected):
+def test_images_are_of_the_real_size(device, image, expected):
     assert probe_shape(device, 32, 3, image) == expected
     assert probe_shape(device, 2, 1, image)[:2] == (min(2, expected[0]), 1)
 

@@ -51,11 +51,11 @@ def test_other_classes_are_refused_before_anything_is_loaded(names):
 
 
 @pytest.mark.parametrize(("size", "batches", "again"), [(16, 3, 0), (12, 4, 0), (10, 4, 8), (32, 1, 16), (64, 0, 48)])
-def test_another_batch_size_goes_on_at_the_same_picture(size, batches, again, caplog):
-    one = trainer(6)  # 48 pictures
+def test_another_batch_size_goes_on_at_the_same_image(size, batches, again, caplog):
+    one = trainer(6)  # 48 images
     resume(one, checkpoint(config()), config(f"TRAIN.batch_size={size}"))
     assert one.state.sums.batches == batches
-    assert f"picture {48 - again}; {again} pictures are seen twice" in caplog.text
+    assert f"image {48 - again}; {again} images are seen twice" in caplog.text
 
 
 def test_at_the_beginning_of_an_epoch_there_is_no_place_to_move(caplog):

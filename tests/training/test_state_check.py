@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.errors import CheckpointError
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
 from data.study import Catalogue, Sample
 from data.transforms.images import LightAugmentation, Preprocess
@@ -31,20 +31,20 @@ from training.trainer import Trainer
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.interrupt import Interrupted
 
-RESUME_EPOCHS, RESUME_STEPS = 3, 4  # 14 pictures in batches of 2, windows of 2, the last one short
+RESUME_EPOCHS, RESUME_STEPS = 3, 4  # 14 images in batches of 2, windows of 2, the last one short
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("films")
+def images(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("images")
     for index in range(20):
         pixels = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
         assert cv2.imwrite(str(root / f"{index:02d}.png"), pixels)
     return root
 
 
-def make_loaders(root: Path) -> tuple[PictureLoader, PictureLoader]:
-    """14 augmented training pictures, and 6 to validate on."""
+def make_loaders(root: Path) -> tuple[ImageLoader, ImageLoader]:
+    """14 augmented training images, and 6 to validate on."""
     names = tuple(f"{index:02d}.png" for index in range(20))
     rng = np.random.default_rng(1)
     target, mask = (rng.random((20, CLASSES)) < 0.5).astype(np.float32), rng.random((20, CLASSES)) < 0.9
@@ -52,10 +52,10 @@ def make_loaders(root: Path) -> tuple[PictureLoader, PictureLoader]:
     samples = tuple(Sample(name, row) for name, row in zip(names, target))
     catalogue = Catalogue(("a", "b", "c"), samples, FileReader(root, names))
 
-    def loader(indices, augmentation) -> PictureLoader:
+    def loader(indices, augmentation) -> ImageLoader:
         preprocess = Preprocess((SIDE, SIDE), 1, [0.5], [0.3], augmentation=augmentation)
         batches = EpochBatches(indices, 2, augmentation is not None, 11)
-        return PictureLoader(PictureDataset(catalogue, preprocess, 11), Labels(target, mask), batches, BadPictures(0))
+        return ImageLoader(ImageDataset(catalogue, preprocess, 11), Labels(target, mask), batches, UnreadableImages(0))
 
     return loader(np.arange(14), LightAugmentation()), loader(np.arange(14, 20), None)
 
@@ -75,58 +75,58 @@ def resumable(seed: int, schedule: str = "cosine", epochs: int = RESUME_EPOCHS, 
 
 def untimed(records: list[dict]) -> list[dict]:
     return [
-        {k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second", "waiting_for_data", "memory_mib")}
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "waiting_for_data", "memory_mib")}
         for r in records
     ]
 
 
 @pytest.fixture(scope="module", params=["cosine", "plateau"])
-def undisturbed(request, pictures):
+def undisturbed(request, images):
     """(schedule, records, final state, states after each step) of a run that nobody stops."""
     trainer, after_step = resumable(0, request.param), {}
     trainer.on_step = lambda step, figures: after_step.setdefault(step, copy.deepcopy(trainer.model.state_dict()))
     torch.manual_seed(99)
-    records = fit(trainer, *make_loaders(pictures))
+    records = fit(trainer, *make_loaders(images))
     assert trainer.state.global_step == RESUME_EPOCHS * RESUME_STEPS
     return request.param, untimed(records), {**snapshot(trainer), "random": trainer.state_dict()["random"]}, after_step
 
 
-def stopped_run(pictures, schedule: str, path: Path, should_stop) -> tuple[list[dict], Interrupted]:
-    """Run until should_stop(trainer), which also sees when a validation picture is read."""
+def stopped_run(images, schedule: str, path: Path, should_stop) -> tuple[list[dict], Interrupted]:
+    """Run until should_stop(trainer), which also sees when a validation image is read."""
     trainer, records = resumable(0, schedule), []
     trainer.should_stop = partial(should_stop, trainer)
     trainer.save = lambda t: save_checkpoint(t.state_dict(), path)
     trainer.on_epoch = lambda _, record, is_best: records.append({**record, "is_best": is_best})
     torch.manual_seed(99)
     with pytest.raises(Interrupted) as stop:
-        trainer.fit(*make_loaders(pictures))
+        trainer.fit(*make_loaders(images))
     return records, stop.value
 
 
-def go_on(pictures, schedule: str, path: Path) -> tuple[list[dict], Trainer]:
+def go_on(images, schedule: str, path: Path) -> tuple[list[dict], Trainer]:
     trainer = resumable(5, schedule)
     torch.manual_seed(123)
     trainer.load_state_dict(load_checkpoint(path))
-    return fit(trainer, *make_loaders(pictures)), trainer
+    return fit(trainer, *make_loaders(images)), trainer
 
 
 @pytest.mark.parametrize("step", range(1, RESUME_EPOCHS * RESUME_STEPS + 1))
-def test_a_stopped_and_resumed_run_changes_no_bit(pictures, undisturbed, step, tmp_path):
+def test_a_stopped_and_resumed_run_changes_no_bit(images, undisturbed, step, tmp_path):
     schedule, expected_records, expected, after_step = undisturbed
     path = tmp_path / "last.pth"
     number = signal.SIGTERM if step % 2 else signal.SIGINT
-    before, stop = stopped_run(pictures, schedule, path, lambda t: number * (t.state.global_step >= step))
+    before, stop = stopped_run(images, schedule, path, lambda t: number * (t.state.global_step >= step))
     assert stop.exit_code == 128 + number and len(before) == (step - 1) // RESUME_STEPS
     saved = load_checkpoint(path)
     assert saved["progress"]["global_step"] == step and differences(saved["model"], after_step[step]) == []
-    after, trainer = go_on(pictures, schedule, path)
+    after, trainer = go_on(images, schedule, path)
     assert untimed(before + after) == expected_records
     assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
 
 
 @pytest.mark.parametrize("epoch", range(1, RESUME_EPOCHS + 1))
 @pytest.mark.parametrize("when", ["evaluating", "epoch_end"])
-def test_a_stop_outside_of_training_steps(pictures, undisturbed, epoch, when, tmp_path):
+def test_a_stop_outside_of_training_steps(images, undisturbed, epoch, when, tmp_path):
     """What is saved are the model's own weights, never the averaged ones that it is evaluated with."""
     schedule, expected_records, expected, after_step = undisturbed
     path = tmp_path / "last.pth"
@@ -136,26 +136,26 @@ def test_a_stop_outside_of_training_steps(pictures, undisturbed, epoch, when, tm
         done = trainer.state.epoch == epoch
         return signal.SIGINT * (evaluating if when == "evaluating" else done)
 
-    before, stop = stopped_run(pictures, schedule, path, should_stop)
+    before, stop = stopped_run(images, schedule, path, should_stop)
     assert stop.exit_code == 130 and len(before) == epoch - (when == "evaluating")
     saved = load_checkpoint(path)
     assert differences(saved["model"], after_step[saved["progress"]["global_step"]]) == []
     assert differences(saved["model"], saved["ema"]["shadow"]) != []
-    after, trainer = go_on(pictures, schedule, path)
+    after, trainer = go_on(images, schedule, path)
     assert untimed(before + after) == expected_records
     assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
 
 
-def test_resume_at_the_end_trains_no_more(pictures, tmp_path):
+def test_resume_at_the_end_trains_no_more(images, tmp_path):
     trainer = resumable(0)
-    fit(trainer, *make_loaders(pictures))
+    fit(trainer, *make_loaders(images))
     save_checkpoint(trainer.state_dict(), tmp_path / "last.pth")
-    records, resumed = go_on(pictures, "cosine", tmp_path / "last.pth")
+    records, resumed = go_on(images, "cosine", tmp_path / "last.pth")
     assert records == [] and differences(snapshot(trainer), snapshot(resumed)) == []
 
 
 @pytest.mark.parametrize("every", [1, 3, 4])
-def test_what_is_saved_inside_an_epoch_is_complete(pictures, undisturbed, every, tmp_path):
+def test_what_is_saved_inside_an_epoch_is_complete(images, undisturbed, every, tmp_path):
     """Every step in which something is saved, the short last window of an epoch among them."""
     schedule, expected_records, expected, _ = undisturbed
     saving, saved = resumable(0, schedule, save_every_steps=every), []
@@ -166,10 +166,10 @@ def test_what_is_saved_inside_an_epoch_is_complete(pictures, undisturbed, every,
 
     saving.save = save
     torch.manual_seed(99)
-    assert untimed(fit(saving, *make_loaders(pictures))) == expected_records
+    assert untimed(fit(saving, *make_loaders(images))) == expected_records
     assert saved == list(range(every, RESUME_EPOCHS * RESUME_STEPS + 1, every))
     for step in saved:
-        after, trainer = go_on(pictures, schedule, tmp_path / f"{step}.pth")
+        after, trainer = go_on(images, schedule, tmp_path / f"{step}.pth")
         assert untimed(after) == expected_records[(step - 1) // RESUME_STEPS :]
         assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
 
@@ -270,7 +270,7 @@ DAMAGES = {
     "an older version": (("progress",), without("micro_splits"), "progress.*micro_splits"),
     "a number that is none": (("progress",), replaced("epoch", "2"), "progress.*epoch"),
     "no sums": (("progress",), without("sums"), "progress.sums"),
-    "sums of another version": (("progress", "sums"), without("pictures"), "pictures"),
+    "sums of another version": (("progress", "sums"), without("images"), "images"),
     "a scaler of another version": ((), replaced("scaler", {"scale": 2.0}), "scaler"),
     "no random state": ((), replaced("random", {"cpu": None}), "random state"),
     "numbers as names of weights": (("model",), replaced(3, SLICED), "3 is not there now"),

@@ -99,7 +99,7 @@ def test_one_step_by_hand_in_float64(clip):
             torch.testing.assert_close(p.double(), expected, rtol=0, atol=1e-6)
     assert figures["train/loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert figures["train/gradient_norm"] == pytest.approx(norm, rel=1e-5)
-    assert figures["train/learning_rate"] == rate and trainer.state.sums.pictures == 6
+    assert figures["train/learning_rate"] == rate and trainer.state.sums.images == 6
 
 
 def test_clipping_scales_an_sgd_step():

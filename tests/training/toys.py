@@ -17,7 +17,7 @@ CLASSES, SIDE = 3, 8
 
 
 class TensorLoader:
-    """A loader over tensors, in their order; bad: numbers of batches none of whose pictures can be read."""
+    """A loader over tensors, in their order; bad: numbers of batches none of whose images can be read."""
 
     def __init__(self, images, target, mask, batch_size: int, bad: tuple[int, ...] = ()) -> None:
         self.tensors, self.batch_size, self.bad = (images, target, mask, torch.arange(len(images))), batch_size, bad
@@ -26,7 +26,7 @@ class TensorLoader:
         return -(-len(self.tensors[0]) // self.batch_size)
 
     def names(self, index) -> list[str]:
-        return [f"film_{i}.png" for i in index.tolist()]
+        return [f"image_{i}.png" for i in index.tolist()]
 
     def epoch(self, epoch: int, start: int = 0):
         parts = list(zip(*(tensor.split(self.batch_size) for tensor in self.tensors)))
@@ -35,7 +35,7 @@ class TensorLoader:
 
 
 def random_data(count: int, seed: int = 0, known: float = 0.6):
-    """Pictures, targets that a network can learn, and masks spread unevenly."""
+    """Images, targets that a network can learn, and masks spread unevenly."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 1, SIDE, SIDE, generator=generator)
     target = (images.mean((2, 3)) + 0.1 * torch.randn(count, CLASSES, generator=generator) > 0).float()

@@ -68,7 +68,7 @@ def _convert(options: argparse.Namespace) -> int:
         size, channels, mode = config.image_shape(), config.MODEL.in_channels, config.DATA.resize
         mean, std = config.DATA.mean or model.backbone.mean, config.DATA.std or model.backbone.std
         preprocessing = Preprocess(size, channels, mean, std, mode).as_dict()
-        print(f"the file does not say how pictures were prepared; written down as {preprocessing}")
+        print(f"the file does not say how images were prepared; written down as {preprocessing}")
     if saved.class_names is None:
         print("the file does not name its classes: give them by --set DATA.class_names=[…], in the order of training")
     description = {

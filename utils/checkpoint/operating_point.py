@@ -20,11 +20,11 @@ OPERATING_POINT = "operating_point"
 def keep_operating_point(path: Path, point: Mapping[str, Any], own_split: bool) -> None:
     """`store_operating_point`, or a line that says why not; what is fitted is of use without it.
 
-    own_split: it was fitted on the model's own validation split. What other pictures gave is not put into the file.
+    own_split: it was fitted on the model's own validation split. What other images gave is not put into the file.
     """
     try:
         if not own_split:
-            raise CheckpointError("it was fitted on other pictures than the model's own validation split")
+            raise CheckpointError("it was fitted on other images than the model's own validation split")
         store_operating_point(path, point)
         logger.info("calibration and thresholds (%s) are saved in %s", point["rule"], path)
     except CheckpointError as error:

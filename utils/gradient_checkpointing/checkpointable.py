@@ -34,7 +34,7 @@ __all__ = [
     "run_recomputed",
 ]
 
-# Pictures in the batch that a plan is made for where nobody says: two, since batch normalisation needs them.
+# Images in the batch that a plan is made for where nobody says: two, since batch normalisation needs them.
 PLANNED_BATCH = 2
 
 

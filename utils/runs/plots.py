@@ -1,4 +1,4 @@
-"""Pictures of a training run and of its ROC curves, as PNG files for people.
+"""Images of a training run and of its ROC curves, as PNG files for people.
 
 Each plot is a function that builds a Figure and one that writes it.
 """

@@ -1,4 +1,4 @@
-"""Data of every kind for the tests of the cache: a folder of mixed pictures, and what its loaders give."""
+"""Data of every kind for the tests of the cache: a folder of mixed images, and what its loaders give."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
 def draw(path: Path, number: int) -> None:
-    """One picture of its number's kind: grey or RGB of 8 bits, grey or RGB of 16, a JPEG large enough to be reduced."""
+    """One image of its number's kind: grey or RGB of 8 bits, grey or RGB of 16, a JPEG large enough to be reduced."""
     rng = np.random.default_rng(number)
     kind = number % 5
     if kind == 4:
@@ -32,12 +32,12 @@ def draw(path: Path, number: int) -> None:
 
 
 def deep(number: int) -> bool:
-    """Whether that picture has more than 8 bits."""
+    """Whether that image has more than 8 bits."""
     return number % 5 in (2, 3)
 
 
 def write_mixed(folder: Path) -> Path:
-    """COUNT pictures with labels of three classes, in SPLITS."""
+    """COUNT images with labels of three classes, in SPLITS."""
     (folder / "images").mkdir(parents=True)
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -49,7 +49,7 @@ def write_mixed(folder: Path) -> Path:
 
 
 def config_of(folder: Path | None, *overrides: str) -> Config:
-    """Small pictures, small batches, no workers."""
+    """Small images, small batches, no workers."""
     place = [f"DATA.data_dir={folder}"] if folder else []
     return Config.from_overrides([*place, "DATA.num_workers=0", "DATA.image_size=16", "TRAIN.batch_size=4", *overrides])
 

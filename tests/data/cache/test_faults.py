@@ -21,7 +21,7 @@ from data.cache import file as cache_file
 from data.cache import reader as cache_reader
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.file import MAGIC, CacheIndex, DamagedCache, SharedBytes, free_memory, open_cache_file, write_index
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.study import Catalogue, Reader, Sample
 from data.transforms.images import Preprocess
@@ -66,7 +66,7 @@ DAMAGES = {
     "cut off": lambda content: content[: len(content) // 2],
     "without its first half": lambda content: content[len(content) // 2 :],
     "without a page": lambda content: content[:100] + content[200:],
-    "one byte of the first picture": lambda content: flipped(content, len(MAGIC)),
+    "one byte of the first image": lambda content: flipped(content, len(MAGIC)),
     "one byte of the index": lambda content: flipped(content, len(content) - 400),
     "one byte of the footer": lambda content: flipped(content, len(content) - 20),
     "a page of zeros": lambda content: content[:50] + bytes(1000) + content[1050:],
@@ -92,7 +92,7 @@ def test_a_pipe_is_no_cache(cached, caplog):
 
 
 def test_damage_that_is_not_looked_at_is_found_when_it_is_read(cached, monkeypatch):
-    """Every picture is compared with its checksum, once a process."""
+    """Every image is compared with its checksum, once a process."""
     own, path, _ = cached
     monkeypatch.setattr(cache_reader, "_LOOKED_AT", 2)  # the first and the last
     index, _ = open_cache_file(path, COUNT)
@@ -101,19 +101,19 @@ def test_damage_that_is_not_looked_at_is_found_when_it_is_read(cached, monkeypat
     read = loaders_of(own, PLAIN, DISK).train.dataset.catalogue.read
     for other in set(range(COUNT)) - {row}:
         read(other)
-    with pytest.raises(DataError, match=rf"is damaged at its picture {row}: delete it"):
+    with pytest.raises(DataError, match=rf"is damaged at its image {row}: delete it"):
         read(row)
 
 
 @pytest.mark.parametrize("fault", ["outside", "kind", "length", "unreadable", "no reason", "text", "rows"])
 def test_a_forged_index_is_refused(cached, fault, caplog):
-    """With right checksums, but pointing where nothing is, or at pictures of no kind."""
+    """With right checksums, but pointing where nothing is, or at images of no kind."""
     own, path, expected = cached
     index, _ = open_cache_file(path, COUNT)
-    pictures, records, about = int(index.records["length"].sum()), index.records.copy(), dict(index.about)
-    content = path.read_bytes()[: len(MAGIC) + pictures]
+    images, records, about = int(index.records["length"].sum()), index.records.copy(), dict(index.about)
+    content = path.read_bytes()[: len(MAGIC) + images]
     if fault == "outside":
-        records["offset"][3] = pictures
+        records["offset"][3] = images
     elif fault == "unreadable":
         del about["unreadable"]
     elif fault == "text":
@@ -124,7 +124,7 @@ def test_a_forged_index_is_refused(cached, fault, caplog):
         records["kind" if fault != "length" else "length"][3] = {"kind": 77, "length": 5, "no reason": 0}[fault]
     with path.open("wb") as file:
         file.write(content)
-        write_index(file, pictures, CacheIndex(records, about))
+        write_index(file, images, CacheIndex(records, about))
     assert equal(expected, all_inputs(loaders_of(own, PLAIN, DISK)))
     assert "is damaged, it is made again" in caplog.text
 
@@ -134,7 +134,7 @@ def test_a_text_that_is_no_json(tmp_path):
     with (tmp_path / "x").open("ab") as file:
         write_index(file, 0, CacheIndex(cache_reader.empty_records(0), {}))
     assert open_cache_file(tmp_path / "x", 0)[0].about == {}
-    with pytest.raises(DamagedCache, match="of 1 pictures"):
+    with pytest.raises(DamagedCache, match="of 1 images"):
         open_cache_file(tmp_path / "x", 1)
 
 
@@ -231,8 +231,8 @@ def test_a_spawned_worker_refuses_a_cache_that_was_replaced(cached):
 
 
 @dataclass(frozen=True)
-class Films(Reader):
-    """Drawn pictures; whoever reads number 40 for the first time dies."""
+class Images(Reader):
+    """Drawn images; whoever reads number 40 for the first time dies."""
 
     marks: Path
 
@@ -249,18 +249,18 @@ class Films(Reader):
 def builder_of(folder: Path, limit: int) -> tuple[Builder, Preprocess]:
     count = 150
     samples = tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(count))
-    catalogue, preprocess = Catalogue(("a",), samples, Films(folder)), Preprocess((16, 16), 1, [0.5], [0.25])
+    catalogue, preprocess = Catalogue(("a",), samples, Images(folder)), Preprocess((16, 16), 1, [0.5], [0.25])
     labels = Labels(np.zeros((count, 1), np.float32), np.ones((count, 1), bool))
-    bad, batches = BadPictures(0), EpochBatches(range(count), 8, True, 0)
-    dataset = PictureDataset(catalogue, preprocess, 0)
-    loader = PictureLoader(dataset, labels, batches, bad, 2, failures=WorkerFailures(limit, 60.0))
+    bad, batches = UnreadableImages(0), EpochBatches(range(count), 8, True, 0)
+    dataset = ImageDataset(catalogue, preprocess, 0)
+    loader = ImageLoader(dataset, labels, batches, bad, 2, failures=WorkerFailures(limit, 60.0))
     return Builder(loader, preprocess, bad, "plain"), preprocess
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])
-def test_a_killed_worker_costs_no_picture(tmp_path, kind, caplog):
-    (tmp_path / "films").mkdir()
-    builder, preprocess = builder_of(tmp_path / "films", limit=1)
+def test_a_killed_worker_costs_no_image(tmp_path, kind, caplog):
+    (tmp_path / "images").mkdir()
+    builder, preprocess = builder_of(tmp_path / "images", limit=1)
     made = cached_in_memory(builder) if kind == "ram" else cached_on_disk(builder, tmp_path / "c", tmp_path)
     assert "SIGKILL while it read 40.png" in caplog.text
     for index in range(150):
@@ -268,8 +268,8 @@ def test_a_killed_worker_costs_no_picture(tmp_path, kind, caplog):
 
 
 def test_a_worker_killed_too_often_leaves_no_cache(tmp_path):
-    (tmp_path / "films").mkdir()
-    builder, _ = builder_of(tmp_path / "films", limit=0)
+    (tmp_path / "images").mkdir()
+    builder, _ = builder_of(tmp_path / "images", limit=0)
     with pytest.raises(DataError, match=r"data workers failed 1 times.*\n.*40\.png"):
         cached_on_disk(builder, tmp_path / "c", tmp_path)
     assert list((tmp_path / "c").iterdir()) == []
@@ -304,7 +304,7 @@ def test_free_memory_is_the_least_of_what_bounds_it(tmp_path, monkeypatch):
     assert free_memory() == 450
 
 
-def test_the_progress_is_told_in_pictures(own, caplog):
+def test_the_progress_is_told_in_images(own, caplog):
     caplog.set_level(logging.INFO)
     loaders_of(own, DISK, "LOGGING.progress=plain")
-    assert f"decoding pictures  {COUNT}/{COUNT}" in caplog.text
+    assert f"decoding images  {COUNT}/{COUNT}" in caplog.text

@@ -1,4 +1,4 @@
-"""Training from a cache: the same inputs, whatever the pictures are, and whatever becomes of their files."""
+"""Training from a cache: the same inputs, whatever the images are, and whatever becomes of their files."""
 
 import logging
 import os
@@ -44,11 +44,11 @@ def own(mixed, tmp_path) -> Path:
 
 @pytest.fixture
 def reads(monkeypatch) -> list[Path]:
-    """Every picture file that is decoded from now on."""
+    """Every image file that is decoded from now on."""
     from data.sources import image_files
 
     found = []
-    for name in ("read_picture", "read_reduced"):
+    for name in ("read_image", "read_reduced"):
         original = getattr(image_files, name)
         monkeypatch.setattr(image_files, name, lambda path, *a, f=original: found.append(path) or f(path, *a))
     return found
@@ -85,7 +85,7 @@ def test_augmented_epochs_are_those_without_a_cache(own, kind, workers):
     for _ in range(2):
         cached = loaders_of(own, f"DATA.cache={kind}", f"DATA.num_workers={workers}")
         for epoch, start in ((0, 0), (3, 0), (3, 2)):
-            # the warp spreads the rounding of float pictures over their contrast, which is stretched by a tenth
+            # the warp spreads the rounding of float images over their contrast, which is stretched by a tenth
             assert same(inputs(plain.train, epoch, start), inputs(cached.train, epoch, start), 3 / 65535)
 
 
@@ -139,24 +139,24 @@ def test_an_npz_is_kept_beside_it(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("shape", [(9, 30), (30, 9, 3), (16, 12), (16, 12, 3)])
 @pytest.mark.parametrize("mode", ["stretch", "letterbox"])
-def test_a_fitted_picture_is_left_as_it_is(dtype, shape, mode):
+def test_a_fitted_image_is_left_as_it_is(dtype, shape, mode):
     numbers = np.random.default_rng(0).random(shape)
-    picture = numbers.astype(dtype) if dtype == np.float32 else (numbers * 255).astype(dtype)
+    image = numbers.astype(dtype) if dtype == np.float32 else (numbers * 255).astype(dtype)
     for channels in (1, 3):
         preprocess = Preprocess((16, 12), channels, [0.5], [0.25], mode)
-        fitted = preprocess.fit(picture)
+        fitted = preprocess.fit(image)
         np.testing.assert_array_equal(preprocess.fit(fitted), fitted)
-        np.testing.assert_array_equal(preprocess(fitted), preprocess(picture))
+        np.testing.assert_array_equal(preprocess(fitted), preprocess(image))
 
 
-def test_what_is_kept_of_a_picture():
+def test_what_is_kept_of_an_image():
     """uint8 comes back as it is; floats within half of 1/65535, 0 and 1 exactly, and what lies outside is cut off."""
     rng, size = np.random.default_rng(1), (5, 4)
     grey, colour = (rng.integers(0, 256, (*size, c), dtype=np.uint8) for c in (1, 3))
     floats = rng.random((*size, 1)).astype(np.float32)
     floats[0, :, 0] = 0, 1, -1e-7, 1 + 1e-6
     encoder = Encoder(Preprocess(size, 3, [0.5], [0.5]))
-    stream = np.concatenate([encoder(picture) for picture in (grey, floats, colour)])
+    stream = np.concatenate([encoder(image) for image in (grey, floats, colour)])
     kinds, spacings, kept = zip(*split(stream, 3, size))
     assert kinds == (1, 3, 2) and not np.any(spacings) and max(map(len, kept)) < encoder.most_bytes
     np.testing.assert_array_equal(kept[0].reshape(5, 4, 1), grey)
@@ -169,7 +169,7 @@ def test_what_is_kept_of_a_picture():
 # ---- when it is made
 
 
-def test_a_picture_is_decoded_once(own, reads):
+def test_an_image_is_decoded_once(own, reads):
     loaders = loaders_of(own, "DATA.cache=disk")
     assert set(reads) == {own / "images" / f"{number:02d}.png" for number in range(COUNT)}
     reads.clear()
@@ -198,7 +198,7 @@ def test_a_changed_file_is_read_again(own, change, caplog):
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     cached = all_inputs(loaders_of(own, "DATA.cache=disk", PLAIN))
     assert same(all_inputs(loaders_of(own, PLAIN)), cached)
-    assert f"the files of 1 of {COUNT} pictures have changed" in caplog.text and len(cache_files(own)) == 1
+    assert f"the files of 1 of {COUNT} images have changed" in caplog.text and len(cache_files(own)) == 1
 
 
 def test_other_settings_have_a_cache_of_their_own(own, reads):
@@ -224,12 +224,12 @@ def test_other_decoders_make_it_anew(own, monkeypatch, caplog, reads):
     assert len(cache_files(own)) == 2
 
 
-# ---- pictures that cannot be read
+# ---- images that cannot be read
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_unreadable_pictures_are_remembered(own, kind, workers, caplog, reads):
+def test_unreadable_images_are_remembered(own, kind, workers, caplog, reads):
     for number in (1, 17):
         path = own / "images" / f"{number:02d}.png"
         path.write_bytes(path.read_bytes()[:60])
@@ -245,7 +245,7 @@ def test_unreadable_pictures_are_remembered(own, kind, workers, caplog, reads):
         with pytest.raises(DataError) as error:
             cached.val.dataset.catalogue.read(17)
         assert str(error.value) == reasons[17]
-        assert caplog.text.count("picture left out") == 2
+        assert caplog.text.count("image left out") == 2
     assert not reads or kind == "ram"
     if kind == "disk":  # one of them mended
         draw(own / "images" / "17.png", 17)
@@ -253,9 +253,9 @@ def test_unreadable_pictures_are_remembered(own, kind, workers, caplog, reads):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_too_many_unreadable_pictures_leave_no_cache(own, kind):
+def test_too_many_unreadable_images_leave_no_cache(own, kind):
     (own / "images" / "05.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 pictures cannot be read.*\n.*05\.png"):
+    with pytest.raises(DataError, match=r"1 images cannot be read.*\n.*05\.png"):
         loaders_of(own, f"DATA.cache={kind}")
     assert kind == "ram" or cache_files(own) == []
 

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 
 from configs.errors import DataError
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
 from data.study import Catalogue, Sample
 from data.transforms.images import LightAugmentation, Preprocess, sample_rng
 
 COUNT, SEED = 23, 5
-NAMES = tuple(f"film_{index:02d}.png" for index in range(COUNT))
+NAMES = tuple(f"image_{index:02d}.png" for index in range(COUNT))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("films")
+    root = tmp_path_factory.mktemp("images")
     for index, name in enumerate(NAMES):
         pixels = np.random.default_rng(index).integers(0, 256, (20, 24), dtype=np.uint8)
         assert cv2.imwrite(str(root / name), pixels)
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def damaged(folder, tmp_path):
-    """A copy of the folder in which some pictures are cut short."""
+    """A copy of the folder in which some images are cut short."""
 
     def damage(*indices: int) -> Path:
         for index, name in enumerate(NAMES):
@@ -57,8 +57,8 @@ def make_loader(root: Path, workers=0, indices=None, batch=4, shuffle=True, augm
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=augmentation)
     batches = EpochBatches(np.arange(COUNT) if indices is None else indices, batch, shuffle, seed)
     labels = other.get("labels") or random_labels()
-    bad = BadPictures(0) if bad is None else bad
-    return PictureLoader(PictureDataset(catalogue, preprocess, seed), labels, batches, bad, workers)
+    bad = UnreadableImages(0) if bad is None else bad
+    return ImageLoader(ImageDataset(catalogue, preprocess, seed), labels, batches, bad, workers)
 
 
 def contents(loader, epoch: int, start: int = 0) -> list[tuple]:
@@ -86,7 +86,7 @@ def test_order_follows_from_seed_and_epoch_alone(folder):
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_picture_of_the_split_comes_once_an_epoch(folder, shuffle):
+def test_every_image_of_the_split_comes_once_an_epoch(folder, shuffle):
     indices = np.array([1, 2, 5, 7, 11, 12, 13, 17, 19, 22])
     loader = make_loader(folder, indices=indices, shuffle=shuffle)
     orders = [order(loader, epoch) for epoch in range(3)]
@@ -132,7 +132,7 @@ def test_global_random_numbers_are_left_alone(folder, workers):
 
 
 @pytest.mark.parametrize("augment", [True, False])
-def test_each_picture_is_its_file_preprocessed(folder, augment):
+def test_each_image_is_its_file_preprocessed(folder, augment):
     augmentation = LightAugmentation() if augment else None
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=augmentation)
     for _, batch in make_loader(folder, augment=augment).epoch(2):
@@ -142,7 +142,7 @@ def test_each_picture_is_its_file_preprocessed(folder, augment):
             assert (image.numpy() == expected).all()
 
 
-def test_labels_and_names_belong_to_the_pictures(folder):
+def test_labels_and_names_belong_to_the_images(folder):
     labels, loader = random_labels(), make_loader(folder)
     for _, batch in loader.epoch(0):
         assert batch.index.dtype == torch.int64
@@ -160,12 +160,12 @@ def test_without_coarse_classes_there_are_no_coarse_labels(folder):
     assert torch.equal(moved.image, batch.image) and torch.equal(moved.mask, batch.mask) and len(moved) == 4
 
 
-# ---- pictures that cannot be read
+# ---- images that cannot be read
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_pictures_are_left_out_named_and_counted_once(damaged, folder, caplog, workers):
-    root, bad = damaged(3, 9), BadPictures(2)
+def test_bad_images_are_left_out_named_and_counted_once(damaged, folder, caplog, workers):
+    root, bad = damaged(3, 9), UnreadableImages(2)
     loaders = [make_loader(root, workers, bad=bad), make_loader(root, 0, indices=[2, 3, 4], bad=bad)]
     whole = make_loader(folder)
     for epoch in range(3):
@@ -181,10 +181,10 @@ def test_bad_pictures_are_left_out_named_and_counted_once(damaged, folder, caplo
     ]
 
 
-def test_the_others_of_a_batch_with_a_bad_picture_are_unchanged(damaged, folder):
+def test_the_others_of_a_batch_with_a_bad_image_are_unchanged(damaged, folder):
     whole = {int(i): image for _, b in make_loader(folder).epoch(0) for i, image in zip(b.index, b.image)}
     labels = random_labels()
-    for _, batch in make_loader(damaged(3, 9), bad=BadPictures(2)).epoch(0):
+    for _, batch in make_loader(damaged(3, 9), bad=UnreadableImages(2)).epoch(0):
         assert len(batch) == len(batch.image) == len(batch.target) == len(batch.coarse_mask)
         for row, index in enumerate(batch.index.tolist()):
             assert torch.equal(batch.image[row], whole[index])
@@ -192,8 +192,8 @@ def test_the_others_of_a_batch_with_a_bad_picture_are_unchanged(damaged, folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_one_bad_picture_too_many_is_an_error_that_names_all(damaged, workers):
-    loader = make_loader(damaged(0, 7, 15), workers, bad=BadPictures(2))
+def test_one_bad_image_too_many_is_an_error_that_names_all(damaged, workers):
+    loader = make_loader(damaged(0, 7, 15), workers, bad=UnreadableImages(2))
     with pytest.raises(DataError, match="max_bad_images") as error:
         order(loader, 0)
     assert all(NAMES[index] in str(error.value) for index in (0, 7, 15))
@@ -201,8 +201,8 @@ def test_one_bad_picture_too_many_is_an_error_that_names_all(damaged, workers):
         order(make_loader(damaged(4)), 0)
 
 
-def test_a_batch_of_bad_pictures_is_none(damaged):
-    loader = make_loader(damaged(4, 5, 6, 7), shuffle=False, bad=BadPictures(4))
+def test_a_batch_of_bad_images_is_none(damaged):
+    loader = make_loader(damaged(4, 5, 6, 7), shuffle=False, bad=UnreadableImages(4))
     batches = list(loader.epoch(0))
     assert [number for number, _ in batches] == list(range(6))
     assert [batch is None for _, batch in batches] == [False, True, False, False, False, False]

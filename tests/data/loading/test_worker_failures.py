@@ -24,7 +24,7 @@ from configs.default_config import Config
 from configs.errors import DataError
 from data.builder import build_loaders
 from data.loading import worker_watch
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.study import Catalogue, Sample
 from data.transforms.images import LightAugmentation, Preprocess
@@ -32,7 +32,7 @@ from data.transforms.images import LightAugmentation, Preprocess
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes by /proc")
 
 COUNT, BATCH, SEED = 24, 3, 5
-NAMES = tuple(f"film_{index:02d}.png" for index in range(COUNT))
+NAMES = tuple(f"image_{index:02d}.png" for index in range(COUNT))
 FAULTS = {
     "kill": "was ended by SIGKILL",
     "segfault": "was ended by SIGSEGV",
@@ -60,8 +60,8 @@ def strike(fault: str) -> None:
 
 
 @dataclass(frozen=True)
-class Films:
-    """Catalogue.read: drawn pictures; the files in `faults` strike until `times` marks of each are in `marks`."""
+class Images:
+    """Catalogue.read: drawn images; the files in `faults` strike until `times` marks of each are in `marks`."""
 
     marks: Path
     faults: tuple[int, ...] = ()
@@ -77,14 +77,14 @@ class Films:
         return np.random.default_rng(index).integers(0, 256, (20, 24), dtype=np.uint8)
 
 
-def make_loader(films: Films, workers: int = 2, failures: WorkerFailures | None = None, batch: int = BATCH, **other):
-    catalogue = Catalogue(("a",), tuple(Sample(name, np.zeros(1, np.float32)) for name in NAMES), films)
+def make_loader(images: Images, workers: int = 2, failures: WorkerFailures | None = None, batch: int = BATCH, **other):
+    catalogue = Catalogue(("a",), tuple(Sample(name, np.zeros(1, np.float32)) for name in NAMES), images)
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=LightAugmentation())
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
     batches = EpochBatches(np.arange(COUNT), batch, True, SEED)
-    dataset = PictureDataset(catalogue, preprocess, SEED)
-    return PictureLoader(dataset, labels, batches, BadPictures(0), workers, failures=failures, **other)
+    dataset = ImageDataset(catalogue, preprocess, SEED)
+    return ImageLoader(dataset, labels, batches, UnreadableImages(0), workers, failures=failures, **other)
 
 
 def content(entry) -> tuple:
@@ -108,7 +108,7 @@ def children() -> set[int]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> list[list[tuple]]:
-    loader = make_loader(Films(tmp_path_factory.mktemp("marks")), workers=0)
+    loader = make_loader(Images(tmp_path_factory.mktemp("marks")), workers=0)
     return [epoch(loader, number) for number in range(3)]
 
 
@@ -152,10 +152,10 @@ def check(loader, failures, expected, tally, count: int = 1, run=epoch) -> list[
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_epoch_goes_on_when_a_worker_is_lost(fault, tmp_path, undisturbed, tally, caplog):
     failures = WorkerFailures(1, timeout=1.0)
-    loader = make_loader(Films(tmp_path, (13,), fault), failures=failures)
+    loader = make_loader(Images(tmp_path, (13,), fault), failures=failures)
     reason = check(loader, failures, undisturbed[1], tally)[0]
     assert FAULTS[fault] in reason and f"while it read {NAMES[13]}" in reason
-    assert reason.count("data worker") == 1 and reason.count("film") == 1
+    assert reason.count("data worker") == 1 and reason.count("image") == 1
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and reason in warnings[0] and "1 of at most 1" in warnings[0]
     assert [epoch(loader, number) for number in (2, 0)] == [undisturbed[2], undisturbed[0]]
@@ -165,13 +165,13 @@ def test_an_epoch_goes_on_when_a_worker_is_lost(fault, tmp_path, undisturbed, ta
 def test_the_rest_of_an_epoch_goes_on_too(start, tmp_path, undisturbed, tally):
     failures = WorkerFailures(1)
     index = int(np.frombuffer(undisturbed[1][7][4], np.int64)[0])
-    loader = make_loader(Films(tmp_path, (index,)), failures=failures)
+    loader = make_loader(Images(tmp_path, (index,)), failures=failures)
     check(loader, failures, undisturbed[1][start:], tally, run=lambda ldr, number: epoch(ldr, number, start))
 
 
 def test_several_losses_in_one_epoch(tmp_path, undisturbed, tally):
     failures = WorkerFailures(4)
-    loader = make_loader(Films(tmp_path, (2, 19), times=2), failures=failures)
+    loader = make_loader(Images(tmp_path, (2, 19), times=2), failures=failures)
     tally["struck"] += 4
     assert epoch(loader, 1) == undisturbed[1]
     struck = [path.name.split("-")[0] for path in tmp_path.iterdir()]
@@ -195,7 +195,7 @@ def test_a_frozen_worker_that_has_a_batch_to_hand_over(tmp_path, undisturbed, ta
             time.sleep(0.02)
         return batches + [content(entry) for entry in iterator]
 
-    loader = make_loader(Films(tmp_path, (frozen_at,), "freeze"), workers=1, failures=failures)
+    loader = make_loader(Images(tmp_path, (frozen_at,), "freeze"), workers=1, failures=failures)
     reason = check(loader, failures, undisturbed[1], tally, run=run)[0]
     assert NAMES[frozen_at] in reason and "from batch 1 " in caplog.text
 
@@ -210,7 +210,7 @@ def test_the_thread_that_pins_memory_ends_with_its_workers(fault, tmp_path, undi
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
     monkeypatch.setattr(pin_memory, "pin_memory", lambda data, device=None: data)
     failures = WorkerFailures(1, timeout=1.0)
-    loader = make_loader(Films(tmp_path, (13,), fault), failures=failures, pin_memory=True)
+    loader = make_loader(Images(tmp_path, (13,), fault), failures=failures, pin_memory=True)
     assert NAMES[13] in check(loader, failures, undisturbed[1], tally)[0]
     pinning = [thread for thread in threading.enumerate() if "pin_memory_loop" in thread.name]
     assert len(pinning) == 1
@@ -222,7 +222,7 @@ def test_spawned_workers(tmp_path, undisturbed, tally):
     multiprocessing.set_start_method("spawn", force=True)
     try:
         failures = WorkerFailures(1, timeout=1.0)
-        loader = make_loader(Films(tmp_path, (13,)), workers=1, failures=failures)
+        loader = make_loader(Images(tmp_path, (13,)), workers=1, failures=failures)
         tally["struck"] += 1
         assert epoch(loader, 1) == undisturbed[1]
         assert f"data worker 0 was ended by SIGKILL while it read {NAMES[13]}" in failures.reasons[0]
@@ -246,7 +246,7 @@ def count_to(number: int) -> int:
 @pytest.mark.parametrize("victims", [1, 2])
 def test_a_death_while_the_training_process_is_busy_waits_for_the_next_batch(victims, tmp_path, undisturbed, tally):
     failures = WorkerFailures(1)
-    loader = make_loader(Films(tmp_path), failures=failures)
+    loader = make_loader(Images(tmp_path), failures=failures)
 
     def run(loader, number):
         iterator = loader.epoch(number)
@@ -266,7 +266,7 @@ def test_a_death_while_the_training_process_is_busy_waits_for_the_next_batch(vic
 def test_a_frozen_worker_leaves_with_one_that_died(tmp_path, undisturbed, tally, monkeypatch):
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 5.0)  # torch's own
     failures = WorkerFailures(1, timeout=None)
-    loader = make_loader(Films(tmp_path), failures=failures)
+    loader = make_loader(Images(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
     os.kill(crew()[0], signal.SIGSTOP)
     os.kill(crew()[1], signal.SIGKILL)
@@ -277,7 +277,7 @@ def test_a_frozen_worker_leaves_with_one_that_died(tmp_path, undisturbed, tally,
 
 def test_a_death_between_two_epochs(tmp_path, undisturbed, tally):
     failures = WorkerFailures(1)
-    loader = make_loader(Films(tmp_path), failures=failures)
+    loader = make_loader(Images(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
     os.kill(crew()[1], signal.SIGKILL)
     reason = check(loader, failures, undisturbed[1], tally)[0]
@@ -287,7 +287,7 @@ def test_a_death_between_two_epochs(tmp_path, undisturbed, tally):
 def test_workers_that_do_nothing_are_replaced(tmp_path, undisturbed, tally, monkeypatch):
     monkeypatch.setattr(worker_watch, "START_SECONDS", 0.0)
     failures = WorkerFailures(1, timeout=1.0)
-    loader = make_loader(Films(tmp_path), failures=failures)
+    loader = make_loader(Images(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
     for pid in crew():
         os.kill(pid, signal.SIGSTOP)
@@ -300,7 +300,7 @@ def test_a_death_is_found_at_torchs_own_pace(tmp_path, undisturbed, tally, monke
     monkeypatch.undo()
     failures = WorkerFailures(1)
     started = time.monotonic()
-    loader = make_loader(Films(tmp_path, (13,), "exit"), failures=failures)
+    loader = make_loader(Images(tmp_path, (13,), "exit"), failures=failures)
     check(loader, failures, undisturbed[1], tally)
     assert time.monotonic() - started < 20
 
@@ -310,7 +310,7 @@ def test_a_death_is_found_at_torchs_own_pace(tmp_path, undisturbed, tally, monke
 
 def test_a_file_that_ends_every_worker_ends_the_run(tmp_path, undisturbed):
     failures = WorkerFailures(2)
-    loader, batches = make_loader(Films(tmp_path, (13,), "exit", times=99), failures=failures), []
+    loader, batches = make_loader(Images(tmp_path, (13,), "exit", times=99), failures=failures), []
     with pytest.raises(DataError, match="max_worker_failures allows 2") as error:
         batches += [content(entry) for entry in loader.epoch(1)]
     assert str(error.value).count(NAMES[13]) == 3 == len(failures.reasons)
@@ -322,7 +322,7 @@ def test_what_is_given_before_the_end_is_right(tmp_path, undisturbed):
     last = int(np.frombuffer(undisturbed[1][-1][4], np.int64)[-1])
     batches = []
     with pytest.raises(DataError):
-        for entry in make_loader(Films(tmp_path, (last,), times=99)).epoch(1):
+        for entry in make_loader(Images(tmp_path, (last,), times=99)).epoch(1):
             batches.append(content(entry))
     assert 0 < len(batches) < 8 and batches == undisturbed[1][: len(batches)]
 
@@ -331,7 +331,7 @@ def test_the_bound_is_for_the_run(tmp_path):
     catalogue = Catalogue(
         ("a",),
         tuple(Sample(name, np.array([index % 2], np.float32)) for index, name in enumerate(NAMES)),
-        Films(tmp_path, (1, 10), "exit"),
+        Images(tmp_path, (1, 10), "exit"),
     )
     keys = ["DATA.max_worker_failures=1", "DATA.worker_timeout=33.5", "DATA.num_workers=1", "DATA.image_size=16"]
     assignment = np.array(["train"] * 8 + ["val"] * 8 + ["test"] * 8)
@@ -346,14 +346,14 @@ def test_the_bound_is_for_the_run(tmp_path):
 @pytest.mark.parametrize("timeout", [0.7, None])
 def test_slow_workers_are_left_alone(timeout, tmp_path, undisturbed):
     """A batch takes longer than one file may, each file less."""
-    loader = make_loader(Films(tmp_path, seconds=0.1), failures=WorkerFailures(0, timeout), batch=12)
+    loader = make_loader(Images(tmp_path, seconds=0.1), failures=WorkerFailures(0, timeout), batch=12)
     assert sum(len(batch) for _, batch in loader.epoch(1)) == COUNT
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_the_code_is_no_failure_of_a_worker(workers, tmp_path):
     failures = WorkerFailures(3)
-    loader = make_loader(Films(tmp_path, (13,), "raise", times=99), workers, failures)
+    loader = make_loader(Images(tmp_path, (13,), "raise", times=99), workers, failures)
     with pytest.raises(RuntimeError, match="an error of the code"):
         epoch(loader, 1)
     assert failures.reasons == []
@@ -362,5 +362,5 @@ def test_an_error_of_the_code_is_no_failure_of_a_worker(workers, tmp_path):
 
 def test_random_numbers_of_the_run_are_left_alone(tmp_path, undisturbed):
     before = torch.get_rng_state()
-    assert epoch(make_loader(Films(tmp_path, (13,)), failures=WorkerFailures(1)), 1) == undisturbed[1]
+    assert epoch(make_loader(Images(tmp_path, (13,)), failures=WorkerFailures(1)), 1) == undisturbed[1]
     assert torch.equal(before, torch.get_rng_state())

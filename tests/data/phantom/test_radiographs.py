@@ -12,40 +12,40 @@ import pytest
 
 from data.phantom import radiographs
 from data.phantom.findings import Shape, Spot
-from data.phantom.radiographs import FINDINGS, draw_pictures, write_phantom
+from data.phantom.radiographs import FINDINGS, draw_images, write_phantom
 
 VIEWS = ("PA", "AP", "LATERAL")
 
 
-def digest(pictures):
+def digest(images):
     whole = hashlib.sha256()
-    for picture in pictures:
-        whole.update(picture.image.tobytes())
-        whole.update("|".join(picture.labels).encode())
-        for mask in picture.masks.values():
+    for image in images:
+        whole.update(image.image.tobytes())
+        whole.update("|".join(image.labels).encode())
+        for mask in image.masks.values():
             whole.update(mask.tobytes())
     return whole.hexdigest()
 
 
 @pytest.fixture(scope="module")
 def series():
-    return list(draw_pictures(100, 64))
+    return list(draw_images(100, 64))
 
 
 @pytest.fixture(scope="module")
 def many():
-    """All that is known about 600 pictures, which are not drawn."""
+    """All that is known about 600 images, which are not drawn."""
 
     def leave_out(shape, spots, shot, size):
         return None, {name: None for name in FINDINGS if name in spots}
 
     with patch.object(radiographs, "draw", leave_out):
-        return list(draw_pictures(600, 64))
+        return list(draw_images(600, 64))
 
 
 @pytest.fixture(scope="module")
 def label_matrix(many):
-    return np.array([[name in picture.labels for name in FINDINGS] for picture in many])
+    return np.array([[name in image.labels for name in FINDINGS] for image in many])
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +65,28 @@ def plain_shot(view):
 
 
 def test_same_arguments_give_the_same_bytes():
-    assert digest(draw_pictures(12, 96, 7)) == digest(draw_pictures(12, 96, 7))
+    assert digest(draw_images(12, 96, 7)) == digest(draw_images(12, 96, 7))
 
 
-def test_another_seed_gives_other_pictures():
-    assert digest(draw_pictures(6, 64, 0)) != digest(draw_pictures(6, 64, 1))
+def test_another_seed_gives_other_images():
+    assert digest(draw_images(6, 64, 0)) != digest(draw_images(6, 64, 1))
 
 
-def test_a_picture_does_not_depend_on_the_count(series):
-    assert digest(draw_pictures(20, 64)) == digest(series[:20])
+def test_an_image_does_not_depend_on_the_count(series):
+    assert digest(draw_images(20, 64)) == digest(series[:20])
 
 
 @pytest.mark.parametrize("size", [64, 100, 512])
-def test_pictures_and_masks_have_the_size_asked_for(size):
-    for picture in draw_pictures(3, size, 2):
-        assert picture.image.shape == (size, size) and picture.image.dtype == np.uint8
-        assert all(m.shape == (size, size) and m.dtype == bool for m in picture.masks.values())
+def test_images_and_masks_have_the_size_asked_for(size):
+    for image in draw_images(3, size, 2):
+        assert image.image.shape == (size, size) and image.image.dtype == np.uint8
+        assert all(m.shape == (size, size) and m.dtype == bool for m in image.masks.values())
 
 
 @pytest.mark.parametrize("arguments", [(1, 63), (1, 513), (-1, 64), (1, 64, -1)])
 def test_arguments_out_of_range_are_refused_at_the_call(arguments):
     with pytest.raises(ValueError, match=r"size \d+|count -?\d+"):
-        draw_pictures(*arguments)
+        draw_images(*arguments)
 
 
 def test_tables_name_the_findings():
@@ -104,7 +104,7 @@ def test_every_finding_is_common_but_not_too_common(label_matrix):
 
 
 def test_findings_go_together_as_in_patients():
-    """Counted over many patients without drawing: pictures are too few for rare pairs."""
+    """Counted over many patients without drawing: images are too few for rare pairs."""
     patients = [radiographs.sample_patient(0, number) for number in range(3000)]
     has = {name: np.array([name in p.spots for p in patients]) for name in FINDINGS}
 
@@ -129,37 +129,37 @@ def test_findings_go_together_as_in_patients():
 
 
 def test_labels_are_those_of_what_is_drawn(series, many):
-    assert [picture.labels for picture in series] == [picture.labels for picture in many[: len(series)]]
+    assert [image.labels for image in series] == [image.labels for image in many[: len(series)]]
 
 
 def test_masks_are_the_labels_and_not_empty(series):
-    for picture in series:
-        assert tuple(picture.masks) == picture.labels
-        assert all(mask.any() and not mask.all() for mask in picture.masks.values())
-        assert picture.labels == tuple(sorted(picture.labels, key=FINDINGS.index))
+    for image in series:
+        assert tuple(image.masks) == image.labels
+        assert all(mask.any() and not mask.all() for mask in image.masks.values())
+        assert image.labels == tuple(sorted(image.labels, key=FINDINGS.index))
 
 
-def test_patients_have_one_to_four_pictures_in_a_row(many):
-    counts = Counter(picture.patient_id for picture in many)
+def test_patients_have_one_to_four_images_in_a_row(many):
+    counts = Counter(image.patient_id for image in many)
     assert set(counts.values()) == {1, 2, 3, 4}
-    ids = [picture.patient_id for picture in many]
+    ids = [image.patient_id for image in many]
     assert len({k for k in range(1, len(ids)) if ids[k] != ids[k - 1]}) == len(counts) - 1
     about = {(p.patient_id, p.age, p.sex) for p in many}
     assert len(about) == len(counts)
 
 
 def test_views_sexes_and_ages(many):
-    views = Counter(picture.view for picture in many)
+    views = Counter(image.view for image in many)
     assert set(views) == set(VIEWS)
     assert 0.12 <= views["LATERAL"] / len(many) <= 0.23
-    assert {picture.sex for picture in many} == {"M", "F"}
-    assert all(18 <= picture.age <= 92 for picture in many)
+    assert {image.sex for image in many} == {"M", "F"}
+    assert all(18 <= image.age <= 92 for image in many)
 
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", FINDINGS)
 def test_a_finding_is_seen_where_its_mask_says(name, view):
-    """Even the weakest one, in every place: against the same picture without it."""
+    """Even the weakest one, in every place: against the same image without it."""
     shape, shot = Shape(seed=11), plain_shot(view)
     clean, none = radiographs.draw(shape, {}, shot, 128)
     moves_the_chest = name == "Emphysema"
@@ -213,19 +213,19 @@ def test_written_folder_is_complete(folder):
     assert "synthetic" in readme and "boxes.csv" in readme
 
 
-def test_written_folder_holds_the_drawn_pictures(folder):
+def test_written_folder_holds_the_drawn_images(folder):
     labels = rows(folder / "labels.csv")
-    for row, picture in zip(labels, draw_pictures(24, 64, 3), strict=True):
-        image = cv2.imread(str(folder / row["image"]), cv2.IMREAD_UNCHANGED)
-        np.testing.assert_array_equal(image, picture.image)
-        assert row["labels"] == ("|".join(picture.labels) or "No Finding")
+    for row, image in zip(labels, draw_images(24, 64, 3), strict=True):
+        written = cv2.imread(str(folder / row["image"]), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(written, image.image)
+        assert row["labels"] == ("|".join(image.labels) or "No Finding")
         path = folder / row["image"].replace("images/", "masks/")
-        assert path.exists() == bool(picture.labels)
-        if picture.labels:
+        assert path.exists() == bool(image.labels)
+        if image.labels:
             bits = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             assert bits.dtype == np.uint16
             for k, name in enumerate(FINDINGS):
-                expected = picture.masks.get(name, np.zeros((64, 64), bool))
+                expected = image.masks.get(name, np.zeros((64, 64), bool))
                 np.testing.assert_array_equal((bits >> k) & 1, expected)
 
 
@@ -237,8 +237,8 @@ def test_written_boxes_cover_the_masks(folder):
         area = covered.setdefault((row["image"], row["finding"]), np.zeros((64, 64), bool))
         area[y : y + h, x : x + w] = True
     labels = rows(folder / "labels.csv")
-    for row, picture in zip(labels, draw_pictures(24, 64, 3), strict=True):
-        for name, mask in picture.masks.items():
+    for row, image in zip(labels, draw_images(24, 64, 3), strict=True):
+        for name, mask in image.masks.items():
             assert not (mask & ~covered.pop((row["image"], name))).any()
     assert covered == {}
 

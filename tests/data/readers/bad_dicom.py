@@ -31,7 +31,7 @@ PIXELS = np.random.default_rng(7).integers(0, 4096, (SIZE, SIZE), dtype=np.uint1
 EIGHT = (PIXELS >> 4).astype(np.uint8)
 
 
-def film(pixels: np.ndarray = PIXELS, syntax: str = ExplicitVRLittleEndian, **attributes: Any) -> Dataset:
+def image(pixels: np.ndarray = PIXELS, syntax: str = ExplicitVRLittleEndian, **attributes: Any) -> Dataset:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -48,14 +48,14 @@ def film(pixels: np.ndarray = PIXELS, syntax: str = ExplicitVRLittleEndian, **at
 
 
 def encapsulated(syntax: str, *fragments: bytes, pixels: np.ndarray = EIGHT) -> Dataset:
-    dataset = film(pixels, syntax)
+    dataset = image(pixels, syntax)
     dataset.add_new("PixelData", "OB", encapsulate(list(fragments)))
     dataset["PixelData"].is_undefined_length = True
     return dataset
 
 
 def rle(pixels: np.ndarray = PIXELS) -> Dataset:
-    dataset = film(pixels)
+    dataset = image(pixels)
     dataset.compress(RLELossless, generate_instance_uid=False)
     return dataset
 
@@ -77,13 +77,13 @@ def written(dataset: Dataset) -> bytes:
 
 def deflated(body: bytes) -> bytes:
     """A file with this after its file meta, said to be deflated."""
-    head = written(film(syntax=DeflatedExplicitVRLittleEndian))
+    head = written(image(syntax=DeflatedExplicitVRLittleEndian))
     return head[: 132 + 12 + struct.unpack("<I", head[140:144])[0]] + body
 
 
 def deflated_bomb(gigabytes: int) -> bytes:
     """A sound data set whose pixel data go on for gigabytes of zeros."""
-    plain = written(film())
+    plain = written(image())
     start = 132 + 12 + struct.unpack("<I", plain[140:144])[0]
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     place = plain.index(b"\xe0\x7f\x10\x00OW")
@@ -100,7 +100,7 @@ def claims(codestream: bytes, marker: bytes, offset: int, size: bytes) -> bytes:
 
 def nested(depth: int) -> bytes:
     """Sequences of undefined length, one in another; pydicom itself could not write them."""
-    content = written(film())
+    content = written(image())
     place = content.index(b"\xe0\x7f\x10\x00OW")
     tag = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
     return content[:place] + tag * depth + content[place:]
@@ -115,13 +115,13 @@ def lut(entries: int, bits: int, data: bytes | None) -> Any:
 
 
 def without(name: str) -> Dataset:
-    dataset = film()
+    dataset = image()
     delattr(dataset, name)
     return dataset
 
 
 def wrong_vr(name: str, vr: str, value: Any) -> Dataset:
-    dataset = film()
+    dataset = image()
     dataset.add_new(pydicom.datadict.tag_for_keyword(name), vr, value)
     return dataset
 
@@ -130,42 +130,42 @@ REFUSED: dict[str, Callable[[], Dataset | bytes]] = {
     **{f"no_{name}": lambda name=name: without(name) for name in ("Rows", "Columns", "BitsAllocated", "PixelData")},
     **{f"no_{name}": lambda name=name: without(name) for name in ("PixelRepresentation", "PhotometricInterpretation")},
     "no_samples": lambda: without("SamplesPerPixel"),
-    "huge": lambda: film(Rows=65535, Columns=65535),
-    "rows_0": lambda: film(Rows=0),
-    "million_frames": lambda: film(NumberOfFrames=10**6),
+    "huge": lambda: image(Rows=65535, Columns=65535),
+    "rows_0": lambda: image(Rows=0),
+    "million_frames": lambda: image(NumberOfFrames=10**6),
     "frames_text": lambda: wrong_vr("NumberOfFrames", "LO", "many"),
-    "bits_7": lambda: film(BitsAllocated=7),
-    "bits_0": lambda: film(BitsAllocated=0),
-    "bits_stored_99": lambda: film(BitsStored=99),
-    "samples_4": lambda: film(SamplesPerPixel=4),
-    "photometric": lambda: film(PhotometricInterpretation="RAINBOW"),
+    "bits_7": lambda: image(BitsAllocated=7),
+    "bits_0": lambda: image(BitsAllocated=0),
+    "bits_stored_99": lambda: image(BitsStored=99),
+    "samples_4": lambda: image(SamplesPerPixel=4),
+    "photometric": lambda: image(PhotometricInterpretation="RAINBOW"),
     "rows_text": lambda: wrong_vr("Rows", "LO", "many"),
     "rows_two": lambda: wrong_vr("Rows", "US", [24, 24]),
     "rows_float": lambda: wrong_vr("Rows", "FD", float("nan")),
     "pixels_text": lambda: wrong_vr("PixelData", "LT", "no pixels"),
-    "pixels_short": lambda: film(PixelData=PIXELS.tobytes()[:-2]),
-    "pixels_long": lambda: film(PixelData=PIXELS.tobytes() * 3),
-    "pixels_none": lambda: film(PixelData=b""),
-    "window_nan": lambda: film(WindowCenter="nan", WindowWidth="400"),
-    "width_nan": lambda: film(WindowCenter="40", WindowWidth="nan"),
-    "width_inf": lambda: film(WindowCenter="40", WindowWidth="inf"),
-    "width_0": lambda: film(WindowCenter="40", WindowWidth="0"),
-    "width_negative": lambda: film(WindowCenter="40", WindowWidth="-9"),
-    "slope_nan": lambda: film(RescaleSlope="nan", RescaleIntercept="0"),
-    "slope_nan_with_lut": lambda: film(RescaleSlope="nan", VOILUTSequence=lut(9, 8, bytes(18))),
-    "slope_inf": lambda: film(RescaleSlope="inf", WindowCenter="40", WindowWidth="400"),
-    "slope_huge": lambda: film(RescaleSlope="1e308", WindowCenter="40", WindowWidth="400"),
-    "intercept_nan": lambda: film(RescaleIntercept="nan"),
+    "pixels_short": lambda: image(PixelData=PIXELS.tobytes()[:-2]),
+    "pixels_long": lambda: image(PixelData=PIXELS.tobytes() * 3),
+    "pixels_none": lambda: image(PixelData=b""),
+    "window_nan": lambda: image(WindowCenter="nan", WindowWidth="400"),
+    "width_nan": lambda: image(WindowCenter="40", WindowWidth="nan"),
+    "width_inf": lambda: image(WindowCenter="40", WindowWidth="inf"),
+    "width_0": lambda: image(WindowCenter="40", WindowWidth="0"),
+    "width_negative": lambda: image(WindowCenter="40", WindowWidth="-9"),
+    "slope_nan": lambda: image(RescaleSlope="nan", RescaleIntercept="0"),
+    "slope_nan_with_lut": lambda: image(RescaleSlope="nan", VOILUTSequence=lut(9, 8, bytes(18))),
+    "slope_inf": lambda: image(RescaleSlope="inf", WindowCenter="40", WindowWidth="400"),
+    "slope_huge": lambda: image(RescaleSlope="1e308", WindowCenter="40", WindowWidth="400"),
+    "intercept_nan": lambda: image(RescaleIntercept="nan"),
     "float_nan": lambda: float_pixels(np.nan),
     "float_inf": lambda: float_pixels(np.inf),
-    "lut_bits_0": lambda: film(VOILUTSequence=lut(9, 0, bytes(18))),
-    "lut_bits_65535": lambda: film(VOILUTSequence=lut(9, 65535, bytes(18))),
-    "lut_empty": lambda: film(VOILUTSequence=lut(9, 8, b"")),
-    "lut_lacks_data": lambda: film(ModalityLUTSequence=lut(9, 8, None)),
+    "lut_bits_0": lambda: image(VOILUTSequence=lut(9, 0, bytes(18))),
+    "lut_bits_65535": lambda: image(VOILUTSequence=lut(9, 65535, bytes(18))),
+    "lut_empty": lambda: image(VOILUTSequence=lut(9, 8, b"")),
+    "lut_lacks_data": lambda: image(ModalityLUTSequence=lut(9, 8, None)),
     "nested": lambda: nested(5000),
-    "syntax": lambda: written(film()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"),
+    "syntax": lambda: written(image()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"),
     "rle_cut": lambda: encapsulated(RLELossless, rle_fragment()[:80], pixels=PIXELS),
-    "rle_native": lambda: written(film()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"),
+    "rle_native": lambda: written(image()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"),
     "jpeg_cut": lambda: encapsulated(JPEGBaseline8Bit, jpeg()[:100]),
     "jpeg_empty": lambda: encapsulated(JPEGBaseline8Bit, bytes(2)),
     "jpeg_claims": lambda: encapsulated(JPEGBaseline8Bit, claims(jpeg(), b"\xff\xc0", 5, b"\x2e\xe0\x2e\xe0")),
@@ -178,7 +178,7 @@ REFUSED: dict[str, Callable[[], Dataset | bytes]] = {
 
 
 def float_pixels(value: float) -> Dataset:
-    dataset = film(BitsAllocated=32)
+    dataset = image(BitsAllocated=32)
     del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
     pixels = PIXELS.astype("<f4")
     pixels[3, 4] = value
@@ -200,13 +200,13 @@ def structured() -> Iterator[Case]:
     for name, make in REFUSED.items():
         made = make()
         yield Case(f"{name}.dcm", made if isinstance(made, bytes) else written(made), "refuse")
-    plain = written(film())
+    plain = written(image())
     start = 132 + 12 + struct.unpack("<I", plain[140:144])[0]
     sound = {
         "deflated": deflated(zlib.compress(plain[start:], wbits=-15)),
-        "implicit": written(film(syntax=ImplicitVRLittleEndian)),
+        "implicit": written(image(syntax=ImplicitVRLittleEndian)),
         "rle": written(rle()),
-        "pixels_padded": written(film(PixelData=PIXELS.tobytes() + bytes(100))),
+        "pixels_padded": written(image(PixelData=PIXELS.tobytes() + bytes(100))),
         "nested_little": nested_closed(20),
         "no_meta": plain[start:],
     }
@@ -216,7 +216,7 @@ def structured() -> Iterator[Case]:
 
 
 def nested_closed(depth: int) -> bytes:
-    dataset, inner = film(), Dataset()
+    dataset, inner = image(), Dataset()
     for _ in range(depth):
         outer = Dataset()
         outer.ReferencedImageSequence = [inner]
@@ -228,12 +228,12 @@ def nested_closed(depth: int) -> bytes:
 def sources(folder: Path) -> dict[str, bytes]:
     """Sound files to damage: our own, and what real ones the folder has."""
     own = {
-        "native": written(film(WindowCenter="900", WindowWidth="3000", RescaleSlope="2", RescaleIntercept="-9")),
+        "native": written(image(WindowCenter="900", WindowWidth="3000", RescaleSlope="2", RescaleIntercept="-9")),
         "rle": written(rle()),
         "jpeg": written(encapsulated(JPEGBaseline8Bit, jpeg())),
         "j2k": written(encapsulated(JPEG2000Lossless, jpeg2000())),
-        "implicit": written(film(syntax=ImplicitVRLittleEndian)),
-        "luts": written(film(VOILUTSequence=lut(9, 8, bytes(range(18))), PixelPaddingValue=3)),
+        "implicit": written(image(syntax=ImplicitVRLittleEndian)),
+        "luts": written(image(VOILUTSequence=lut(9, 8, bytes(range(18))), PixelPaddingValue=3)),
     }
     return {**own, **{path.stem: path.read_bytes() for path in sorted(folder.glob("*.dcm"))}}
 
@@ -265,7 +265,7 @@ def series(**attributes: Any) -> list[bytes]:
     for number in range(5):
         place = {"ImagePositionPatient": [0, 0, 2 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
         own = attributes if number == 2 else {}
-        found.append(written(film(PIXELS + number, **{"PixelSpacing": [1, 1], **place, **own})))
+        found.append(written(image(PIXELS + number, **{"PixelSpacing": [1, 1], **place, **own})))
     return found
 
 

@@ -1,4 +1,4 @@
-"""240 bad or odd pictures, 12 kinds of 20, made from seeds; what each must be read as is known without a decoder."""
+"""240 bad or odd images, 12 kinds of 20, made from seeds; what each must be read as is known without a decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Case:
     """A file, and what reading it must give.
 
     must: 'read' (pixels, within tolerance), 'refuse' (a DataError), 'notice' (either of them), 'survive' (a DataError
-    or any picture: damage that the format cannot notice).
+    or any image: damage that the format cannot notice).
     """
 
     name: str
@@ -94,7 +94,7 @@ def dicom(pixels: np.ndarray) -> bytes:
 
 
 def smooth(rng: np.random.Generator, channels: int = 1) -> np.ndarray:
-    """A picture that JPEG keeps nearly as it is: uint8 [H, W] or [H, W, channels]."""
+    """An image that JPEG keeps nearly as it is: uint8 [H, W] or [H, W, channels]."""
     height, width = rng.integers(24, 60, 2)
     y, x = np.mgrid[0:height, 0:width]
     waves = [127 + 110 * np.sin(x / rng.uniform(9, 20) + rng.uniform(0, 6)) * np.cos(y / 11) for _ in range(channels)]
@@ -167,7 +167,7 @@ def wrong_extension(rng: np.random.Generator, number: int) -> Case:
         return Case(f"{number}.png", dicom(pixels), "read", pixels / np.float32(255))
     image = Image.fromarray(noise(rng, 3))
     others = [encoded(image, kind) for kind in ("GIF", "BMP", "TIFF", "PPM", "WEBP")]
-    others += [b"no picture, but text", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"PK\x03\x04" + bytes(200)]
+    others += [b"no image, but text", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"PK\x03\x04" + bytes(200)]
     return Case(f"{number}.{names[number % 5]}", others[number - 12], "refuse")
 
 
@@ -240,7 +240,7 @@ def palette_alpha(rng: np.random.Generator, number: int) -> Case:
 
 
 def animated(rng: np.random.Generator, number: int) -> Case:
-    """The first frame of an animated PNG is the picture; an animated GIF is none of the formats that are read."""
+    """The first frame of an animated PNG is the image; an animated GIF is none of the formats that are read."""
     first = noise(rng)
     frames = [Image.fromarray(rng.integers(0, 256, first.shape, dtype=np.uint8)) for _ in range(3)]
     options = {"save_all": True, "append_images": frames, "duration": 50}

@@ -1,4 +1,4 @@
-"""Damaged DICOM files, series and NIfTI files: only a DataError or a finite picture, with bounded memory.
+"""Damaged DICOM files, series and NIfTI files: only a DataError or a finite image, with bounded memory.
 
 Neither DICOM nor NIfTI has checksums: a bit flipped among stored values cannot be noticed; in a .nii.gz it is.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.readers.images import read_picture
+from data.readers.images import read_image
 from data.sources.volume_files import read_volume
 from tests.data.readers.bad_dicom import BAD_SLICES, damaged, random_damage, series, structured
 from tests.data.readers.bad_images import Case, zeros
@@ -32,19 +32,15 @@ def walk(task: dict[str, Any]) -> dict[str, str]:
     errors = {}
     for name in task["names"]:
         try:
-            got = (
-                read_picture(Path(task["folder"], name))
-                if task["pictures"]
-                else read_volume(Path(task["folder"], name))
-            )
+            got = read_image(Path(task["folder"], name)) if task["images"] else read_volume(Path(task["folder"], name))
             np.save(f"{task['out']}/{name}.npy", got if isinstance(got, np.ndarray) else got.voxels)
         except DataError as error:
             errors[name] = str(error)
     return errors
 
 
-def walked(folder: Path, out: Path, names: list[str], warm: list[str], pictures: bool) -> dict[str, Any]:
-    task = {"folder": str(folder), "out": str(out), "pictures": pictures}
+def walked(folder: Path, out: Path, names: list[str], warm: list[str], images: bool) -> dict[str, Any]:
+    task = {"folder": str(folder), "out": str(out), "images": images}
     out.mkdir()
     return in_child(__name__, "walk", {**task, "names": warm}, {**task, "names": names})
 
@@ -74,7 +70,7 @@ def fault_of(case: Case, error: str | None, out: Path) -> str | None:
 
 
 @pytest.mark.parametrize("real", [False, True])
-def test_dicom_pictures(tmp_path, real):
+def test_dicom_images(tmp_path, real):
     if real and not SHARED.is_dir():
         pytest.skip("no ../shared/data/dicom here")
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -83,7 +79,7 @@ def test_dicom_pictures(tmp_path, real):
     for case in cases:
         (folder / case.name).write_bytes(case.content)
     sound = [case.name for case in cases if case.must == "read"] or [cases[0].name]
-    answer = walked(folder, out, [case.name for case in cases], sound, pictures=True)
+    answer = walked(folder, out, [case.name for case in cases], sound, images=True)
     counts = check(answer, cases, out, folder)
     kinds = Counter(case.must for case in cases)
     print(f"{len(cases)} damaged DICOM files{' from real ones' if real else ''} ({dict(kinds)}): {dict(counts)}")
@@ -107,7 +103,7 @@ def test_dicom_series(tmp_path):
         (folder / name).mkdir(parents=True)
         for number, content in enumerate(slices):
             (folder / name / f"{number}.dcm").write_bytes(content)
-    counts = check(walked(folder, out, list(folders), ["sound"], pictures=False), cases, out, folder)
+    counts = check(walked(folder, out, list(folders), ["sound"], images=False), cases, out, folder)
     print(f"{len(cases)} series of five slices, one of them damaged: {dict(counts)}")
     assert min(counts.values()) > 5
 
@@ -198,7 +194,7 @@ def test_nifti(tmp_path):
     folder.mkdir()
     for case in cases:
         (folder / case.name).write_bytes(case.content)
-    answer = walked(folder, out, [case.name for case in cases], ["sound.nii", "sound.nii.gz"], pictures=False)
+    answer = walked(folder, out, [case.name for case in cases], ["sound.nii", "sound.nii.gz"], images=False)
     counts = check(answer, cases, out, folder)
     print(f"{len(cases)} damaged NIfTI files: {dict(counts)}")
     assert min(counts.values()) > 10

@@ -1,4 +1,4 @@
-"""240 bad or odd pictures: each is read rightly or is a DataError that names it, with bounded memory; nothing runs."""
+"""240 bad or odd images: each is read rightly or is a DataError that names it, with bounded memory; nothing runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from configs.errors import DataError
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.readers.images import read_picture
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.readers.images import read_image
 from data.sources.image_files import FileReader
 from data.study import Catalogue, Sample
 from data.transforms.images import Preprocess
@@ -45,7 +45,7 @@ def walk(task: dict[str, Any]) -> dict[str, str]:
     errors = {}
     for name in task["names"]:
         try:
-            np.save(f"{task['out']}/{name}.npy", read_picture(Path(task["folder"], name)))
+            np.save(f"{task['out']}/{name}.npy", read_image(Path(task["folder"], name)))
         except DataError as error:
             errors[name] = str(error)
     return errors
@@ -57,7 +57,7 @@ def fault_of(case: Case, error: str | None, out: Path) -> str | None:
         named = case.name in error
         return None if named and case.must != "read" else f"refused: {error}"
     if case.must == "refuse":
-        return "read as a picture"
+        return "read as an image"
     got, want = np.load(out / f"{case.name}.npy"), case.pixels
     assert want is not None
     if case.must == "survive":
@@ -77,9 +77,7 @@ def test_each_is_read_rightly_or_refused_by_name(cases, walked):
             faults[case.name] = fault
     silent = [case for case in found if case.must == "survive" and case.name not in walked["result"]]
     differ = sum(not np.array_equal(np.load(walked["out"] / f"{case.name}.npy"), case.pixels) for case in silent)
-    print(
-        f"{len(found)} pictures of 12 kinds: {Counter(case.must for case in found)}; {len(walked['result'])} refused,"
-    )
+    print(f"{len(found)} images of 12 kinds: {Counter(case.must for case in found)}; {len(walked['result'])} refused,")
     print(f"{len(found) - len(walked['result'])} read, {len(faults)} wrongly; JPEG with a flipped bit: {differ} of 10")
     print("are other pixels without any sign, which the format cannot notice")
     assert len(found) == 240 and len({case.name for case in found}) == 240
@@ -87,7 +85,7 @@ def test_each_is_read_rightly_or_refused_by_name(cases, walked):
 
 
 def test_memory_stays_bounded_and_nothing_is_run_or_read_elsewhere(cases, walked):
-    print(f"peak memory grew by {walked['grown_mb']:.0f} MB over reading sound pictures; {ALLOWED_MB} are allowed")
+    print(f"peak memory grew by {walked['grown_mb']:.0f} MB over reading sound images; {ALLOWED_MB} are allowed")
     assert walked["grown_mb"] < ALLOWED_MB
     assert walked["forbidden"] == []
     assert outside(walked["opened"], cases[0], walked["out"]) == []
@@ -116,13 +114,13 @@ def test_no_flipped_bit_of_a_png_changes_a_pixel(tmp_path):
 
 def outcome(path: Path, pixels: np.ndarray) -> str:
     try:
-        got = read_picture(path)
+        got = read_image(path)
     except DataError:
         return "refused"
     return "same" if np.array_equal(got, pixels) else "differs"
 
 
-def test_the_loader_names_each_bad_picture_once_and_delivers_the_rest(cases, walked, caplog):
+def test_the_loader_names_each_bad_image_once_and_delivers_the_rest(cases, walked, caplog):
     caplog.set_level(logging.ERROR)
     folder, found = cases
     names = tuple(case.name for case in found)
@@ -130,10 +128,10 @@ def test_the_loader_names_each_bad_picture_once_and_delivers_the_rest(cases, wal
         ("a",), tuple(Sample(name, np.zeros(1, np.float32)) for name in names), FileReader(folder, names)
     )
     ones = np.ones((len(names), 1))
-    bad = BadPictures(len(names))
-    dataset = PictureDataset(catalogue, Preprocess((16, 16), 1, [0.5], [0.25]), seed=0)
+    bad = UnreadableImages(len(names))
+    dataset = ImageDataset(catalogue, Preprocess((16, 16), 1, [0.5], [0.25]), seed=0)
     batches = EpochBatches(np.arange(len(names)), 16, shuffle=True, seed=0)
-    loader = PictureLoader(dataset, Labels(ones.astype(np.float32), ones.astype(bool)), batches, bad)
+    loader = ImageLoader(dataset, Labels(ones.astype(np.float32), ones.astype(bool)), batches, bad)
     delivered: Counter[int] = Counter()
     for epoch in range(2):
         for _, batch in loader.epoch(epoch):
@@ -141,6 +139,6 @@ def test_the_loader_names_each_bad_picture_once_and_delivers_the_rest(cases, wal
                 assert np.isfinite(batch.image.numpy()).all()
                 delivered.update(batch.index.tolist())
     refused = {names.index(name) for name in walked["result"]}
-    print(f"two epochs: {len(bad.reasons)} pictures named once each, {len(delivered)} delivered twice")
+    print(f"two epochs: {len(bad.reasons)} images named once each, {len(delivered)} delivered twice")
     assert set(bad.reasons) == refused and all(names[index] in reason for index, reason in bad.reasons.items())
     assert set(delivered) == set(range(len(names))) - refused and set(delivered.values()) == {2}

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from configs.errors import DataError
-from data.joint_inputs import JointPreprocess, Unread, unlabelled_loader
-from data.loading.loaders import BadPictures, EpochBatches, Labels, PictureDataset, PictureLoader
-from data.phantom.radiographs import draw_pictures
+from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
+from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.phantom.radiographs import draw_images
 from data.profile import measure
-from data.readers.images import read_picture, read_reduced
+from data.readers.images import read_image, read_reduced
 from data.sources.image_files import FileReader
 from data.sources.unlabelled import open_unlabelled
 from data.study import Catalogue, Sample
@@ -22,8 +22,8 @@ from data.transforms.images import Preprocess
 TO_GREY = {"mean": [0.0], "std": [1 / 255]}
 
 
-def film(size: int = 400) -> np.ndarray:
-    return next(iter(draw_pictures(1, size))).image
+def image(size: int = 400) -> np.ndarray:
+    return next(iter(draw_images(1, size))).image
 
 
 def save(path: Path, pixels: np.ndarray, orientation: int = 1, **options) -> Path:
@@ -46,7 +46,7 @@ def save(path: Path, pixels: np.ndarray, orientation: int = 1, **options) -> Pat
     ],
 )
 def test_the_smallest_scale_that_leaves_enough(tmp_path, least, shape):
-    path = save(tmp_path / "a.jpg", film()[:, :300])
+    path = save(tmp_path / "a.jpg", image()[:, :300])
     got = read_reduced(path, least)
     assert (got is None) == (shape is None) and (got is None or (got.shape == shape and got.dtype == np.uint8))
 
@@ -54,10 +54,10 @@ def test_the_smallest_scale_that_leaves_enough(tmp_path, least, shape):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_swaps_the_sides_before_the_scale_is_chosen(tmp_path, orientation):
     """400 x 160 as stored; lying (5 to 8), 160 x 400 is what is shown, and what `least` speaks of."""
-    path = save(tmp_path / "a.jpg", film()[:, :160], orientation)
+    path = save(tmp_path / "a.jpg", image()[:, :160], orientation)
     lies = orientation >= 5
     least = (80, 200) if lies else (200, 80)
-    got, full = read_reduced(path, least), read_picture(path)
+    got, full = read_reduced(path, least), read_image(path)
     assert full.shape == ((160, 400) if lies else (400, 160)) and got.shape == least
     means = full.reshape(least[0], 2, least[1], 2).mean((1, 3))
     assert np.abs(got - means).mean() < 1.0
@@ -67,33 +67,33 @@ def test_orientation_swaps_the_sides_before_the_scale_is_chosen(tmp_path, orient
 @pytest.mark.parametrize("colour", [False, True])
 @pytest.mark.parametrize("size", [(64, 64), (50, 100)])
 def test_the_input_hardly_changes(tmp_path, colour, size):
-    pixels = film(512)
+    pixels = image(512)
     pixels = np.dstack([pixels, np.roll(pixels, 40, 0), 255 - pixels]) if colour else pixels
     path = save(tmp_path / "a.jpg", pixels, progressive=colour)
     preprocess = Preprocess(size, 3 if colour else 1, **TO_GREY)
     reduced = read_reduced(path, (2 * size[0], 2 * size[1]))
     assert reduced.shape[0] < 512 and reduced.shape[2:] == ((3,) if colour else ())
-    difference = np.abs(preprocess(reduced) - preprocess(read_picture(path)))
+    difference = np.abs(preprocess(reduced) - preprocess(read_image(path)))
     print(f"mean {difference.mean():.2f}, at most {difference.max():.0f} grey levels")
     assert difference.mean() < 1.0 and difference.max() < 20
     assert difference.max() > 0  # else nothing was left out
 
 
 def test_other_formats_and_damaged_files(tmp_path):
-    Image.fromarray(film()).save(tmp_path / "a.png")
+    Image.fromarray(image()).save(tmp_path / "a.png")
     assert read_reduced(tmp_path / "a.png", (10, 10)) is None
-    content = save(tmp_path / "a.jpg", film()).read_bytes()
+    content = save(tmp_path / "a.jpg", image()).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     for name in ("cut.jpg", "missing.jpg"):
         with pytest.raises(DataError) as full:
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
         with pytest.raises(DataError) as reduced:
             read_reduced(tmp_path / name, (50, 50))
         assert str(full.value) == str(reduced.value)
 
 
 def test_a_bomb_is_told_by_its_full_size(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.jpg", film())
+    path = save(tmp_path / "a.jpg", image())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400 * 400 - 1)
     with warnings.catch_warnings(), pytest.raises(DataError, match="DecompressionBomb"):
         warnings.simplefilter("ignore")
@@ -101,23 +101,23 @@ def test_a_bomb_is_told_by_its_full_size(tmp_path, monkeypatch):
 
 
 def test_training_and_prediction_get_the_same_input(tmp_path):
-    """By the loader of training and evaluation, by that of predict.py with its traits of the full picture."""
+    """By the loader of training and evaluation, by that of predict.py with its traits of the full image."""
     names = tuple(f"{i}.jpg" for i in range(3))
     for i, name in enumerate(names):
-        save(tmp_path / name, np.roll(film(), 30 * i, 1))
+        save(tmp_path / name, np.roll(image(), 30 * i, 1))
     one, other = Preprocess((48, 48), 1, **TO_GREY), Preprocess((190, 150), 1, **TO_GREY)
     catalogue = Catalogue(("a",), tuple(Sample(n, np.zeros(1, np.float32)) for n in names), FileReader(tmp_path, names))
     labels = Labels(np.zeros((3, 1), np.float32), np.ones((3, 1), bool))
-    loader = PictureLoader(
-        PictureDataset(catalogue, one, 0), labels, EpochBatches(range(3), 3, False, 0), BadPictures(0)
+    loader = ImageLoader(
+        ImageDataset(catalogue, one, 0), labels, EpochBatches(range(3), 3, False, 0), UnreadableImages(0)
     )
     trained = next(loader.epoch(0))[1].image
     joint, (unlabelled, _) = JointPreprocess([one, other]), open_unlabelled([tmp_path], False)
-    batch = next(unlabelled_loader(unlabelled, joint, Unread(), 3, 0).epoch(0))[1]
+    batch = next(unlabelled_loader(unlabelled, joint, UnreadableInputs(), 3, 0).epoch(0))[1]
     (first, second), traits = joint.split(batch.image)
     assert torch.equal(first, trained)
     for i, name in enumerate(names):
-        full = read_picture(tmp_path / name)
+        full = read_image(tmp_path / name)
         np.testing.assert_array_equal(second[i], other(full))  # 400 px do not leave twice 190 at half the scale
         np.testing.assert_array_equal(traits[i], measure(full))
         assert not np.array_equal(trained[i], one(full))

@@ -7,7 +7,7 @@ import pytest
 
 from configs.errors import DataError
 from data.labels import NIH_FINDINGS
-from data.phantom.radiographs import FINDINGS, boxes, draw_pictures, write_phantom
+from data.phantom.radiographs import FINDINGS, boxes, draw_images, write_phantom
 from data.regions.boxes import Box, find_boxes, read_boxes, read_mask, stem
 from data.sources.formats import open_source
 
@@ -23,10 +23,10 @@ def shared(name: str) -> Path:
 
 def test_nihs_list():
     table = read_boxes(shared("nih_tables/BBox_List_2017.csv.gz"), NIH_FINDINGS)
-    rows = [box for findings in table.by_picture.values() for found in findings.values() for box in found]
-    assert len(rows) == 984 and len(table.by_picture) == 880 and table.side == 1024
+    rows = [box for findings in table.by_image.values() for found in findings.values() for box in found]
+    assert len(rows) == 984 and len(table.by_image) == 880 and table.side == 1024
     counts = {
-        name: sum(len(findings.get(name, ())) for findings in table.by_picture.values()) for name in NIH_FINDINGS[:8]
+        name: sum(len(findings.get(name, ())) for findings in table.by_image.values()) for name in NIH_FINDINGS[:8]
     }
     assert list(counts.values()) == [180, 146, 153, 123, 85, 79, 120, 98]
     (box,) = table.of("images/00013118_008.jpg", "Atelectasis", (512, 256))
@@ -36,16 +36,16 @@ def test_nihs_list():
     assert all(b.x + b.width <= 1025 and b.y + b.height <= 1025 for b in rows)
 
 
-def test_which_of_the_sample_films_have_boxes():
-    """Each boxed finding is a label of its film."""
+def test_which_of_the_sample_images_have_boxes():
+    """Each boxed finding is a label of its image."""
     catalogue = open_source(shared("nih_sample"), class_names=NIH_FINDINGS)
     table = read_boxes(shared("nih_tables/BBox_List_2017.csv.gz"))
     boxed = [sample for sample in catalogue.samples if table.findings(sample.image)]
     pairs = [(sample, name) for sample in boxed for name in table.findings(sample.image)]
-    print(f"{len(boxed)} of {len(catalogue.samples)} films have boxes, of {len(pairs)} findings")
+    print(f"{len(boxed)} of {len(catalogue.samples)} images have boxes, of {len(pairs)} findings")
     assert len(boxed) > 0
     labelled = [sample.labels[NIH_FINDINGS.index(name)] == 1 for sample, name in pairs]
-    print(f"{sum(labelled)} of {len(labelled)} boxed findings are labels of their film")
+    print(f"{sum(labelled)} of {len(labelled)} boxed findings are labels of their image")
     assert np.mean(labelled) > 0.95
 
 
@@ -54,20 +54,20 @@ def test_the_sample_datas_boxes_and_masks(tmp_path):
     write_phantom(folder, 12, 64)
     table = read_boxes(find_boxes(folder), FINDINGS)
     seen = 0
-    for sample, picture in zip(open_source(folder).samples, draw_pictures(12, 64)):
-        assert set(table.findings(sample.image)) == set(picture.masks)
-        for name, mask in picture.masks.items():
+    for sample, image in zip(open_source(folder).samples, draw_images(12, 64)):
+        assert set(table.findings(sample.image)) == set(image.masks)
+        for name, mask in image.masks.items():
             assert [tuple(map(int, box)) for box in table.of(sample.image, name, (64, 64))] == boxes(mask)
             assert np.array_equal(read_mask(folder / "masks" / Path(sample.image).name, name), mask)
             seen += 1
-        absent = next(name for name in FINDINGS if name not in picture.masks)
-        if picture.masks:
+        absent = next(name for name in FINDINGS if name not in image.masks)
+        if image.masks:
             assert read_mask(folder / "masks" / Path(sample.image).name, absent) is None
     assert seen > 10
     with pytest.raises(DataError, match="no mask of the sample data"):
         read_mask(folder / sample.image, "Mass")
     with pytest.raises(DataError, match="no finding 'Fracture'"):
-        read_mask(folder / "masks" / f"{stem(next(iter(table.by_picture)))}.png", "Fracture")
+        read_mask(folder / "masks" / f"{stem(next(iter(table.by_image)))}.png", "Fracture")
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data h
 NAN = np.nan
 
 
-def picture(path: Path, value: int = 0) -> None:
+def image(path: Path, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((4, 5), value, np.uint8)).save(path)
 
 
-def pictures(folder: Path, names: str) -> None:
+def images(folder: Path, names: str) -> None:
     for value, name in enumerate(names.split()):
-        picture(folder / name, value)
+        image(folder / name, value)
 
 
 def table(folder: Path, text: str, name: str = "labels.csv") -> Path:
@@ -40,7 +40,7 @@ def opened(folder: Path, text: str, **options):
 @pytest.fixture
 def three(tmp_path):
     """A folder with a.png, b.png and c.png of grey 0, 1 and 2."""
-    pictures(tmp_path, "a.png b.png c.png")
+    images(tmp_path, "a.png b.png c.png")
     return tmp_path
 
 
@@ -123,8 +123,8 @@ def test_gz_and_pandas_index(three):
     assert len(catalogue.samples) == 2 and not catalogue.samples[0].meta
 
 
-def test_where_pictures_are_found(tmp_path):
-    pictures(tmp_path, "a.png images/b.png lists/c.png images/sub/d.png")
+def test_where_images_are_found(tmp_path):
+    images(tmp_path, "a.png images/b.png lists/c.png images/sub/d.png")
     (tmp_path / "lists").mkdir(exist_ok=True)
     path = table(tmp_path / "lists", "image,labels\na.png,M\nb.png,\n./c.png,\nsub/d.png,\n")
     catalogue = open_csv(tmp_path, path)
@@ -139,7 +139,7 @@ def test_where_pictures_are_found(tmp_path):
 
 def test_patients_that_are_not_named_are_counted(three):
     catalogue = opened(three, "image,labels,patient_id\na.png,Mass,p\nb.png,,\nc.png,,\n")
-    assert any(note.startswith("2 of 3 pictures name no patient") for note in catalogue.notes)
+    assert any(note.startswith("2 of 3 images name no patient") for note in catalogue.notes)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_patients_that_are_not_named_are_counted(three):
     [
         ("", "is empty"),
         ("image,labels\n", "holds a header and no rows"),
-        ("picture,labels\na.png,Mass\n", "no column 'image'"),
+        ("image,labels\na.png,Mass\n", "no column 'image'"),
         ("image,remark\na.png,hello\n", "neither a column 'labels' nor one a class"),
         ("image,labels\na.png,Mass,extra\n", "line 2 has 3 cells, the header has 2"),
         ("image,labels,labels\na.png,Mass,x\n", "'labels' more than once"),
@@ -207,19 +207,19 @@ def test_repeated_rows_are_counted(three):
 
 def test_missing_files(three):
     text = "image,labels\na.png,Mass\nx.png,\ny.png,Mass\n"
-    with pytest.raises(DataError, match=r"(?s)2 of 3 pictures.*x\.png, y\.png.*allow_missing_images"):
+    with pytest.raises(DataError, match=r"(?s)2 of 3 images.*x\.png, y\.png.*allow_missing_images"):
         opened(three, text)
     catalogue = opened(three, text, allow_missing=True)
     assert [sample.image for sample in catalogue.samples] == ["a.png"]
-    assert any(note.startswith("2 of 3 listed pictures are missing") for note in catalogue.notes)
-    with pytest.raises(DataError, match="2 of 2 pictures"):
+    assert any(note.startswith("2 of 3 listed images are missing") for note in catalogue.notes)
+    with pytest.raises(DataError, match="2 of 2 images"):
         opened(three, "image,labels\nx.png,Mass\ny.png,\n", allow_missing=True)
 
 
 def test_links_that_leave_data_dir(tmp_path):
     inside, outside = tmp_path / "in", tmp_path / "out"
-    pictures(outside, "secret.png")
-    pictures(inside, "a.png")
+    images(outside, "secret.png")
+    images(inside, "a.png")
     (inside / "link.png").symlink_to(outside / "secret.png")
     (inside / "folder").symlink_to(outside)
     (inside / "own.png").symlink_to(inside / "a.png")
@@ -232,14 +232,14 @@ def test_links_that_leave_data_dir(tmp_path):
 
 
 def test_labels_file_beside_but_outside(tmp_path):
-    """A CSV outside data_dir is fine; pictures beside it are not data_dir's."""
-    pictures(tmp_path, "data/a.png b.png")
+    """A CSV outside data_dir is fine; images beside it are not data_dir's."""
+    images(tmp_path, "data/a.png b.png")
     assert open_csv(tmp_path / "data", table(tmp_path, "image,labels\na.png,Mass\n")).samples[0].image == "a.png"
     with pytest.raises(DataError, match="missing"):
         open_csv(tmp_path / "data", table(tmp_path, "image,labels\nb.png,Mass\n"))
 
 
-def test_undecodable_picture_is_named_when_read(three):
+def test_undecodable_image_is_named_when_read(three):
     (three / "b.png").write_bytes(b"broken")
     catalogue = opened(three, "image,labels\na.png,Mass\nb.png,\n")
     with pytest.raises(DataError, match=r"b\.png"):
@@ -258,7 +258,7 @@ def nih_folder(folder: Path, header: str = NIH_2017, name: str = "Data_Entry_201
     end = ",\n" if header.endswith(",\n") else "\n"
     rows = ["1_000.png,Mass|Hernia,0,1,058Y,M,PA,2682,2749,0.143,0.143", "2_000.png,No Finding,0,2,60,F,AP,1,2,0.1,0.2"]
     table(folder, header + "".join(row + end for row in rows), name)
-    pictures(folder, "images_001/images/1_000.png images_012/images/2_000.png")
+    images(folder, "images_001/images/1_000.png images_012/images/2_000.png")
     return folder
 
 
@@ -283,7 +283,7 @@ def test_nih_other_folders(tmp_path, where):
     for index in ("1", "2"):
         (tmp_path / "images_001/images").joinpath(f"{index}_000.png").unlink(missing_ok=True)
         (tmp_path / "images_012/images").joinpath(f"{index}_000.png").unlink(missing_ok=True)
-        picture(tmp_path / f"{where}{index}_000.png")
+        image(tmp_path / f"{where}{index}_000.png")
     assert open_nih(tmp_path).samples[1].image == f"{where}2_000.png"
 
 
@@ -297,7 +297,7 @@ def test_nih_official_lists(tmp_path):
     assert [sample.split for sample in samples] == [None, "test"]
     assert [sample.meta["official_list"] for sample in samples] == ["train_val", "test"]
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"3_000.png\n"))
-    assert any("1 pictures stand on neither" in note for note in open_nih(tmp_path).notes)
+    assert any("1 images stand on neither" in note for note in open_nih(tmp_path).notes)
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"2_000.png\n"))
     with pytest.raises(DataError, match=r"both official lists: 2_000\.png"):
         open_nih(tmp_path)
@@ -315,20 +315,20 @@ def test_nih_refuses(tmp_path):
 
 
 def test_folders(tmp_path):
-    pictures(tmp_path, "healthy/a.png ill/b.png ill/deep/c.png .hidden/x.png")
+    images(tmp_path, "healthy/a.png ill/b.png ill/deep/c.png .hidden/x.png")
     (tmp_path / "ill" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "ill" / ".DS_Store").write_bytes(b"x")
     catalogue = open_source(tmp_path)
     assert catalogue.exclusive and catalogue.class_names == ("healthy", "ill")
     assert [sample.image for sample in catalogue.samples] == ["healthy/a.png", "ill/b.png", "ill/deep/c.png"]
     np.testing.assert_array_equal(catalogue.label_matrix(), [[1, 0], [0, 1], [0, 1]])
-    assert any("1 files are no pictures" in note and "Thumbs.db" in note for note in catalogue.notes)
+    assert any("1 files are no images" in note and "Thumbs.db" in note for note in catalogue.notes)
     assert {sample.split for sample in catalogue.samples} == {None}
     assert open_folders(tmp_path, ["ill", "healthy"]).class_names == ("ill", "healthy")
 
 
 def test_folders_with_splits(tmp_path):
-    pictures(tmp_path, "Train/x/1.png Train/y/2.png valid/x/3.png valid/y/4.png test/x/5.png test/y/6.png")
+    images(tmp_path, "Train/x/1.png Train/y/2.png valid/x/3.png valid/y/4.png test/x/5.png test/y/6.png")
     catalogue = open_source(tmp_path)
     assert Counter(sample.split for sample in catalogue.samples) == {"train": 2, "val": 2, "test": 2}
     assert all(sample.patient_id == "" for sample in catalogue.samples)
@@ -343,7 +343,7 @@ def test_folders_with_splits(tmp_path):
 
 
 def test_folders_refuse(tmp_path):
-    pictures(tmp_path, "in/x/a.png out/b.png")
+    images(tmp_path, "in/x/a.png out/b.png")
     with pytest.raises(DataError, match="1 class folders"):
         open_folders(tmp_path / "in")
     (tmp_path / "in" / "y").mkdir()
@@ -354,7 +354,7 @@ def test_folders_refuse(tmp_path):
         open_folders(tmp_path / "in")
     (tmp_path / "in" / "y" / "b.png").unlink()
     (tmp_path / "in" / "x" / "a.png").unlink()
-    with pytest.raises(DataError, match="hold no pictures"):
+    with pytest.raises(DataError, match="hold no images"):
         open_folders(tmp_path / "in")
 
 
@@ -362,7 +362,7 @@ def test_folders_refuse(tmp_path):
 
 
 def medmnist(path: Path, labels, images=None, **changes) -> Path:
-    """An .npz of 3 pictures a split, with the same labels in each."""
+    """An .npz of 3 images a split, with the same labels in each."""
     arrays = {}
     for number, split in enumerate(("train", "val", "test")):
         default = np.random.default_rng(number).integers(0, 256, (3, 6, 7), dtype=np.uint8)
@@ -392,7 +392,7 @@ def test_medmnist_multi_class_and_multi_label(tmp_path):
     np.testing.assert_array_equal(catalogue.label_matrix()[:3], [[0, 1], [1, 1], [0, 0]])
 
 
-def test_medmnist_reads_the_right_picture_also_after_pickling(tmp_path):
+def test_medmnist_reads_the_right_image_also_after_pickling(tmp_path):
     path = medmnist(tmp_path / "a.npz", [[0], [1], [1]])
     catalogue = open_medmnist(path)
     again = pickle.loads(pickle.dumps(catalogue))
@@ -406,11 +406,11 @@ def test_medmnist_reads_the_right_picture_also_after_pickling(tmp_path):
         catalogue.read(9)
 
 
-def test_medmnist_counts_repeated_pictures(tmp_path):
+def test_medmnist_counts_repeated_images(tmp_path):
     same = np.random.default_rng(5).integers(0, 256, (3, 6, 7), dtype=np.uint8)
     notes = open_medmnist(medmnist(tmp_path / "a.npz", [[0], [1], [1]], train_images=same, test_images=same)).notes
     assert [note for note in notes if "identical" in note] == [
-        "3 identical pictures stand in both train and test: scores on test are flattered"
+        "3 identical images stand in both train and test: scores on test are flattered"
     ]
 
 
@@ -420,8 +420,8 @@ def test_medmnist_counts_repeated_pictures(tmp_path):
         ({"val_labels": None}, "lacks val_labels"),
         ({"images": np.zeros((3, 8, 8, 8), np.uint8)}, "volumes"),
         ({"images": np.zeros((3, 8, 8, 8, 3), np.uint8)}, "volumes"),
-        ({"images": np.zeros((3, 8, 8))}, "not uint8 pictures"),
-        ({"images": np.zeros((3, 8), np.uint8)}, "not uint8 pictures"),
+        ({"images": np.zeros((3, 8, 8))}, "not uint8 images"),
+        ({"images": np.zeros((3, 8), np.uint8)}, "not uint8 images"),
         ({"labels": [[0], [1]]}, "do not go with labels"),
         ({"labels": [[0.0], [1.0], [0.5]]}, "do not go with labels"),
         ({"labels": [[0], [-1], [1]]}, "labels run from -1"),
@@ -454,7 +454,7 @@ def test_medmnist_damaged(tmp_path):
 
 
 def test_recognise(tmp_path):
-    pictures(tmp_path, "folders/x/a.png folders/y/b.png csv/a.png images_only/images/a.png")
+    images(tmp_path, "folders/x/a.png folders/y/b.png csv/a.png images_only/images/a.png")
     table(tmp_path / "csv", "image,labels\na.png,Mass\n")
     (tmp_path / "nih").mkdir()
     table(tmp_path / "nih", "x\n", "Data_Entry_2017_v2020.csv")
@@ -472,17 +472,17 @@ def test_recognise(tmp_path):
 
 
 def test_mistyped_places(tmp_path):
-    pictures(tmp_path, "films/x/a.png films/y/b.png")
-    table(tmp_path / "films", "image,labels\na.png,Mass\n", "train.csv")
-    with pytest.raises(DataError, match=r"did you mean '.*films'"):
+    images(tmp_path, "images/x/a.png images/y/b.png")
+    table(tmp_path / "images", "image,labels\na.png,Mass\n", "train.csv")
+    with pytest.raises(DataError, match=r"did you mean '.*images'"):
         open_source(tmp_path / "filsm")
-    with pytest.raises(DataError, match=r"did you mean '.*films'"):
+    with pytest.raises(DataError, match=r"did you mean '.*images'"):
         open_source(tmp_path / "filsm" / "deeper")
     # class folders are there, and yet a labels file that was asked for and is not there must stop the run
     with pytest.raises(DataError, match=r"(?s)looked for.*trian\.csv.*train\.csv.*did you mean 'train\.csv'"):
-        open_source(tmp_path / "films", "trian.csv")
+        open_source(tmp_path / "images", "trian.csv")
     with pytest.raises(DataError, match=r"no labels file.*train\.csv"):
-        open_source(tmp_path / "films", format="csv")
+        open_source(tmp_path / "images", format="csv")
 
 
 def test_open_source_options(three):
@@ -525,11 +525,11 @@ def test_pneumoniamnist():
     catalogue = open_source(SHARED / "medmnist")
     assert Counter(sample.split for sample in catalogue.samples) == {"train": 4708, "val": 524, "test": 624}
     assert catalogue.class_names == ("positive",)
-    assert any(note.startswith("8 identical pictures stand in both train and val") for note in catalogue.notes)
+    assert any(note.startswith("8 identical images stand in both train and val") for note in catalogue.notes)
     assert catalogue.read(5000).shape == (28, 28)
 
 
 @needs_data
-def test_nih_tables_without_pictures():
-    with pytest.raises(DataError, match="112120 of 112120 pictures"):
+def test_nih_tables_without_images():
+    with pytest.raises(DataError, match="112120 of 112120 images"):
         open_source(SHARED / "nih_tables")

@@ -1,6 +1,6 @@
 """Data folders made to do harm: nothing outside data_dir is opened, nothing runs, nothing hangs, memory is bounded.
 
-A child process opens each folder and reads each of its pictures, with an audit hook that notes every file it opens.
+A child process opens each folder and reads each of its images, with an audit hook that notes every file it opens.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ NAMES = (
 
 
 def attempt(tasks: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """In the child: open each source and read all its pictures; the DataErrors, [] where there was none."""
+    """In the child: open each source and read all its images; the DataErrors, [] where there was none."""
     return {task["name"]: errors_of(task) for task in tasks}
 
 
@@ -117,7 +117,7 @@ def around(tmp_path) -> Path:
 
 
 def traps(folder: Path, around: Path) -> None:
-    """Links, pipes and devices among the pictures."""
+    """Links, pipes and devices among the images."""
     links = {"link.png": around / "canary.png", "chain.png": folder / "link.png", "folder": around}
     links |= {"zero.png": Path("/dev/zero"), "random.png": Path("/dev/urandom"), "fd.png": Path("/proc/self/fd/0")}
     links |= {"loop.png": folder / "loop.png", "broken.png": folder / "nowhere"}
@@ -127,7 +127,7 @@ def traps(folder: Path, around: Path) -> None:
 
 
 def names_in_a_csv(root: Path, around: Path) -> list[dict[str, Any]]:
-    """Each bad name beside a good one; as pictures, and as volumes."""
+    """Each bad name beside a good one; as images, and as volumes."""
     folder, tasks = root / "csv", []
     make(folder / "a.png")
     traps(folder, around)
@@ -222,7 +222,7 @@ def test_a_split_file_names_no_file_that_is_opened(tmp_path, around):
         content = f"image,patient_id,split\n{name},,train\n"
         digest = hashlib.sha256(content.encode()).hexdigest()
         make(tmp_path / "split.csv", f"{content}# sha256: {digest}\n")
-        with pytest.raises(DataError, match="is the split of other pictures"):
+        with pytest.raises(DataError, match="is the split of other images"):
             read_split(tmp_path / "split.csv", catalogue)
     (tmp_path / "split.csv").unlink()
     os.mkfifo(tmp_path / "split.csv")

@@ -24,9 +24,9 @@ def png(path: Path, pixels: np.ndarray = GREY) -> Path:
 
 
 @pytest.fixture
-def films(tmp_path) -> Path:
+def images(tmp_path) -> Path:
     """A folder with everything in it."""
-    folder = tmp_path / "films"
+    folder = tmp_path / "images"
     for name in ("b.png", "a.jpg", "deep/er/c.PNG", ".hidden/x.png", ".y.png"):
         png(folder / name)
     (folder / "d.dcm").write_bytes(dicom(GREY))
@@ -42,8 +42,8 @@ def names(inputs, volumes: bool = False) -> list[str]:
     return [item.name for item in open_unlabelled(inputs, volumes)[1]]
 
 
-def test_a_folder_is_read_in_the_order_of_its_paths(films):
-    catalogue, items = open_unlabelled([films], volumes=False)
+def test_a_folder_is_read_in_the_order_of_its_paths(images):
+    catalogue, items = open_unlabelled([images], volumes=False)
     found = [item.name for item in items]
     assert found == ["IM_1.2.3", "a.jpg", "b.png", "d.dcm", "deep/er/c.PNG", "noname"]
     assert [sample.image for sample in catalogue.samples] == found and catalogue.class_names == ()
@@ -51,12 +51,12 @@ def test_a_folder_is_read_in_the_order_of_its_paths(films):
     assert len(catalogue.notes) == 1 and "3 files" in catalogue.notes[0] and "pipe.png" in catalogue.notes[0]
 
 
-def test_files_and_several_inputs(films, monkeypatch):
-    monkeypatch.chdir(films.parent)
-    assert names(["films/b.png"]) == ["b.png"]
-    assert names(["films/b.png", "films/deep"]) == ["films/b.png", "films/deep/er/c.PNG"]
+def test_files_and_several_inputs(images, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    assert names(["images/b.png"]) == ["b.png"]
+    assert names(["images/b.png", "images/deep"]) == ["images/b.png", "images/deep/er/c.PNG"]
     # Whoever names a file has it read, whatever it is called.
-    catalogue, items = open_unlabelled(["films/notes.txt", "films/pipe.png"], volumes=False)
+    catalogue, items = open_unlabelled(["images/notes.txt", "images/pipe.png"], volumes=False)
     assert len(items) == 2
     with pytest.raises(DataError, match="neither PNG, JPEG nor DICOM"):
         catalogue.read(0)
@@ -68,18 +68,18 @@ def test_what_is_not_there(tmp_path):
     with pytest.raises(DataError, match="there is no file or folder"):
         open_unlabelled([tmp_path / "none.png"], volumes=False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no pictures \(\.png"):
+    with pytest.raises(DataError, match=r"holds no images \(\.png"):
         open_unlabelled([tmp_path / "empty"], volumes=False)
     with pytest.raises(DataError, match=r"holds no volumes \("):
         open_unlabelled([tmp_path / "empty"], volumes=True)
 
 
-def test_a_link_out_of_a_folder_is_an_error_of_its_own(films, tmp_path):
+def test_a_link_out_of_a_folder_is_an_error_of_its_own(images, tmp_path):
     secret = png(tmp_path / "secret" / "s.png")
-    (films / "out.png").symlink_to(secret)
-    (films / "in.png").symlink_to(films / "b.png")
-    (films / "away").symlink_to(secret.parent)  # a linked folder is not entered
-    catalogue, items = open_unlabelled([films], volumes=False)
+    (images / "out.png").symlink_to(secret)
+    (images / "in.png").symlink_to(images / "b.png")
+    (images / "away").symlink_to(secret.parent)  # a linked folder is not entered
+    catalogue, items = open_unlabelled([images], volumes=False)
     found = {item.name: index for index, item in enumerate(items)}
     assert "away/s.png" not in found and catalogue.read(found["in.png"]).shape == (6, 8)
     with pytest.raises(DataError, match=r"'out.png' is a link that leaves the folder"):
@@ -104,8 +104,8 @@ def table(path: Path, *rows: str) -> Path:
     return path
 
 
-def test_a_table_brings_its_columns(films):
-    png(films / "images" / "e.png")
+def test_a_table_brings_its_columns(images):
+    png(images / "images" / "e.png")
     rows = [
         "Image Index,Patient ID,View Position,note",
         "b.png,7,PA,x",
@@ -113,7 +113,7 @@ def test_a_table_brings_its_columns(films):
         "b.png,7,PA,again",
         "gone.png,9,,",
     ]
-    catalogue, items = open_unlabelled([table(films / "list.csv", *rows)], volumes=False)
+    catalogue, items = open_unlabelled([table(images / "list.csv", *rows)], volumes=False)
     assert [item.name for item in items] == ["b.png", "images/e.png", "b.png", "gone.png"]
     assert [item.view for item in items] == ["PA", "lateral", "PA", ""]
     assert items[1].columns == {"Patient ID": "8", "View Position": "lateral", "note": ""}
@@ -125,17 +125,17 @@ def test_a_table_brings_its_columns(films):
 @pytest.mark.parametrize(
     "name", ["../secret/s.png", "/etc/passwd", "C:\\x.png", "link.png", "linked/s.png", "..\\s.png", ""]
 )
-def test_a_table_that_names_files_outside_is_refused(films, tmp_path, name):
+def test_a_table_that_names_files_outside_is_refused(images, tmp_path, name):
     secret = png(tmp_path / "secret" / "s.png")
-    (films / "link.png").symlink_to(secret)
-    (films / "linked").symlink_to(secret.parent)
+    (images / "link.png").symlink_to(secret)
+    (images / "linked").symlink_to(secret.parent)
     with pytest.raises(DataError, match="line 3"):
-        open_unlabelled([table(films / "list.csv", "image,x", "b.png,1", f"{name},2")], volumes=False)
+        open_unlabelled([table(images / "list.csv", "image,x", "b.png,1", f"{name},2")], volumes=False)
 
 
-def test_a_table_without_pictures(films):
+def test_a_table_without_images(images):
     with pytest.raises(DataError, match="no column 'image'"):
-        open_unlabelled([table(films / "list.csv", "name,x", "b.png,1")], volumes=False)
+        open_unlabelled([table(images / "list.csv", "name,x", "b.png,1")], volumes=False)
 
 
 # ---- volumes

@@ -117,12 +117,12 @@ def test_missing_volumes_are_counted(tmp_path):
     assert len(open_source(tmp_path, volumes=True, allow_missing=True).samples) == 1
 
 
-def test_pictures_for_volumes_and_the_reverse_say_what_to_set(folder, tmp_path):
+def test_images_for_volumes_and_the_reverse_say_what_to_set(folder, tmp_path):
     with pytest.raises(DataError, match=r"names volumes \(scans/00\.nii.*image_size=\[depth, height, width\]"):
         open_data(Config.from_overrides([f"DATA.data_dir={folder}"]))
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text("image,labels\na.png,Mass\n")
-    with pytest.raises(DataError, match=r"names pictures \(a\.png\).*image_size=\[height, width\]"):
+    with pytest.raises(DataError, match=r"names images \(a\.png\).*image_size=\[height, width\]"):
         open_data(config_of(tmp_path))
     (tmp_path / "series").mkdir()
     (tmp_path / "labels.csv").write_text("image,labels\nseries,Mass\n")
@@ -130,7 +130,7 @@ def test_pictures_for_volumes_and_the_reverse_say_what_to_set(folder, tmp_path):
         open_data(Config.from_overrides([f"DATA.data_dir={tmp_path}"]))
     np.savez(tmp_path / "a.npz", a=np.zeros(1))
     for kind in ("medmnist", "nih"):
-        with pytest.raises(DataError, match=rf"format {kind} holds pictures.*image_size=\[height, width\]"):
+        with pytest.raises(DataError, match=rf"format {kind} holds images.*image_size=\[height, width\]"):
             open_data(config_of(tmp_path, f"DATA.format={kind}"))
 
 

@@ -21,8 +21,8 @@ SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")
 
 
-def no_pictures(index: int) -> np.ndarray:
-    raise AssertionError("a split needs no pictures")
+def no_images(index: int) -> np.ndarray:
+    raise AssertionError("a split needs no images")
 
 
 def catalogue_of(labels, patients=None, splits=None) -> Catalogue:
@@ -33,11 +33,11 @@ def catalogue_of(labels, patients=None, splits=None) -> Catalogue:
         Sample(f"{index:04d}.png", row, str(patient), split)
         for index, (row, patient, split) in enumerate(zip(labels, patients, splits))
     )
-    return Catalogue(tuple(f"c{index}" for index in range(labels.shape[1])), samples, no_pictures)
+    return Catalogue(tuple(f"c{index}" for index in range(labels.shape[1])), samples, no_images)
 
 
 def random_catalogue(rows: int = 2000, seed: int = 0, splits=None) -> Catalogue:
-    """Patients of 1 to 12 pictures, five classes of 0.5 % to 40 %."""
+    """Patients of 1 to 12 images, five classes of 0.5 % to 40 %."""
     rng = np.random.default_rng(seed)
     patients = np.repeat(np.arange(rows), rng.integers(1, 13, rows))[:rows]
     labels = rng.random((rows, 5)) < np.array([0.005, 0.02, 0.1, 0.25, 0.4])
@@ -79,7 +79,7 @@ def test_same_seed_same_split_and_another_seed_another():
     assert (first != assign_splits(catalogue, seed=2)).mean() > 0.1
 
 
-def test_pictures_without_patient_are_their_own():
+def test_images_without_patient_are_their_own():
     labels = np.eye(2)[np.arange(100) % 2]
     assert shares(assign_splits(catalogue_of(labels))) == {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -129,7 +129,7 @@ def test_given_splits_are_kept():
 
 @pytest.mark.parametrize("pool", ["train", None])
 def test_val_is_cut_by_patient_where_there_is_none(pool):
-    """'train' and 'test' folders, or NIH's official lists, whose train_val pictures have no split."""
+    """'train' and 'test' folders, or NIH's official lists, whose train_val images have no split."""
     splits = ["test"] * 400 + [pool] * 1600
     catalogue = random_catalogue(splits=splits)
     patients = [int(sample.patient_id) + 10_000 * (sample.split == "test") for sample in catalogue.samples]
@@ -152,7 +152,7 @@ def test_what_is_not_val_is_train():
 @pytest.mark.parametrize(
     "splits, says",
     [
-        (["train"] * 4 + ["val"] * 4 + [None] * 2, "2 of 10 pictures have no split while others have: 0008.png"),
+        (["train"] * 4 + ["val"] * 4 + [None] * 2, "2 of 10 images have no split while others have: 0008.png"),
         (["train"] * 4 + [None] * 6, "6 of 10"),
         (["test"] * 10, "train and val split is empty"),
         (["val"] * 5 + ["test"] * 5, "train split is empty"),
@@ -166,7 +166,7 @@ def test_incomplete_splits_are_refused(splits, says):
 def test_too_few_patients():
     with pytest.raises(DataError, match="val split is empty"):
         assign_splits(catalogue_of(np.ones((10, 1)), patients=[1] * 10))
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         assign_splits(catalogue_of(np.ones((0, 1))))
 
 
@@ -208,7 +208,7 @@ def test_split_file_with_awkward_names(tmp_path):
     samples = tuple(
         Sample(name, np.ones(1, np.float32), "p,1") for name in ('a,"b".png', "# sha256: x", "new\nline", "胸.png")
     )
-    catalogue = Catalogue(("c",), samples, no_pictures)
+    catalogue = Catalogue(("c",), samples, no_images)
     assignment = np.array(["train", "val", "test", "train"])
     write_split(tmp_path / "split.csv", catalogue, assignment)
     np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue), assignment)
@@ -231,7 +231,7 @@ def test_damaged_split_files(tmp_path):
         read_split(tmp_path / "none.csv", catalogue)
 
 
-def test_split_of_other_pictures(tmp_path):
+def test_split_of_other_images(tmp_path):
     catalogue = random_catalogue(30)
     write_split(tmp_path / "split.csv", catalogue, assign_splits(catalogue))
     fewer = dataclasses.replace(catalogue, samples=catalogue.samples[:25])
@@ -241,7 +241,7 @@ def test_split_of_other_pictures(tmp_path):
     with pytest.raises(DataError, match="5 of the data's 30 are not in it"):
         read_split(tmp_path / "fewer.csv", catalogue)
     moved = tuple(dataclasses.replace(sample, patient_id="x") for sample in catalogue.samples)
-    with pytest.raises(DataError, match="another patient for 30 pictures"):
+    with pytest.raises(DataError, match="another patient for 30 images"):
         read_split(tmp_path / "split.csv", dataclasses.replace(catalogue, samples=moved))
 
 

@@ -1,4 +1,4 @@
-"""Which pictures a saved run was trained on, when its model meets data again."""
+"""Which images a saved run was trained on, when its model meets data again."""
 
 import numpy as np
 import pytest
@@ -53,21 +53,21 @@ def test_other_data_have_their_own_splits_or_none(saved):
     split = saved_split(other, *saved, own_data=False)
     assert not split.own and split.rows("test").tolist() == [0, 1] and not split.has("val")
     assert split.concerns("test") == []
-    with pytest.raises(DataError, match=r"no val split in the data; there is test \(2 pictures\)"):
+    with pytest.raises(DataError, match=r"no val split in the data; there is test \(2 images\)"):
         split.rows("val")
     nothing = saved_split(catalogue([None] * 3, start=10), *saved, own_data=False)
     with pytest.raises(DataError, match=r"there are none: .*--split all"):
         nothing.rows("test")
 
 
-def test_other_data_with_names_of_training_pictures_are_suspicious(saved):
+def test_other_data_with_names_of_training_images_are_suspicious(saved):
     mixed = catalogue(["test"] * 8)
     split = saved_split(mixed, *saved, own_data=False)
-    assert "2 of these pictures or their patients" in split.concerns("test")[0]
+    assert "2 of these images or their patients" in split.concerns("test")[0]
 
 
 def test_the_runs_own_data_must_fit_their_split(saved):
-    with pytest.raises(DataError, match="split of other pictures"):
+    with pytest.raises(DataError, match="split of other images"):
         saved_split(catalogue([None] * 8), *saved, own_data=True)
 
 

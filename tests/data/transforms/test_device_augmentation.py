@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from data.loading.loaders import BadPictures, Batch, EpochBatches, Item, Labels, PictureDataset, PictureLoader, _collate
+from data.loading.loaders import (
+    Batch,
+    EpochBatches,
+    ImageDataset,
+    ImageLoader,
+    Item,
+    Labels,
+    UnreadableImages,
+    _collate,
+)
 from data.study import Catalogue, Sample
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, sample_rng
@@ -48,8 +57,8 @@ def halves(limits: dict, size: tuple[int, int], channels: int, mean=PLAIN[0], st
     return DeviceAugmentation(Preprocess(size, channels, mean, std, augmentation=LightAugmentation(**limits)))
 
 
-def finished(device: DeviceAugmentation, pictures: list[np.ndarray], epoch: int = 0) -> torch.Tensor:
-    made = [device.prepare(picture, sample_rng(4, epoch, i)) for i, picture in enumerate(pictures)]
+def finished(device: DeviceAugmentation, images: list[np.ndarray], epoch: int = 0) -> torch.Tensor:
+    made = [device.prepare(image, sample_rng(4, epoch, i)) for i, image in enumerate(images)]
     read = _collate([Item(i, fitted, numbers=numbers) for i, (fitted, numbers) in enumerate(made)])
     return device.finish(read.images, read.numbers)
 
@@ -82,11 +91,11 @@ def exact(unit: np.ndarray, limits: dict, rng: np.random.Generator) -> np.ndarra
 @pytest.mark.parametrize(("size", "channels"), [((21, 34), 1), ((28, 19), 3)])
 def test_it_is_the_documented_function_in_float64(name, size, channels):
     device = halves(LIMITS[name], size, channels)
-    pictures = [np.random.default_rng(i).random((*size, channels)).astype(np.float32) for i in range(3)]
-    found = finished(device, pictures).numpy()
-    for i, (picture, image) in enumerate(zip(pictures, found)):
-        expected = exact(picture.astype(np.float64), LIMITS[name], sample_rng(4, 0, i))
-        np.testing.assert_allclose(image.transpose(1, 2, 0), expected, atol=5e-5)
+    images = [np.random.default_rng(i).random((*size, channels)).astype(np.float32) for i in range(3)]
+    found = finished(device, images).numpy()
+    for i, (image, result) in enumerate(zip(images, found)):
+        expected = exact(image.astype(np.float64), LIMITS[name], sample_rng(4, 0, i))
+        np.testing.assert_allclose(result.transpose(1, 2, 0), expected, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -94,11 +103,11 @@ def test_it_is_the_documented_function_in_float64(name, size, channels):
 def test_it_is_the_workers_augmentation_but_for_rounding(name, dtype, channels):
     """cv2 rounds uint8 after the warp and after the exposure: about half a grey level each, a quarter on average."""
     device = halves(LIMITS[name], (90, 70), 3)
-    pictures = [smooth(90, 70, channels, i, dtype) for i in range(8)]
+    images = [smooth(90, 70, channels, i, dtype) for i in range(8)]
     worst, mean = 0.0, 0.0
-    for i, (picture, image) in enumerate(zip(pictures, finished(device, pictures))):
-        by_worker = device.preprocess(picture, sample_rng(4, 0, i))
-        difference = 255 * np.abs(image.numpy() - by_worker)
+    for i, (image, result) in enumerate(zip(images, finished(device, images))):
+        by_worker = device.preprocess(image, sample_rng(4, 0, i))
+        difference = 255 * np.abs(result.numpy() - by_worker)
         worst, mean = max(worst, difference.max()), max(mean, difference.mean())
     print(f"{name}, {np.dtype(dtype)}, {channels} channels: mean {mean:.3f}, at most {worst:.2f} grey levels")
     assert mean < 0.5 and worst < (2.0 if dtype == np.uint8 else 0.1)
@@ -107,15 +116,15 @@ def test_it_is_the_workers_augmentation_but_for_rounding(name, dtype, channels):
 def test_normalisation_and_grey_repeated_are_the_preprocesses():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     device = halves(NO_LIMITS, (24, 32), 3, mean, std)
-    pictures = [smooth(40, 50, 1, i) for i in range(3)]
-    expected = np.stack([device.preprocess(picture, sample_rng(4, 0, i)) for i, picture in enumerate(pictures)])
-    found = finished(device, pictures)
+    images = [smooth(40, 50, 1, i) for i in range(3)]
+    expected = np.stack([device.preprocess(image, sample_rng(4, 0, i)) for i, image in enumerate(images)])
+    found = finished(device, images)
     assert found.shape == (3, 3, 24, 32) and found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
     colour = [smooth(24, 32, 3, i) for i in range(3)]
     np.testing.assert_allclose(
         finished(device, colour).numpy(),
-        np.stack([device.preprocess(picture, sample_rng(4, 0, i)) for i, picture in enumerate(colour)]),
+        np.stack([device.preprocess(image, sample_rng(4, 0, i)) for i, image in enumerate(colour)]),
         atol=2e-5,
     )
 
@@ -128,7 +137,7 @@ def test_what_workers_send_is_small():
     assert deep.dtype == torch.float32 and deep.min() >= 0 and deep.max() <= 1
 
 
-def test_pictures_of_different_kinds_in_one_batch():
+def test_images_of_different_kinds_in_one_batch():
     device = halves({}, (30, 30), 3)
     kinds = [
         smooth(30, 30, 1, 0),
@@ -137,27 +146,27 @@ def test_pictures_of_different_kinds_in_one_batch():
         smooth(30, 30, 3, 3, np.float32),
     ]
     together = finished(device, kinds)
-    for i, picture in enumerate(kinds):
-        fitted, numbers = device.prepare(picture, sample_rng(4, 0, i))
+    for i, image in enumerate(kinds):
+        fitted, numbers = device.prepare(image, sample_rng(4, 0, i))
         alone = device.finish(fitted[None], numbers[None])[0]
         np.testing.assert_allclose(together[i].numpy(), alone.numpy(), atol=1e-6)
 
 
-def test_a_picture_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch():
     device = halves({}, (40, 40), 3)
-    pictures = [smooth(40, 40, 1, i) for i in range(7)]
-    together = finished(device, pictures)
-    for i, picture in enumerate(pictures):
-        fitted, numbers = device.prepare(picture, sample_rng(4, 0, i))
+    images = [smooth(40, 40, 1, i) for i in range(7)]
+    together = finished(device, images)
+    for i, image in enumerate(images):
+        fitted, numbers = device.prepare(image, sample_rng(4, 0, i))
         assert torch.equal(device.finish(fitted[None], numbers[None])[0], together[i])
-    assert not torch.equal(finished(device, pictures, epoch=1), together)
+    assert not torch.equal(finished(device, images, epoch=1), together)
 
 
 def test_autocast_around_it_changes_nothing():
-    device, pictures = halves(LIMITS["all"], (40, 40), 3), [smooth(40, 40, 1, i) for i in range(3)]
-    plain = finished(device, pictures)
+    device, images = halves(LIMITS["all"], (40, 40), 3), [smooth(40, 40, 1, i) for i in range(3)]
+    plain = finished(device, images)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(finished(device, pictures), plain)
+        assert torch.equal(finished(device, images), plain)
 
 
 def test_other_augmentations_are_refused():
@@ -172,19 +181,19 @@ def test_other_augmentations_are_refused():
 COUNT = 11
 
 
-def loader_of(workers: int = 0, batch: int = 4, pin_memory: bool = False) -> PictureLoader:
-    pictures = [smooth(30, 40, 1, i)[:, :, 0] for i in range(COUNT)]
+def loader_of(workers: int = 0, batch: int = 4, pin_memory: bool = False) -> ImageLoader:
+    images = [smooth(30, 40, 1, i)[:, :, 0] for i in range(COUNT)]
     catalogue = Catalogue(
-        ("a",), tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(COUNT)), pictures.__getitem__
+        ("a",), tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(COUNT)), images.__getitem__
     )
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
-    dataset = PictureDataset(catalogue, halves({}, (24, 32), 3), seed=4)
+    dataset = ImageDataset(catalogue, halves({}, (24, 32), 3), seed=4)
     batches = EpochBatches(np.arange(COUNT), batch, True, 4)
-    return PictureLoader(dataset, labels, batches, BadPictures(0), workers, pin_memory)
+    return ImageLoader(dataset, labels, batches, UnreadableImages(0), workers, pin_memory)
 
 
-def moved(loader: PictureLoader, epoch: int, start: int = 0) -> list[Batch]:
+def moved(loader: ImageLoader, epoch: int, start: int = 0) -> list[Batch]:
     return [batch.to(CPU) for _, batch in loader.epoch(epoch, start)]
 
 
@@ -219,7 +228,7 @@ def test_a_cut_batch_is_finished_part_by_part(parts):
 
 
 def test_it_can_be_pickled_and_copied_after_use():
-    device, pictures = halves({}, (24, 32), 3), [smooth(24, 32, 1, i) for i in range(2)]
-    expected = finished(device, pictures)
+    device, images = halves({}, (24, 32), 3), [smooth(24, 32, 1, i) for i in range(2)]
+    expected = finished(device, images)
     for other in (pickle.loads(pickle.dumps(device)), copy.deepcopy(device)):
-        assert torch.equal(finished(other, pictures), expected)
+        assert torch.equal(finished(other, images), expected)

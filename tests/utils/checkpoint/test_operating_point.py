@@ -19,7 +19,7 @@ from utils.checkpoint import (
 from utils.runs.folder import RunFolder, in_use, model_file
 
 ROOT = Path(__file__).resolve().parents[3]
-POINT = {"calibration": None, "thresholds": [0.25, None], "rule": "youden", "split": "val", "pictures": 9}
+POINT = {"calibration": None, "thresholds": [0.25, None], "rule": "youden", "split": "val", "images": 9}
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3).half()}
 
 
@@ -54,7 +54,7 @@ def test_safetensors_of_ours_and_of_others(tmp_path):
 def test_why_it_is_not_kept_is_said(checkpoint, caplog):
     before = checkpoint.read_bytes()
     keep_operating_point(checkpoint, POINT, own_split=False)
-    assert checkpoint.read_bytes() == before and "other pictures" in caplog.text
+    assert checkpoint.read_bytes() == before and "other images" in caplog.text
     torch_file = checkpoint.with_name("previous_release.pth")
     torch_file.write_bytes(before[:-9])
     keep_operating_point(torch_file, POINT, own_split=True)

@@ -189,15 +189,15 @@ def test_shapes_that_disagree_are_refused():
         roc_curves_figure(scores[:, :2], targets, mask, metrics)
 
 
-def test_files_are_readable_pictures_of_a_sane_size(tmp_path):
+def test_files_are_readable_images_of_a_sane_size(tmp_path):
     scores, targets, mask, names = roc_case(14)
     metrics = classification_metrics(scores, targets, mask, names)
     plot_roc_curves(scores, targets, mask, metrics, tmp_path / "new folder" / "roc.png", "Validation")
     plot_training_curves(history_of(5), str(tmp_path / "curves.png"))
     for name, (smallest, largest) in {"curves.png": (400, 1700), "new folder/roc.png": (1100, 1700)}.items():
-        picture = imread(tmp_path / name)
-        assert smallest <= min(picture.shape[:2]) and max(picture.shape[:2]) <= largest
-        assert 0.02 < (picture[..., :3].min(axis=2) < 0.95).mean() < 0.5  # neither blank nor black
+        image = imread(tmp_path / name)
+        assert smallest <= min(image.shape[:2]) and max(image.shape[:2]) <= largest
+        assert 0.02 < (image[..., :3].min(axis=2) < 0.95).mean() < 0.5  # neither blank nor black
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "new folder"]
 
 

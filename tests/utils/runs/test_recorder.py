@@ -58,7 +58,7 @@ def record(epoch: int, step: int, auroc: float | None = 0.5, loss: float = 0.7) 
         "learning_rate": 1e-3,
         "skipped_steps": epoch,
         "seconds": 1.0,
-        "pictures_per_second": 10.0,
+        "images_per_second": 10.0,
         "waiting_for_data": 0.25,
         "memory_mib": 100.0,
         "mean_auroc": auroc,
