@@ -75,7 +75,7 @@ def evaluate(options: argparse.Namespace) -> None:
     output = make_folder(options.output, path.parent, options.split, None if data.split.own else data.place)
 
     score, place = scorer(saved, config, data)
-    exclusive, names = config.MODEL.task == "multi_class", data.catalogue.class_names
+    exclusive, names = config.MODEL.task == "multi_class", data.dataset_index.class_names
     can_fit = data.split.has("val") and options.split != "all"
     validation = (lambda: data.labelled(*score("val"))) if can_fit else None
     point, fitted = operating_point(wishes, said.get("operating_point"), validation, len(names), exclusive)
@@ -93,7 +93,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def scorer(saved, config, data):
-    """(split's name → (logits float64 [n, K], rows of the catalogue [n]), each once; names of device and precision)."""
+    """(split's name → (logits float64 [n, K], rows of the dataset index [n]), each once; names of device and
+    precision).
+    """
     from data.builder import build_evaluation_loader, saved_preprocess
     from inference.predictor import Predictor
     from training.precision import choose_available_precision, choose_device, choose_memory_format
@@ -108,7 +110,7 @@ def scorer(saved, config, data):
     @cache
     def score(split: str):
         rows = data.split.rows(split)
-        loader = build_evaluation_loader(config, data.catalogue, rows, preprocess, device.type == "cuda")
+        loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, device.type == "cuda")
         return predictor.over(loader, split, config.LOGGING.progress)
 
     return score, (str(device), precision.name)

@@ -60,14 +60,14 @@ def predict(options: argparse.Namespace) -> int:
 
     device = choose_device(options.device)
     ensemble, preprocesses, profiles = open_models(options, device)
-    catalogue, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3)
-    for note in catalogue.notes:
+    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3)
+    for note in dataset_index.notes:
         logger.warning("%s", note)
     folder = make_folder(options.output)
     joint, unread = JointPreprocess(preprocesses), UnreadableInputs()
     workers = min(4, len(items) // 32) if options.num_workers is None else options.num_workers
-    loader = unlabelled_loader(catalogue, joint, unread, options.batch_size, workers, device.type == "cuda")
-    draw = drawer(options.heatmaps, folder, ensemble, joint, catalogue) if options.heatmaps else None
+    loader = unlabelled_loader(dataset_index, joint, unread, options.batch_size, workers, device.type == "cuda")
+    draw = drawer(options.heatmaps, folder, ensemble, joint, dataset_index) if options.heatmaps else None
     rows = [Row(item.name, item.columns) for item in items]
 
     predict_rows(loader, joint.split, ensemble, rows, unlike(profiles, items), draw)
@@ -120,7 +120,7 @@ def unlike(profiles, items):
     return warnings
 
 
-def drawer(method: str, folder: Path, ensemble, joint, catalogue):
+def drawer(method: str, folder: Path, ensemble, joint, dataset_index):
     """(row's number, row, inputs) → overlays of its findings, or of the likeliest class where there is none."""
     from explain.prediction_heatmaps import PredictionHeatmaps
 
@@ -130,7 +130,7 @@ def drawer(method: str, folder: Path, ensemble, joint, catalogue):
         classes = row.findings or (int(row.probabilities.argmax()),)
         labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
         title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"
-        shown, more = joint.shown(catalogue.read(number))
+        shown, more = joint.shown(dataset_index.read(number))
         maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_image(shown, inputs, classes)
         row.heatmaps = heatmaps.draw(number, title, shown, maps, labels, **more)
 

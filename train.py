@@ -79,13 +79,13 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     device = choose_device(config.TRAIN.device)
     seed_everything(config.TRAIN.seed)
     checkpoint = load_resumable(resumed) if resumed else None
-    catalogue = open_data(config)
-    config = config.resolve(catalogue.class_names, catalogue.exclusive)
-    assignment = split_data(config, catalogue, folder_of(resumed) / "split.csv" if resumed and checkpoint else None)
+    dataset_index = open_data(config)
+    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+    assignment = split_data(config, dataset_index, folder_of(resumed) / "split.csv" if resumed and checkpoint else None)
 
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
-    loaders = build_loaders(config, catalogue, assignment, backbone.mean, backbone.std, device.type)
+    loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
     config = settle_precision(config, model, backbone.prefers_channels_last, checkpoint)
     trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups)
     add_teacher(trainer, load_teacher(config), config, loaders.preprocess.as_dict())
@@ -93,7 +93,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
         resume(trainer, checkpoint, config)
 
     run = open_run(config, model.attention_mode, resumed, trainer.state.epoch)
-    description = describe_run(run, config, catalogue, assignment, loaders, trainer)
+    description = describe_run(run, config, dataset_index, assignment, loaders, trainer)
     recorder = Recorder(run, config, description, checkpoint)
     trainer.on_step, trainer.on_epoch, trainer.save = recorder.on_step, recorder.on_epoch, recorder.save
     trainer.should_stop = stop
@@ -125,19 +125,19 @@ def open_run(config: Config, attention: str, resumed: Path | None, last_epoch: i
     return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name or name.replace("/", "_"))
 
 
-def describe_run(run: RunFolder, config: Config, catalogue, assignment, loaders, trainer) -> dict:
+def describe_run(run: RunFolder, config: Config, dataset_index, assignment, loaders, trainer) -> dict:
     """Write config, split and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
     from utils.environment import describe_environment
 
     log_to_file(run.path / "train.log")
     run.write_text(run.config.name, config.to_yaml())
-    split_hash = write_split(run.split, catalogue, assignment)
+    split_hash = write_split(run.split, dataset_index, assignment)
     run.write_json("environment.json", describe_environment(str(trainer.device), trainer.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, trainer.precision.name, trainer.device, trainer.model.summary())
     return {
         "config": config.model_dump(mode="json"),
-        "class_names": list(catalogue.class_names),
+        "class_names": list(dataset_index.class_names),
         **loaders.describe(),
         "split_sha256": split_hash,
         "removed_channels": trainer.model.removed_channels,

@@ -122,9 +122,9 @@ def our_loader(source: Source, workers: int, cache: str, augment: bool = True) -
             "LOGGING.progress=plain",
         ]
     )
-    catalogue = open_data(config)
-    config = config.resolve(catalogue.class_names, catalogue.exclusive)
-    return build_loaders(config, catalogue, split_data(config, catalogue), MEAN, STD).train
+    dataset_index = open_data(config)
+    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+    return build_loaders(config, dataset_index, split_data(config, dataset_index), MEAN, STD).train
 
 
 def our_epoch(source: Source, workers: int, cache: str, augment: bool = True) -> Epoch:
@@ -135,7 +135,7 @@ def our_epoch(source: Source, workers: int, cache: str, augment: bool = True) ->
 
 def our_reader(source: Source, cache: str) -> Any:
     """The CachedReader alone."""
-    return our_loader(source, 0, cache).dataset.catalogue.read
+    return our_loader(source, 0, cache).dataset.dataset_index.read
 
 
 class PillowImages(Dataset):

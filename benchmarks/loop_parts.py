@@ -127,11 +127,11 @@ def second_epoch(settings: list[str], device: torch.device) -> dict[str, float]:
     """The parts of a run's second epoch; the first fills a cache and starts the workers."""
     fixed = ["MODEL.pretrained=false", f"TRAIN.device={device.type}", "LOGGING.progress=plain"]
     config = Config.from_overrides([*settings, *fixed])
-    catalogue = open_data(config)
-    config = config.resolve(catalogue.class_names, catalogue.exclusive)
+    dataset_index = open_data(config)
+    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
     model = HybridMedNet(config).to(device)
-    backbone, split = model.backbone, split_data(config, catalogue)
-    loaders = build_loaders(config, catalogue, split, backbone.mean, backbone.std, device.type)
+    backbone, split = model.backbone, split_data(config, dataset_index)
+    loaders = build_loaders(config, dataset_index, split, backbone.mean, backbone.std, device.type)
     config = settle_precision(config, model, backbone.prefers_channels_last)
     trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels())
     watch(trainer, loaders.train)

@@ -61,21 +61,21 @@ def read_split(path: Path, saved, calibration_count: int) -> Split:
     """The test split of the run beside a checkpoint, and `calibration_count` images of its training split."""
     config = with_data_of_run(saved.config, path.parent)
     config.DATA.num_workers = 0
-    catalogue = open_data(config)
-    assignment = split_data(config, catalogue, path.parent / "split.csv")
+    dataset_index = open_data(config)
+    assignment = split_data(config, dataset_index, path.parent / "split.csv")
     backbone = saved.model.backbone
     preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
     train = np.flatnonzero(assignment == "train")
     rows = train[np.linspace(0, len(train) - 1, min(calibration_count, len(train))).round().astype(int)]
     parts = []
     for which in (rows, np.flatnonzero(assignment == "test")):
-        loader = build_evaluation_loader(config, catalogue, which, preprocess)
+        loader = build_evaluation_loader(config, dataset_index, which, preprocess)
         parts.append([batch for _, batch in loader.epoch(0) if batch is not None])
     images, targets, mask = (
         np.concatenate([getattr(batch, name).numpy() for batch in parts[1]]) for name in ("image", "target", "mask")
     )
     index = np.concatenate([batch.index.numpy() for batch in parts[1]])
-    patients = [catalogue.samples[i].patient_id for i in index]
+    patients = [dataset_index.studies[i].patient_id for i in index]
     calibration = np.concatenate([batch.image.numpy() for batch in parts[0]])
     return Split(images, targets, mask, patients, calibration)
 

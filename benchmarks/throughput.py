@@ -103,15 +103,15 @@ def rate_with_loader(
             "LOGGING.progress=plain",
         ]
     )
-    catalogue = open_data(config)
-    config = config.resolve(catalogue.class_names, catalogue.exclusive)
+    dataset_index = open_data(config)
+    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
     network = build(name, size)
     backbone = network.backbone if isinstance(network, HybridMedNet) else network
     if network is backbone:
         network = nn.Sequential(backbone, nn.Linear(backbone.feature_dim, CLASSES))
     config.TRAIN.channels_last = backbone.prefers_channels_last
-    split = split_data(config, catalogue)
-    loaders = build_loaders(config, catalogue, split, backbone.mean, backbone.std, device.type)
+    split = split_data(config, dataset_index)
+    loaders = build_loaders(config, dataset_index, split, backbone.mean, backbone.std, device.type)
     trainer = build_trainer(config, network.to(device), len(loaders.train), loaders.train_labels())
     for epoch in range(EPOCHS):
         trainer.state.epoch = epoch

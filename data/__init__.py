@@ -1,1 +1,1 @@
-"""Images and labels: readers, catalogues, splits, transforms, loaders. `data.builder` reads the config."""
+"""Images and labels: readers, dataset indexes, splits, transforms, loaders. `data.builder` reads the config."""

@@ -1,4 +1,4 @@
-"""From a Config to catalogue, split and loaders: the only file of this folder that reads the config."""
+"""From a Config to dataset index, split and loaders: the only file of this folder that reads the config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data.phantom.volumes import write_phantom_volumes
 from data.profile import describe_images
 from data.sources.formats import open_source
 from data.splits.assignment import assign_splits, read_split
-from data.study import SPLITS, Catalogue
+from data.study import SPLITS, DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess
 from data.transforms.volumes import LightVolumeAugmentation, VolumePreprocess
@@ -44,7 +44,7 @@ class Loaders:
     test: ImageLoader | None
     preprocess: Preprocess | VolumePreprocess
     coarse_groups: tuple[CoarseGroup, ...]
-    source: Catalogue
+    source: DatasetIndex
 
     def train_labels(self) -> Labels:
         """The labels of the training split alone."""
@@ -57,17 +57,21 @@ class Loaders:
         return {"preprocessing": self.preprocess.as_dict(), "training_data": described}
 
 
-def open_data(config: Config) -> Catalogue:
-    """The catalogue that the DATA section names; sample data are drawn first where they are asked for and missing."""
+def open_data(config: Config) -> DatasetIndex:
+    """The dataset index that the DATA section names; sample data are drawn first where they are asked for and
+    missing.
+    """
     data, volumes = config.DATA, config.has_volumes()
     folder = _data_folder(data.data_dir, volumes)
     _draw_sample_data(config, folder, volumes)
-    catalogue = open_source(folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes)
-    for note in catalogue.notes:
+    dataset_index = open_source(
+        folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes
+    )
+    for note in dataset_index.notes:
         logger.warning("%s", note)
-    if config.MODEL.task == "multi_class" and not catalogue.exclusive:
-        catalogue = _as_exclusive(catalogue)
-    return catalogue
+    if config.MODEL.task == "multi_class" and not dataset_index.exclusive:
+        dataset_index = _as_exclusive(dataset_index)
+    return dataset_index
 
 
 def _data_folder(data_dir: str | None, volumes: bool) -> Path:
@@ -89,13 +93,13 @@ def _draw_sample_data(config: Config, folder: Path, volumes: bool) -> None:
     (write_phantom_volumes if volumes else write_phantom)(folder, count, size)
 
 
-def split_data(config: Config, catalogue: Catalogue, saved: Path | None = None) -> np.ndarray:
+def split_data(config: Config, dataset_index: DatasetIndex, saved: Path | None = None) -> np.ndarray:
     """'train', 'val' or 'test' for each image: as saved, as the data say, or drawn by patient."""
     if saved is not None:
-        return read_split(saved, catalogue)
+        return read_split(saved, dataset_index)
     data = config.DATA
     fractions = (data.train_split, data.val_split, data.test_split)
-    assignment = assign_splits(catalogue, fractions, config.TRAIN.seed, data.allow_patient_overlap)
+    assignment = assign_splits(dataset_index, fractions, config.TRAIN.seed, data.allow_patient_overlap)
     counts = {split: int((assignment == split).sum()) for split in SPLITS}
     logger.info("images: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
     if data.test_split > 0 and not counts["test"]:
@@ -105,7 +109,7 @@ def split_data(config: Config, catalogue: Catalogue, saved: Path | None = None) 
 
 def build_loaders(
     config: Config,
-    catalogue: Catalogue,
+    dataset_index: DatasetIndex,
     assignment: np.ndarray,
     mean: Sequence[float],
     std: Sequence[float],
@@ -118,29 +122,29 @@ def build_loaders(
     """
     evaluation = _preprocess(config, mean, std)
     training = _training_preprocess(config, mean, std, device_type) if config.DATA.augment else evaluation
-    groups = _coarse_groups(config, catalogue.class_names)
+    groups = _coarse_groups(config, dataset_index.class_names)
     bad = UnreadableImages(config.DATA.max_bad_images)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
 
-    def loader(split: str, images: Catalogue) -> ImageLoader:
+    def loader(split: str, images: DatasetIndex) -> ImageLoader:
         train = split == "train"
         dataset = ImageDataset(images, training if train else evaluation, config.TRAIN.seed)
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
         batches = EpochBatches(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
-        labels = _labels(config, catalogue, groups, train)
+        labels = _labels(config, dataset_index, groups, train)
         pinned = device_type == "cuda"
         return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
 
-    cached = _cached(config, loader("train", catalogue), evaluation, bad)
+    cached = _cached(config, loader("train", dataset_index), evaluation, bad)
     test = loader("test", cached) if (assignment == "test").any() else None
-    return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, catalogue)
+    return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, dataset_index)
 
 
-def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages) -> Catalogue:
-    """The loader's catalogue, its images decoded once as DATA.cache says; the loader lends its workers for it."""
+def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages) -> DatasetIndex:
+    """The loader's dataset index, its images decoded once as DATA.cache says; the loader lends its workers for it."""
     data = config.DATA
     if data.cache == "none":
-        return loader.dataset.catalogue
+        return loader.dataset.dataset_index
     builder = Builder(loader, preprocess, bad, config.LOGGING.progress)
     if data.cache == "ram":
         return cached_in_memory(builder)
@@ -160,24 +164,24 @@ def saved_preprocess(
     return (VolumePreprocess if config.has_volumes() else Preprocess).from_dict(saved)
 
 
-def evaluation_labels(config: Config, catalogue: Catalogue) -> Labels:
-    """Labels of the whole catalogue as they are scored: DATA.uncertain_labels, but never soft ones."""
-    return _labels(config, catalogue, (), train=False)
+def evaluation_labels(config: Config, dataset_index: DatasetIndex) -> Labels:
+    """Labels of the whole dataset index as they are scored: DATA.uncertain_labels, but never soft ones."""
+    return _labels(config, dataset_index, (), train=False)
 
 
 def build_evaluation_loader(
     config: Config,
-    catalogue: Catalogue,
+    dataset_index: DatasetIndex,
     rows: np.ndarray,
     preprocess: Preprocess | VolumePreprocess,
     pin_memory: bool = False,
 ) -> ImageLoader:
-    """A loader of some rows of a catalogue, in their order, without augmentation."""
-    dataset = ImageDataset(catalogue, preprocess, config.TRAIN.seed)
+    """A loader of some rows of a dataset index, in their order, without augmentation."""
+    dataset = ImageDataset(dataset_index, preprocess, config.TRAIN.seed)
     batches = EpochBatches(rows, config.TRAIN.batch_size * EVALUATION_BATCH_FACTOR, False, config.TRAIN.seed)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
     bad = UnreadableImages(config.DATA.max_bad_images)
-    labels = evaluation_labels(config, catalogue)
+    labels = evaluation_labels(config, dataset_index)
     return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pin_memory, failures)
 
 
@@ -210,11 +214,11 @@ def _augmentation(config: Config) -> LightAugmentation | AlbumentationsAugmentat
     return make(horizontal_flip=config.DATA.horizontal_flip)
 
 
-def _labels(config: Config, catalogue: Catalogue, groups: Sequence[CoarseGroup], train: bool) -> Labels:
+def _labels(config: Config, dataset_index: DatasetIndex, groups: Sequence[CoarseGroup], train: bool) -> Labels:
     """Soft targets are for training; scores of a label that nobody was sure of mean nothing."""
     policy = config.DATA.uncertain_labels
     policy = "ignore" if policy == "smooth" and not train else policy
-    target, mask = apply_uncertain(catalogue.label_matrix(), policy, config.TRAIN.seed)
+    target, mask = apply_uncertain(dataset_index.label_matrix(), policy, config.TRAIN.seed)
     coarse = coarse_targets(target, mask, groups) if groups else (None, None)
     return Labels(target, mask, *coarse)
 
@@ -228,14 +232,14 @@ def _coarse_groups(config: Config, class_names: Sequence[str]) -> tuple[CoarseGr
     return tuple(CoarseGroup(name, tuple(class_names.index(m) for m in members)) for name, members in groups.items())
 
 
-def _as_exclusive(catalogue: Catalogue) -> Catalogue:
+def _as_exclusive(dataset_index: DatasetIndex) -> DatasetIndex:
     """A labels table for one-of-many training: each row must name exactly one class."""
-    labels = catalogue.label_matrix()
+    labels = dataset_index.label_matrix()
     wrong = np.flatnonzero(~(((labels == 1).sum(1) == 1) & ((labels == 0).sum(1) == labels.shape[1] - 1)))
     if len(wrong):
-        names = ", ".join(catalogue.samples[i].image for i in wrong[:5])
+        names = ", ".join(dataset_index.studies[i].image for i in wrong[:5])
         raise DataError(
             f"MODEL.task 'multi_class' needs exactly one class an image; {len(wrong)} of {len(labels)} have none, "
             f"several or an unsure one ({names}, …): use MODEL.task=multi_label, or mend the labels"
         )
-    return replace(catalogue, exclusive=True)
+    return replace(dataset_index, exclusive=True)

@@ -14,20 +14,20 @@ from configs.errors import DataError
 from data.builder import evaluation_labels, open_data
 from data.loading.loaders import Labels
 from data.splits.saved_split import SavedSplit, saved_split
-from data.study import Catalogue
+from data.study import DatasetIndex
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """place: folder or file. catalogue: every image. labels: theirs, as they are scored. split: which is where."""
+    """place: folder or file. dataset_index: every image. labels: theirs, as they are scored. split: which is where."""
 
     place: str
-    catalogue: Catalogue
+    dataset_index: DatasetIndex
     labels: Labels
     split: SavedSplit
 
     def known(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels of 0 and 1, and whether they are known, bool; both [n, K]. index: n rows of the catalogue."""
+        """Labels of 0 and 1, and whether they are known, bool; both [n, K]. index: n rows of the dataset index."""
         return self.labels.target[index] > 0.5, self.labels.mask[index]
 
     def labelled(self, logits: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,11 +36,11 @@ class EvaluationData:
 
     def images(self, index: np.ndarray) -> list[str]:
         """What n images are called."""
-        return [self.catalogue.samples[row].image for row in index]
+        return [self.dataset_index.studies[row].image for row in index]
 
     def patients(self, index: np.ndarray) -> list[str]:
         """Whose n images are, '' where nobody says."""
-        return [self.catalogue.samples[row].patient_id for row in index]
+        return [self.dataset_index.studies[row].patient_id for row in index]
 
     def names(self, index: np.ndarray) -> tuple[list[str], list[str], list[str]]:
         """Image, patient and split of n images."""
@@ -48,11 +48,11 @@ class EvaluationData:
 
     def groups(self, index: np.ndarray) -> list[str]:
         """What is drawn together: the patient, or the image itself where no patient is named."""
-        return [self.catalogue.samples[row].group for row in index]
+        return [self.dataset_index.studies[row].group for row in index]
 
     def columns(self, names: Sequence[str], index: np.ndarray) -> dict[str, list[str]]:
         """Name → n texts of further columns of the labels table. Raises DataError for one that is not there."""
-        there = sorted({name for sample in self.catalogue.samples for name in sample.meta})
+        there = sorted({name for study in self.dataset_index.studies for name in study.meta})
         for name in names:
             if name not in there:
                 near = difflib.get_close_matches(name, there, 1)
@@ -60,7 +60,7 @@ class EvaluationData:
                     f"the data have no column {name!r}{f': did you mean {near[0]!r}?' if near else ''} "
                     f"(there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'})"
                 )
-        return {name: [self.catalogue.samples[row].meta.get(name, "") for row in index] for name in names}
+        return {name: [self.dataset_index.studies[row].meta.get(name, "") for row in index] for name in names}
 
 
 def open_evaluation_data(
@@ -75,14 +75,14 @@ def open_evaluation_data(
     config = config.model_copy(deep=True)
     if class_names is not None:
         config.DATA.class_names = list(class_names)
-    catalogue = open_data(config)
+    dataset_index = open_data(config)
     expected = tuple(class_names) if class_names is not None else None
-    if expected not in (None, catalogue.class_names) or len(catalogue.class_names) != config.MODEL.num_classes:
+    if expected not in (None, dataset_index.class_names) or len(dataset_index.class_names) != config.MODEL.num_classes:
         raise DataError(
             f"the model has {config.MODEL.num_classes} classes ({', '.join(expected or ('names unknown',))}), the data "
-            f"have {len(catalogue.class_names)} ({', '.join(catalogue.class_names)}): the data must have every one of "
-            "them; DATA.class_names says which columns they are"
+            f"have {len(dataset_index.class_names)} ({', '.join(dataset_index.class_names)}): the data must have every "
+            "one of them; DATA.class_names says which columns they are"
         )
-    split = saved_split(catalogue, folder / "split.csv", digest, own_data)
+    split = saved_split(dataset_index, folder / "split.csv", digest, own_data)
     place = config.DATA.data_dir or "the built-in sample data"
-    return EvaluationData(place, catalogue, evaluation_labels(config, catalogue), split)
+    return EvaluationData(place, dataset_index, evaluation_labels(config, dataset_index), split)

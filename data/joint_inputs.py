@@ -16,7 +16,7 @@ from data.loading.worker_watch import WorkerFailures
 from data.profile import measure
 from data.readers.images import to_uint8
 from data.readers.volumes import Volume
-from data.study import Catalogue
+from data.study import DatasetIndex
 from data.transforms.images import Preprocess
 from data.transforms.volumes import VolumePreprocess, apply_window, regrid
 
@@ -40,10 +40,10 @@ class JointPreprocess:
             raise DataError("some of the models are for images and some for volumes: ask them one by one")
         self.shapes = [(p.channels, *p.size) for p in self.preprocesses]
 
-    def read(self, catalogue: Catalogue, index: int) -> list[Any]:
+    def read(self, dataset_index: DatasetIndex, index: int) -> list[Any]:
         """The image or volume in full, then as each of the models takes it."""
-        full: Any = catalogue.read(index)
-        return [full, *(preprocess.read(catalogue, index, full) for preprocess in self.preprocesses)]
+        full: Any = dataset_index.read(index)
+        return [full, *(preprocess.read(dataset_index, index, full) for preprocess in self.preprocesses)]
 
     def __call__(self, images: list[Any], rng: np.random.Generator | None = None) -> np.ndarray:
         full, *own = images
@@ -92,19 +92,21 @@ class UnreadableInputs(UnreadableImages):
 
 
 def unlabelled_loader(
-    catalogue: Catalogue,
+    dataset_index: DatasetIndex,
     joint: JointPreprocess,
     unread: UnreadableInputs,
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
 ) -> ImageLoader:
-    """The loader of all images of a catalogue without classes, in their order. Raises DataError for other numbers."""
+    """The loader of all images of a dataset index without classes, in their order. Raises DataError for other
+    numbers.
+    """
     if batch_size < 1 or num_workers < 0:
         raise DataError(f"--batch-size {batch_size} must be at least 1, --num-workers {num_workers} at least 0")
-    count = len(catalogue.samples)
+    count = len(dataset_index.studies)
     none = Labels(np.empty((count, 0), np.float32), np.empty((count, 0), bool))
-    dataset = ImageDataset(catalogue, joint, seed=0)  # type: ignore[arg-type]
+    dataset = ImageDataset(dataset_index, joint, seed=0)  # type: ignore[arg-type]
     batches = EpochBatches(np.arange(count), batch_size, False, 0)
     failures = WorkerFailures(limit=3, timeout=300.0)
     return ImageLoader(dataset, none, batches, unread, num_workers, pin_memory, failures)

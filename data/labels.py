@@ -76,7 +76,7 @@ def apply_uncertain(labels: np.ndarray, policy: str, seed: int) -> tuple[np.ndar
     Returns (targets float32 [N, K] in [0, 1], mask bool [N, K]). Unknown is always masked, with target 0.
     Uncertain by policy: 'ignore' is masked, 'zeros' is 0, 'ones' is 1, 'smooth' is drawn from U(0.55, 0.85): U-Ones
     with label smoothing (Pham et al. 2019, arXiv:1911.06475). A draw depends on (seed, row index, class index) only,
-    so call it once with the whole catalogue's labels, not with a split's.
+    so call it once with the whole dataset index's labels, not with a split's.
     Raises DataError for another policy or another code.
     """
     if policy not in UNCERTAIN_POLICIES:

@@ -20,7 +20,7 @@ from configs.errors import CheckpointError, DataError
 from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, UnreadableImages
 from data.readers.images import scale_intensity
 from data.readers.volumes import Volume
-from data.study import Catalogue
+from data.study import DatasetIndex
 from data.transforms.volumes import PERCENTILES
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,9 @@ class Measurement:
 
     augmentation = None
 
-    def read(self, catalogue: Catalogue, index: int) -> np.ndarray | Volume:
+    def read(self, dataset_index: DatasetIndex, index: int) -> np.ndarray | Volume:
         """Images in full."""
-        return catalogue.read(index)
+        return dataset_index.read(index)
 
     def __call__(self, image: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
         return measure(image)
@@ -133,7 +133,7 @@ class _Skipped(UnreadableImages):
         self.reasons[index] = reason
 
 
-def describe_images(loader: ImageLoader, volumes: bool, source: Catalogue | None = None) -> dict[str, Any]:
+def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | None = None) -> dict[str, Any]:
     """The traits of the images of a training loader, as plain values for a checkpoint.
 
     At most 64 images are read, always the same ones, and no more after 100 million pixels; those that cannot be read
@@ -144,14 +144,14 @@ def describe_images(loader: ImageLoader, volumes: bool, source: Catalogue | None
     rows = loader.indices
     if len(rows) > MOST_IMAGES:
         rows = np.sort(np.random.default_rng(0).choice(rows, MOST_IMAGES, replace=False))
-    catalogue = loader.dataset.catalogue if source is None else source
-    dataset = ImageDataset(catalogue, Measurement(), seed=0)  # type: ignore[arg-type]
+    dataset_index = loader.dataset.dataset_index if source is None else source
+    dataset = ImageDataset(dataset_index, Measurement(), seed=0)  # type: ignore[arg-type]
     traits = VOLUME_TRAITS if volumes else IMAGE_TRAITS
     figures = _read(loader.like(dataset, EpochBatches(rows, BATCH, False, 0), _Skipped()), traits)
     if not len(figures):
         return {}
     figures, pattern = (figures, []) if volumes else _with_likeness(figures)
-    views = Counter(view_name(catalogue.samples[i].meta.get("view", "")) for i in loader.indices)
+    views = Counter(view_name(dataset_index.studies[i].meta.get("view", "")) for i in loader.indices)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
     seen = {"images": len(figures), "of": len(loader.indices)}

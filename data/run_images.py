@@ -45,9 +45,9 @@ def training_images(saved: Config, folder: Path, preprocess: Any, count: int) ->
         raise DataError(
             f"--quantize static needs the run's '{split}', which says what it was trained on: or use dynamic"
         )
-    catalogue = open_data(config)
-    rows = np.flatnonzero(split_data(config, catalogue, split) == "train")
-    return (preprocess(preprocess.read(catalogue, int(row)))[None] for row in spread(rows, count))
+    dataset_index = open_data(config)
+    rows = np.flatnonzero(split_data(config, dataset_index, split) == "train")
+    return (preprocess(preprocess.read(dataset_index, int(row)))[None] for row in spread(rows, count))
 
 
 def images_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
@@ -59,8 +59,8 @@ def images_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
     place = Path(config.DATA.data_dir or "")
     if config.DATA.data_dir is None or not place.exists():  # open_data would draw sample data there
         raise DataError(f"there is no '{place}'")
-    catalogue = open_data(config)
-    return [preprocess.read(catalogue, int(row)) for row in spread(np.arange(len(catalogue.samples)), COUNT)]
+    dataset_index = open_data(config)
+    return [preprocess.read(dataset_index, int(row)) for row in spread(np.arange(len(dataset_index.studies)), COUNT)]
 
 
 def drawn_images(volumes: bool) -> list:

@@ -1,4 +1,4 @@
-"""What the data folder agrees on: one record an image, and the catalogue that a labels source becomes."""
+"""What the data folder agrees on: one record an image, and the dataset index that a labels source becomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Sample:
+class Study:
     """One image or volume and what is known about it.
 
     image: name that errors, split.csv and predictions show (path relative to data_dir, or 'train[17]' of an .npz).
@@ -37,7 +37,9 @@ class Sample:
 
 
 class Reader:
-    """What a source makes of a row: reader(index) is `Catalogue.read`; the rest says more of it where a source can."""
+    """What a source makes of a row: reader(index) is `DatasetIndex.read`; the rest says more of it where a source
+    can.
+    """
 
     def __call__(self, index: int) -> np.ndarray | Volume:
         raise NotImplementedError
@@ -52,7 +54,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class DatasetIndex:
     """Every image or volume of a source, its classes, and how one is read.
 
     read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1]; or a Volume.
@@ -62,7 +64,7 @@ class Catalogue:
     """
 
     class_names: tuple[str, ...]
-    samples: tuple[Sample, ...]
+    studies: tuple[Study, ...]
     read: Reader | Callable[[int], np.ndarray | Volume]
     exclusive: bool = False
     notes: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class Catalogue:
         return self.read.files(index) if isinstance(self.read, Reader) else ()
 
     def label_matrix(self) -> np.ndarray:
-        """float32 [num_samples, num_classes] with the codes of Sample.labels."""
-        if not self.samples:
+        """float32 [num_studies, num_classes] with the codes of Study.labels."""
+        if not self.studies:
             return np.empty((0, len(self.class_names)), np.float32)
-        return np.stack([sample.labels for sample in self.samples])
+        return np.stack([study.labels for study in self.studies])

@@ -116,7 +116,7 @@ class Session:
         folder, digest = self.path.parent, saved.description.get("split_sha256")
         self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)
         self.rows = self.data.split.rows(options.split)
-        self.catalogue, self.class_names = self.data.catalogue, self.data.catalogue.class_names
+        self.dataset_index, self.class_names = self.data.dataset_index, self.data.dataset_index.class_names
         self.device = choose_device(saved.config.TRAIN.device)
         self.model = saved.model.to(self.device)
         backbone = self.model.backbone
@@ -133,17 +133,17 @@ class Session:
         if self.config.has_volumes():
             return None
         folder = Path(self.config.DATA.data_dir or SAMPLE_FOLDER)
-        regions = open_regions(self.catalogue, folder, self.options.boxes, self.options.masks)
+        regions = open_regions(self.dataset_index, folder, self.options.boxes, self.options.masks)
         if regions is None:
             logger.warning("no table of boxes beside the data: maps are drawn, not measured; --boxes FILE names one")
         return regions
 
     def image(self, row: int) -> tuple[Any, Any]:
-        """(what the catalogue reads, the network's input [1, C, *spatial])."""
+        """(what the dataset index reads, the network's input [1, C, *spatial])."""
         import torch
 
-        image = self.catalogue.read(row)
-        own = self.preprocess.read(self.catalogue, row, image)
+        image = self.dataset_index.read(row)
+        own = self.preprocess.read(self.dataset_index, row, image)
         return image, torch.from_numpy(self.preprocess(own))[None].to(self.device)
 
     def on_image(self, maps: Any, shape: Sequence[int]) -> Any:
@@ -180,7 +180,7 @@ class Session:
             ]
             for k, trained, random in zip(classes, *both):
                 region, _ = self.regions.of(row, k, shape)
-                group = self.catalogue.samples[row].group
+                group = self.dataset_index.studies[row].group
                 yield Measured(self.class_names[k], group, measure(trained, region), measure(random, region))
 
     def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
@@ -192,7 +192,7 @@ class Session:
         for row, k in islice(self._in_turn(), count):
             image, x = self.image(row)
             maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
-            file = self.catalogue.samples[row].image
+            file = self.dataset_index.studies[row].image
             path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
             said: dict[str, Any] = {
                 "class_name": name,
@@ -214,7 +214,7 @@ class Session:
         """(row, class), the first image of every class, then the second …"""
         pairs = [(row, k) for row, classes in self.annotated for k in classes]
         if not self.annotated:
-            labels = self.catalogue.label_matrix()
+            labels = self.dataset_index.label_matrix()
             pairs = [(row, int(k)) for row in self.rows.tolist() for k in (labels[row] == 1).nonzero()[0]]
         by_class = [[pair for pair in pairs if pair[1] == k] for k in range(len(self.class_names))]
         return [pair for turn in zip_longest(*by_class) for pair in turn if pair is not None]

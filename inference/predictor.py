@@ -69,7 +69,7 @@ class Predictor:
             self._halve(len(image), attempt.failure)
 
     def over(self, loader: Any, title: str, progress: str = "auto") -> tuple[np.ndarray, np.ndarray]:
-        """(logits float64 [M, N, K], rows of the catalogue int64 [N]) of a loader's epoch 0.
+        """(logits float64 [M, N, K], rows of the dataset index int64 [N]) of a loader's epoch 0.
 
         loader: a ImageLoader; images that it cannot read are left out. progress: see Progress.
         Raises PredictionError where no image could be read or a model gives NaN.

@@ -89,8 +89,8 @@ def write_labels(path: Path, rows: list[dict[str, str]], names: list[str] = NAME
 def write_run(folder: Path, data: Path, *overrides: str, seed: int = 0, size: object = SIZE) -> Path:
     """A run's folder as train.py leaves it, its network untrained."""
     given = Config.from_overrides([*NETWORK, f"DATA.image_size={size}", f"DATA.data_dir={data}", *overrides])
-    catalogue = open_data(given)
-    config = given.resolve(catalogue.class_names, catalogue.exclusive)
+    dataset_index = open_data(given)
+    config = given.resolve(dataset_index.class_names, dataset_index.exclusive)
     torch.manual_seed(seed)
     model = HybridMedNet(config).eval()
     make = VolumePreprocess if config.has_volumes() else Preprocess
@@ -98,9 +98,9 @@ def write_run(folder: Path, data: Path, *overrides: str, seed: int = 0, size: ob
     folder.mkdir(parents=True)
     content = {
         "config": config.model_dump(mode="json"),
-        "class_names": list(catalogue.class_names),
+        "class_names": list(dataset_index.class_names),
         "preprocessing": preprocess.as_dict(),
-        "split_sha256": write_split(folder / "split.csv", catalogue, split_data(config, catalogue)),
+        "split_sha256": write_split(folder / "split.csv", dataset_index, split_data(config, dataset_index)),
         "model": model.state_dict(),
         "metrics": {"epoch": 3},
     }

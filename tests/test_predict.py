@@ -62,15 +62,17 @@ def phantom(tmp_path_factory) -> Path:
 def write_model(path: Path, data: Path, *settings: str, seed: int = 0, **said) -> Path:
     """A checkpoint as train.py writes it, of a network that has learnt nothing."""
     config = Config.from_overrides([*SETTINGS, f"DATA.data_dir={data}", f"DATA.image_size={SIZE}", *settings])
-    catalogue = open_data(config)
-    config = config.resolve(catalogue.class_names, catalogue.exclusive)
+    dataset_index = open_data(config)
+    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
     torch.manual_seed(seed)
     model = HybridMedNet(config).eval()
     with torch.no_grad():  # logits of fresh networks are all alike
         for parameter in model.classifier.parameters():
             parameter.mul_(4)
-    loaders = build_loaders(config, catalogue, split_data(config, catalogue), model.backbone.mean, model.backbone.std)
-    names = list(catalogue.class_names)
+    loaders = build_loaders(
+        config, dataset_index, split_data(config, dataset_index), model.backbone.mean, model.backbone.std
+    )
+    names = list(dataset_index.class_names)
     content = {"config": config.model_dump(mode="json"), "class_names": names, "model": model.state_dict()}
     save_checkpoint(content | loaders.describe() | said, path)
     return path
@@ -103,16 +105,16 @@ def probabilities(rows: list[dict[str, str]], names) -> np.ndarray:
 def test_predictions_are_those_of_evaluation(phantom, checkpoint, tmp_path):
     rows = run(tmp_path, phantom / "labels.csv", "--checkpoint", checkpoint, "--batch-size", 5)
     saved = load_model(checkpoint)
-    catalogue = open_data(saved.config)
+    dataset_index = open_data(saved.config)
     backbone = saved.model.backbone
-    loaders = build_loaders(saved.config, catalogue, np.full(COUNT, "test"), backbone.mean, backbone.std)
+    loaders = build_loaders(saved.config, dataset_index, np.full(COUNT, "test"), backbone.mean, backbone.std)
     evaluator = Evaluator(saved.model, TrainingLoss(binary_cross_entropy), Precision("cpu", None), saved.class_names)
     scores = evaluator(loaders.test, "test").scores
-    assert [row["image"] for row in rows] == [sample.image for sample in catalogue.samples]
+    assert [row["image"] for row in rows] == [study.image for study in dataset_index.studies]
     difference = np.abs(probabilities(rows, saved.class_names) - scores).max()
     print(f"largest difference to evaluation: {difference:.1e}; probabilities {scores.min():.3f} to {scores.max():.3f}")
     assert difference < 1e-6 and np.ptp(scores) > 0.1
-    assert [row["patient_id"] for row in rows] == [sample.patient_id for sample in catalogue.samples]
+    assert [row["patient_id"] for row in rows] == [study.patient_id for study in dataset_index.studies]
 
 
 def test_twice_the_same_bytes_whatever_the_random_state(phantom, checkpoint, tmp_path):

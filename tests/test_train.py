@@ -181,14 +181,14 @@ def test_the_test_score_is_that_of_the_best_model(run, phantom):
     from data.sources.formats import open_source
 
     content = load_checkpoint(run / "best_model.pth")
-    catalogue = open_source(phantom)
-    rows = np.flatnonzero(read_split(run / "split.csv", catalogue) == "test")
+    dataset_index = open_source(phantom)
+    rows = np.flatnonzero(read_split(run / "split.csv", dataset_index) == "test")
     model, preprocess = HybridMedNet(Config(**content["config"])).eval(), Preprocess.from_dict(content["preprocessing"])
     model.load_state_dict(content["model"])
     with torch.no_grad():
-        images = torch.stack([torch.from_numpy(preprocess(catalogue.read(i))) for i in rows])
+        images = torch.stack([torch.from_numpy(preprocess(dataset_index.read(i))) for i in rows])
         scores = model(images).double().sigmoid().numpy()
-    targets = catalogue.label_matrix()[rows]
+    targets = dataset_index.label_matrix()[rows]
     result = metrics_of(run)[-1]
     expected = [roc_auc_score(t, s) for t, s in zip(targets.T, scores.T) if 0 < t.sum() < len(t)]
     assert result["defined_classes"] == len(expected) > 0

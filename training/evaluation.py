@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Predictions:
-    """Scores of one split: probabilities, targets and masks [N, K], rows of the catalogue [N], the mean loss."""
+    """Scores of one split: probabilities, targets and masks [N, K], rows of the dataset index [N], the mean loss."""
 
     scores: np.ndarray
     targets: np.ndarray

@@ -1,4 +1,4 @@
-"""Filling a cache: every image of a catalogue read once, by as many workers as training has."""
+"""Filling a cache: every image of a dataset index read once, by as many workers as training has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from data.cache.reader import (
     with_reader,
 )
 from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, UnreadableImages
-from data.study import Catalogue
+from data.study import DatasetIndex
 from utils.atomic_file import remove, replacing
 from utils.progress import Progress
 
@@ -43,23 +43,23 @@ _LEAST_CHUNK, _MOST_CHUNKS = 2**26, 64
 
 
 class Builder:
-    """Reads all images of a loader's catalogue and hands their bytes to a sink.
+    """Reads all images of a loader's dataset index and hands their bytes to a sink.
 
-    loader: of the catalogue to be cached; lends its workers. bad: counts what cannot be read. style: of the progress,
-    see `Progress`.
+    loader: of the dataset index to be cached; lends its workers. bad: counts what cannot be read. style: of the
+    progress, see `Progress`.
     """
 
     def __init__(self, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages, style: str) -> None:
-        self.catalogue, self.preprocess = loader.dataset.catalogue, preprocess
+        self.dataset_index, self.preprocess = loader.dataset.dataset_index, preprocess
         self._loader, self._bad, self._style = loader, bad, style
 
     def fill(self, write: Callable[[np.ndarray], Any], check_room: Callable[[int], None]) -> CacheIndex:
         """write: takes the bytes of each image, in the order of their offsets. check_room: is told early how many
-        bytes there will be, by images from all over the catalogue; raises where they are too many.
+        bytes there will be, by images from all over the dataset index; raises where they are too many.
 
         Raises DataError where more images cannot be read than is tolerated, or workers fail too often.
         """
-        count = len(self.catalogue.samples)
+        count = len(self.dataset_index.studies)
         loader = self._encoding_loader()
         size = loader.batches.batch_size
         records, end, told = empty_records(count), 0, False
@@ -75,13 +75,13 @@ class Builder:
         return CacheIndex(records, {"unreadable": self._unreadable(records)})
 
     def _encoding_loader(self) -> ImageLoader:
-        """All rows, each image as the bytes that are kept; the first batch is from all over the catalogue."""
-        count, encoder = len(self.catalogue.samples), Encoder(self.preprocess)
+        """All rows, each image as the bytes that are kept; the first batch is from all over the dataset index."""
+        count, encoder = len(self.dataset_index.studies), Encoder(self.preprocess)
         first = np.unique(
             np.linspace(0, count - 1, max(1, min(_BATCH, _BATCH_BYTES // encoder.most_bytes))).astype(int)
         )
         rows = np.concatenate([first, np.setdiff1d(np.arange(count), first)])
-        dataset = ImageDataset(self.catalogue, encoder, seed=0)  # type: ignore[arg-type]
+        dataset = ImageDataset(self.dataset_index, encoder, seed=0)  # type: ignore[arg-type]
         return self._loader.like(dataset, EpochBatches(rows, len(first), False, 0), self._bad, join=torch.cat)
 
     def _unreadable(self, records: np.ndarray) -> dict[str, str]:
@@ -99,8 +99,8 @@ def _append(records: np.ndarray, rows: list[int], encoded: list, end: int, write
     return end
 
 
-def cached_in_memory(builder: Builder) -> Catalogue:
-    """The builder's catalogue, its images in memory that all workers share.
+def cached_in_memory(builder: Builder) -> DatasetIndex:
+    """The builder's dataset index, its images in memory that all workers share.
 
     Raises ConfigError where they need more than there is, and as `Builder.fill` does.
     """
@@ -118,16 +118,16 @@ def cached_in_memory(builder: Builder) -> Catalogue:
     index = builder.fill(sink.write, check_room)
     sink.finish()
     logger.info("%s images are decoded and in memory", f"{len(index.records):,}")
-    return with_reader(builder.catalogue, CachedReader(index, sink, builder.preprocess.size, "the cache in memory"))
+    return with_reader(builder.dataset_index, CachedReader(index, sink, builder.preprocess.size, "the cache in memory"))
 
 
-def cached_on_disk(builder: Builder, folder: Path, source: Path) -> Catalogue:
-    """The builder's catalogue, its images in a file of `folder`, which is made if it is not there or not theirs.
+def cached_on_disk(builder: Builder, folder: Path, source: Path) -> DatasetIndex:
+    """The builder's dataset index, its images in a file of `folder`, which is made if it is not there or not theirs.
 
     source: where the images are from. Raises ConfigError where the folder cannot be written or its disk is too
     small, and as `Builder.fill` does.
     """
-    recipe, now = Recipe.of(builder.catalogue, builder.preprocess, source), stamps(builder.catalogue)
+    recipe, now = Recipe.of(builder.dataset_index, builder.preprocess, source), stamps(builder.dataset_index)
     path = folder / recipe.file_name()
     found = find(path, recipe, now)
     if found is None:
@@ -136,7 +136,7 @@ def cached_on_disk(builder: Builder, folder: Path, source: Path) -> Catalogue:
     else:
         logger.info("decoded images are read from '%s'", path)
     index, kept = found
-    return with_reader(builder.catalogue, CachedReader(index, kept, builder.preprocess.size, f"the cache '{path}'"))
+    return with_reader(builder.dataset_index, CachedReader(index, kept, builder.preprocess.size, f"the cache '{path}'"))
 
 
 def _write(builder: Builder, path: Path, recipe: Recipe, now: np.ndarray) -> None:

@@ -40,7 +40,7 @@ class DamagedCache(Exception):
 
 @dataclass(frozen=True)
 class CacheIndex:
-    """records: RECORD [rows of the catalogue]. about: plain values, which say what the images were made from."""
+    """records: RECORD [rows of the dataset index]. about: plain values, which say what the images were made from."""
 
     records: np.ndarray
     about: dict[str, Any]

@@ -1,6 +1,6 @@
 """Images decoded once, as they are before augmentation: each epoch then begins where decoding would have ended.
 
-A catalogue's reader is replaced by one that gives fitted images (Preprocess.fit), which a Preprocess leaves as they
+A dataset index's reader is replaced by one that gives fitted images (Preprocess.fit), which a Preprocess leaves as they
 are. uint8 images come back bit for bit; those that are float32 in [0, 1] (DICOM, 16-bit PNG, volumes) are kept as
 uint16, so within half of 1/65535.
 """
@@ -24,7 +24,7 @@ from configs.errors import ConfigError, DataError
 from data.cache.file import RECORD, CacheIndex, DamagedCache, FileBytes, SharedBytes, open_cache_file
 from data.readers.regular_files import refuse_link
 from data.readers.volumes import Volume
-from data.study import Catalogue, Reader
+from data.study import DatasetIndex, Reader
 from data.transforms.images import Preprocess
 from data.transforms.volumes import FittedVolume, VolumePreprocess
 
@@ -54,9 +54,9 @@ class Encoder:
     def __init__(self, preprocess: AnyPreprocess) -> None:
         self.preprocess: Any = preprocess
 
-    def read(self, catalogue: Catalogue, index: int) -> np.ndarray | Volume:
+    def read(self, dataset_index: DatasetIndex, index: int) -> np.ndarray | Volume:
         """The image as training would get it."""
-        return self.preprocess.read(catalogue, index)
+        return self.preprocess.read(dataset_index, index)
 
     def __call__(self, image: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
         fitted = self.preprocess.fit(image)
@@ -98,7 +98,7 @@ def stored_bytes(kind: int, size: Sequence[int]) -> int:
 
 
 class CachedReader(Reader):
-    """Catalogue.read of a cache: fitted images [H, W, C], uint8 or float32 in [0, 1], or FittedVolumes.
+    """DatasetIndex.read of a cache: fitted images [H, W, C], uint8 or float32 in [0, 1], or FittedVolumes.
 
     An image that could not be read when the cache was made raises the DataError that it raised then. Bytes are
     compared with their checksum when a process reads them for the first time.
@@ -146,10 +146,10 @@ class Recipe:
     source: Path
 
     @classmethod
-    def of(cls, catalogue: Catalogue, preprocess: AnyPreprocess, source: Path) -> Recipe:
-        """How `preprocess` fits the images of a catalogue."""
+    def of(cls, dataset_index: DatasetIndex, preprocess: AnyPreprocess, source: Path) -> Recipe:
+        """How `preprocess` fits the images of a dataset index."""
         fitting = {key: value for key, value in preprocess.as_dict().items() if key not in ("mean", "std")}
-        names = tuple(sample.image for sample in catalogue.samples)
+        names = tuple(study.image for study in dataset_index.studies)
         return cls({"decoding": DECODING, **fitting}, _libraries(), names, source.resolve())
 
     def file_name(self) -> str:
@@ -168,17 +168,17 @@ def _libraries() -> dict[str, str]:
     return found
 
 
-def stamps(catalogue: Catalogue) -> np.ndarray:
+def stamps(dataset_index: DatasetIndex) -> np.ndarray:
     """uint64 [rows, 2]: a digest of names, sizes and times of change of the files that each image is read from.
 
     Raises ConfigError where the source does not know its files.
     """
     seen: dict[Path, str] = {}
-    found = np.empty((len(catalogue.samples), 2), "<u8")
-    for row, sample in enumerate(catalogue.samples):
-        files = catalogue.files(row)
+    found = np.empty((len(dataset_index.studies), 2), "<u8")
+    for row, study in enumerate(dataset_index.studies):
+        files = dataset_index.files(row)
         if not files:
-            raise ConfigError(f"DATA.cache: nobody knows which files '{sample.image}' is read from: set it to none")
+            raise ConfigError(f"DATA.cache: nobody knows which files '{study.image}' is read from: set it to none")
         text = "\n".join(seen[path] if path in seen else seen.setdefault(path, _stamp(path)) for path in files)
         found[row] = np.frombuffer(
             hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest(), "<u8"
@@ -256,9 +256,9 @@ def _check_some(index: CacheIndex, kept: Callable[[int, int], np.ndarray]) -> No
             raise DamagedCache(f"its image {row} has another checksum")
 
 
-def with_reader(catalogue: Catalogue, reader: CachedReader) -> Catalogue:
-    """The same catalogue, read from a cache."""
-    return replace(catalogue, read=reader)
+def with_reader(dataset_index: DatasetIndex, reader: CachedReader) -> DatasetIndex:
+    """The same dataset index, read from a cache."""
+    return replace(dataset_index, read=reader)
 
 
 def empty_records(rows: int) -> np.ndarray:

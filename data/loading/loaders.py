@@ -1,4 +1,4 @@
-"""Batches from a catalogue: order and augmentation are functions of (seed, epoch, sample) and of nothing else."""
+"""Batches from a dataset_index: order and augmentation are functions of (seed, epoch, sample) and of nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from configs.errors import DataError
 from data.loading.worker_watch import WatchedLoader, WorkerFailures
-from data.study import Catalogue
+from data.study import DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import Preprocess, sample_rng
 from data.transforms.volumes import VolumePreprocess
@@ -32,7 +32,7 @@ class Batch:
 
     image: float32 [B, C, H, W], or [B, C, D, H, W] of volumes.
     target: float32 [B, K]; mask: bool [B, K], True where the label is known.
-    index: int64 [B], rows of the catalogue. coarse_target, coarse_mask: [B, G], where there are coarse classes.
+    index: int64 [B], rows of the dataset index. coarse_target, coarse_mask: [B, G], where there are coarse classes.
     finish: what makes float32 [B, C, H, W] of image, uint8 or float32 [B, c, H, W], and numbers [B, 8] as soon as they
     are on a device; see DeviceAugmentation. None where image is finished.
     """
@@ -67,7 +67,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Labels:
-    """Targets and masks of the whole catalogue: [N, K], and [N, G] where there are coarse classes."""
+    """Targets and masks of the whole dataset_index: [N, K], and [N, G] where there are coarse classes."""
 
     target: np.ndarray
     mask: np.ndarray
@@ -110,20 +110,20 @@ class Item(NamedTuple):
 class ImageDataset(Dataset):
     """dataset[(epoch, index)] → Item.
 
-    preprocess: fits what the catalogue reads, images or volumes; those are float32 [C, D, H, W].
+    preprocess: fits what the dataset index reads, images or volumes; those are float32 [C, D, H, W].
     """
 
     def __init__(
-        self, catalogue: Catalogue, preprocess: Preprocess | VolumePreprocess | DeviceAugmentation, seed: int
+        self, dataset_index: DatasetIndex, preprocess: Preprocess | VolumePreprocess | DeviceAugmentation, seed: int
     ) -> None:
-        self.catalogue, self.seed = catalogue, seed
+        self.dataset_index, self.seed = dataset_index, seed
         self.preprocess: Any = preprocess
         self.finish = preprocess.finish if isinstance(preprocess, DeviceAugmentation) else None
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         try:
-            image = self.preprocess.read(self.catalogue, index)
+            image = self.preprocess.read(self.dataset_index, index)
         except DataError as error:
             return Item(index, None, str(error))
         rng = sample_rng(self.seed, epoch, index) if self.preprocess.augmentation else None
@@ -199,7 +199,7 @@ class ImageLoader:
 
     @property
     def indices(self) -> np.ndarray:
-        """Rows of the catalogue that belong to this split."""
+        """Rows of the dataset index that belong to this split."""
         return self.batches.indices
 
     def like(
@@ -215,7 +215,7 @@ class ImageLoader:
 
     def names(self, index: Tensor) -> list[str]:
         """What the images of a batch are called."""
-        return [self.dataset.catalogue.samples[i].image for i in index.tolist()]
+        return [self.dataset.dataset_index.studies[i].image for i in index.tolist()]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch | None]]:
         """(number of the batch in its epoch, the batch); None where none of its images could be read."""

@@ -68,7 +68,7 @@ class WorkerFailures:
 class WatchedDataset(Dataset):
     """A dataset of which each worker writes down the file it is at.
 
-    table: shared int64 [workers, 2]: row of the catalogue or NO_FILE, and how often that has changed.
+    table: shared int64 [workers, 2]: row of the dataset index or NO_FILE, and how often that has changed.
     """
 
     def __init__(self, dataset: ImageDataset, table: Tensor) -> None:
@@ -120,10 +120,10 @@ class Crew:
         """Whether any worker ends within so many seconds."""
         return bool(self.processes) and bool(wait([process.sentinel for process in self.processes], within))
 
-    def describe_ended(self, catalogue) -> str:
+    def describe_ended(self, dataset_index) -> str:
         """Which workers have ended, how, and at which file."""
         return "; ".join(
-            f"data worker {number} {self._end(number)} {self._place(number, catalogue)}"
+            f"data worker {number} {self._end(number)} {self._place(number, dataset_index)}"
             for number in range(len(self.processes))
             if number in self._hung or self._is_over(number)
         )
@@ -143,9 +143,9 @@ class Crew:
             return f"hung for {self._hung[number]:.0f} s"
         return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
 
-    def _place(self, number: int, catalogue) -> str:
+    def _place(self, number: int, dataset_index) -> str:
         index = int(self.table[number, 0])
-        return "between two files" if index == NO_FILE else f"while it read {catalogue.samples[index].image}"
+        return "between two files" if index == NO_FILE else f"while it read {dataset_index.studies[index].image}"
 
     def _watch(self, timeout: float) -> None:
         """Runs in a thread: the training process may be held up by a worker that is frozen while it hands over."""
@@ -236,7 +236,7 @@ class WatchedLoader:
 
     def _replace_workers(self, number: int) -> None:
         """Throw all workers away; the next ones start at batch `number`."""
-        reason = self._crew.describe_ended(self.dataset.catalogue)
+        reason = self._crew.describe_ended(self.dataset.dataset_index)
         self._dismiss()
         self.failures.add(reason, number)
 

@@ -1,1 +1,1 @@
-"""Annotated places: tables of boxes, masks, and the regions of a catalogue's images."""
+"""Annotated places: tables of boxes, masks, and the regions of a dataset index's images."""

@@ -1,4 +1,4 @@
-"""Annotated regions of a catalogue's images, from a table of boxes or from the sample data's masks."""
+"""Annotated regions of a dataset index's images, from a table of boxes or from the sample data's masks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from configs.errors import DataError
 from data.regions.boxes import Box, Boxes, find_boxes, read_boxes, read_mask, region_of_boxes
-from data.study import Catalogue
+from data.study import DatasetIndex
 
 
 @dataclass(frozen=True)
 class Regions:
     """Where findings are. boxes: the table they are in, or None where `masks` is the folder of masks."""
 
-    catalogue: Catalogue
+    dataset_index: DatasetIndex
     boxes: Boxes | None
     masks: Path | None = None
 
@@ -28,20 +28,20 @@ class Regions:
 
     def classes(self, row: int) -> tuple[int, ...]:
         """The classes that have a region in an image: those of the table, or its labels where it has a mask."""
-        sample, names = self.catalogue.samples[row], self.catalogue.class_names
+        study, names = self.dataset_index.studies[row], self.dataset_index.class_names
         if self.boxes is not None:
-            found = set(self.boxes.findings(sample.image))
+            found = set(self.boxes.findings(study.image))
             return tuple(k for k, name in enumerate(names) if name in found)
-        return tuple(np.flatnonzero(sample.labels == 1).tolist()) if self._mask_file(row).is_file() else ()
+        return tuple(np.flatnonzero(study.labels == 1).tolist()) if self._mask_file(row).is_file() else ()
 
     def of(self, row: int, k: int, shape: Sequence[int]) -> tuple[np.ndarray, tuple[Box, ...]]:
         """(bool [H, W], the boxes that it is the union of, () of a mask) of class k in an image of (H, W).
 
         Raises DataError where the mask is of another size, or does not show the class.
         """
-        name = self.catalogue.class_names[k]
+        name = self.dataset_index.class_names[k]
         if self.boxes is not None:
-            boxes = self.boxes.of(self.catalogue.samples[row].image, name, shape)
+            boxes = self.boxes.of(self.dataset_index.studies[row].image, name, shape)
             return region_of_boxes(boxes, shape), boxes
         mask = read_mask(self._mask_file(row), name)
         if mask is None or mask.shape != tuple(shape):
@@ -51,11 +51,11 @@ class Regions:
 
     def _mask_file(self, row: int) -> Path:
         assert self.masks is not None
-        return self.masks / Path(self.catalogue.samples[row].image).name
+        return self.masks / Path(self.dataset_index.studies[row].image).name
 
 
 def open_regions(
-    catalogue: Catalogue, data_dir: Path, boxes: str | None = None, masks: str | None = None
+    dataset_index: DatasetIndex, data_dir: Path, boxes: str | None = None, masks: str | None = None
 ) -> Regions | None:
     """The regions in a table `boxes`, a folder `masks`, or the table that lies beside the data; None where none does.
 
@@ -64,6 +64,6 @@ def open_regions(
     if masks is not None:
         if not Path(masks).expanduser().is_dir():
             raise DataError(f"--masks: there is no folder '{masks}'")
-        return Regions(catalogue, None, Path(masks).expanduser())
+        return Regions(dataset_index, None, Path(masks).expanduser())
     path = Path(boxes).expanduser() if boxes is not None else find_boxes(data_dir)
-    return None if path is None else Regions(catalogue, read_boxes(path))
+    return None if path is None else Regions(dataset_index, read_boxes(path))

@@ -1,1 +1,1 @@
-"""Where studies come from: the formats of a data source, each opened as a catalogue."""
+"""Where studies come from: the formats of a data source, each opened as a dataset index."""

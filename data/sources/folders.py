@@ -16,14 +16,14 @@ from data.readers.regular_files import read_head, refuse_link
 from data.readers.tables import SPLIT_NAMES, some
 from data.sources.image_files import FileReader
 from data.sources.volume_files import VOLUME_WORDS, VolumeReader, check_names
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 
 # A folder with one of these has its labels elsewhere: it is not a folder a class.
 _NOT_CLASSES = ("images", "image", "masks", "labels", "annotations")
 
 
-def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volumes: bool = False) -> Catalogue:
-    """The catalogue of data_dir/<class>/**/<image>, or data_dir/<train|val|test>/<class>/**/<image>.
+def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volumes: bool = False) -> DatasetIndex:
+    """The dataset index of data_dir/<class>/**/<image>, or data_dir/<train|val|test>/<class>/**/<image>.
 
     volumes: NIfTI files, multi-frame DICOM files right in a class folder, and each folder below one with DICOM files
     right in it: a series. Where they are images, DICOM files are one each.
@@ -38,7 +38,7 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
     root = data_dir.resolve()
     splits = _split_folders(root)
     names = _class_names(root, splits, class_names)
-    samples: list[Sample] = []
+    studies: list[Study] = []
     notes = ["folders name no patients: each image counts as a patient of its own"]
     skipped: list[str] = []
     for split, folder in splits:
@@ -47,16 +47,16 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
             if not images:
                 notes.append(f"class folder '{(folder / name).relative_to(root).as_posix()}' is empty")
             label = np.eye(len(names), dtype=np.float32)[position]
-            samples += [Sample(image, label, split=split) for image in images]
+            studies += [Study(image, label, split=split) for image in images]
     if skipped:
         what = "volumes" if volumes else "images"
         notes.append(f"{len(skipped)} files are no {what} and left out: {some(sorted(skipped))}")
-    if not samples:
+    if not studies:
         check_names(data_dir, skipped, volumes)
         expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the class folders of '{data_dir}' hold no {expected}")
-    reader = (VolumeReader if volumes else FileReader)(root, tuple(sample.image for sample in samples))
-    return Catalogue(names, tuple(samples), reader, exclusive=True, notes=tuple(notes))
+    reader = (VolumeReader if volumes else FileReader)(root, tuple(study.image for study in studies))
+    return DatasetIndex(names, tuple(studies), reader, exclusive=True, notes=tuple(notes))
 
 
 def has_class_folders(data_dir: Path) -> bool:

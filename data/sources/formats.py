@@ -1,4 +1,4 @@
-"""The formats a data source may have: recognise one, and open it as a catalogue."""
+"""The formats a data source may have: recognise one, and open it as a dataset index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.sources.folders import has_class_folders, open_folders
 from data.sources.labels_csv import open_csv
 from data.sources.medmnist import open_medmnist
 from data.sources.nih import NIH_TABLES, open_nih
-from data.study import Catalogue
+from data.study import DatasetIndex
 
 __all__ = ["FORMATS", "open_csv", "open_folders", "open_medmnist", "open_nih", "open_source", "recognise"]
 
@@ -31,8 +31,8 @@ def open_source(
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
     volumes: bool = False,
-) -> Catalogue:
-    """The catalogue of a data source.
+) -> DatasetIndex:
+    """The dataset index of a data source.
 
     data_dir: a folder, or MedMNIST's .npz itself. labels_file: CSV or .npz, relative to data_dir or to where we are;
     None: labels.csv, NIH's Data_Entry table or the folder's one .npz. format: csv, nih, folders, medmnist, or auto.
@@ -53,7 +53,7 @@ def _open(
     class_names: Sequence[str] | None,
     allow_missing: bool,
     volumes: bool,
-) -> Catalogue:
+) -> DatasetIndex:
     root = _existing(data_dir)
     kind = recognise(root, labels_file) if format == "auto" else format
     if kind not in FORMATS:

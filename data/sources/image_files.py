@@ -1,4 +1,4 @@
-"""From the names in a table to files that lie inside data_dir, and the reader of a catalogue of files."""
+"""From the names in a table to files that lie inside data_dir, and the reader of a dataset index of files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data.study import Reader
 
 @dataclass(frozen=True)
 class FileReader(Reader):
-    """Catalogue.read of images that are files: reader(index) decodes root / names[index]."""
+    """DatasetIndex.read of images that are files: reader(index) decodes root / names[index]."""
 
     root: Path
     names: tuple[str, ...]

@@ -14,7 +14,7 @@ from data.labels import NIH_FINDINGS, is_no_finding, nearest, parse_cell, split_
 from data.readers.tables import Table, column_roles, parse_split, raise_problems, read_table, some
 from data.sources.image_files import FileReader, ImageFiles, missing_files_error, missing_files_note
 from data.sources.volume_files import VolumeReader, check_names
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from utils.csv_cells import is_number
 
 _MOST_CLASSES = 10_000
@@ -26,8 +26,8 @@ def open_csv(
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
     volumes: bool = False,
-) -> Catalogue:
-    """The catalogue of a labels CSV.
+) -> DatasetIndex:
+    """The dataset index of a labels CSV.
 
     Columns: `image` (also 'Image Index', 'path', 'filename', 'file'), then either `labels` ('Mass|Nodule'; empty or
     'No Finding' for none), or one column a class with 1, 0, -1 (uncertain) and empty (unknown). Optional patient_id,
@@ -48,14 +48,14 @@ def open_csv(
     check_names(labels_file, table.column(roles["image"]), volumes)
     files = ImageFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    samples, row_notes = build_samples(table, roles, labels, paths)
-    reader = (VolumeReader if volumes else FileReader)(files.root, tuple(sample.image for sample in samples))
-    return Catalogue(labels.names, samples, reader, notes=(*labels.notes, *file_notes, *row_notes))
+    studies, row_notes = build_studies(table, roles, labels, paths)
+    reader = (VolumeReader if volumes else FileReader)(files.root, tuple(study.image for study in studies))
+    return DatasetIndex(labels.names, studies, reader, notes=(*labels.notes, *file_notes, *row_notes))
 
 
 @dataclass(frozen=True)
 class TableLabels:
-    """names: K classes; codes: float32 [rows, K] as in Sample.labels; columns: those that hold classes; notes."""
+    """names: K classes; codes: float32 [rows, K] as in Study.labels; columns: those that hold classes; notes."""
 
     names: tuple[str, ...]
     codes: np.ndarray
@@ -90,16 +90,16 @@ def locate(
     return paths, (missing_files_note(missing, len(paths)),) if missing else ()
 
 
-def build_samples(
+def build_studies(
     table: Table, roles: Mapping[str, int], labels: TableLabels, paths: Sequence[str | None]
-) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     """(samples, notes): rows that have a file, repeated ones once; DataError where repetitions disagree."""
     keep = [index for index in range(len(table.header)) if index not in labels.columns and index not in _own(roles)]
     named = {index: role for role, index in roles.items() if role in ("view", "age", "sex")}
     meta_columns = [(index, named.get(index, table.header[index])) for index in keep]
     splits = _splits(table, roles.get("split"))
     patient = roles.get("patient_id")
-    samples: dict[str, Sample] = {}
+    studies: dict[str, Study] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
     repeated = 0
@@ -107,16 +107,16 @@ def build_samples(
         if path is None:
             continue
         meta = {name: cells[index] for index, name in meta_columns}
-        sample = Sample(path, codes, "" if patient is None else cells[patient], split, meta)
-        if path not in samples:
-            samples[path], lines[path] = sample, line
+        study = Study(path, codes, "" if patient is None else cells[patient], split, meta)
+        if path not in studies:
+            studies[path], lines[path] = study, line
             continue
         repeated += 1
-        if not _agree(samples[path], sample):
+        if not _agree(studies[path], study):
             problems.append(f"lines {lines[path]} and {line} name '{path}' with different labels, patient or split")
     raise_problems(table.path, problems)
     notes = [f"{repeated} rows repeat another row and are left out"] if repeated else []
-    return tuple(samples.values()), (*notes, *_patient_notes(tuple(samples.values())))
+    return tuple(studies.values()), (*notes, *_patient_notes(tuple(studies.values())))
 
 
 def multi_hot(
@@ -247,7 +247,7 @@ def _count_codes(table: Table, column: int) -> tuple[int, list[str]]:
 
 
 def _own(roles: Mapping[str, int]) -> set[int]:
-    """Columns that become fields of a Sample, not meta."""
+    """Columns that become fields of a Study, not meta."""
     return {index for role, index in roles.items() if role in ("image", "labels", "patient_id", "split")}
 
 
@@ -265,16 +265,16 @@ def _splits(table: Table, column: int | None) -> list[str | None]:
     return splits
 
 
-def _agree(one: Sample, other: Sample) -> bool:
+def _agree(one: Study, other: Study) -> bool:
     same_labels = np.array_equal(one.labels, other.labels, equal_nan=True)
     return same_labels and (one.patient_id, one.split) == (other.patient_id, other.split)
 
 
-def _patient_notes(samples: Sequence[Sample]) -> tuple[str, ...]:
-    nameless = [sample.image for sample in samples if not sample.patient_id]
+def _patient_notes(studies: Sequence[Study]) -> tuple[str, ...]:
+    nameless = [study.image for study in studies if not study.patient_id]
     if not nameless:
         return ()
     return (
-        f"{len(nameless)} of {len(samples)} images name no patient ({some(nameless, 3)}): "
+        f"{len(nameless)} of {len(studies)} images name no patient ({some(nameless, 3)}): "
         "each counts as a patient of its own, so images of one person may fall into several splits",
     )

@@ -15,11 +15,11 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from configs.errors import DataError
 from data.readers.regular_files import check_swelling, read_head
 from data.readers.tables import some
-from data.study import SPLITS, Catalogue, Reader, Sample
+from data.study import SPLITS, DatasetIndex, Reader, Study
 
 
 class NpzReader(Reader):
-    """Catalogue.read of an .npz: keeps the images of all splits in memory; pickled, it is its path and reloads."""
+    """DatasetIndex.read of an .npz: keeps the images of all splits in memory; pickled, it is its path and reloads."""
 
     def __init__(self, path: Path, images: dict[str, np.ndarray]) -> None:
         self.path = path
@@ -42,8 +42,8 @@ class NpzReader(Reader):
         return {**self.__dict__, "_images": None}
 
 
-def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Catalogue:
-    """The catalogue of one MedMNIST file.
+def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> DatasetIndex:
+    """The dataset index of one MedMNIST file.
 
     images: uint8 [N, H, W] or [N, H, W, 3]. labels: [N, 1] of 0 and 1 is one class, called 'positive'; [N, 1] of
     0 … C-1 is C exclusive classes, one-hot; [N, K] of 0 and 1 is K classes, not exclusive. class_names, if given,
@@ -55,16 +55,14 @@ def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Catal
     arrays = _load(path)
     codes, exclusive = _codes(path, {split: labels for split, (_, labels) in arrays.items()})
     names = _names(path, codes[SPLITS[0]].shape[1], exclusive, class_names)
-    samples = tuple(
-        Sample(f"{split}[{index}]", labels, split=split)
-        for split in SPLITS
-        for index, labels in enumerate(codes[split])
+    studies = tuple(
+        Study(f"{split}[{index}]", labels, split=split) for split in SPLITS for index, labels in enumerate(codes[split])
     )
-    if not samples:
+    if not studies:
         raise DataError(f"'{path}' holds no images")
     images = {split: images for split, (images, _) in arrays.items()}
     notes = ("the file names no patients: each image counts as a patient of its own", *_repeated(images))
-    return Catalogue(names, samples, NpzReader(path, images), exclusive, notes)
+    return DatasetIndex(names, studies, NpzReader(path, images), exclusive, notes)
 
 
 def _load(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -13,8 +13,8 @@ from data.labels import NIH_FINDINGS
 from data.readers.regular_files import refuse_link
 from data.readers.tables import Table, column_roles, read_list, read_table, some
 from data.sources.image_files import FileReader, ImageFiles
-from data.sources.labels_csv import build_samples, locate, read_labels
-from data.study import Catalogue, Sample
+from data.sources.labels_csv import build_studies, locate, read_labels
+from data.study import DatasetIndex, Study
 
 NIH_TABLES = tuple(
     f"{stem}.csv{suffix}" for stem in ("Data_Entry_2017_v2020", "Data_Entry_2017") for suffix in ("", ".gz")
@@ -35,8 +35,8 @@ def open_nih(
     labels_file: Path | None = None,
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
-) -> Catalogue:
-    """The catalogue of ChestX-ray14, 14 classes in NIH's order (or class_names).
+) -> DatasetIndex:
+    """The dataset index of ChestX-ray14, 14 classes in NIH's order (or class_names).
 
     Looks in data_dir for Data_Entry_2017_v2020.csv or Data_Entry_2017.csv (or labels_file), images in data_dir,
     images/, images/images/ and images_001/ … images_012/, with or without images/ below, and the official lists
@@ -55,10 +55,10 @@ def open_nih(
     labels = read_labels(table, roles, class_names or NIH_FINDINGS)
     files = ImageFiles(data_dir, image_folders(data_dir))
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    samples, row_notes = build_samples(table, roles, labels, paths)
-    samples, list_notes = _with_official_lists(samples, data_dir)
-    reader = FileReader(files.root, tuple(sample.image for sample in samples))
-    return Catalogue(labels.names, samples, reader, notes=(*file_notes, *row_notes, *list_notes))
+    studies, row_notes = build_studies(table, roles, labels, paths)
+    studies, list_notes = _with_official_lists(studies, data_dir)
+    reader = FileReader(files.root, tuple(study.image for study in studies))
+    return DatasetIndex(labels.names, studies, reader, notes=(*file_notes, *row_notes, *list_notes))
 
 
 def find_nih_table(data_dir: Path) -> Path:
@@ -85,30 +85,30 @@ def _find_list(data_dir: Path, name: str) -> Path | None:
     return refuse_link(data_dir, found) if found else None
 
 
-def _with_official_lists(samples: tuple[Sample, ...], data_dir: Path) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+def _with_official_lists(studies: tuple[Study, ...], data_dir: Path) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     """(samples with split and meta['official_list'], notes); unchanged where there are no lists."""
     paths = {kind: _find_list(data_dir, name) for kind, name in _LISTS.items()}
     found = [path for path in paths.values() if path]
     if not found:
-        return samples, ("no official lists (train_val_list.txt, test_list.txt): the split will be drawn by patient",)
+        return studies, ("no official lists (train_val_list.txt, test_list.txt): the split will be drawn by patient",)
     if len(found) == 1:
         raise DataError(f"'{found[0]}' stands alone: NIH's split needs both {' and '.join(_LISTS.values())}")
     listed = {kind: set(read_list(path)) for kind, path in paths.items() if path}
     both = sorted(listed["train_val"] & listed["test"])
     if both:
         raise DataError(f"{len(both)} images stand on both official lists: {some(both)}")
-    return _mark(samples, listed)
+    return _mark(studies, listed)
 
 
-def _mark(samples: tuple[Sample, ...], listed: dict[str, set[str]]) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+def _mark(studies: tuple[Study, ...], listed: dict[str, set[str]]) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     marked, unlisted = [], []
-    for sample in samples:
-        name = sample.image.rpartition("/")[2]
+    for study in studies:
+        name = study.image.rpartition("/")[2]
         kind = next((kind for kind, names in listed.items() if name in names), "")
         if not kind:
             unlisted.append(name)
-        meta = {**sample.meta, "official_list": kind}
-        marked.append(dataclasses.replace(sample, split="test" if kind == "test" else None, meta=meta))
+        meta = {**study.meta, "official_list": kind}
+        marked.append(dataclasses.replace(study, split="test" if kind == "test" else None, meta=meta))
     if not unlisted:
         return tuple(marked), ()
     return tuple(marked), (

@@ -1,4 +1,4 @@
-"""Images and volumes that a model is asked about: files, folders and tables without labels, as one catalogue."""
+"""Images and volumes that a model is asked about: files, folders and tables without labels, as one dataset index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data.readers.volumes import Volume
 from data.sources.folders import is_dicom_file, is_volume, visible_files
 from data.sources.image_files import ImageFiles
 from data.sources.volume_files import VOLUME_WORDS, read_volume
-from data.study import Catalogue, Reader, Sample
+from data.study import DatasetIndex, Reader, Study
 
 _TABLE_SUFFIXES = (".csv", ".csv.gz")
 _NO_LABELS = np.empty(0, np.float32)
@@ -43,7 +43,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ItemReader(Reader):
-    """Catalogue.read of items."""
+    """DatasetIndex.read of items."""
 
     items: tuple[Item, ...]
     volumes: bool
@@ -60,8 +60,8 @@ class ItemReader(Reader):
         return None if item.error or self.volumes else read_reduced(item.path, least)
 
 
-def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Catalogue, tuple[Item, ...]]:
-    """(a catalogue without classes, its items), in the order of the inputs.
+def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[DatasetIndex, tuple[Item, ...]]:
+    """(a dataset index without classes, its items), in the order of the inputs.
 
     An input is a file; a folder, of which all images below are taken, sorted by path: PNG, JPEG and DICOM by their
     suffix, files without one by their content; or a CSV with a column `image` (see data/readers/tables.py), whose names
@@ -86,8 +86,8 @@ def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Catalo
             items += _from_folder(path, prefix, volumes, notes)
         else:
             items.append(_named(Item(str(name) if prefix else path.name, path)))
-    samples = tuple(Sample(item.name, _NO_LABELS) for item in items)
-    return Catalogue((), samples, ItemReader(tuple(items), volumes), notes=tuple(notes)), tuple(items)
+    studies = tuple(Study(item.name, _NO_LABELS) for item in items)
+    return DatasetIndex((), studies, ItemReader(tuple(items), volumes), notes=tuple(notes)), tuple(items)
 
 
 def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> list[Item]:

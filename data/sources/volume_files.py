@@ -1,4 +1,4 @@
-"""A name in a labels source to a volume: which names are volumes, the reader of a catalogue of them."""
+"""A name in a labels source to a volume: which names are volumes, the reader of a dataset index of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_volume(path: Path, root: Path | None = None) -> Volume:
 
 @dataclass(frozen=True)
 class VolumeReader(Reader):
-    """Catalogue.read of volumes: reader(index) reads root / names[index]."""
+    """DatasetIndex.read of volumes: reader(index) reads root / names[index]."""
 
     root: Path
     names: tuple[str, ...]

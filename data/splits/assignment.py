@@ -15,7 +15,7 @@ import numpy as np
 from configs.errors import DataError
 from data.readers.tables import read_text, some
 from data.splits.stratify import stratify_groups
-from data.study import SPLITS, Catalogue
+from data.study import SPLITS, DatasetIndex
 from utils.atomic_file import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _HASH_MARK = "# sha256: "
 
 
 def assign_splits(
-    catalogue: Catalogue,
+    dataset_index: DatasetIndex,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     allow_patient_overlap: bool = False,
@@ -35,18 +35,18 @@ def assign_splits(
     The source's own splits are kept. Where it names none, all images are drawn; where it names no 'val', that is
     cut from what is not 'test' (NIH's official lists; folders of train and test alone), in the proportion of the
     first two fractions; where it names 'val' but no 'train', the rest is 'train'. Drawing is by patient,
-    stratified by class (see stratify_groups), the same for the same catalogue, fractions and seed.
+    stratified by class (see stratify_groups), the same for the same dataset index, fractions and seed.
 
     fractions: train, val, test; they sum to 1. allow_patient_overlap: log a patient in two splits, don't refuse it.
     Raises DataError for that, for an empty train or val split, for images without a split where others have
     'train', for other fractions.
     """
     _check_fractions(fractions)
-    if not catalogue.samples:
+    if not dataset_index.studies:
         raise DataError("there are no images to split")
-    assignment = _fill_in(catalogue, fractions, seed)
+    assignment = _fill_in(dataset_index, fractions, seed)
     _check_not_empty(assignment)
-    overlap = patient_overlap(catalogue, assignment)
+    overlap = patient_overlap(dataset_index, assignment)
     if overlap and not allow_patient_overlap:
         raise _overlap_error(overlap)
     if overlap:
@@ -54,26 +54,26 @@ def assign_splits(
     return assignment
 
 
-def patient_overlap(catalogue: Catalogue, assignment: np.ndarray) -> dict[tuple[str, str], list[str]]:
+def patient_overlap(dataset_index: DatasetIndex, assignment: np.ndarray) -> dict[tuple[str, str], list[str]]:
     """The sorted patients that two splits share, for each pair that shares any."""
     patients: dict[str, set[str]] = {split: set() for split in SPLITS}
-    for sample, split in zip(catalogue.samples, assignment):
-        patients[str(split)].add(sample.group)
+    for study, split in zip(dataset_index.studies, assignment):
+        patients[str(split)].add(study.group)
     shared = {pair: sorted(patients[pair[0]] & patients[pair[1]]) for pair in combinations(SPLITS, 2)}
     return {pair: names for pair, names in shared.items() if names}
 
 
-def split_hash(catalogue: Catalogue, assignment: np.ndarray) -> str:
+def split_hash(dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     """sha256 (hex) of who is in which split: the same for every order of the images."""
-    return hashlib.sha256(_content(catalogue, assignment).encode()).hexdigest()
+    return hashlib.sha256(_content(dataset_index, assignment).encode()).hexdigest()
 
 
-def write_split(path: Path, catalogue: Catalogue, assignment: np.ndarray) -> str:
+def write_split(path: Path, dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     """Write split.csv: image, patient_id, split, sorted by image, then a line '# sha256: …'. Returns that hash.
 
     The file is complete or not there: written beside, flushed to disk, renamed.
     """
-    content = _content(catalogue, assignment)
+    content = _content(dataset_index, assignment)
     digest = hashlib.sha256(content.encode()).hexdigest()
     try:
         write_atomically(path, f"{content}{_HASH_MARK}{digest}\n".encode())
@@ -82,13 +82,13 @@ def write_split(path: Path, catalogue: Catalogue, assignment: np.ndarray) -> str
     return digest
 
 
-def read_split(path: Path, catalogue: Catalogue) -> np.ndarray:
-    """The assignment, str [N] in the catalogue's order, that write_split saved.
+def read_split(path: Path, dataset_index: DatasetIndex) -> np.ndarray:
+    """The assignment, str [N] in the dataset index's order, that write_split saved.
 
-    Raises DataError for a missing or damaged file, and where its images or their patients are not the catalogue's.
+    Raises DataError for a missing or damaged file, and where its images or their patients are not the dataset index's.
     """
     saved = _verified_rows(path)
-    images = [sample.image for sample in catalogue.samples]
+    images = [study.image for study in dataset_index.studies]
     lacking = [image for image in images if image not in saved]
     beyond = sorted(set(saved).difference(images))
     if lacking or beyond:
@@ -97,7 +97,7 @@ def read_split(path: Path, catalogue: Catalogue) -> np.ndarray:
             f"({some(lacking, 3) or 'none'}), {len(beyond)} of its {len(saved)} are not in the data "
             f"({some(beyond, 3) or 'none'}). Use the data it was made from, or start a new run"
         )
-    moved = [sample.image for sample in catalogue.samples if saved[sample.image][0] != sample.patient_id]
+    moved = [study.image for study in dataset_index.studies if saved[study.image][0] != study.patient_id]
     if moved:
         raise DataError(f"'{path}' names another patient for {len(moved)} images: {some(moved, 3)}")
     return np.array([saved[image][1] for image in images])
@@ -121,33 +121,33 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         )
 
 
-def _fill_in(catalogue: Catalogue, fractions: Sequence[float], seed: int) -> np.ndarray:
+def _fill_in(dataset_index: DatasetIndex, fractions: Sequence[float], seed: int) -> np.ndarray:
     """The source's splits, completed by drawing where they are not complete (see assign_splits)."""
-    given = np.array([sample.split or "" for sample in catalogue.samples], dtype="U5")
+    given = np.array([study.split or "" for study in dataset_index.studies], dtype="U5")
     known = set(given.tolist()) - {""}
     unnamed = given == ""
     if not known:
-        return _draw(catalogue, np.arange(len(given)), SPLITS, fractions, seed)
+        return _draw(dataset_index, np.arange(len(given)), SPLITS, fractions, seed)
     if "train" in known and unnamed.any():
-        names = some([catalogue.samples[index].image for index in np.flatnonzero(unnamed)])
+        names = some([dataset_index.studies[index].image for index in np.flatnonzero(unnamed)])
         raise DataError(f"{unnamed.sum()} of {len(given)} images have no split while others have: {names}")
     given[unnamed] = "train"
     if "val" not in known:
         pool = np.flatnonzero(given == "train")
         if pool.size:
-            given[pool] = _draw(catalogue, pool, SPLITS[:2], fractions[:2], seed)
+            given[pool] = _draw(dataset_index, pool, SPLITS[:2], fractions[:2], seed)
     return given
 
 
 def _draw(
-    catalogue: Catalogue, pool: np.ndarray, names: Sequence[str], fractions: Sequence[float], seed: int
+    dataset_index: DatasetIndex, pool: np.ndarray, names: Sequence[str], fractions: Sequence[float], seed: int
 ) -> np.ndarray:
     """A split name for each image of pool, patients whole, fractions scaled to sum 1."""
     total = sum(fractions)
     if total <= 0:
         raise DataError("DATA.train_split and DATA.val_split are both 0")
-    groups = [catalogue.samples[index].group for index in pool]
-    labels = catalogue.label_matrix()[pool]
+    groups = [dataset_index.studies[index].group for index in pool]
+    labels = dataset_index.label_matrix()[pool]
     chosen = stratify_groups(labels, groups, [fraction / total for fraction in fractions], seed)
     return np.array(names, dtype="U5")[chosen]
 
@@ -176,14 +176,14 @@ def _overlap_error(overlap: dict[tuple[str, str], list[str]]) -> DataError:
     )
 
 
-def _content(catalogue: Catalogue, assignment: np.ndarray) -> str:
-    if len(assignment) != len(catalogue.samples):
-        raise ValueError(f"{len(assignment)} splits for {len(catalogue.samples)} images")
+def _content(dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
+    if len(assignment) != len(dataset_index.studies):
+        raise ValueError(f"{len(assignment)} splits for {len(dataset_index.studies)} images")
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_HEADER)
     writer.writerows(
-        sorted((sample.image, sample.patient_id, str(split)) for sample, split in zip(catalogue.samples, assignment))
+        sorted((study.image, study.patient_id, str(split)) for study, split in zip(dataset_index.studies, assignment))
     )
     return text.getvalue()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.splits.assignment import images_and_patients, patient_overlap, read_split, split_hash
-from data.study import SPLITS, Catalogue
+from data.study import SPLITS, DatasetIndex
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +19,14 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class SavedSplit:
-    """The split of every image of a catalogue.
+    """The split of every image of a dataset index.
 
     assignment: str [N], 'train', 'val', 'test', or '' where nobody says. source: where it comes from, in words.
     own: it is the very split that the model was trained with. warnings: what makes it less than that.
     trained_images, trained_patients: names of the training images in the run's split.csv, where there is one.
     """
 
-    catalogue: Catalogue
+    dataset_index: DatasetIndex
     assignment: np.ndarray
     source: str
     own: bool
@@ -35,7 +35,7 @@ class SavedSplit:
     trained_patients: frozenset[str] = field(default_factory=frozenset)
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of the catalogue in a split, or all; DataError naming the splits there are where it is empty."""
+        """Rows of the dataset index in a split, or all; DataError naming the splits there are where it is empty."""
         if split == ALL:
             return np.arange(len(self.assignment))
         rows = np.flatnonzero(self.assignment == split)
@@ -57,15 +57,15 @@ class SavedSplit:
             count = int((self.assignment[self.rows(split)] == "train").sum())
             return [f"The model was trained on {count:,} of these images: the figures are flattered."]
         if self.own:
-            shared = patient_overlap(self.catalogue, self.assignment).get(("train", split), [])
+            shared = patient_overlap(self.dataset_index, self.assignment).get(("train", split), [])
             return [f"{len(shared):,} patients are in train and {split}: figures are flattered."] if shared else []
-        samples = [self.catalogue.samples[row] for row in self.rows(split)]
-        known = sum(s.image in self.trained_images or s.patient_id in self.trained_patients for s in samples)
+        studies = [self.dataset_index.studies[row] for row in self.rows(split)]
+        known = sum(s.image in self.trained_images or s.patient_id in self.trained_patients for s in studies)
         text = f"{known:,} of these images or their patients have names that the model was trained on"
         return [f"{text}: if they are the same, the figures are flattered."] if known else []
 
 
-def saved_split(catalogue: Catalogue, path: Path, digest: str | None, own_data: bool) -> SavedSplit:
+def saved_split(dataset_index: DatasetIndex, path: Path, digest: str | None, own_data: bool) -> SavedSplit:
     """The run's split.csv where it is of these images, else the splits that the source itself names.
 
     path: that split.csv; it need not be there. digest: what the checkpoint says it was trained with, or None.
@@ -73,23 +73,23 @@ def saved_split(catalogue: Catalogue, path: Path, digest: str | None, own_data: 
     other data it is left aside. Nothing is drawn: images whose split nobody names have none.
     """
     if not path.is_file():
-        return _of_source(catalogue)
+        return _of_source(dataset_index)
     try:
-        assignment = read_split(path, catalogue)
+        assignment = read_split(path, dataset_index)
     except DataError:
         if own_data:
             raise
-        return _of_source(catalogue, *images_and_patients(path, "train"))
-    if digest is not None and split_hash(catalogue, assignment) == digest:
-        return SavedSplit(catalogue, assignment, f"'{path}'", True)
+        return _of_source(dataset_index, *images_and_patients(path, "train"))
+    if digest is not None and split_hash(dataset_index, assignment) == digest:
+        return SavedSplit(dataset_index, assignment, f"'{path}'", True)
     says = "does not say which split it was trained with" if digest is None else "was trained with another split"
     warning = f"The checkpoint {says}: some of these images may have been trained on ('{path}')."
     logger.warning("%s", warning)
-    return SavedSplit(catalogue, assignment, f"'{path}'", False, (warning,), *images_and_patients(path, "train"))
+    return SavedSplit(dataset_index, assignment, f"'{path}'", False, (warning,), *images_and_patients(path, "train"))
 
 
 def _of_source(
-    catalogue: Catalogue, images: frozenset[str] = frozenset(), patients: frozenset[str] = frozenset()
+    dataset_index: DatasetIndex, images: frozenset[str] = frozenset(), patients: frozenset[str] = frozenset()
 ) -> SavedSplit:
-    assignment = np.array([sample.split or "" for sample in catalogue.samples], dtype="U5")
-    return SavedSplit(catalogue, assignment, "the data", False, (), images, patients)
+    assignment = np.array([study.split or "" for study in dataset_index.studies], dtype="U5")
+    return SavedSplit(dataset_index, assignment, "the data", False, (), images, patients)

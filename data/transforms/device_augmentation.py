@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data.study import Catalogue
+from data.study import DatasetIndex
 from data.transforms.images import LightAugmentation, Preprocess
 
 # What `prepare` draws: the sampling matrix [2, 3] row by row, brightness, gain.
@@ -29,9 +29,9 @@ class DeviceAugmentation:
         self.preprocess, self.augmentation = preprocess, preprocess.augmentation
         self._normalisation: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def read(self, catalogue: Catalogue, index: int) -> np.ndarray:
+    def read(self, dataset_index: DatasetIndex, index: int) -> np.ndarray:
         """See `Preprocess.read`."""
-        return self.preprocess.read(catalogue, index)
+        return self.preprocess.read(dataset_index, index)
 
     def prepare(self, image: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A decoded image → (uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; numbers float32 [8])."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from configs.errors import ConfigError
 from data.readers.images import scale_intensity, to_channels
-from data.study import Catalogue
+from data.study import DatasetIndex
 
 RESIZE_MODES = ("stretch", "letterbox")
 
@@ -295,15 +295,15 @@ class Preprocess:
         early_channels = 1 if image.ndim == 2 or image.shape[2] == 1 else self.channels
         return resize(to_channels(scale_intensity(image), early_channels), self.size, self.resize_mode)
 
-    def read(self, catalogue: Catalogue, index: int, full: np.ndarray | None = None) -> np.ndarray:
+    def read(self, dataset_index: DatasetIndex, index: int, full: np.ndarray | None = None) -> np.ndarray:
         """The image to call it with: JPEG files that are large enough come at a scale that leaves twice `size`.
 
-        full: what catalogue.read(index) gave, where that is at hand. Raises DataError as that does.
+        full: what dataset_index.read(index) gave, where that is at hand. Raises DataError as that does.
         """
-        small = catalogue.read_reduced(index, (2 * self.size[0], 2 * self.size[1]))
+        small = dataset_index.read_reduced(index, (2 * self.size[0], 2 * self.size[1]))
         if small is not None:
             return small
-        return catalogue.read(index) if full is None else full  # type: ignore[return-value]
+        return dataset_index.read(index) if full is None else full  # type: ignore[return-value]
 
     def as_dict(self) -> dict[str, Any]:
         """What a checkpoint carries, in plain lists, numbers and strings; without the augmentation."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from configs.errors import ConfigError
 from data.readers.volumes import Volume
-from data.study import Catalogue
+from data.study import DatasetIndex
 from data.transforms.images import channel_statistics
 
 PERCENTILES = (0.5, 99.5)
@@ -236,9 +236,9 @@ class VolumePreprocess:
         windowed = apply_window(volume.voxels, self.window)
         return FittedVolume(*regrid(windowed, self.size, volume.spacing_mm, self.spacing_mm))
 
-    def read(self, catalogue: Catalogue, index: int, full: Volume | None = None) -> Volume:
-        """The volume to call it with; full: what catalogue.read(index) gave, where that is at hand."""
-        return catalogue.read(index) if full is None else full  # type: ignore[return-value]
+    def read(self, dataset_index: DatasetIndex, index: int, full: Volume | None = None) -> Volume:
+        """The volume to call it with; full: what dataset_index.read(index) gave, where that is at hand."""
+        return dataset_index.read(index) if full is None else full  # type: ignore[return-value]
 
     def as_dict(self) -> dict[str, Any]:
         """What a checkpoint carries, in plain lists, numbers and None; without the augmentation."""

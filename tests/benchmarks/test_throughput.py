@@ -24,9 +24,9 @@ def test_images_are_drawn_once_and_there_several_times(tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "DRAWN", 4)
     monkeypatch.setattr(throughput, "SIZE", 64)
     write_images(tmp_path / "images")
-    catalogue = open_data(Config.from_overrides([f"DATA.data_dir={tmp_path / 'images'}"]))
-    patients = {sample.patient_id for sample in catalogue.samples}
-    assert len(catalogue.samples) == 12 and len(patients) == 3 * len([p for p in patients if p.startswith("p")])
+    dataset_index = open_data(Config.from_overrides([f"DATA.data_dir={tmp_path / 'images'}"]))
+    patients = {study.patient_id for study in dataset_index.studies}
+    assert len(dataset_index.studies) == 12 and len(patients) == 3 * len([p for p in patients if p.startswith("p")])
     assert len(list((tmp_path / "images" / "images").iterdir())) == 12
 
 

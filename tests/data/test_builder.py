@@ -56,10 +56,10 @@ def config_of(folder: Path | None, *overrides: str) -> Config:
 
 
 def loaders_of(config: Config):
-    catalogue = open_data(config)
-    resolved = config.resolve(catalogue.class_names, catalogue.exclusive)
-    assignment = split_data(resolved, catalogue)
-    return catalogue, build_loaders(resolved, catalogue, assignment, MEAN, STD)
+    dataset_index = open_data(config)
+    resolved = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+    assignment = split_data(resolved, dataset_index)
+    return dataset_index, build_loaders(resolved, dataset_index, assignment, MEAN, STD)
 
 
 def codes(rows) -> np.ndarray:
@@ -98,8 +98,8 @@ def test_train_labels_are_those_of_the_training_split(folder, rows):
 @pytest.mark.parametrize("own", [False, True])
 def test_coarse_labels(folder, rows, own):
     groups = ["MODEL.coarse_groups={first: [c, a], second: [b]}"] if own else []
-    catalogue, loaders = loaders_of(config_of(folder, "MODEL.hierarchical=true", *groups))
-    assert catalogue.class_names == ("a", "b", "c")
+    dataset_index, loaders = loaders_of(config_of(folder, "MODEL.hierarchical=true", *groups))
+    assert dataset_index.class_names == ("a", "b", "c")
     assert [group.name for group in loaders.coarse_groups] == (
         ["first", "second"] if own else ["any finding", "no finding"]
     )
@@ -127,7 +127,7 @@ def test_a_flat_model_has_no_coarse_labels(folder):
 
 
 def test_splits_batches_and_images(folder):
-    catalogue, loaders = loaders_of(config_of(folder))
+    dataset_index, loaders = loaders_of(config_of(folder))
     reference = Preprocess((16, 16), 3, MEAN, STD)
     for loader, rows_of, size in (
         (loaders.train, range(12), 4),
@@ -141,26 +141,26 @@ def test_splits_batches_and_images(folder):
         assert max(len(batch) for batch in batches) == min(size, len(rows_of)) and len(loader) == len(batches)
         for batch in batches:
             for image, row in zip(batch.image.numpy(), batch.index.tolist()):
-                assert (image == reference(catalogue.read(row))).all() is np.bool_(not train)
+                assert (image == reference(dataset_index.read(row))).all() is np.bool_(not train)
     again = [batch.image for _, batch in loaders.train.epoch(4)]
     assert not torch.equal(again[0], next(loaders.train.epoch(3))[1].image)
 
 
 def test_settings_of_images_arrive(folder):
     overrides = ["DATA.augment=false", "DATA.mean=[0.1]", "DATA.std=[2.0]", "DATA.resize=letterbox"]
-    catalogue, loaders = loaders_of(config_of(folder, *overrides, "MODEL.in_channels=1"))
+    dataset_index, loaders = loaders_of(config_of(folder, *overrides, "MODEL.in_channels=1"))
     reference = Preprocess((16, 16), 1, [0.1], [2.0], "letterbox")
     assert loaders.preprocess.as_dict() == reference.as_dict()
     for _, batch in loaders.train.epoch(0):
         for image, row in zip(batch.image.numpy(), batch.index.tolist()):
-            assert (image == reference(catalogue.read(row))).all()
+            assert (image == reference(dataset_index.read(row))).all()
 
 
 def test_mirror_images_only_where_asked_for(folder):
     """With a probability of 1 the warped image is nearer to the mirror image; with 0 never."""
     for flip, nearer in ((0, False), (1, True)):
-        catalogue, loaders = loaders_of(config_of(folder, f"DATA.horizontal_flip={flip}"))
-        plain = {i: loaders.preprocess(catalogue.read(i)) for i in range(12)}
+        dataset_index, loaders = loaders_of(config_of(folder, f"DATA.horizontal_flip={flip}"))
+        plain = {i: loaders.preprocess(dataset_index.read(i)) for i in range(12)}
         votes = []
         for _, batch in loaders.train.epoch(0):
             for image, row in zip(batch.image.numpy(), batch.index.tolist()):
@@ -182,8 +182,8 @@ def test_mirror_images_only_where_asked_for(folder):
     ],
 )
 def test_where_images_are_augmented(folder, settings, device_type, on_device):
-    catalogue, config = open_data(config_of(folder)), config_of(folder, *settings)
-    loaders = build_loaders(config, catalogue, split_data(config, catalogue), MEAN, STD, device_type)
+    dataset_index, config = open_data(config_of(folder)), config_of(folder, *settings)
+    loaders = build_loaders(config, dataset_index, split_data(config, dataset_index), MEAN, STD, device_type)
     assert (loaders.train.dataset.finish is not None) is on_device
     assert loaders.val.dataset.finish is None and loaders.test.dataset.finish is None
 
@@ -225,10 +225,10 @@ def test_bad_images_are_counted_over_all_splits(tmp_path, rows):
 def test_sample_data_are_drawn_where_missing_and_only_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = config_of(None, "DATA.sample_count=24", "DATA.sample_size=64")
-    catalogue = open_data(config)
-    assert len(catalogue.samples) == 24 and len(catalogue.class_names) == 14
+    dataset_index = open_data(config)
+    assert len(dataset_index.studies) == 24 and len(dataset_index.class_names) == 14
     drawn = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
-    assert len(open_data(config_of(None, "DATA.data_dir=null", "DATA.sample_count=99")).samples) == 24
+    assert len(open_data(config_of(None, "DATA.data_dir=null", "DATA.sample_count=99")).studies) == 24
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == drawn
     with pytest.raises(DataError, match="elsewhere"):
         open_data(config_of(tmp_path / "elsewhere"))
@@ -237,11 +237,11 @@ def test_sample_data_are_drawn_where_missing_and_only_there(tmp_path, monkeypatc
 
 def test_a_saved_split_is_used_again(folder, tmp_path):
     config = config_of(folder)
-    catalogue = open_data(config)
+    dataset_index = open_data(config)
     shuffled = np.random.default_rng(0).permutation(SPLITS)
-    write_split(tmp_path / "split.csv", catalogue, shuffled)
-    assert (split_data(config, catalogue, tmp_path / "split.csv") == shuffled).all()
-    assert split_data(config, catalogue).tolist() == SPLITS
+    write_split(tmp_path / "split.csv", dataset_index, shuffled)
+    assert (split_data(config, dataset_index, tmp_path / "split.csv") == shuffled).all()
+    assert split_data(config, dataset_index).tolist() == SPLITS
 
 
 def test_an_empty_test_split_has_no_loader(tmp_path, rows, caplog):

@@ -8,7 +8,7 @@ from configs.errors import DataError
 from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
 from data.profile import measure
 from data.readers.volumes import Volume
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from data.transforms.images import Preprocess
 from data.transforms.volumes import VolumePreprocess
 
@@ -22,15 +22,15 @@ def image(index: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (30 + index, 40), dtype=np.uint8)
 
 
-def catalogue_of(count: int) -> Catalogue:
-    return Catalogue((), tuple(Sample(f"{i}.png", np.empty(0, np.float32)) for i in range(count)), image)
+def dataset_index_of(count: int) -> DatasetIndex:
+    return DatasetIndex((), tuple(Study(f"{i}.png", np.empty(0, np.float32)) for i in range(count)), image)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_model_gets_its_own_input(workers, caplog):
     joint, unread = JointPreprocess([SMALL, LARGE]), UnreadableInputs()
     seen = []
-    for _, batch in unlabelled_loader(catalogue_of(30), joint, unread, 4, workers).epoch(0):
+    for _, batch in unlabelled_loader(dataset_index_of(30), joint, unread, 4, workers).epoch(0):
         (small, large), traits = joint.split(batch.image)
         assert small.shape[1:] == (3, 16, 16) and large.shape[1:] == (1, 24, 20)
         for place, index in enumerate(batch.index.tolist()):
@@ -63,4 +63,4 @@ def test_what_does_not_go_together():
         JointPreprocess([SMALL, VolumePreprocess((8, 8, 8), 1, [0.5], [0.5])])
     for numbers in ((0, 0), (-1, 0), (4, -1)):
         with pytest.raises(DataError, match="--batch-size"):
-            unlabelled_loader(catalogue_of(2), JointPreprocess([SMALL]), UnreadableInputs(), *numbers)
+            unlabelled_loader(dataset_index_of(2), JointPreprocess([SMALL]), UnreadableInputs(), *numbers)

@@ -12,21 +12,21 @@ from data.phantom.volumes import write_phantom_volumes
 from data.profile import IMAGE_TRAITS, VOLUME_TRAITS, TrainingData, describe_images, likeness, measure
 from data.readers.volumes import Volume
 from data.sources.formats import open_source
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 COUNT = 70
 
 
-def loader_of(catalogue: Catalogue, workers: int = 0) -> ImageLoader:
-    count, classes = len(catalogue.samples), max(len(catalogue.class_names), 1)
+def loader_of(dataset_index: DatasetIndex, workers: int = 0) -> ImageLoader:
+    count, classes = len(dataset_index.studies), max(len(dataset_index.class_names), 1)
     labels = Labels(np.zeros((count, classes), np.float32), np.ones((count, classes), bool))
-    dataset = ImageDataset(catalogue, profile.Measurement(), 0)
+    dataset = ImageDataset(dataset_index, profile.Measurement(), 0)
     return ImageLoader(dataset, labels, EpochBatches(np.arange(count), 4, True, 0), UnreadableImages(0), workers)
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory) -> Catalogue:
+def phantom(tmp_path_factory) -> DatasetIndex:
     folder = tmp_path_factory.mktemp("data") / "phantom"
     write_phantom(folder, COUNT, 64)
     return open_source(folder)
@@ -80,7 +80,7 @@ def test_a_description_is_of_at_most_64_images(described, phantom):
         "bits": {"8 bits": 64},
         "colour": {"grey": 64},
     }
-    views = [sample.meta["view"] for sample in phantom.samples]
+    views = [study.meta["view"] for study in phantom.studies]
     assert (
         described["views"] == {view: views.count(view) for view in described["views"]}
         and sum(described["views"].values()) == COUNT
@@ -100,21 +100,21 @@ def test_a_checkpoint_carries_it(described, tmp_path):
 
 def test_unreadable_images_are_skipped_in_silence(tmp_path, caplog):
     write_phantom(tmp_path / "p", 12, 64)
-    catalogue = open_source(tmp_path / "p")
-    for sample in catalogue.samples[:5]:
-        (tmp_path / "p" / sample.image).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    described = describe_images(loader_of(catalogue), volumes=False)
+    dataset_index = open_source(tmp_path / "p")
+    for study in dataset_index.studies[:5]:
+        (tmp_path / "p" / study.image).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    described = describe_images(loader_of(dataset_index), volumes=False)
     assert (described["images"], described["of"]) == (7, 12) and not caplog.records
-    for sample in catalogue.samples:
-        (tmp_path / "p" / sample.image).write_bytes(b"")
-    assert describe_images(loader_of(catalogue), volumes=False) == {}
+    for study in dataset_index.studies:
+        (tmp_path / "p" / study.image).write_bytes(b"")
+    assert describe_images(loader_of(dataset_index), volumes=False) == {}
 
 
 def test_huge_images_end_it_early():
     image = np.zeros((5000, 4000), np.uint8)
-    samples = tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(40))
-    catalogue = Catalogue(("a",), samples, lambda index: image)
-    assert describe_images(loader_of(catalogue), volumes=False)["images"] == 8
+    studies = tuple(Study(f"{i}.png", np.zeros(1, np.float32)) for i in range(40))
+    dataset_index = DatasetIndex(("a",), studies, lambda index: image)
+    assert describe_images(loader_of(dataset_index), volumes=False)["images"] == 8
 
 
 def warnings_of(described: dict, image: np.ndarray, view: str = "") -> list[str]:
@@ -123,9 +123,7 @@ def warnings_of(described: dict, image: np.ndarray, view: str = "") -> list[str]
 
 def test_images_of_the_training_data_are_not_unlike_it(described, phantom):
     data = TrainingData.from_dict(described, volumes=False)
-    found = [
-        data.differences(measure(phantom.read(i)), sample.meta["view"]) for i, sample in enumerate(phantom.samples)
-    ]
+    found = [data.differences(measure(phantom.read(i)), study.meta["view"]) for i, study in enumerate(phantom.studies)]
     print(f"warned of {sum(map(bool, found))} of {COUNT} images, 6 of them not in the description")
     assert not any(found)
 
@@ -175,11 +173,11 @@ def test_views(described, phantom):
 
 def test_volumes_unlike_the_training_data(tmp_path):
     write_phantom_volumes(tmp_path / "v", 4, 64)
-    catalogue = open_source(tmp_path / "v", volumes=True)
-    described = describe_images(loader_of(catalogue), volumes=True)
+    dataset_index = open_source(tmp_path / "v", volumes=True)
+    described = describe_images(loader_of(dataset_index), volumes=True)
     data = TrainingData.from_dict(described, volumes=True)
     assert described["kind"] == "volumes" and described["images"] == 4
-    one = catalogue.read(0)
+    one = dataset_index.read(0)
     assert data.differences(measure(one)) == []
     thick = Volume(one.voxels[::6], one.affine @ np.diag([1, 1, 6, 1]))
     assert any(text.startswith("spacing in z") for text in data.differences(measure(thick)))

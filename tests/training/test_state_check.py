@@ -13,7 +13,7 @@ import torch
 from configs.errors import CheckpointError
 from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess
 from tests.training.toys import (
     CLASSES,
@@ -49,13 +49,15 @@ def make_loaders(root: Path) -> tuple[ImageLoader, ImageLoader]:
     rng = np.random.default_rng(1)
     target, mask = (rng.random((20, CLASSES)) < 0.5).astype(np.float32), rng.random((20, CLASSES)) < 0.9
     target[14:], mask[14:] = np.arange(6)[:, None] % 2, True
-    samples = tuple(Sample(name, row) for name, row in zip(names, target))
-    catalogue = Catalogue(("a", "b", "c"), samples, FileReader(root, names))
+    studies = tuple(Study(name, row) for name, row in zip(names, target))
+    dataset_index = DatasetIndex(("a", "b", "c"), studies, FileReader(root, names))
 
     def loader(indices, augmentation) -> ImageLoader:
         preprocess = Preprocess((SIDE, SIDE), 1, [0.5], [0.3], augmentation=augmentation)
         batches = EpochBatches(indices, 2, augmentation is not None, 11)
-        return ImageLoader(ImageDataset(catalogue, preprocess, 11), Labels(target, mask), batches, UnreadableImages(0))
+        return ImageLoader(
+            ImageDataset(dataset_index, preprocess, 11), Labels(target, mask), batches, UnreadableImages(0)
+        )
 
     return loader(np.arange(14), LightAugmentation()), loader(np.arange(14, 20), None)
 

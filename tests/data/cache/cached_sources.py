@@ -57,13 +57,13 @@ def config_of(folder: Path | None, *overrides: str) -> Config:
 def loaders_of(folder: Path | None, *overrides: str) -> Loaders:
     """As train.py builds them."""
     config = config_of(folder, *overrides)
-    catalogue = open_data(config)
-    config = config.resolve(catalogue.class_names, catalogue.exclusive)
-    return build_loaders(config, catalogue, split_data(config, catalogue), MEAN, STD)
+    dataset_index = open_data(config)
+    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+    return build_loaders(config, dataset_index, split_data(config, dataset_index), MEAN, STD)
 
 
 def inputs(loader, epoch: int = 0, start: int = 0) -> dict[int, torch.Tensor]:
-    """Row of the catalogue → the network's input, in the epoch's order."""
+    """Row of the dataset index → the network's input, in the epoch's order."""
     batches = [batch for _, batch in loader.epoch(epoch, start) if batch is not None]
     return {index: image for batch in batches for index, image in zip(batch.index.tolist(), batch.image)}
 

@@ -23,7 +23,7 @@ from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.file import MAGIC, CacheIndex, DamagedCache, SharedBytes, free_memory, open_cache_file, write_index
 from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
-from data.study import Catalogue, Reader, Sample
+from data.study import DatasetIndex, Reader, Study
 from data.transforms.images import Preprocess
 from tests.data.cache.cached_sources import COUNT, all_inputs, cache_files, loaders_of, write_mixed
 
@@ -98,7 +98,7 @@ def test_damage_that_is_not_looked_at_is_found_when_it_is_read(cached, monkeypat
     index, _ = open_cache_file(path, COUNT)
     row = int(np.argsort(index.records["offset"])[5])
     path.write_bytes(flipped(path.read_bytes(), len(MAGIC) + int(index.records["offset"][row]) + 100))
-    read = loaders_of(own, PLAIN, DISK).train.dataset.catalogue.read
+    read = loaders_of(own, PLAIN, DISK).train.dataset.dataset_index.read
     for other in set(range(COUNT)) - {row}:
         read(other)
     with pytest.raises(DataError, match=rf"is damaged at its image {row}: delete it"):
@@ -216,7 +216,7 @@ def test_a_spawned_worker_refuses_a_cache_that_was_replaced(cached):
     import pickle
 
     own, _, _ = cached
-    read = loaders_of(own, PLAIN, DISK).train.dataset.catalogue.read
+    read = loaders_of(own, PLAIN, DISK).train.dataset.dataset_index.read
     copy = pickle.loads(pickle.dumps(read))
     np.testing.assert_array_equal(copy(0), read(0))
     later = pickle.loads(pickle.dumps(read))
@@ -248,11 +248,11 @@ class Images(Reader):
 
 def builder_of(folder: Path, limit: int) -> tuple[Builder, Preprocess]:
     count = 150
-    samples = tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(count))
-    catalogue, preprocess = Catalogue(("a",), samples, Images(folder)), Preprocess((16, 16), 1, [0.5], [0.25])
+    studies = tuple(Study(f"{i}.png", np.zeros(1, np.float32)) for i in range(count))
+    dataset_index, preprocess = DatasetIndex(("a",), studies, Images(folder)), Preprocess((16, 16), 1, [0.5], [0.25])
     labels = Labels(np.zeros((count, 1), np.float32), np.ones((count, 1), bool))
     bad, batches = UnreadableImages(0), EpochBatches(range(count), 8, True, 0)
-    dataset = ImageDataset(catalogue, preprocess, 0)
+    dataset = ImageDataset(dataset_index, preprocess, 0)
     loader = ImageLoader(dataset, labels, batches, bad, 2, failures=WorkerFailures(limit, 60.0))
     return Builder(loader, preprocess, bad, "plain"), preprocess
 
@@ -264,7 +264,7 @@ def test_a_killed_worker_costs_no_image(tmp_path, kind, caplog):
     made = cached_in_memory(builder) if kind == "ram" else cached_on_disk(builder, tmp_path / "c", tmp_path)
     assert "SIGKILL while it read 40.png" in caplog.text
     for index in range(150):
-        np.testing.assert_array_equal(made.read(index), preprocess.fit(builder.catalogue.read(index)))
+        np.testing.assert_array_equal(made.read(index), preprocess.fit(builder.dataset_index.read(index)))
 
 
 def test_a_worker_killed_too_often_leaves_no_cache(tmp_path):

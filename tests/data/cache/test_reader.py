@@ -118,7 +118,7 @@ def test_volumes(tmp_path):
             assert list(plain) == list(cached)
             # STD's mean is 0.3; an augmentation stretches by a tenth
             assert all((plain[row] - cached[row]).abs().max() <= 1.2 / 65535 / 0.3 for row in plain)
-    fitted, source = loaders.val.dataset.catalogue.read(3), loaders.source.read(3)
+    fitted, source = loaders.val.dataset.dataset_index.read(3), loaders.source.read(3)
     assert fitted.spacing_mm == VolumePreprocess((8, 16, 16), 1, [0.5], [0.5], (9, 8, 7)).fit(source).spacing_mm
 
 
@@ -243,7 +243,7 @@ def test_unreadable_images_are_remembered(own, kind, workers, caplog, reads):
         cached = loaders_of(own, *options, f"DATA.cache={kind}")
         assert same(expected, all_inputs(cached)) and cached.train.bad.reasons == reasons
         with pytest.raises(DataError) as error:
-            cached.val.dataset.catalogue.read(17)
+            cached.val.dataset.dataset_index.read(17)
         assert str(error.value) == reasons[17]
         assert caplog.text.count("image left out") == 2
     assert not reads or kind == "ram"
@@ -309,9 +309,9 @@ def test_settings_that_contradict(own):
 def test_a_source_without_files_is_refused(own):
     from dataclasses import replace
 
-    catalogue = loaders_of(own).source
+    dataset_index = loaders_of(own).source
     with pytest.raises(ConfigError, match=r"nobody knows which files 'images/00.png' is read from"):
-        cache_reader.stamps(replace(catalogue, read=lambda index: np.zeros((4, 4), np.uint8)))
+        cache_reader.stamps(replace(dataset_index, read=lambda index: np.zeros((4, 4), np.uint8)))
 
 
 # ---- processes
@@ -326,7 +326,7 @@ def _digest(reader: CachedReader, queue) -> None:
     [("ram", "fork"), ("disk", "fork"), ("ram", "spawn"), pytest.param("disk", "spawn", marks=pytest.mark.slow)],
 )
 def test_other_processes_read_the_same_memory(own, kind, start):
-    reader = loaders_of(own, f"DATA.cache={kind}").train.dataset.catalogue.read
+    reader = loaders_of(own, f"DATA.cache={kind}").train.dataset.dataset_index.read
     here = [float(np.asarray(reader(row), np.float64).sum()) for row in range(COUNT)]
     context = torch.multiprocessing.get_context(start)
     queue = context.SimpleQueue()
@@ -343,5 +343,5 @@ def test_memory_is_shared_in_several_chunks(own, monkeypatch):
     monkeypatch.setattr(cache_building, "_LEAST_CHUNK", 1000)
     monkeypatch.setattr(cache_building, "_MOST_CHUNKS", 5)
     loaders = loaders_of(own, "DATA.cache=ram", PLAIN)
-    assert 3 < len(loaders.val.dataset.catalogue.read._kept._chunks) <= 10
+    assert 3 < len(loaders.val.dataset.dataset_index.read._kept._chunks) <= 10
     assert same(all_inputs(loaders_of(own, PLAIN)), all_inputs(loaders))

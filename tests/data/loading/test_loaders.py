@@ -12,7 +12,7 @@ from PIL import Image
 from configs.errors import DataError
 from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess, sample_rng
 
 COUNT, SEED = 23, 5
@@ -51,14 +51,14 @@ def random_labels(coarse: bool = True) -> Labels:
 
 
 def make_loader(root: Path, workers=0, indices=None, batch=4, shuffle=True, augment=True, seed=SEED, bad=None, **other):
-    samples = tuple(Sample(name, np.zeros(3, np.float32)) for name in NAMES)
-    catalogue = Catalogue(("a", "b", "c"), samples, FileReader(root, NAMES))
+    studies = tuple(Study(name, np.zeros(3, np.float32)) for name in NAMES)
+    dataset_index = DatasetIndex(("a", "b", "c"), studies, FileReader(root, NAMES))
     augmentation = LightAugmentation() if augment else None
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=augmentation)
     batches = EpochBatches(np.arange(COUNT) if indices is None else indices, batch, shuffle, seed)
     labels = other.get("labels") or random_labels()
     bad = UnreadableImages(0) if bad is None else bad
-    return ImageLoader(ImageDataset(catalogue, preprocess, seed), labels, batches, bad, workers)
+    return ImageLoader(ImageDataset(dataset_index, preprocess, seed), labels, batches, bad, workers)
 
 
 def contents(loader, epoch: int, start: int = 0) -> list[tuple]:

@@ -26,7 +26,7 @@ from data.builder import build_loaders
 from data.loading import worker_watch
 from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes by /proc")
@@ -61,7 +61,7 @@ def strike(fault: str) -> None:
 
 @dataclass(frozen=True)
 class Images:
-    """Catalogue.read: drawn images; the files in `faults` strike until `times` marks of each are in `marks`."""
+    """DatasetIndex.read: drawn images; the files in `faults` strike until `times` marks of each are in `marks`."""
 
     marks: Path
     faults: tuple[int, ...] = ()
@@ -78,12 +78,12 @@ class Images:
 
 
 def make_loader(images: Images, workers: int = 2, failures: WorkerFailures | None = None, batch: int = BATCH, **other):
-    catalogue = Catalogue(("a",), tuple(Sample(name, np.zeros(1, np.float32)) for name in NAMES), images)
+    dataset_index = DatasetIndex(("a",), tuple(Study(name, np.zeros(1, np.float32)) for name in NAMES), images)
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=LightAugmentation())
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
     batches = EpochBatches(np.arange(COUNT), batch, True, SEED)
-    dataset = ImageDataset(catalogue, preprocess, SEED)
+    dataset = ImageDataset(dataset_index, preprocess, SEED)
     return ImageLoader(dataset, labels, batches, UnreadableImages(0), workers, failures=failures, **other)
 
 
@@ -328,14 +328,14 @@ def test_what_is_given_before_the_end_is_right(tmp_path, undisturbed):
 
 
 def test_the_bound_is_for_the_run(tmp_path):
-    catalogue = Catalogue(
+    dataset_index = DatasetIndex(
         ("a",),
-        tuple(Sample(name, np.array([index % 2], np.float32)) for index, name in enumerate(NAMES)),
+        tuple(Study(name, np.array([index % 2], np.float32)) for index, name in enumerate(NAMES)),
         Images(tmp_path, (1, 10), "exit"),
     )
     keys = ["DATA.max_worker_failures=1", "DATA.worker_timeout=33.5", "DATA.num_workers=1", "DATA.image_size=16"]
     assignment = np.array(["train"] * 8 + ["val"] * 8 + ["test"] * 8)
-    loaders = build_loaders(Config.from_overrides(keys), catalogue, assignment, (0.5,) * 3, (0.5,) * 3)
+    loaders = build_loaders(Config.from_overrides(keys), dataset_index, assignment, (0.5,) * 3, (0.5,) * 3)
     failures = {id(loader._loader.failures): loader._loader.failures for loader in (loaders.train, loaders.val)}
     assert [(one.limit, one.timeout) for one in failures.values()] == [(1, 33.5)]
     assert [number for number, _ in loaders.train.epoch(0)] == [0]

@@ -97,16 +97,16 @@ def test_hearts_are_larger_where_they_should_be(drawn):
 
 
 def test_a_folder_reads_back_exactly_what_was_drawn(folder, drawn):
-    catalogue = open_source(folder, volumes=True)
-    assert len(catalogue.samples) == 30 and catalogue.notes == ()
+    dataset_index = open_source(folder, volumes=True)
+    assert len(dataset_index.studies) == 30 and dataset_index.notes == ()
     for index, item in enumerate(drawn[:30]):
-        volume, sample = catalogue.read(index), catalogue.samples[index]
+        volume, study = dataset_index.read(index), dataset_index.studies[index]
         np.testing.assert_array_equal(volume.voxels, item.volume.voxels)
         np.testing.assert_allclose(volume.affine, item.volume.affine, atol=1e-3)
-        assert sample.patient_id == item.patient_id and sample.meta == {"age": str(item.age), "sex": item.sex}
-        labels = {name for name, code in zip(catalogue.class_names, sample.labels) if code}
+        assert study.patient_id == item.patient_id and study.meta == {"age": str(item.age), "sex": item.sex}
+        labels = {name for name, code in zip(dataset_index.class_names, study.labels) if code}
         assert labels == set(item.labels)
-    assert set(catalogue.class_names) == {name for item in drawn[:30] for name in item.labels}
+    assert set(dataset_index.class_names) == {name for item in drawn[:30] for name in item.labels}
 
 
 def test_masks_lie_on_the_grids_of_their_volumes(folder, drawn):

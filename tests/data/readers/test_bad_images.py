@@ -15,7 +15,7 @@ from configs.errors import DataError
 from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.readers.images import read_image
 from data.sources.image_files import FileReader
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from data.transforms.images import Preprocess
 from tests.data.readers.bad_images import COLOUR, GREY, Case, all_cases, encoded, noise, png
 from tests.faults import in_child, outside
@@ -124,12 +124,12 @@ def test_the_loader_names_each_bad_image_once_and_delivers_the_rest(cases, walke
     caplog.set_level(logging.ERROR)
     folder, found = cases
     names = tuple(case.name for case in found)
-    catalogue = Catalogue(
-        ("a",), tuple(Sample(name, np.zeros(1, np.float32)) for name in names), FileReader(folder, names)
+    dataset_index = DatasetIndex(
+        ("a",), tuple(Study(name, np.zeros(1, np.float32)) for name in names), FileReader(folder, names)
     )
     ones = np.ones((len(names), 1))
     bad = UnreadableImages(len(names))
-    dataset = ImageDataset(catalogue, Preprocess((16, 16), 1, [0.5], [0.25]), seed=0)
+    dataset = ImageDataset(dataset_index, Preprocess((16, 16), 1, [0.5], [0.25]), seed=0)
     batches = EpochBatches(np.arange(len(names)), 16, shuffle=True, seed=0)
     loader = ImageLoader(dataset, Labels(ones.astype(np.float32), ones.astype(bool)), batches, bad)
     delivered: Counter[int] = Counter()

@@ -159,7 +159,7 @@ def test_a_header_that_lies_is_not_believed(tmp_path):
     refused(packed, "30000")
 
 
-def test_the_reader_of_a_catalogue(tmp_path):
+def test_the_reader_of_a_dataset_index(tmp_path):
     save(tmp_path / "a.nii")
     np.testing.assert_array_equal(VolumeReader(tmp_path, ("b.nii", "a.nii"))(1).voxels, VOXELS.T)
 

@@ -16,7 +16,7 @@ from data.profile import measure
 from data.readers.images import read_image, read_reduced
 from data.sources.image_files import FileReader
 from data.sources.unlabelled import open_unlabelled
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from data.transforms.images import Preprocess
 
 TO_GREY = {"mean": [0.0], "std": [1 / 255]}
@@ -106,10 +106,12 @@ def test_training_and_prediction_get_the_same_input(tmp_path):
     for i, name in enumerate(names):
         save(tmp_path / name, np.roll(image(), 30 * i, 1))
     one, other = Preprocess((48, 48), 1, **TO_GREY), Preprocess((190, 150), 1, **TO_GREY)
-    catalogue = Catalogue(("a",), tuple(Sample(n, np.zeros(1, np.float32)) for n in names), FileReader(tmp_path, names))
+    dataset_index = DatasetIndex(
+        ("a",), tuple(Study(n, np.zeros(1, np.float32)) for n in names), FileReader(tmp_path, names)
+    )
     labels = Labels(np.zeros((3, 1), np.float32), np.ones((3, 1), bool))
     loader = ImageLoader(
-        ImageDataset(catalogue, one, 0), labels, EpochBatches(range(3), 3, False, 0), UnreadableImages(0)
+        ImageDataset(dataset_index, one, 0), labels, EpochBatches(range(3), 3, False, 0), UnreadableImages(0)
     )
     trained = next(loader.epoch(0))[1].image
     joint, (unlabelled, _) = JointPreprocess([one, other]), open_unlabelled([tmp_path], False)

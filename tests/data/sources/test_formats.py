@@ -48,45 +48,45 @@ def three(tmp_path):
 
 
 def test_joined_labels(three):
-    catalogue = opened(three, "image,labels\na.png,Mass|Zebra\nb.png,No Finding\nc.png,\n")
-    assert catalogue.class_names == ("Mass", "Zebra")
-    np.testing.assert_array_equal(catalogue.label_matrix(), [[1, 1], [0, 0], [0, 0]])
-    assert catalogue.label_matrix().dtype == np.float32
-    assert not catalogue.exclusive
+    dataset_index = opened(three, "image,labels\na.png,Mass|Zebra\nb.png,No Finding\nc.png,\n")
+    assert dataset_index.class_names == ("Mass", "Zebra")
+    np.testing.assert_array_equal(dataset_index.label_matrix(), [[1, 1], [0, 0], [0, 0]])
+    assert dataset_index.label_matrix().dtype == np.float32
+    assert not dataset_index.exclusive
     for index in range(3):
-        assert (catalogue.read(index) == index).all()
+        assert (dataset_index.read(index) == index).all()
 
 
 def test_nih_names_bring_all_fourteen(three):
-    catalogue = opened(three, "image,labels\na.png,Hernia\nb.png,Mass\nc.png,\n")
-    assert catalogue.class_names == NIH_FINDINGS
-    assert catalogue.label_matrix().sum() == 2
+    dataset_index = opened(three, "image,labels\na.png,Hernia\nb.png,Mass\nc.png,\n")
+    assert dataset_index.class_names == NIH_FINDINGS
+    assert dataset_index.label_matrix().sum() == 2
 
 
 def test_no_finding_may_be_a_class(three):
     text = "image,labels\na.png,No Finding\nb.png,Mass\nc.png,\n"
-    catalogue = opened(three, text, class_names=["No Finding", "Mass"])
-    np.testing.assert_array_equal(catalogue.label_matrix(), [[1, 0], [0, 1], [0, 0]])
+    dataset_index = opened(three, text, class_names=["No Finding", "Mass"])
+    np.testing.assert_array_equal(dataset_index.label_matrix(), [[1, 0], [0, 1], [0, 0]])
 
 
 def test_one_column_a_class(three):
     text = (
         "image,Mass,age,Edema,site,patient_id,remark\na.png,1,50,,1,p,x\nb.png,-1.0,61,0.0,2,q,\nc.png,nan,3,1,1,q,y\n"
     )
-    catalogue = opened(three, text)
-    assert catalogue.class_names == ("Mass", "Edema")
-    np.testing.assert_array_equal(catalogue.label_matrix(), [[1, NAN], [-1, 0], [NAN, 1]])
-    assert catalogue.samples[0].meta == {"age": "50", "site": "1", "remark": "x"}
-    assert any("Mass, Edema; not as classes: site, remark" in note for note in catalogue.notes)
+    dataset_index = opened(three, text)
+    assert dataset_index.class_names == ("Mass", "Edema")
+    np.testing.assert_array_equal(dataset_index.label_matrix(), [[1, NAN], [-1, 0], [NAN, 1]])
+    assert dataset_index.studies[0].meta == {"age": "50", "site": "1", "remark": "x"}
+    assert any("Mass, Edema; not as classes: site, remark" in note for note in dataset_index.notes)
     chosen = opened(three, text, class_names=["Edema"])
     assert chosen.class_names == ("Edema",)
     assert any("look like classes but are not in class_names: Mass" in note for note in chosen.notes)
 
 
 def test_a_label_column_of_codes_is_a_class(three):
-    catalogue = opened(three, "image,label\na.png,1\nb.png,0\nc.png,\n")
-    assert catalogue.class_names == ("label",)
-    np.testing.assert_array_equal(catalogue.label_matrix(), [[1], [0], [NAN]])
+    dataset_index = opened(three, "image,label\na.png,1\nb.png,0\nc.png,\n")
+    assert dataset_index.class_names == ("label",)
+    np.testing.assert_array_equal(dataset_index.label_matrix(), [[1], [0], [NAN]])
 
 
 @pytest.mark.parametrize("alias", ["Image Index", "path", "filename", "file", "IMAGE"])
@@ -95,51 +95,51 @@ def test_aliases_and_fields(three, alias):
         f"{alias},Finding Labels,Patient ID,View Position,Patient Gender,Split,site\n"
         "a.png,Mass,1,PA,F,Train,x\nb.png,,2,AP,M,validation,y\nc.png,,2,AP,M,valid,y\n"
     )
-    catalogue = opened(three, text)
-    sample = catalogue.samples[0]
-    assert (sample.image, sample.patient_id, sample.split) == ("a.png", "1", "train")
-    assert sample.meta == {"view": "PA", "sex": "F", "site": "x"}
-    assert [sample.split for sample in catalogue.samples] == ["train", "val", "val"]
-    assert not catalogue.notes
+    dataset_index = opened(three, text)
+    study = dataset_index.studies[0]
+    assert (study.image, study.patient_id, study.split) == ("a.png", "1", "train")
+    assert study.meta == {"view": "PA", "sex": "F", "site": "x"}
+    assert [study.split for study in dataset_index.studies] == ["train", "val", "val"]
+    assert not dataset_index.notes
 
 
 def test_image_counts_before_path(three):
-    catalogue = opened(three, "path,image,labels\nx,a.png,Mass\ny,b.png,\nz,c.png,\n")
-    assert catalogue.samples[0].image == "a.png" and catalogue.samples[0].meta == {"path": "x"}
+    dataset_index = opened(three, "path,image,labels\nx,a.png,Mass\ny,b.png,\nz,c.png,\n")
+    assert dataset_index.studies[0].image == "a.png" and dataset_index.studies[0].meta == {"path": "x"}
 
 
 def test_bom_crlf_quotes_and_blank_lines(three):
     raw = '\ufeffimage,labels,remark\r\n"a.png","Mass","x, ""y"""\r\n\r\nb.png,,\r\n'
     (three / "labels.csv").write_bytes(raw.encode())
-    catalogue = open_csv(three, three / "labels.csv")
-    assert [sample.image for sample in catalogue.samples] == ["a.png", "b.png"]
-    assert catalogue.samples[0].meta["remark"] == 'x, "y"'
+    dataset_index = open_csv(three, three / "labels.csv")
+    assert [study.image for study in dataset_index.studies] == ["a.png", "b.png"]
+    assert dataset_index.studies[0].meta["remark"] == 'x, "y"'
 
 
 def test_gz_and_pandas_index(three):
     with gzip.open(three / "labels.csv.gz", "wt") as file:
         file.write(",image,labels\n0,a.png,Mass\n1,b.png,\n")
-    catalogue = open_source(three)
-    assert len(catalogue.samples) == 2 and not catalogue.samples[0].meta
+    dataset_index = open_source(three)
+    assert len(dataset_index.studies) == 2 and not dataset_index.studies[0].meta
 
 
 def test_where_images_are_found(tmp_path):
     images(tmp_path, "a.png images/b.png lists/c.png images/sub/d.png")
     (tmp_path / "lists").mkdir(exist_ok=True)
     path = table(tmp_path / "lists", "image,labels\na.png,M\nb.png,\n./c.png,\nsub/d.png,\n")
-    catalogue = open_csv(tmp_path, path)
-    assert [sample.image for sample in catalogue.samples] == [
+    dataset_index = open_csv(tmp_path, path)
+    assert [study.image for study in dataset_index.studies] == [
         "a.png",
         "images/b.png",
         "lists/c.png",
         "images/sub/d.png",
     ]
-    assert catalogue.read(3).shape == (4, 5)
+    assert dataset_index.read(3).shape == (4, 5)
 
 
 def test_patients_that_are_not_named_are_counted(three):
-    catalogue = opened(three, "image,labels,patient_id\na.png,Mass,p\nb.png,,\nc.png,,\n")
-    assert any(note.startswith("2 of 3 images name no patient") for note in catalogue.notes)
+    dataset_index = opened(three, "image,labels,patient_id\na.png,Mass,p\nb.png,,\nc.png,,\n")
+    assert any(note.startswith("2 of 3 images name no patient") for note in dataset_index.notes)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_names_the_class_list_lacks(three):
 
 
 def test_repeated_rows_are_counted(three):
-    catalogue = opened(three, "image,Mass,Edema\na.png,1,\n./a.png,1,\nb.png,0,1\n")
-    assert len(catalogue.samples) == 2
-    assert "1 rows repeat another row and are left out" in catalogue.notes
+    dataset_index = opened(three, "image,Mass,Edema\na.png,1,\n./a.png,1,\nb.png,0,1\n")
+    assert len(dataset_index.studies) == 2
+    assert "1 rows repeat another row and are left out" in dataset_index.notes
     with pytest.raises(DataError, match="different labels, patient or split"):
         opened(three, "image,labels,patient_id\na.png,Mass,1\na.png,Mass,2\n")
 
@@ -209,9 +209,9 @@ def test_missing_files(three):
     text = "image,labels\na.png,Mass\nx.png,\ny.png,Mass\n"
     with pytest.raises(DataError, match=r"(?s)2 of 3 images.*x\.png, y\.png.*allow_missing_images"):
         opened(three, text)
-    catalogue = opened(three, text, allow_missing=True)
-    assert [sample.image for sample in catalogue.samples] == ["a.png"]
-    assert any(note.startswith("2 of 3 listed images are missing") for note in catalogue.notes)
+    dataset_index = opened(three, text, allow_missing=True)
+    assert [study.image for study in dataset_index.studies] == ["a.png"]
+    assert any(note.startswith("2 of 3 listed images are missing") for note in dataset_index.notes)
     with pytest.raises(DataError, match="2 of 2 images"):
         opened(three, "image,labels\nx.png,Mass\ny.png,\n", allow_missing=True)
 
@@ -228,22 +228,22 @@ def test_links_that_leave_data_dir(tmp_path):
             opened(inside, f"image,labels\n{name},Mass\n")
     assert opened(inside, "image,labels\nown.png,Mass\n").read(0).shape == (4, 5)
     (tmp_path / "alias").symlink_to(inside)
-    assert open_csv(tmp_path / "alias", inside / "labels.csv").samples[0].image == "own.png"
+    assert open_csv(tmp_path / "alias", inside / "labels.csv").studies[0].image == "own.png"
 
 
 def test_labels_file_beside_but_outside(tmp_path):
     """A CSV outside data_dir is fine; images beside it are not data_dir's."""
     images(tmp_path, "data/a.png b.png")
-    assert open_csv(tmp_path / "data", table(tmp_path, "image,labels\na.png,Mass\n")).samples[0].image == "a.png"
+    assert open_csv(tmp_path / "data", table(tmp_path, "image,labels\na.png,Mass\n")).studies[0].image == "a.png"
     with pytest.raises(DataError, match="missing"):
         open_csv(tmp_path / "data", table(tmp_path, "image,labels\nb.png,Mass\n"))
 
 
 def test_undecodable_image_is_named_when_read(three):
     (three / "b.png").write_bytes(b"broken")
-    catalogue = opened(three, "image,labels\na.png,Mass\nb.png,\n")
+    dataset_index = opened(three, "image,labels\na.png,Mass\nb.png,\n")
     with pytest.raises(DataError, match=r"b\.png"):
-        catalogue.read(1)
+        dataset_index.read(1)
 
 
 # ---- NIH
@@ -263,18 +263,18 @@ def nih_folder(folder: Path, header: str = NIH_2017, name: str = "Data_Entry_201
 
 
 def test_nih_in_several_folders(tmp_path):
-    catalogue = open_source(nih_folder(tmp_path))
-    assert catalogue.class_names == NIH_FINDINGS
-    assert [sample.image for sample in catalogue.samples] == [
+    dataset_index = open_source(nih_folder(tmp_path))
+    assert dataset_index.class_names == NIH_FINDINGS
+    assert [study.image for study in dataset_index.studies] == [
         "images_001/images/1_000.png",
         "images_012/images/2_000.png",
     ]
-    sample = catalogue.samples[0]
-    assert sample.patient_id == "1" and sample.split is None
-    assert sample.meta["width"] == "2682" and sample.meta["spacing_y"] == "0.143" and sample.meta["view"] == "PA"
-    assert {NIH_FINDINGS[index] for index in np.flatnonzero(sample.labels)} == {"Mass", "Hernia"}
-    assert any("no official lists" in note for note in catalogue.notes)
-    assert (catalogue.read(1) == 1).all()
+    study = dataset_index.studies[0]
+    assert study.patient_id == "1" and study.split is None
+    assert study.meta["width"] == "2682" and study.meta["spacing_y"] == "0.143" and study.meta["view"] == "PA"
+    assert {NIH_FINDINGS[index] for index in np.flatnonzero(study.labels)} == {"Mass", "Hernia"}
+    assert any("no official lists" in note for note in dataset_index.notes)
+    assert (dataset_index.read(1) == 1).all()
 
 
 @pytest.mark.parametrize("where", ["", "images/", "images/images/", "images_003/"])
@@ -284,7 +284,7 @@ def test_nih_other_folders(tmp_path, where):
         (tmp_path / "images_001/images").joinpath(f"{index}_000.png").unlink(missing_ok=True)
         (tmp_path / "images_012/images").joinpath(f"{index}_000.png").unlink(missing_ok=True)
         image(tmp_path / f"{where}{index}_000.png")
-    assert open_nih(tmp_path).samples[1].image == f"{where}2_000.png"
+    assert open_nih(tmp_path).studies[1].image == f"{where}2_000.png"
 
 
 def test_nih_official_lists(tmp_path):
@@ -293,9 +293,9 @@ def test_nih_official_lists(tmp_path):
     with pytest.raises(DataError, match="stands alone"):
         open_nih(tmp_path)
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"1_000.png\n"))
-    samples = open_nih(tmp_path).samples
-    assert [sample.split for sample in samples] == [None, "test"]
-    assert [sample.meta["official_list"] for sample in samples] == ["train_val", "test"]
+    studies = open_nih(tmp_path).studies
+    assert [study.split for study in studies] == [None, "test"]
+    assert [study.meta["official_list"] for study in studies] == ["train_val", "test"]
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"3_000.png\n"))
     assert any("1 images stand on neither" in note for note in open_nih(tmp_path).notes)
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"2_000.png\n"))
@@ -318,20 +318,20 @@ def test_folders(tmp_path):
     images(tmp_path, "healthy/a.png ill/b.png ill/deep/c.png .hidden/x.png")
     (tmp_path / "ill" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "ill" / ".DS_Store").write_bytes(b"x")
-    catalogue = open_source(tmp_path)
-    assert catalogue.exclusive and catalogue.class_names == ("healthy", "ill")
-    assert [sample.image for sample in catalogue.samples] == ["healthy/a.png", "ill/b.png", "ill/deep/c.png"]
-    np.testing.assert_array_equal(catalogue.label_matrix(), [[1, 0], [0, 1], [0, 1]])
-    assert any("1 files are no images" in note and "Thumbs.db" in note for note in catalogue.notes)
-    assert {sample.split for sample in catalogue.samples} == {None}
+    dataset_index = open_source(tmp_path)
+    assert dataset_index.exclusive and dataset_index.class_names == ("healthy", "ill")
+    assert [study.image for study in dataset_index.studies] == ["healthy/a.png", "ill/b.png", "ill/deep/c.png"]
+    np.testing.assert_array_equal(dataset_index.label_matrix(), [[1, 0], [0, 1], [0, 1]])
+    assert any("1 files are no images" in note and "Thumbs.db" in note for note in dataset_index.notes)
+    assert {study.split for study in dataset_index.studies} == {None}
     assert open_folders(tmp_path, ["ill", "healthy"]).class_names == ("ill", "healthy")
 
 
 def test_folders_with_splits(tmp_path):
     images(tmp_path, "Train/x/1.png Train/y/2.png valid/x/3.png valid/y/4.png test/x/5.png test/y/6.png")
-    catalogue = open_source(tmp_path)
-    assert Counter(sample.split for sample in catalogue.samples) == {"train": 2, "val": 2, "test": 2}
-    assert all(sample.patient_id == "" for sample in catalogue.samples)
+    dataset_index = open_source(tmp_path)
+    assert Counter(study.split for study in dataset_index.studies) == {"train": 2, "val": 2, "test": 2}
+    assert all(study.patient_id == "" for study in dataset_index.studies)
     (tmp_path / "test" / "y" / "6.png").unlink()
     assert "class folder 'test/y' is empty" in open_folders(tmp_path).notes
     (tmp_path / "test" / "y").rmdir()
@@ -384,26 +384,26 @@ def test_medmnist_binary(tmp_path):
 
 
 def test_medmnist_multi_class_and_multi_label(tmp_path):
-    catalogue = open_medmnist(medmnist(tmp_path / "a.npz", [[0], [3], [1]]))
-    assert catalogue.exclusive and len(catalogue.class_names) == 4
-    np.testing.assert_array_equal(catalogue.label_matrix()[:3], np.eye(4)[[0, 3, 1]])
-    catalogue = open_medmnist(medmnist(tmp_path / "b.npz", [[0, 1], [1, 1], [0, 0]]), ["p", "q"])
-    assert not catalogue.exclusive and catalogue.class_names == ("p", "q")
-    np.testing.assert_array_equal(catalogue.label_matrix()[:3], [[0, 1], [1, 1], [0, 0]])
+    dataset_index = open_medmnist(medmnist(tmp_path / "a.npz", [[0], [3], [1]]))
+    assert dataset_index.exclusive and len(dataset_index.class_names) == 4
+    np.testing.assert_array_equal(dataset_index.label_matrix()[:3], np.eye(4)[[0, 3, 1]])
+    dataset_index = open_medmnist(medmnist(tmp_path / "b.npz", [[0, 1], [1, 1], [0, 0]]), ["p", "q"])
+    assert not dataset_index.exclusive and dataset_index.class_names == ("p", "q")
+    np.testing.assert_array_equal(dataset_index.label_matrix()[:3], [[0, 1], [1, 1], [0, 0]])
 
 
 def test_medmnist_reads_the_right_image_also_after_pickling(tmp_path):
     path = medmnist(tmp_path / "a.npz", [[0], [1], [1]])
-    catalogue = open_medmnist(path)
-    again = pickle.loads(pickle.dumps(catalogue))
-    assert len(pickle.dumps(catalogue.read)) < 1000
-    for index, sample in enumerate(catalogue.samples):
-        split, number = sample.image.rstrip("]").split("[")
+    dataset_index = open_medmnist(path)
+    again = pickle.loads(pickle.dumps(dataset_index))
+    assert len(pickle.dumps(dataset_index.read)) < 1000
+    for index, study in enumerate(dataset_index.studies):
+        split, number = study.image.rstrip("]").split("[")
         want = np.load(path)[f"{split}_images"][int(number)]
-        np.testing.assert_array_equal(catalogue.read(index), want)
+        np.testing.assert_array_equal(dataset_index.read(index), want)
         np.testing.assert_array_equal(again.read(index), want)
     with pytest.raises(IndexError):
-        catalogue.read(9)
+        dataset_index.read(9)
 
 
 def test_medmnist_counts_repeated_images(tmp_path):
@@ -489,8 +489,8 @@ def test_open_source_options(three):
     table(three, "image,Mass\na.png,1\nx.png,0\n")
     with pytest.raises(DataError, match="missing"):
         open_source(three)
-    assert len(open_source(three, format="csv", allow_missing=True, class_names=["Mass"]).samples) == 1
-    assert len(open_source(three, three / "labels.csv", allow_missing=True).samples) == 1
+    assert len(open_source(three, format="csv", allow_missing=True, class_names=["Mass"]).studies) == 1
+    assert len(open_source(three, three / "labels.csv", allow_missing=True).studies) == 1
     with pytest.raises(DataError, match="did you mean 'medmnist'"):
         open_source(three, format="medmist")
     with pytest.raises(DataError, match="each once"):
@@ -501,9 +501,9 @@ def test_open_source_options(three):
         open_source(three, format="medmnist")
 
 
-def test_catalogues_can_be_pickled(three):
-    catalogue = pickle.loads(pickle.dumps(opened(three, "image,labels\na.png,Mass\nb.png,\n")))
-    assert (catalogue.read(1) == 1).all()
+def test_dataset_indexs_can_be_pickled(three):
+    dataset_index = pickle.loads(pickle.dumps(opened(three, "image,labels\na.png,Mass\nb.png,\n")))
+    assert (dataset_index.read(1) == 1).all()
 
 
 # ---- the real ones
@@ -511,22 +511,22 @@ def test_catalogues_can_be_pickled(three):
 
 @needs_data
 def test_nih_sample():
-    catalogue = open_source(SHARED / "nih_sample")
-    assert len(catalogue.samples) == 1364 and catalogue.class_names == NIH_FINDINGS and not catalogue.notes
-    assert Counter(sample.split for sample in catalogue.samples) == {"train": 1099, "val": 265}
-    val = np.array([sample.split == "val" for sample in catalogue.samples])
-    assert catalogue.label_matrix()[val, NIH_FINDINGS.index("Hernia")].sum() == 5
-    assert catalogue.read(0).shape == (320, 320) and catalogue.read(0).dtype == np.uint8
-    assert catalogue.samples[0].meta == {"view": "PA", "age": "57", "sex": "M"}
+    dataset_index = open_source(SHARED / "nih_sample")
+    assert len(dataset_index.studies) == 1364 and dataset_index.class_names == NIH_FINDINGS and not dataset_index.notes
+    assert Counter(study.split for study in dataset_index.studies) == {"train": 1099, "val": 265}
+    val = np.array([study.split == "val" for study in dataset_index.studies])
+    assert dataset_index.label_matrix()[val, NIH_FINDINGS.index("Hernia")].sum() == 5
+    assert dataset_index.read(0).shape == (320, 320) and dataset_index.read(0).dtype == np.uint8
+    assert dataset_index.studies[0].meta == {"view": "PA", "age": "57", "sex": "M"}
 
 
 @needs_data
 def test_pneumoniamnist():
-    catalogue = open_source(SHARED / "medmnist")
-    assert Counter(sample.split for sample in catalogue.samples) == {"train": 4708, "val": 524, "test": 624}
-    assert catalogue.class_names == ("positive",)
-    assert any(note.startswith("8 identical images stand in both train and val") for note in catalogue.notes)
-    assert catalogue.read(5000).shape == (28, 28)
+    dataset_index = open_source(SHARED / "medmnist")
+    assert Counter(study.split for study in dataset_index.studies) == {"train": 4708, "val": 524, "test": 624}
+    assert dataset_index.class_names == ("positive",)
+    assert any(note.startswith("8 identical images stand in both train and val") for note in dataset_index.notes)
+    assert dataset_index.read(5000).shape == (28, 28)
 
 
 @needs_data

@@ -1,4 +1,4 @@
-"""Labels tables of any text: a DataError or a Catalogue that agrees with itself. FUZZ_EXAMPLES=20000 is more."""
+"""Labels tables of any text: a DataError or a DatasetIndex that agrees with itself. FUZZ_EXAMPLES=20000 is more."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def check(folder: Path, content: bytes) -> None:
     path.write_bytes(content)
     table = attempt(read_table, path)
     assert table is None or {len(cells) for _, cells in table.rows} == {len(table.header)}
-    catalogue = attempt(open_csv, folder, path, allow_missing=True)
+    dataset_index = attempt(open_csv, folder, path, allow_missing=True)
     attempt(open_csv, folder, path, ("Mass", "Nodule"))
     attempt(open_csv, folder, path, volumes=True)
     attempt(open_source, folder, format="nih")
-    if catalogue is None:
+    if dataset_index is None:
         return
-    codes = catalogue.label_matrix()
-    assert codes.shape == (len(catalogue.samples), len(catalogue.class_names)) and len(codes)
+    codes = dataset_index.label_matrix()
+    assert codes.shape == (len(dataset_index.studies), len(dataset_index.class_names)) and len(codes)
     assert np.isin(codes[~np.isnan(codes)], (-1, 0, 1)).all()
-    assert all((folder / sample.image).resolve().is_relative_to(folder.resolve()) for sample in catalogue.samples)
-    split = attempt(assign_splits, catalogue, allow_patient_overlap=True)
+    assert all((folder / study.image).resolve().is_relative_to(folder.resolve()) for study in dataset_index.studies)
+    split = attempt(assign_splits, dataset_index, allow_patient_overlap=True)
     if split is not None:
-        write_split(folder / "split.csv", catalogue, split)
-        assert (read_split(folder / "split.csv", catalogue) == split).all()
+        write_split(folder / "split.csv", dataset_index, split)
+        assert (read_split(folder / "split.csv", dataset_index) == split).all()
 
 
 @fuzz(share=0.15)

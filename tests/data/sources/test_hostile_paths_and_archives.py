@@ -79,12 +79,12 @@ def errors_of(task: dict[str, Any]) -> list[str]:
     errors = []
     try:
         options = {"volumes": task.get("volumes", False), "format": task.get("format", "auto")}
-        catalogue = open_source(task["folder"], task.get("labels"), **options)
+        dataset_index = open_source(task["folder"], task.get("labels"), **options)
     except DataError as error:
         return [str(error)]
-    for index in range(len(catalogue.samples)):
+    for index in range(len(dataset_index.studies)):
         try:
-            catalogue.read(index)
+            dataset_index.read(index)
         except DataError as error:
             errors.append(str(error))
     return errors
@@ -217,17 +217,17 @@ def test_nothing_outside_data_dir_is_opened(tmp_path, around):
 def test_a_split_file_names_no_file_that_is_opened(tmp_path, around):
     for kind in ("cat", "dog"):
         make(tmp_path / "in" / kind / "a.png")
-    catalogue = open_source(tmp_path / "in")
+    dataset_index = open_source(tmp_path / "in")
     for name in ("../outside/canary.png", "/etc/passwd", "cat/../../outside/canary.png"):
         content = f"image,patient_id,split\n{name},,train\n"
         digest = hashlib.sha256(content.encode()).hexdigest()
         make(tmp_path / "split.csv", f"{content}# sha256: {digest}\n")
         with pytest.raises(DataError, match="is the split of other images"):
-            read_split(tmp_path / "split.csv", catalogue)
+            read_split(tmp_path / "split.csv", dataset_index)
     (tmp_path / "split.csv").unlink()
     os.mkfifo(tmp_path / "split.csv")
     with pytest.raises(DataError, match="a pipe"):
-        read_split(tmp_path / "split.csv", catalogue)
+        read_split(tmp_path / "split.csv", dataset_index)
 
 
 # ---- archives and tables

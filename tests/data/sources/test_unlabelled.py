@@ -43,12 +43,14 @@ def names(inputs, volumes: bool = False) -> list[str]:
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(images):
-    catalogue, items = open_unlabelled([images], volumes=False)
+    dataset_index, items = open_unlabelled([images], volumes=False)
     found = [item.name for item in items]
     assert found == ["IM_1.2.3", "a.jpg", "b.png", "d.dcm", "deep/er/c.PNG", "noname"]
-    assert [sample.image for sample in catalogue.samples] == found and catalogue.class_names == ()
-    assert all(catalogue.read(index).shape == (6, 8) for index in range(6))
-    assert len(catalogue.notes) == 1 and "3 files" in catalogue.notes[0] and "pipe.png" in catalogue.notes[0]
+    assert [study.image for study in dataset_index.studies] == found and dataset_index.class_names == ()
+    assert all(dataset_index.read(index).shape == (6, 8) for index in range(6))
+    assert (
+        len(dataset_index.notes) == 1 and "3 files" in dataset_index.notes[0] and "pipe.png" in dataset_index.notes[0]
+    )
 
 
 def test_files_and_several_inputs(images, monkeypatch):
@@ -56,12 +58,12 @@ def test_files_and_several_inputs(images, monkeypatch):
     assert names(["images/b.png"]) == ["b.png"]
     assert names(["images/b.png", "images/deep"]) == ["images/b.png", "images/deep/er/c.PNG"]
     # Whoever names a file has it read, whatever it is called.
-    catalogue, items = open_unlabelled(["images/notes.txt", "images/pipe.png"], volumes=False)
+    dataset_index, items = open_unlabelled(["images/notes.txt", "images/pipe.png"], volumes=False)
     assert len(items) == 2
     with pytest.raises(DataError, match="neither PNG, JPEG nor DICOM"):
-        catalogue.read(0)
+        dataset_index.read(0)
     with pytest.raises(DataError, match="a pipe"):
-        catalogue.read(1)
+        dataset_index.read(1)
 
 
 def test_what_is_not_there(tmp_path):
@@ -79,21 +81,21 @@ def test_a_link_out_of_a_folder_is_an_error_of_its_own(images, tmp_path):
     (images / "out.png").symlink_to(secret)
     (images / "in.png").symlink_to(images / "b.png")
     (images / "away").symlink_to(secret.parent)  # a linked folder is not entered
-    catalogue, items = open_unlabelled([images], volumes=False)
+    dataset_index, items = open_unlabelled([images], volumes=False)
     found = {item.name: index for index, item in enumerate(items)}
-    assert "away/s.png" not in found and catalogue.read(found["in.png"]).shape == (6, 8)
+    assert "away/s.png" not in found and dataset_index.read(found["in.png"]).shape == (6, 8)
     with pytest.raises(DataError, match=r"'out.png' is a link that leaves the folder"):
-        catalogue.read(found["out.png"])
+        dataset_index.read(found["out.png"])
 
 
 def test_a_name_that_is_no_text(tmp_path):
     png(tmp_path / "f" / "ok.png")
     with open(os.fsencode(tmp_path / "f") + b"/\xff.png", "wb") as file:  # noqa: PTH123  # a name of bytes
         file.write((tmp_path / "f" / "ok.png").read_bytes())
-    catalogue, items = open_unlabelled([tmp_path / "f"], volumes=False)
+    dataset_index, items = open_unlabelled([tmp_path / "f"], volumes=False)
     assert [item.name for item in items] == ["ok.png", "\\udcff.png"]
     with pytest.raises(DataError, match="no readable text"):
-        catalogue.read(1)
+        dataset_index.read(1)
 
 
 # ---- tables
@@ -113,13 +115,13 @@ def test_a_table_brings_its_columns(images):
         "b.png,7,PA,again",
         "gone.png,9,,",
     ]
-    catalogue, items = open_unlabelled([table(images / "list.csv", *rows)], volumes=False)
+    dataset_index, items = open_unlabelled([table(images / "list.csv", *rows)], volumes=False)
     assert [item.name for item in items] == ["b.png", "images/e.png", "b.png", "gone.png"]
     assert [item.view for item in items] == ["PA", "lateral", "PA", ""]
     assert items[1].columns == {"Patient ID": "8", "View Position": "lateral", "note": ""}
-    assert catalogue.read(1).shape == (6, 8)
+    assert dataset_index.read(1).shape == (6, 8)
     with pytest.raises(DataError, match=r"line 5 of .* names 'gone.png': there is no such file"):
-        catalogue.read(3)
+        dataset_index.read(3)
 
 
 @pytest.mark.parametrize(
@@ -149,15 +151,15 @@ def test_volumes_of_every_kind(tmp_path):
     nifti.rename(folder / "a.nii.gz")
     save(folder / "patient" / "ct", slices_of())
     png(folder / "scout.png")
-    catalogue, items = open_unlabelled([folder], volumes=True)
+    dataset_index, items = open_unlabelled([folder], volumes=True)
     assert [item.name for item in items] == ["a.nii.gz", "patient/ct"]
-    assert all(isinstance(catalogue.read(index), Volume) for index in (0, 1))
-    assert "scout.png" in catalogue.notes[0]
+    assert all(isinstance(dataset_index.read(index), Volume) for index in (0, 1))
+    assert "scout.png" in dataset_index.notes[0]
     assert names([folder / "patient" / "ct"], volumes=True) == ["ct"]
     assert names([folder / "a.nii.gz"], volumes=True) == ["a.nii.gz"]
     listed = table(folder / "list.csv", "image,age", "patient/ct,60", "a.nii.gz,70")
-    catalogue, items = open_unlabelled([listed], volumes=True)
-    assert [item.columns["age"] for item in items] == ["60", "70"] and isinstance(catalogue.read(0), Volume)
+    dataset_index, items = open_unlabelled([listed], volumes=True)
+    assert [item.columns["age"] for item in items] == ["60", "70"] and isinstance(dataset_index.read(0), Volume)
 
 
 def test_a_dicom_file_that_is_alone_is_no_series(tmp_path):
@@ -165,10 +167,10 @@ def test_a_dicom_file_that_is_alone_is_no_series(tmp_path):
     first, *others = sorted(folder.iterdir())
     for path in others:
         path.unlink()
-    catalogue, items = open_unlabelled([tmp_path], volumes=True)
+    dataset_index, items = open_unlabelled([tmp_path], volumes=True)
     assert [item.name for item in items] == [f"ct/{first.name}"]
     with pytest.raises(DataError, match="one slice"):
-        catalogue.read(0)
+        dataset_index.read(0)
 
 
 # ---- views

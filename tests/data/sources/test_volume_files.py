@@ -76,9 +76,9 @@ def config_of(folder: Path | str, *overrides: str) -> Config:
 
 
 def loaders_of(config: Config):
-    catalogue = open_data(config)
-    resolved = config.resolve(catalogue.class_names, catalogue.exclusive)
-    return catalogue, build_loaders(resolved, catalogue, split_data(resolved, catalogue), MEAN, STD)
+    dataset_index = open_data(config)
+    resolved = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+    return dataset_index, build_loaders(resolved, dataset_index, split_data(resolved, dataset_index), MEAN, STD)
 
 
 # ---- CSV
@@ -88,9 +88,9 @@ def test_files_series_and_folders_of_a_csv(tmp_path, one_slice):
     volume(tmp_path / "scans" / "a.nii.gz", 1)
     slices(tmp_path / "images" / "series", one_slice)
     (tmp_path / "labels.csv").write_text("image,labels\nscans/a.nii.gz,Mass\nseries,Zebra\nseries/,Zebra\n")
-    catalogue = open_source(tmp_path, volumes=True)
-    assert [sample.image for sample in catalogue.samples] == ["scans/a.nii.gz", "images/series"]
-    first, second = catalogue.read(0), catalogue.read(1)
+    dataset_index = open_source(tmp_path, volumes=True)
+    assert [study.image for study in dataset_index.studies] == ["scans/a.nii.gz", "images/series"]
+    first, second = dataset_index.read(0), dataset_index.read(1)
     assert isinstance(first, Volume) and first.voxels.shape == (7, 8, 9)
     assert second.voxels.shape == (4, 4, 6) and second.spacing_mm == (5, 1, 1)
 
@@ -114,7 +114,7 @@ def test_missing_volumes_are_counted(tmp_path):
     (tmp_path / "labels.csv").write_text("image,labels\na.nii,Mass\nb.nii,Mass\n")
     with pytest.raises(DataError, match=r"1 of 2 .*missing: b\.nii"):
         open_source(tmp_path, volumes=True)
-    assert len(open_source(tmp_path, volumes=True, allow_missing=True).samples) == 1
+    assert len(open_source(tmp_path, volumes=True, allow_missing=True).studies) == 1
 
 
 def test_images_for_volumes_and_the_reverse_say_what_to_set(folder, tmp_path):
@@ -143,11 +143,11 @@ def test_class_folders_of_files_and_series(tmp_path, one_slice):
     slices(tmp_path / "ill" / "patient" / "series", one_slice)
     (tmp_path / "well" / "notes.txt").write_text("x")
     assert recognise(tmp_path) == "folders"
-    catalogue = open_source(tmp_path, volumes=True)
+    dataset_index = open_source(tmp_path, volumes=True)
     names = ["ill/a.nii.gz", "ill/patient/series", "well/b.nii", "well/deeper/c.nii"]
-    assert [sample.image for sample in catalogue.samples] == names and catalogue.exclusive
-    assert [catalogue.read(index).voxels.ndim for index in range(4)] == [3] * 4
-    assert any("1 files are no volumes" in note and "notes.txt" in note for note in catalogue.notes)
+    assert [study.image for study in dataset_index.studies] == names and dataset_index.exclusive
+    assert [dataset_index.read(index).voxels.ndim for index in range(4)] == [3] * 4
+    assert any("1 files are no volumes" in note and "notes.txt" in note for note in dataset_index.notes)
     (tmp_path / "ill" / "patient" / "series").rename(tmp_path.parent / f"{tmp_path.name}_series")
     with pytest.raises(DataError, match=r"names volumes .*image_size=\[depth, height, width\]"):
         open_source(tmp_path, format="folders", class_names=None)
@@ -157,7 +157,7 @@ def test_class_folders_of_files_and_series(tmp_path, one_slice):
 
 
 def test_batches_of_volumes(folder):
-    catalogue, loaders = loaders_of(config_of(folder, "MODEL.in_channels=1", "DATA.spacing_mm=[2, 2, 1]"))
+    dataset_index, loaders = loaders_of(config_of(folder, "MODEL.in_channels=1", "DATA.spacing_mm=[2, 2, 1]"))
     reference = VolumePreprocess((6, 10, 12), 1, MEAN, STD, (2, 2, 1), (-500, 500))
     assert loaders.preprocess.as_dict() == reference.as_dict()
     for loader, count in ((loaders.train, 7), (loaders.val, 3), (loaders.test, 2)):
@@ -166,7 +166,7 @@ def test_batches_of_volumes(folder):
         for batch in batches:
             assert batch.image.shape[1:] == (1, 6, 10, 12) and batch.image.dtype == torch.float32
             for image, row in zip(batch.image.numpy(), batch.index.tolist()):
-                plain = reference(catalogue.read(row))
+                plain = reference(dataset_index.read(row))
                 assert (image == plain).all() is np.bool_(loader is not loaders.train)
 
 
@@ -190,11 +190,11 @@ def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_began(folder):
 
 def test_mirror_images_only_where_asked_for(folder):
     for flip, nearer in ((0, False), (1, True)):
-        catalogue, loaders = loaders_of(config_of(folder, f"DATA.horizontal_flip={flip}"))
+        dataset_index, loaders = loaders_of(config_of(folder, f"DATA.horizontal_flip={flip}"))
         votes = []
         for _, batch in loaders.train.epoch(0):
             for image, row in zip(batch.image.numpy(), batch.index.tolist()):
-                plain = loaders.preprocess(catalogue.read(row))
+                plain = loaders.preprocess(dataset_index.read(row))
                 kept, mirrored = (np.abs(image - p).mean() for p in (plain, plain[..., ::-1]))
                 votes.append(mirrored < kept)
         assert sum(votes) >= 5 if nearer else sum(votes) <= 2
@@ -219,11 +219,11 @@ def test_a_damaged_volume_is_tolerated_as_far_as_allowed(tmp_path):
 def test_the_presets_data_are_drawn_and_load(tmp_path, monkeypatch):
     config = Config.from_yaml(ROOT / "configs" / "volume_swin3d.yaml", ["DATA.sample_count=24"])
     monkeypatch.chdir(tmp_path)
-    catalogue, loaders = loaders_of(config)
-    assert (tmp_path / "data" / "sample_chest_ct" / "labels.csv").is_file() and len(catalogue.samples) == 24
+    dataset_index, loaders = loaders_of(config)
+    assert (tmp_path / "data" / "sample_chest_ct" / "labels.csv").is_file() and len(dataset_index.studies) == 24
     _, batch = next(loaders.train.epoch(0))
     assert batch.image.shape == (8, 1, 32, 64, 64) and torch.isfinite(batch.image).all()
     for override in ("DATA.data_dir=null", "DATA.data_dir=./data/sample_chest_xray"):
         size = ["DATA.image_size=[32, 64, 64]", override]
-        assert len(open_data(Config.from_overrides(size)).samples) == 24
+        assert len(open_data(Config.from_overrides(size)).studies) == 24
     assert not (tmp_path / "data" / "sample_chest_xray").exists()

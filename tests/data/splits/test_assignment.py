@@ -15,7 +15,7 @@ from configs.errors import DataError
 from data.sources.formats import open_source
 from data.splits.assignment import assign_splits, patient_overlap, read_split, split_hash, write_split
 from data.splits.stratify import stratify_groups
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")
@@ -25,23 +25,23 @@ def no_images(index: int) -> np.ndarray:
     raise AssertionError("a split needs no images")
 
 
-def catalogue_of(labels, patients=None, splits=None) -> Catalogue:
+def dataset_index_of(labels, patients=None, splits=None) -> DatasetIndex:
     labels = np.asarray(labels, np.float32)
     patients = [""] * len(labels) if patients is None else patients
     splits = [None] * len(labels) if splits is None else splits
-    samples = tuple(
-        Sample(f"{index:04d}.png", row, str(patient), split)
+    studies = tuple(
+        Study(f"{index:04d}.png", row, str(patient), split)
         for index, (row, patient, split) in enumerate(zip(labels, patients, splits))
     )
-    return Catalogue(tuple(f"c{index}" for index in range(labels.shape[1])), samples, no_images)
+    return DatasetIndex(tuple(f"c{index}" for index in range(labels.shape[1])), studies, no_images)
 
 
-def random_catalogue(rows: int = 2000, seed: int = 0, splits=None) -> Catalogue:
+def random_dataset_index(rows: int = 2000, seed: int = 0, splits=None) -> DatasetIndex:
     """Patients of 1 to 12 images, five classes of 0.5 % to 40 %."""
     rng = np.random.default_rng(seed)
     patients = np.repeat(np.arange(rows), rng.integers(1, 13, rows))[:rows]
     labels = rng.random((rows, 5)) < np.array([0.005, 0.02, 0.1, 0.25, 0.4])
-    return catalogue_of(labels, patients, splits)
+    return dataset_index_of(labels, patients, splits)
 
 
 def shares(assignment: np.ndarray) -> dict[str, float]:
@@ -53,10 +53,10 @@ def shares(assignment: np.ndarray) -> dict[str, float]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_patients_stay_whole_and_classes_are_spread(seed):
-    catalogue = random_catalogue(seed=seed)
-    assignment = assign_splits(catalogue, seed=seed)
-    assert not patient_overlap(catalogue, assignment)
-    labels = catalogue.label_matrix()
+    dataset_index = random_dataset_index(seed=seed)
+    assignment = assign_splits(dataset_index, seed=seed)
+    assert not patient_overlap(dataset_index, assignment)
+    labels = dataset_index.label_matrix()
     for split, fraction in zip(("train", "val", "test"), (0.7, 0.15, 0.15)):
         chosen = assignment == split
         assert abs(chosen.mean() - fraction) < 0.01
@@ -68,39 +68,39 @@ def test_rare_class_reaches_every_split():
     labels = np.zeros((300, 2))
     labels[:7, 0] = 1
     labels[:, 1] = np.arange(300) % 2
-    assignment = assign_splits(catalogue_of(labels))
+    assignment = assign_splits(dataset_index_of(labels))
     assert Counter(assignment[:7].tolist()) == {"train": 5, "val": 1, "test": 1}
 
 
 def test_same_seed_same_split_and_another_seed_another():
-    catalogue = random_catalogue()
-    first = assign_splits(catalogue, seed=1)
-    np.testing.assert_array_equal(first, assign_splits(catalogue, seed=1))
-    assert (first != assign_splits(catalogue, seed=2)).mean() > 0.1
+    dataset_index = random_dataset_index()
+    first = assign_splits(dataset_index, seed=1)
+    np.testing.assert_array_equal(first, assign_splits(dataset_index, seed=1))
+    assert (first != assign_splits(dataset_index, seed=2)).mean() > 0.1
 
 
 def test_images_without_patient_are_their_own():
     labels = np.eye(2)[np.arange(100) % 2]
-    assert shares(assign_splits(catalogue_of(labels))) == {"train": 0.7, "val": 0.15, "test": 0.15}
+    assert shares(assign_splits(dataset_index_of(labels))) == {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 def test_one_large_patient_does_not_overfill_a_small_split():
     patients = [0] * 40 + list(range(1, 61))
     for seed in range(10):
-        assignment = assign_splits(catalogue_of(np.ones((100, 1)), patients), seed=seed)
+        assignment = assign_splits(dataset_index_of(np.ones((100, 1)), patients), seed=seed)
         assert set(assignment[:40]) == {"train"}
         assert shares(assignment) == {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 def test_a_share_of_zero_gets_nothing():
-    assignment = assign_splits(random_catalogue(), (0.8, 0.2, 0.0))
+    assignment = assign_splits(random_dataset_index(), (0.8, 0.2, 0.0))
     assert shares(assignment)["test"] == 0
     assert shares(assignment)["val"] == pytest.approx(0.2, abs=0.01)
 
 
 def test_unknown_and_uncertain_labels_do_not_count():
     labels = np.where(np.arange(200)[:, None] % 2 == 0, np.nan, -1.0)
-    assert shares(assign_splits(catalogue_of(labels)))["train"] == pytest.approx(0.7)
+    assert shares(assign_splits(dataset_index_of(labels)))["train"] == pytest.approx(0.7)
 
 
 def test_stratify_groups_is_constant_within_groups():
@@ -114,7 +114,7 @@ def test_stratify_groups_is_constant_within_groups():
 @pytest.mark.parametrize("fractions", [(0.7, 0.2, 0.2), (1.2, -0.1, -0.1), (0.5, 0.5), (float("nan"), 0.5, 0.5)])
 def test_fractions_must_sum_to_one(fractions):
     with pytest.raises(DataError, match="sum"):
-        assign_splits(random_catalogue(50), fractions)
+        assign_splits(random_dataset_index(50), fractions)
 
 
 # ---- the source's own
@@ -122,7 +122,7 @@ def test_fractions_must_sum_to_one(fractions):
 
 def test_given_splits_are_kept():
     given = ["train", "val", "test"] * 20
-    assignment = assign_splits(catalogue_of(np.ones((60, 1)), splits=given))
+    assignment = assign_splits(dataset_index_of(np.ones((60, 1)), splits=given))
     assert assignment.tolist() == given
     assert assignment.dtype.kind == "U"
 
@@ -131,21 +131,21 @@ def test_given_splits_are_kept():
 def test_val_is_cut_by_patient_where_there_is_none(pool):
     """'train' and 'test' folders, or NIH's official lists, whose train_val images have no split."""
     splits = ["test"] * 400 + [pool] * 1600
-    catalogue = random_catalogue(splits=splits)
-    patients = [int(sample.patient_id) + 10_000 * (sample.split == "test") for sample in catalogue.samples]
-    catalogue = catalogue_of(catalogue.label_matrix(), patients, splits)
-    assignment = assign_splits(catalogue)
+    dataset_index = random_dataset_index(splits=splits)
+    patients = [int(study.patient_id) + 10_000 * (study.split == "test") for study in dataset_index.studies]
+    dataset_index = dataset_index_of(dataset_index.label_matrix(), patients, splits)
+    assignment = assign_splits(dataset_index)
     assert (assignment[:400] == "test").all() and not (assignment[400:] == "test").any()
     assert (assignment[400:] == "val").mean() == pytest.approx(0.15 / 0.85, abs=0.01)
-    assert not patient_overlap(catalogue, assignment)
+    assert not patient_overlap(dataset_index, assignment)
 
 
 def test_train_alone_gives_no_test():
-    assert shares(assign_splits(catalogue_of(np.ones((100, 1)), splits=["train"] * 100)))["test"] == 0
+    assert shares(assign_splits(dataset_index_of(np.ones((100, 1)), splits=["train"] * 100)))["test"] == 0
 
 
 def test_what_is_not_val_is_train():
-    assignment = assign_splits(catalogue_of(np.ones((10, 1)), splits=["val"] * 3 + [None] * 7))
+    assignment = assign_splits(dataset_index_of(np.ones((10, 1)), splits=["val"] * 3 + [None] * 7))
     assert assignment.tolist() == ["val"] * 3 + ["train"] * 7
 
 
@@ -160,25 +160,25 @@ def test_what_is_not_val_is_train():
 )
 def test_incomplete_splits_are_refused(splits, says):
     with pytest.raises(DataError, match=says):
-        assign_splits(catalogue_of(np.ones((10, 1)), splits=splits))
+        assign_splits(dataset_index_of(np.ones((10, 1)), splits=splits))
 
 
 def test_too_few_patients():
     with pytest.raises(DataError, match="val split is empty"):
-        assign_splits(catalogue_of(np.ones((10, 1)), patients=[1] * 10))
+        assign_splits(dataset_index_of(np.ones((10, 1)), patients=[1] * 10))
     with pytest.raises(DataError, match="no images"):
-        assign_splits(catalogue_of(np.ones((0, 1))))
+        assign_splits(dataset_index_of(np.ones((0, 1))))
 
 
 def test_patient_in_two_splits(caplog):
     patients = ["p1", "p1", "p2", "p3", "p3", "p4"]
-    catalogue = catalogue_of(np.ones((6, 1)), patients, ["train", "val", "train", "val", "test", "train"])
+    dataset_index = dataset_index_of(np.ones((6, 1)), patients, ["train", "val", "train", "val", "test", "train"])
     with pytest.raises(DataError) as error:
-        assign_splits(catalogue)
+        assign_splits(dataset_index)
     for words in ("2 patients", "train and val share 1", "val and test share 1", "p1, p3", "allow_patient_overlap"):
         assert words in str(error.value)
-    assignment = assign_splits(catalogue, allow_patient_overlap=True)
-    assert patient_overlap(catalogue, assignment) == {("train", "val"): ["p1"], ("val", "test"): ["p3"]}
+    assignment = assign_splits(dataset_index, allow_patient_overlap=True)
+    assert patient_overlap(dataset_index, assignment) == {("train", "val"): ["p1"], ("val", "test"): ["p3"]}
     assert "2 patients stand in more than one split" in caplog.text
 
 
@@ -186,63 +186,63 @@ def test_patient_in_two_splits(caplog):
 
 
 def test_split_file_round_trip(tmp_path):
-    catalogue = random_catalogue(300)
-    assignment = assign_splits(catalogue)
-    digest = write_split(tmp_path / "split.csv", catalogue, assignment)
-    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue), assignment)
+    dataset_index = random_dataset_index(300)
+    assignment = assign_splits(dataset_index)
+    digest = write_split(tmp_path / "split.csv", dataset_index, assignment)
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", dataset_index), assignment)
     text = (tmp_path / "split.csv").read_text()
     body, last = text[: text.rindex("#")], text.splitlines()[-1]
     assert last == f"# sha256: {digest}" == f"# sha256: {hashlib.sha256(body.encode()).hexdigest()}"
-    assert digest == split_hash(catalogue, assignment)
+    assert digest == split_hash(dataset_index, assignment)
     assert next(csv.reader(body.splitlines())) == ["image", "patient_id", "split"]
     assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]
     order = np.random.default_rng(0).permutation(300)
-    shuffled = dataclasses.replace(catalogue, samples=tuple(catalogue.samples[index] for index in order))
+    shuffled = dataclasses.replace(dataset_index, studies=tuple(dataset_index.studies[index] for index in order))
     np.testing.assert_array_equal(read_split(tmp_path / "split.csv", shuffled), assignment[order])
     assert split_hash(shuffled, assignment[order]) == digest
     other = np.where(np.arange(300) == 5, "test", assignment)
-    assert split_hash(catalogue, other) != digest or assignment[5] == "test"
+    assert split_hash(dataset_index, other) != digest or assignment[5] == "test"
 
 
 def test_split_file_with_awkward_names(tmp_path):
-    samples = tuple(
-        Sample(name, np.ones(1, np.float32), "p,1") for name in ('a,"b".png', "# sha256: x", "new\nline", "胸.png")
+    studies = tuple(
+        Study(name, np.ones(1, np.float32), "p,1") for name in ('a,"b".png', "# sha256: x", "new\nline", "胸.png")
     )
-    catalogue = Catalogue(("c",), samples, no_images)
+    dataset_index = DatasetIndex(("c",), studies, no_images)
     assignment = np.array(["train", "val", "test", "train"])
-    write_split(tmp_path / "split.csv", catalogue, assignment)
-    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue), assignment)
+    write_split(tmp_path / "split.csv", dataset_index, assignment)
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", dataset_index), assignment)
 
 
 def test_damaged_split_files(tmp_path):
-    catalogue = random_catalogue(30)
+    dataset_index = random_dataset_index(30)
     path = tmp_path / "split.csv"
-    write_split(path, catalogue, assign_splits(catalogue))
+    write_split(path, dataset_index, assign_splits(dataset_index))
     whole = path.read_text()
     for damaged in (whole.replace("train", "test", 1), whole[:-30], whole[:200], "", whole.replace("sha256", "sha1")):
         path.write_text(damaged)
         with pytest.raises(DataError, match="damaged or was edited"):
-            read_split(path, catalogue)
+            read_split(path, dataset_index)
     body = "image,split\n0000.png,train\n"
     path.write_text(f"{body}# sha256: {hashlib.sha256(body.encode()).hexdigest()}\n")
     with pytest.raises(DataError, match="not a split file"):
-        read_split(path, catalogue)
+        read_split(path, dataset_index)
     with pytest.raises(DataError, match="cannot read"):
-        read_split(tmp_path / "none.csv", catalogue)
+        read_split(tmp_path / "none.csv", dataset_index)
 
 
 def test_split_of_other_images(tmp_path):
-    catalogue = random_catalogue(30)
-    write_split(tmp_path / "split.csv", catalogue, assign_splits(catalogue))
-    fewer = dataclasses.replace(catalogue, samples=catalogue.samples[:25])
+    dataset_index = random_dataset_index(30)
+    write_split(tmp_path / "split.csv", dataset_index, assign_splits(dataset_index))
+    fewer = dataclasses.replace(dataset_index, studies=dataset_index.studies[:25])
     with pytest.raises(DataError, match=r"5 of its 30 are not in the data \(0025\.png"):
         read_split(tmp_path / "split.csv", fewer)
     write_split(tmp_path / "fewer.csv", fewer, assign_splits(fewer))
     with pytest.raises(DataError, match="5 of the data's 30 are not in it"):
-        read_split(tmp_path / "fewer.csv", catalogue)
-    moved = tuple(dataclasses.replace(sample, patient_id="x") for sample in catalogue.samples)
+        read_split(tmp_path / "fewer.csv", dataset_index)
+    moved = tuple(dataclasses.replace(study, patient_id="x") for study in dataset_index.studies)
     with pytest.raises(DataError, match="another patient for 30 images"):
-        read_split(tmp_path / "split.csv", dataclasses.replace(catalogue, samples=moved))
+        read_split(tmp_path / "split.csv", dataclasses.replace(dataset_index, studies=moved))
 
 
 # ---- the real ones
@@ -250,26 +250,26 @@ def test_split_of_other_images(tmp_path):
 
 @needs_data
 def test_leaky_split_stops_with_the_patients_named():
-    catalogue = open_source(SHARED / "nih_leaky64")
+    dataset_index = open_source(SHARED / "nih_leaky64")
     with pytest.raises(DataError) as error:
-        assign_splits(catalogue)
+        assign_splits(dataset_index)
     for words in ("train and val share 15", "train and test share 8", "val and test share 9", "nih00116"):
         assert words in str(error.value)
-    assignment = assign_splits(catalogue, allow_patient_overlap=True)
+    assignment = assign_splits(dataset_index, allow_patient_overlap=True)
     assert Counter(assignment.tolist()) == {"train": 600, "val": 200, "test": 200}
-    without = tuple(dataclasses.replace(sample, split=None) for sample in catalogue.samples)
-    drawn = dataclasses.replace(catalogue, samples=without)
+    without = tuple(dataclasses.replace(study, split=None) for study in dataset_index.studies)
+    drawn = dataclasses.replace(dataset_index, studies=without)
     assert not patient_overlap(drawn, assign_splits(drawn))
 
 
 @needs_data
 def test_nih_sample_keeps_its_split():
-    catalogue = open_source(SHARED / "nih_sample")
-    assert Counter(assign_splits(catalogue).tolist()) == {"train": 1099, "val": 265}
+    dataset_index = open_source(SHARED / "nih_sample")
+    assert Counter(assign_splits(dataset_index).tolist()) == {"train": 1099, "val": 265}
 
 
 @pytest.fixture(scope="module")
-def chestxray14(tmp_path_factory) -> Catalogue:
+def chestxray14(tmp_path_factory) -> DatasetIndex:
     """NIH's own tables and lists over 112,120 empty files in its twelve folders."""
     root = tmp_path_factory.mktemp("chestxray14")
     for name in ("Data_Entry_2017_v2020.csv.gz", "train_val_list.txt.gz", "test_list.txt.gz"):
@@ -288,11 +288,11 @@ def chestxray14(tmp_path_factory) -> Catalogue:
 @pytest.mark.slow
 @needs_data
 def test_official_lists(chestxray14):
-    assert len(chestxray14.samples) == 112_120 and not chestxray14.notes
-    assert Counter(sample.split for sample in chestxray14.samples) == {None: 86_524, "test": 25_596}
-    assert len({sample.patient_id for sample in chestxray14.samples}) == 30_805
+    assert len(chestxray14.studies) == 112_120 and not chestxray14.notes
+    assert Counter(study.split for study in chestxray14.studies) == {None: 86_524, "test": 25_596}
+    assert len({study.patient_id for study in chestxray14.studies}) == 30_805
     assignment = assign_splits(chestxray14)
-    official = np.array([sample.split == "test" for sample in chestxray14.samples])
+    official = np.array([study.split == "test" for study in chestxray14.studies])
     np.testing.assert_array_equal(assignment == "test", official)
     assert not patient_overlap(chestxray14, assignment)
     labels = chestxray14.label_matrix()
@@ -304,12 +304,12 @@ def test_official_lists(chestxray14):
 @pytest.mark.slow
 @needs_data
 def test_drawing_from_all_of_nih(chestxray14, tmp_path):
-    samples = tuple(dataclasses.replace(sample, split=None) for sample in chestxray14.samples)
-    catalogue = dataclasses.replace(chestxray14, samples=samples)
-    assignment = assign_splits(catalogue, seed=3)
-    labels = catalogue.label_matrix()
+    studies = tuple(dataclasses.replace(study, split=None) for study in chestxray14.studies)
+    dataset_index = dataclasses.replace(chestxray14, studies=studies)
+    assignment = assign_splits(dataset_index, seed=3)
+    labels = dataset_index.label_matrix()
     for split, fraction in zip(("train", "val", "test"), (0.7, 0.15, 0.15)):
         assert (assignment == split).mean() == pytest.approx(fraction, abs=0.001)
         np.testing.assert_allclose(labels[assignment == split].mean(0), labels.mean(0), rtol=0.08)
-    write_split(tmp_path / "split.csv", catalogue, assignment)
-    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue), assignment)
+    write_split(tmp_path / "split.csv", dataset_index, assignment)
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", dataset_index), assignment)

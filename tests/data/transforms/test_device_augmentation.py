@@ -18,7 +18,7 @@ from data.loading.loaders import (
     UnreadableImages,
     _collate,
 )
-from data.study import Catalogue, Sample
+from data.study import DatasetIndex, Study
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, sample_rng
 from utils.out_of_memory import cut
@@ -183,12 +183,12 @@ COUNT = 11
 
 def loader_of(workers: int = 0, batch: int = 4, pin_memory: bool = False) -> ImageLoader:
     images = [smooth(30, 40, 1, i)[:, :, 0] for i in range(COUNT)]
-    catalogue = Catalogue(
-        ("a",), tuple(Sample(f"{i}.png", np.zeros(1, np.float32)) for i in range(COUNT)), images.__getitem__
+    dataset_index = DatasetIndex(
+        ("a",), tuple(Study(f"{i}.png", np.zeros(1, np.float32)) for i in range(COUNT)), images.__getitem__
     )
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
-    dataset = ImageDataset(catalogue, halves({}, (24, 32), 3), seed=4)
+    dataset = ImageDataset(dataset_index, halves({}, (24, 32), 3), seed=4)
     batches = EpochBatches(np.arange(COUNT), batch, True, 4)
     return ImageLoader(dataset, labels, batches, UnreadableImages(0), workers, pin_memory)
 
@@ -206,7 +206,9 @@ def test_a_moved_batch_is_finished_once_and_is_the_preprocesses():
         assert ready.image.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(ready.to(CPU).image, ready.image) and torch.equal(ready.target, batch.target)
         for image, row in zip(ready.image.numpy(), ready.index.tolist()):
-            by_worker = loader.dataset.preprocess.preprocess(loader.dataset.catalogue.read(row), sample_rng(4, 2, row))
+            by_worker = loader.dataset.preprocess.preprocess(
+                loader.dataset.dataset_index.read(row), sample_rng(4, 2, row)
+            )
             assert 255 * np.abs(image - by_worker).mean() < 0.5
 
 
