@@ -15,7 +15,7 @@ from configs.errors import DataError
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
@@ -130,7 +130,7 @@ def build_loaders(
         train = split == "train"
         dataset = ImageDataset(images, training if train else evaluation, config.TRAIN.seed)
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
-        batches = EpochBatches(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
+        batches = EpochBatchSampler(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
         labels = _labels(config, dataset_index, groups, train)
         pinned = device_type == "cuda"
         return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
@@ -178,7 +178,7 @@ def build_evaluation_loader(
 ) -> ImageLoader:
     """A loader of some rows of a dataset index, in their order, without augmentation."""
     dataset = ImageDataset(dataset_index, preprocess, config.TRAIN.seed)
-    batches = EpochBatches(rows, config.TRAIN.batch_size * EVALUATION_BATCH_FACTOR, False, config.TRAIN.seed)
+    batches = EpochBatchSampler(rows, config.TRAIN.batch_size * EVALUATION_BATCH_FACTOR, False, config.TRAIN.seed)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
     bad = UnreadableImages(config.DATA.max_bad_images)
     labels = evaluation_labels(config, dataset_index)

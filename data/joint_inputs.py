@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from configs.errors import DataError
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.profile import measure
 from data.readers.images import to_uint8
@@ -107,6 +107,6 @@ def unlabelled_loader(
     count = len(dataset_index.studies)
     none = Labels(np.empty((count, 0), np.float32), np.empty((count, 0), bool))
     dataset = ImageDataset(dataset_index, joint, seed=0)  # type: ignore[arg-type]
-    batches = EpochBatches(np.arange(count), batch_size, False, 0)
+    batches = EpochBatchSampler(np.arange(count), batch_size, False, 0)
     failures = WorkerFailures(limit=3, timeout=300.0)
     return ImageLoader(dataset, none, batches, unread, num_workers, pin_memory, failures)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from configs.errors import CheckpointError, DataError
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, UnreadableImages
 from data.readers.images import scale_intensity
 from data.readers.volumes import Volume
 from data.study import DatasetIndex
@@ -147,7 +147,7 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
     dataset_index = loader.dataset.dataset_index if source is None else source
     dataset = ImageDataset(dataset_index, Measurement(), seed=0)  # type: ignore[arg-type]
     traits = VOLUME_TRAITS if volumes else IMAGE_TRAITS
-    figures = _read(loader.like(dataset, EpochBatches(rows, BATCH, False, 0), _Skipped()), traits)
+    figures = _read(loader.like(dataset, EpochBatchSampler(rows, BATCH, False, 0), _Skipped()), traits)
     if not len(figures):
         return {}
     figures, pattern = (figures, []) if volumes else _with_likeness(figures)

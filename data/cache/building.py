@@ -28,7 +28,7 @@ from data.cache.reader import (
     stamps,
     with_reader,
 )
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, UnreadableImages
 from data.study import DatasetIndex
 from utils.atomic_file import remove, replacing
 from utils.progress import Progress
@@ -82,7 +82,7 @@ class Builder:
         )
         rows = np.concatenate([first, np.setdiff1d(np.arange(count), first)])
         dataset = ImageDataset(self.dataset_index, encoder, seed=0)  # type: ignore[arg-type]
-        return self._loader.like(dataset, EpochBatches(rows, len(first), False, 0), self._bad, join=torch.cat)
+        return self._loader.like(dataset, EpochBatchSampler(rows, len(first), False, 0), self._bad, join=torch.cat)
 
     def _unreadable(self, records: np.ndarray) -> dict[str, str]:
         return {str(row): self._bad.reasons[row] for row in np.flatnonzero(records["kind"] == 0).tolist()}

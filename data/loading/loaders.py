@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from configs.errors import DataError
-from data.loading.worker_watch import WatchedLoader, WorkerFailures
+from data.loading.worker_watch import ResilientLoader, WorkerFailures
 from data.study import DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import Preprocess, sample_rng
@@ -133,7 +133,7 @@ class ImageDataset(Dataset):
         return Item(index, torch.from_numpy(self.preprocess(image, rng)))
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
+class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """Lists of (epoch, index), a list a batch, from batch `start` of epoch `epoch` on."""
 
     def __init__(self, indices: Sequence[int] | np.ndarray, batch_size: int, shuffle: bool, seed: int) -> None:
@@ -175,7 +175,7 @@ class ImageLoader:
         self,
         dataset: ImageDataset,
         labels: Labels,
-        batches: EpochBatches,
+        batches: EpochBatchSampler,
         bad: UnreadableImages,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -183,7 +183,7 @@ class ImageLoader:
         join: Callable[[list[Tensor]], Tensor] = _stack,
     ) -> None:
         self.dataset, self.labels, self.batches, self.bad = dataset, labels, batches, bad
-        self._loader = WatchedLoader(
+        self._loader = ResilientLoader(
             dataset,
             batches,
             failures or WorkerFailures(),
@@ -205,7 +205,7 @@ class ImageLoader:
     def like(
         self,
         dataset: ImageDataset,
-        batches: EpochBatches,
+        batches: EpochBatchSampler,
         bad: UnreadableImages,
         join: Callable[[list[Tensor]], Tensor] = _stack,
     ) -> ImageLoader:

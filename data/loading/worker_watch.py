@@ -22,7 +22,7 @@ from torch.utils.data._utils import signal_handling
 from configs.errors import DataError
 
 if TYPE_CHECKING:
-    from data.loading.loaders import EpochBatches, ImageDataset
+    from data.loading.loaders import EpochBatchSampler, ImageDataset
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class WorkerFailures:
         )
 
 
-class WatchedDataset(Dataset):
+class TrackedDataset(Dataset):
     """A dataset of which each worker writes down the file it is at.
 
     table: shared int64 [workers, 2]: row of the dataset index or NO_FILE, and how often that has changed.
@@ -91,7 +91,7 @@ class WatchedDataset(Dataset):
         row[1] += 1
 
 
-class Crew:
+class WorkerPool:
     """The worker processes of one DataLoader, and a thread that kills those that hang.
 
     A worker hangs if it has been at one file for longer than `timeout`. All hang if a batch is waited for and none has
@@ -173,26 +173,31 @@ class Crew:
         return bool(wait([self.processes[number].sentinel], 0))
 
 
-class WatchedLoader:
+class ResilientLoader:
     """A DataLoader whose epochs outlive its workers.
 
     options: what DataLoader takes beside dataset, batch_sampler, num_workers and persistent_workers.
     """
 
     def __init__(
-        self, dataset: ImageDataset, batches: EpochBatches, failures: WorkerFailures, num_workers: int, **options: Any
+        self,
+        dataset: ImageDataset,
+        batches: EpochBatchSampler,
+        failures: WorkerFailures,
+        num_workers: int,
+        **options: Any,
     ) -> None:
         self.dataset, self.batches, self.failures = dataset, batches, failures
         self.num_workers, self._options = num_workers, options
-        self._hire()
+        self._start_workers()
 
-    def _hire(self) -> None:
+    def _start_workers(self) -> None:
         """A new DataLoader; its workers start with its first epoch."""
         self._table = torch.tensor([[NO_FILE, 0]] * self.num_workers, dtype=torch.int64).share_memory_()
-        self._crew = Crew([], self._table, None)
+        self._pool = WorkerPool([], self._table, None)
         self._iterator: Any = None
         self._loader = DataLoader(
-            WatchedDataset(self.dataset, self._table),
+            TrackedDataset(self.dataset, self._table),
             batch_sampler=self.batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -208,14 +213,14 @@ class WatchedLoader:
         while True:
             try:
                 iterator = self._begin(epoch, number) if iterator is None else iterator
-                with self._crew.waited_for():
+                with self._pool.waited_for():
                     batch = next(iterator)
             except StopIteration:
                 return
             except Exception:
-                if not self._crew.has_ended(within=EXIT_SECONDS):
-                    if self._crew.processes:
-                        self._dismiss()  # torch would wait 5 s for each, whenever the iterator is collected
+                if not self._pool.has_ended(within=EXIT_SECONDS):
+                    if self._pool.processes:
+                        self._terminate_workers()  # torch would wait 5 s for each, whenever the iterator is collected
                     raise
                 iterator = None
                 self._replace_workers(number)
@@ -228,22 +233,22 @@ class WatchedLoader:
         # Says that torch's SIGCHLD handler is there. It raises wherever the program is when a worker dies, in a forward
         # pass too; without it a death is found when a batch is asked for.
         signal_handling._SIGCHLD_handler_set = True
-        with self._crew.waited_for():
+        with self._pool.waited_for():
             self._iterator = iter(self._loader)
-        if self.num_workers and not self._crew.processes:
-            self._crew = Crew(self._iterator._workers, self._table, self.failures.timeout)
+        if self.num_workers and not self._pool.processes:
+            self._pool = WorkerPool(self._iterator._workers, self._table, self.failures.timeout)
         return self._iterator
 
     def _replace_workers(self, number: int) -> None:
         """Throw all workers away; the next ones start at batch `number`."""
-        reason = self._crew.describe_ended(self.dataset.dataset_index)
-        self._dismiss()
+        reason = self._pool.describe_ended(self.dataset.dataset_index)
+        self._terminate_workers()
         self.failures.add(reason, number)
 
-    def _dismiss(self) -> None:
+    def _terminate_workers(self) -> None:
         """End all workers; others start with the next iterator."""
-        self._crew.kill()
+        self._pool.kill()
         # A killed worker may have held the lock of the shared event, which the shutdown would wait for.
         self._iterator._workers_done_event = threading.Event()
         self._iterator._shutdown_workers()
-        self._hire()
+        self._start_workers()

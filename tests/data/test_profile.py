@@ -6,7 +6,7 @@ import torch
 
 from configs.errors import CheckpointError
 from data import profile
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import IMAGE_TRAITS, VOLUME_TRAITS, TrainingData, describe_images, likeness, measure
@@ -22,7 +22,7 @@ def loader_of(dataset_index: DatasetIndex, workers: int = 0) -> ImageLoader:
     count, classes = len(dataset_index.studies), max(len(dataset_index.class_names), 1)
     labels = Labels(np.zeros((count, classes), np.float32), np.ones((count, classes), bool))
     dataset = ImageDataset(dataset_index, profile.Measurement(), 0)
-    return ImageLoader(dataset, labels, EpochBatches(np.arange(count), 4, True, 0), UnreadableImages(0), workers)
+    return ImageLoader(dataset, labels, EpochBatchSampler(np.arange(count), 4, True, 0), UnreadableImages(0), workers)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.errors import CheckpointError
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
 from data.study import DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess
@@ -54,7 +54,7 @@ def make_loaders(root: Path) -> tuple[ImageLoader, ImageLoader]:
 
     def loader(indices, augmentation) -> ImageLoader:
         preprocess = Preprocess((SIDE, SIDE), 1, [0.5], [0.3], augmentation=augmentation)
-        batches = EpochBatches(indices, 2, augmentation is not None, 11)
+        batches = EpochBatchSampler(indices, 2, augmentation is not None, 11)
         return ImageLoader(
             ImageDataset(dataset_index, preprocess, 11), Labels(target, mask), batches, UnreadableImages(0)
         )

@@ -21,7 +21,7 @@ from data.cache import file as cache_file
 from data.cache import reader as cache_reader
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.file import MAGIC, CacheIndex, DamagedCache, SharedBytes, free_memory, open_cache_file, write_index
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.study import DatasetIndex, Reader, Study
 from data.transforms.images import Preprocess
@@ -251,7 +251,7 @@ def builder_of(folder: Path, limit: int) -> tuple[Builder, Preprocess]:
     studies = tuple(Study(f"{i}.png", np.zeros(1, np.float32)) for i in range(count))
     dataset_index, preprocess = DatasetIndex(("a",), studies, Images(folder)), Preprocess((16, 16), 1, [0.5], [0.25])
     labels = Labels(np.zeros((count, 1), np.float32), np.ones((count, 1), bool))
-    bad, batches = UnreadableImages(0), EpochBatches(range(count), 8, True, 0)
+    bad, batches = UnreadableImages(0), EpochBatchSampler(range(count), 8, True, 0)
     dataset = ImageDataset(dataset_index, preprocess, 0)
     loader = ImageLoader(dataset, labels, batches, bad, 2, failures=WorkerFailures(limit, 60.0))
     return Builder(loader, preprocess, bad, "plain"), preprocess

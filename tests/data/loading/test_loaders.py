@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from configs.errors import DataError
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
 from data.study import DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess, sample_rng
@@ -55,7 +55,7 @@ def make_loader(root: Path, workers=0, indices=None, batch=4, shuffle=True, augm
     dataset_index = DatasetIndex(("a", "b", "c"), studies, FileReader(root, NAMES))
     augmentation = LightAugmentation() if augment else None
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=augmentation)
-    batches = EpochBatches(np.arange(COUNT) if indices is None else indices, batch, shuffle, seed)
+    batches = EpochBatchSampler(np.arange(COUNT) if indices is None else indices, batch, shuffle, seed)
     labels = other.get("labels") or random_labels()
     bad = UnreadableImages(0) if bad is None else bad
     return ImageLoader(ImageDataset(dataset_index, preprocess, seed), labels, batches, bad, workers)

@@ -24,7 +24,7 @@ from configs.default_config import Config
 from configs.errors import DataError
 from data.builder import build_loaders
 from data.loading import worker_watch
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
 from data.study import DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess
@@ -82,7 +82,7 @@ def make_loader(images: Images, workers: int = 2, failures: WorkerFailures | Non
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=LightAugmentation())
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
-    batches = EpochBatches(np.arange(COUNT), batch, True, SEED)
+    batches = EpochBatchSampler(np.arange(COUNT), batch, True, SEED)
     dataset = ImageDataset(dataset_index, preprocess, SEED)
     return ImageLoader(dataset, labels, batches, UnreadableImages(0), workers, failures=failures, **other)
 
@@ -234,7 +234,7 @@ def test_spawned_workers(tmp_path, undisturbed, tally):
 # ---- elsewhere
 
 
-def crew() -> list[int]:
+def pool() -> list[int]:
     return sorted(process.pid for process in multiprocessing.active_children())
 
 
@@ -251,7 +251,7 @@ def test_a_death_while_the_training_process_is_busy_waits_for_the_next_batch(vic
     def run(loader, number):
         iterator = loader.epoch(number)
         batches = [content(next(iterator)) for _ in range(3)]
-        for pid in crew()[:victims]:
+        for pid in pool()[:victims]:
             os.kill(pid, signal.SIGKILL)
         stop = time.monotonic() + 0.5
         while time.monotonic() < stop:
@@ -268,8 +268,8 @@ def test_a_frozen_worker_leaves_with_one_that_died(tmp_path, undisturbed, tally,
     failures = WorkerFailures(1, timeout=None)
     loader = make_loader(Images(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
-    os.kill(crew()[0], signal.SIGSTOP)
-    os.kill(crew()[1], signal.SIGKILL)
+    os.kill(pool()[0], signal.SIGSTOP)
+    os.kill(pool()[1], signal.SIGKILL)
     started = time.monotonic()
     check(loader, failures, undisturbed[1], tally)
     assert time.monotonic() - started < 5, "torch waits 5 s before it uses force, and SIGTERM does not reach it"
@@ -279,7 +279,7 @@ def test_a_death_between_two_epochs(tmp_path, undisturbed, tally):
     failures = WorkerFailures(1)
     loader = make_loader(Images(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
-    os.kill(crew()[1], signal.SIGKILL)
+    os.kill(pool()[1], signal.SIGKILL)
     reason = check(loader, failures, undisturbed[1], tally)[0]
     assert reason == "data worker 1 was ended by SIGKILL between two files"
 
@@ -289,7 +289,7 @@ def test_workers_that_do_nothing_are_replaced(tmp_path, undisturbed, tally, monk
     failures = WorkerFailures(1, timeout=1.0)
     loader = make_loader(Images(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
-    for pid in crew():
+    for pid in pool():
         os.kill(pid, signal.SIGSTOP)
     reason = check(loader, failures, undisturbed[1], tally)[0]
     assert reason.count("hung for") == reason.count("between two files") == 2
@@ -315,7 +315,7 @@ def test_a_file_that_ends_every_worker_ends_the_run(tmp_path, undisturbed):
         batches += [content(entry) for entry in loader.epoch(1)]
     assert str(error.value).count(NAMES[13]) == 3 == len(failures.reasons)
     assert "DATA.num_workers=0" in str(error.value)
-    assert crew() == []
+    assert pool() == []
 
 
 def test_what_is_given_before_the_end_is_right(tmp_path, undisturbed):
@@ -357,7 +357,7 @@ def test_an_error_of_the_code_is_no_failure_of_a_worker(workers, tmp_path):
     with pytest.raises(RuntimeError, match="an error of the code"):
         epoch(loader, 1)
     assert failures.reasons == []
-    assert crew() == []  # whom torch would wait for later, 5 s each
+    assert pool() == []  # whom torch would wait for later, 5 s each
 
 
 def test_random_numbers_of_the_run_are_left_alone(tmp_path, undisturbed):

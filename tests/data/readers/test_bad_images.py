@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs.errors import DataError
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.readers.images import read_image
 from data.sources.image_files import FileReader
 from data.study import DatasetIndex, Study
@@ -130,7 +130,7 @@ def test_the_loader_names_each_bad_image_once_and_delivers_the_rest(cases, walke
     ones = np.ones((len(names), 1))
     bad = UnreadableImages(len(names))
     dataset = ImageDataset(dataset_index, Preprocess((16, 16), 1, [0.5], [0.25]), seed=0)
-    batches = EpochBatches(np.arange(len(names)), 16, shuffle=True, seed=0)
+    batches = EpochBatchSampler(np.arange(len(names)), 16, shuffle=True, seed=0)
     loader = ImageLoader(dataset, Labels(ones.astype(np.float32), ones.astype(bool)), batches, bad)
     delivered: Counter[int] = Counter()
     for epoch in range(2):

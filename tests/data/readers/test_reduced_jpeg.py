@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs.errors import DataError
 from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
-from data.loading.loaders import EpochBatches, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.phantom.radiographs import draw_images
 from data.profile import measure
 from data.readers.images import read_image, read_reduced
@@ -111,7 +111,7 @@ def test_training_and_prediction_get_the_same_input(tmp_path):
     )
     labels = Labels(np.zeros((3, 1), np.float32), np.ones((3, 1), bool))
     loader = ImageLoader(
-        ImageDataset(dataset_index, one, 0), labels, EpochBatches(range(3), 3, False, 0), UnreadableImages(0)
+        ImageDataset(dataset_index, one, 0), labels, EpochBatchSampler(range(3), 3, False, 0), UnreadableImages(0)
     )
     trained = next(loader.epoch(0))[1].image
     joint, (unlabelled, _) = JointPreprocess([one, other]), open_unlabelled([tmp_path], False)

@@ -10,7 +10,7 @@ import torch
 
 from data.loading.loaders import (
     Batch,
-    EpochBatches,
+    EpochBatchSampler,
     ImageDataset,
     ImageLoader,
     Item,
@@ -189,7 +189,7 @@ def loader_of(workers: int = 0, batch: int = 4, pin_memory: bool = False) -> Ima
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
     dataset = ImageDataset(dataset_index, halves({}, (24, 32), 3), seed=4)
-    batches = EpochBatches(np.arange(COUNT), batch, True, 4)
+    batches = EpochBatchSampler(np.arange(COUNT), batch, True, 4)
     return ImageLoader(dataset, labels, batches, UnreadableImages(0), workers, pin_memory)
 
 
