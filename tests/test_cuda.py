@@ -224,7 +224,7 @@ def test_images_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memor
     loader = loader_of(workers=2, pin_memory=True)
     expected = {int(i): x for batch in batches_of(loader_of(), 1) for i, x in zip(batch.index, batch.image)}
     first = next(loader.epoch(0))[1]
-    assert first.image.is_pinned() and first.numbers.is_pinned() and first.image.dtype == torch.uint8
+    assert first.image.is_pinned() and first.augmentation_params.is_pinned() and first.image.dtype == torch.uint8
     first.to(CUDA)  # the first one sends mean and deviation, which waits
     for _, batch in loader.epoch(1):
         torch.cuda.set_sync_debug_mode("error")

@@ -33,8 +33,8 @@ class Batch:
     image: float32 [B, C, H, W], or [B, C, D, H, W] of volumes.
     target: float32 [B, K]; mask: bool [B, K], True where the label is known.
     index: int64 [B], rows of the dataset index. coarse_target, coarse_mask: [B, G], where there are coarse classes.
-    finish: what makes float32 [B, C, H, W] of image, uint8 or float32 [B, c, H, W], and numbers [B, 8] as soon as they
-    are on a device; see DeviceAugmentation. None where image is finished.
+    device_transform: what makes float32 [B, C, H, W] of image, uint8 or float32 [B, c, H, W], and augmentation_params
+    [B, 8] as soon as they are on a device; see DeviceAugmentation. None where image is finished.
     """
 
     image: Tensor
@@ -43,8 +43,8 @@ class Batch:
     index: Tensor
     coarse_target: Tensor | None = None
     coarse_mask: Tensor | None = None
-    numbers: Tensor | None = None
-    finish: Callable[[Tensor, Tensor], Tensor] | None = None
+    augmentation_params: Tensor | None = None
+    device_transform: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -59,10 +59,12 @@ class Batch:
         return Batch(self._images(device, memory_format), *labels)  # type: ignore[arg-type]
 
     def _images(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
-        if self.finish is None or self.numbers is None:
+        if self.device_transform is None or self.augmentation_params is None:
             return self.image.to(device, non_blocking=True, memory_format=memory_format)
-        image, numbers = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.numbers))
-        return self.finish(image, numbers).contiguous(memory_format=memory_format)
+        image, augmentation_params = (
+            tensor.to(device, non_blocking=True) for tensor in (self.image, self.augmentation_params)
+        )
+        return self.device_transform(image, augmentation_params).contiguous(memory_format=memory_format)
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,14 @@ class UnreadableImages:
 
 
 class Item(NamedTuple):
-    """An image: its row, float32 [C, H, W] or None, why it cannot be read, the numbers that `Batch.finish` needs."""
+    """An image: its row, float32 [C, H, W] or None, why it cannot be read, the numbers that `Batch.device_transform`
+    needs.
+    """
 
     row: int
     image: Tensor | None
     reason: str | None = None
-    numbers: Tensor | None = None
+    augmentation_params: Tensor | None = None
 
 
 class ImageDataset(Dataset):
@@ -118,7 +122,7 @@ class ImageDataset(Dataset):
     ) -> None:
         self.dataset_index, self.seed = dataset_index, seed
         self.preprocess: Any = preprocess
-        self.finish = preprocess.finish if isinstance(preprocess, DeviceAugmentation) else None
+        self.device_transform = preprocess.device_transform if isinstance(preprocess, DeviceAugmentation) else None
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
@@ -127,9 +131,9 @@ class ImageDataset(Dataset):
         except DataError as error:
             return Item(index, None, str(error))
         rng = sample_rng(self.seed, epoch, index) if self.preprocess.augmentation else None
-        if self.finish is not None:
-            fitted, numbers = self.preprocess.prepare(image, rng)
-            return Item(index, fitted, numbers=numbers)
+        if self.device_transform is not None:
+            fitted, augmentation_params = self.preprocess.prepare(image, rng)
+            return Item(index, fitted, augmentation_params=augmentation_params)
         return Item(index, torch.from_numpy(self.preprocess(image, rng)))
 
 
@@ -233,7 +237,9 @@ class ImageLoader:
         target, mask = torch.from_numpy(self.labels.target[rows]), torch.from_numpy(self.labels.mask[rows])
         coarse = pick(self.labels.coarse_target), pick(self.labels.coarse_mask)
         assert read.images is not None
-        return Batch(read.images, target, mask, read.rows, *coarse, read.numbers, self.dataset.finish)
+        return Batch(
+            read.images, target, mask, read.rows, *coarse, read.augmentation_params, self.dataset.device_transform
+        )
 
 
 class _Read(NamedTuple):
@@ -241,7 +247,7 @@ class _Read(NamedTuple):
 
     rows: Tensor
     images: Tensor | None
-    numbers: Tensor | None
+    augmentation_params: Tensor | None
     failures: list[tuple[int, str]]
 
 
@@ -249,9 +255,9 @@ def _collate(items: list[Item], join: Callable[[list[Tensor]], Tensor] = _stack)
     failures = [(item.row, item.reason or "") for item in items if item.image is None]
     read = [item for item in items if item.image is not None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
-    numbers = [item.numbers for item in read if item.numbers is not None]
+    augmentation_params = [item.augmentation_params for item in read if item.augmentation_params is not None]
     images = join([item.image for item in read if item.image is not None]) if read else None
-    return _Read(rows, images, torch.stack(numbers) if numbers else None, failures)
+    return _Read(rows, images, torch.stack(augmentation_params) if augmentation_params else None, failures)
 
 
 def _init_worker(_: int) -> None:

@@ -11,13 +11,13 @@ from data.study import DatasetIndex
 from data.transforms.images import LightAugmentation, Preprocess
 
 # What `prepare` draws: the sampling matrix [2, 3] row by row, brightness, gain.
-NUMBERS = 8
+AUGMENTATION_PARAMS = 8
 
 
 class DeviceAugmentation:
     """A Preprocess with a LightAugmentation in two halves; takes its place in a ImageDataset.
 
-    `prepare` makes and draws what depends on one image, where the image is read; `finish` does the rest for a
+    `prepare` makes and draws what depends on one image, where the image is read; `device_transform` does the rest for a
     batch, on any device. Together they are the Preprocess's function but for rounding: cv2 rounds a uint8 image to
     whole grey levels after the warp and after the exposure, here nothing is rounded.
     Raises TypeError for another augmentation.
@@ -34,19 +34,24 @@ class DeviceAugmentation:
         return self.preprocess.read(dataset_index, index)
 
     def prepare(self, image: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A decoded image → (uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; numbers float32 [8])."""
+        """A decoded image → (uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; augmentation_params float32
+        [8]).
+        """
         fitted = self.preprocess.fit(image)
         matrix, brightness, gain = self.augmentation.draw(self.preprocess.size, rng)
-        numbers = [*sampling_matrix(matrix, self.preprocess.size).ravel(), brightness, gain]
-        return torch.from_numpy(fitted).movedim(-1, 0), torch.tensor(numbers, dtype=torch.float32)
+        augmentation_params = [*sampling_matrix(matrix, self.preprocess.size).ravel(), brightness, gain]
+        return torch.from_numpy(fitted).movedim(-1, 0), torch.tensor(augmentation_params, dtype=torch.float32)
 
-    def finish(self, images: Tensor, numbers: Tensor) -> Tensor:
+    def device_transform(self, images: Tensor, augmentation_params: Tensor) -> Tensor:
         """uint8 or float32 [B, c, H, W] and [B, 8], on one device → normalised float32 [B, C, H, W].
 
         Nothing in here waits for the device.
         """
         images = images.float() / 255.0 if images.dtype == torch.uint8 else images
-        matrix, (brightness, gain) = numbers[:, :6].reshape(-1, 2, 3), numbers[:, 6:, None, None, None].unbind(1)
+        matrix, (brightness, gain) = (
+            augmentation_params[:, :6].reshape(-1, 2, 3),
+            augmentation_params[:, 6:, None, None, None].unbind(1),
+        )
         grid = _grid(matrix, images.shape[2], images.shape[3])
         warped = functional.grid_sample(images, grid, align_corners=False)
         mean = warped.mean((1, 2, 3), keepdim=True)

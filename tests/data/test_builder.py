@@ -184,8 +184,8 @@ def test_mirror_images_only_where_asked_for(folder):
 def test_where_images_are_augmented(folder, settings, device_type, on_device):
     dataset_index, config = open_data(config_of(folder)), config_of(folder, *settings)
     loaders = build_loaders(config, dataset_index, split_data(config, dataset_index), MEAN, STD, device_type)
-    assert (loaders.train.dataset.finish is not None) is on_device
-    assert loaders.val.dataset.finish is None and loaders.test.dataset.finish is None
+    assert (loaders.train.dataset.device_transform is not None) is on_device
+    assert loaders.val.dataset.device_transform is None and loaders.test.dataset.device_transform is None
 
 
 def test_on_the_device_the_same_images_are_augmented_alike(folder):

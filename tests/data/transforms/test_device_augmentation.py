@@ -59,8 +59,13 @@ def halves(limits: dict, size: tuple[int, int], channels: int, mean=PLAIN[0], st
 
 def finished(device: DeviceAugmentation, images: list[np.ndarray], epoch: int = 0) -> torch.Tensor:
     made = [device.prepare(image, sample_rng(4, epoch, i)) for i, image in enumerate(images)]
-    read = _collate([Item(i, fitted, numbers=numbers) for i, (fitted, numbers) in enumerate(made)])
-    return device.finish(read.images, read.numbers)
+    read = _collate(
+        [
+            Item(i, fitted, augmentation_params=augmentation_params)
+            for i, (fitted, augmentation_params) in enumerate(made)
+        ]
+    )
+    return device.device_transform(read.images, read.augmentation_params)
 
 
 def exact(unit: np.ndarray, limits: dict, rng: np.random.Generator) -> np.ndarray:
@@ -131,8 +136,8 @@ def test_normalisation_and_grey_repeated_are_the_preprocesses():
 
 def test_what_workers_send_is_small():
     device = halves({}, (24, 32), 3)
-    grey, numbers = device.prepare(smooth(90, 70, 1, 0)[:, :, 0], sample_rng(0, 0, 0))
-    assert grey.shape == (1, 24, 32) and grey.dtype == torch.uint8 and numbers.shape == (8,)
+    grey, augmentation_params = device.prepare(smooth(90, 70, 1, 0)[:, :, 0], sample_rng(0, 0, 0))
+    assert grey.shape == (1, 24, 32) and grey.dtype == torch.uint8 and augmentation_params.shape == (8,)
     deep, _ = device.prepare((smooth(90, 70, 1, 0)[:, :, 0] * 200.0).astype(np.uint16), sample_rng(0, 0, 0))
     assert deep.dtype == torch.float32 and deep.min() >= 0 and deep.max() <= 1
 
@@ -147,8 +152,8 @@ def test_images_of_different_kinds_in_one_batch():
     ]
     together = finished(device, kinds)
     for i, image in enumerate(kinds):
-        fitted, numbers = device.prepare(image, sample_rng(4, 0, i))
-        alone = device.finish(fitted[None], numbers[None])[0]
+        fitted, augmentation_params = device.prepare(image, sample_rng(4, 0, i))
+        alone = device.device_transform(fitted[None], augmentation_params[None])[0]
         np.testing.assert_allclose(together[i].numpy(), alone.numpy(), atol=1e-6)
 
 
@@ -157,8 +162,8 @@ def test_an_image_does_not_depend_on_its_batch():
     images = [smooth(40, 40, 1, i) for i in range(7)]
     together = finished(device, images)
     for i, image in enumerate(images):
-        fitted, numbers = device.prepare(image, sample_rng(4, 0, i))
-        assert torch.equal(device.finish(fitted[None], numbers[None])[0], together[i])
+        fitted, augmentation_params = device.prepare(image, sample_rng(4, 0, i))
+        assert torch.equal(device.device_transform(fitted[None], augmentation_params[None])[0], together[i])
     assert not torch.equal(finished(device, images, epoch=1), together)
 
 
@@ -202,7 +207,7 @@ def test_a_moved_batch_is_finished_once_and_is_the_preprocesses():
     for _, batch in loader.epoch(2):
         assert batch.image.dtype == torch.uint8 and batch.image.shape[1:] == (1, 24, 32)
         ready = batch.to(CPU, torch.channels_last)
-        assert ready.image.shape[1:] == (3, 24, 32) and ready.finish is ready.numbers is None
+        assert ready.image.shape[1:] == (3, 24, 32) and ready.device_transform is ready.augmentation_params is None
         assert ready.image.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(ready.to(CPU).image, ready.image) and torch.equal(ready.target, batch.target)
         for image, row in zip(ready.image.numpy(), ready.index.tolist()):
