@@ -58,14 +58,14 @@ def evaluate(options: argparse.Namespace) -> None:
     from data.evaluation_data import open_evaluation_data
     from evaluation.about import about_evaluation
     from evaluation.evaluation_folder import make_folder, write_evaluation
-    from evaluation.fitting import Wishes, bootstrap_settings, operating_point
+    from evaluation.fitting import FitOptions, bootstrap_settings, operating_point
     from evaluation.results import evaluate_scores
     from evaluation.results_table import format_results_table
     from evaluation.scored_split import ScoredSplit
     from models.saved_model import load_model
     from utils.checkpoint import keep_operating_point
 
-    wishes, settings = Wishes.parse(options.threshold, options.calibrate), bootstrap_settings(options.draws)
+    fit_options, settings = FitOptions.parse(options.threshold, options.calibrate), bootstrap_settings(options.draws)
     path = model_file(Path(options.checkpoint))
     saved = load_model(path, options.set)
     config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
@@ -78,7 +78,7 @@ def evaluate(options: argparse.Namespace) -> None:
     exclusive, names = config.MODEL.task == "multi_class", data.dataset_index.class_names
     can_fit = data.split.has("val") and options.split != "all"
     validation = (lambda: data.labelled(*score("val"))) if can_fit else None
-    point, fitted = operating_point(wishes, said.get("operating_point"), validation, len(names), exclusive)
+    point, fitted = operating_point(fit_options, said.get("operating_point"), validation, len(names), exclusive)
     (logits,), index = score(options.split)
     probabilities = point.probabilities(logits, exclusive)
     scored = ScoredSplit(probabilities, *data.known(index), data.groups(index), names, options.split, exclusive)

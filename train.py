@@ -68,7 +68,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
 
     from data.builder import build_loaders, open_data, split_data
     from models import check_backbone, create_model, load_teacher
-    from training.builder import add_teacher, build_trainer, settle_precision
+    from training.builder import add_teacher, build_trainer, resolve_precision
     from training.precision import choose_device
     from training.resume import resume
     from utils.checkpoint import load_resumable
@@ -86,7 +86,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
-    config = settle_precision(config, model, backbone.prefers_channels_last, checkpoint)
+    config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
     trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups)
     add_teacher(trainer, load_teacher(config), config, loaders.preprocess.as_dict())
     if checkpoint is not None:

@@ -19,7 +19,7 @@ from configs.default_config import Config
 from data.builder import build_loaders, open_data, split_data
 from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
-from training.builder import build_trainer, settle_precision
+from training.builder import build_trainer, resolve_precision
 from training.trainer import Trainer
 from utils.progress import Progress
 
@@ -132,7 +132,7 @@ def second_epoch(settings: list[str], device: torch.device) -> dict[str, float]:
     model = HybridMedNet(config).to(device)
     backbone, split = model.backbone, split_data(config, dataset_index)
     loaders = build_loaders(config, dataset_index, split, backbone.mean, backbone.std, device.type)
-    config = settle_precision(config, model, backbone.prefers_channels_last)
+    config = resolve_precision(config, model, backbone.prefers_channels_last)
     trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels())
     watch(trainer, loaders.train)
     return watch(trainer, loaders.train)

@@ -28,7 +28,7 @@ from benchmarks.gradient_checkpointing import seconds_of
 from benchmarks.pages import Verdict, exit_code, markdown_table, verdict_table, write_page
 from configs.default_config import Config
 from models import HybridMedNet
-from training.builder import settle_precision
+from training.builder import resolve_precision
 from training.precision import Precision, choose_device, choose_precision, has_bf16
 from training.probe import MARGIN, Candidate
 from utils.environment import describe_environment
@@ -89,7 +89,7 @@ def measure(name: str, options: argparse.Namespace, compiling: bool) -> dict[str
     torch.manual_seed(0)
     model = HybridMedNet(config).to(device)
     begin = time.perf_counter()
-    settled = settle_precision(config, model, model.backbone.prefers_channels_last).TRAIN
+    settled = resolve_precision(config, model, model.backbone.prefers_channels_last).TRAIN
     probe_seconds = time.perf_counter() - begin
     chosen = chosen_name(settled.mixed_precision, settled.channels_last)
     images = torch.randn(options.batch, config.MODEL.in_channels, options.size, options.size, device=device)

@@ -73,7 +73,7 @@ def stages(overrides: list[str]) -> dict[str, float]:
 
     from data.builder import build_loaders, open_data, split_data
     from models import create_model
-    from training.builder import build_trainer, settle_precision
+    from training.builder import build_trainer, resolve_precision
     from training.precision import choose_device
     from utils.runs.recorder import Recorder  # noqa: F401 - train.py needs it, so its import counts
     from utils.seed import seed_everything
@@ -90,7 +90,7 @@ def stages(overrides: list[str]) -> dict[str, float]:
     done("network")
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
     done("loaders")
-    config = settle_precision(config, model, backbone.prefers_channels_last)
+    config = resolve_precision(config, model, backbone.prefers_channels_last)
     done("probe")
     trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups)
     done("trainer")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from configs.default_config import Config
 from data.loading.loaders import Batch
 from models import HybridMedNet
-from training.builder import build_trainer, settle_precision
+from training.builder import build_trainer, resolve_precision
 from training.optim import create_optimizer
 from training.precision import choose_memory_format, choose_precision
 from training.state import EpochSums
@@ -101,7 +101,7 @@ def make_work(overrides: list[str], size: int, images: int, batches: int, device
     config = settings.resolve(tuple(f"finding {number}" for number in range(CLASSES)), False)
     torch.manual_seed(0)
     model = HybridMedNet(config).to(device)
-    config = settle_precision(config, model, model.backbone.prefers_channels_last)
+    config = resolve_precision(config, model, model.backbone.prefers_channels_last)
     return Work(config, model, random_batches(batches, size, images, device.type == "cuda"), device)
 
 

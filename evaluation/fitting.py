@@ -19,7 +19,7 @@ Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class FitOptions:
     """What the user asks for. rule: None where the stored one, or else Youden's, shall do.
 
     method: of calibration, 'none' for none; None where the stored one, if any, shall do.
@@ -29,7 +29,7 @@ class Wishes:
     method: str | None = None
 
     @classmethod
-    def parse(cls, rule: str | None, method: str | None) -> Wishes:
+    def parse(cls, rule: str | None, method: str | None) -> FitOptions:
         """From the command line. Raises ConfigError as `parse_rule`, and for an unknown method."""
         if method is not None and method not in (*METHODS, NONE):
             raise ConfigError(f"unknown calibration {method!r}: it is one of {', '.join((*METHODS, NONE))}")
@@ -42,7 +42,7 @@ class Wishes:
 
 
 def operating_point(
-    wishes: Wishes,
+    fit_options: FitOptions,
     stored: Mapping[str, Any] | None,
     validation: Callable[[], Scores] | None,
     classes: int,
@@ -58,21 +58,21 @@ def operating_point(
     """
     before = None if stored is None else OperatingPoint.from_dict(stored, classes)
     if validation is None:
-        if wishes.asked:
+        if fit_options.asked:
             raise ConfigError(
                 "--threshold and --calibrate fit on the validation split, and there is none here (no split 'val', or "
                 "--split all): leave them out, and what the checkpoint brings is used"
             )
         return before or OperatingPoint.not_chosen(classes), False
-    if before is not None and not wishes.asked:
+    if before is not None and not fit_options.asked:
         return before, False
     logits, targets, mask = validation()
-    calibration = before.calibration if before and wishes.method is None else wishes.method
+    calibration = before.calibration if before and fit_options.method is None else fit_options.method
     fitted = fit_operating_point(
         logits,
         targets,
         mask,
-        rule=wishes.rule or _rule_of(before),
+        rule=fit_options.rule or _rule_of(before),
         exclusive=exclusive,
         calibration=None if calibration == NONE else calibration,
     )
@@ -81,7 +81,7 @@ def operating_point(
 
 def stored_point(stored: Mapping[str, Any] | None, classes: int) -> OperatingPoint:
     """The one that a checkpoint brings, or 0.5, not chosen."""
-    return operating_point(Wishes(), stored, None, classes, False)[0]
+    return operating_point(FitOptions(), stored, None, classes, False)[0]
 
 
 def bootstrap_settings(draws: int) -> BootstrapSettings:

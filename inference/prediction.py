@@ -11,7 +11,7 @@ from torch import Tensor
 from inference.ensemble import Ensemble
 from inference.results import Row
 from utils.progress import Progress
-from utils.transfers import one_late, sent_ahead
+from utils.transfers import pipelined, prefetch_to_device
 
 # [B, n] → (an input [B, C, *spatial] for each preprocessing, traits [B, T])
 Split = Callable[[Tensor], tuple[list[Tensor], Tensor]]
@@ -36,7 +36,7 @@ def predict_rows(
     """
     bar = Progress(len(loader), "predict", every=max(len(loader) // 10, 1))
     try:
-        for begun in one_late(_begun(loader, split, ensemble)):
+        for begun in pipelined(_begun(loader, split, ensemble)):
             if begun is not None:
                 batch, result = begun
                 inputs, traits = split(batch.image)
@@ -58,5 +58,5 @@ def _begun(loader: Any, split: Split, ensemble: Ensemble) -> Iterator[tuple[Any,
     def send(pair: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
         return pair[0], pair[1].to(device, non_blocking=True)
 
-    for _, sent in sent_ahead(pairs, send, device):
+    for _, sent in prefetch_to_device(pairs, send, device):
         yield None if sent is None else (sent[0], ensemble.begin(split(sent[1])[0]))

@@ -15,7 +15,7 @@ from configs.errors import PredictionError
 from inference.views import View, show, views_for
 from utils.out_of_memory import Attempt, free_memory, largest_part
 from utils.progress import Progress
-from utils.transfers import Fetch, one_late, sent_ahead
+from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Predictor:
         logits, index = [], []
         bar = Progress(len(loader), title, progress, max(len(loader), 1))
         try:
-            for begun in one_late(self._begun(loader)):
+            for begun in pipelined(self._begun(loader)):
                 if begun is not None:
                     rows, result = begun
                     logits.append(torch.stack(result()).numpy())
@@ -97,24 +97,24 @@ class Predictor:
         """Rows of each batch and what gives its logits; None for a batch without images."""
         batches = (batch for _, batch in loader.epoch(0))
         pairs = (None if batch is None else (batch.index, batch.image) for batch in batches)
-        for _, sent in sent_ahead(pairs, lambda pair: (pair[0], self._send(pair[1])), self.device):
+        for _, sent in prefetch_to_device(pairs, lambda pair: (pair[0], self._send(pair[1])), self.device):
             yield None if sent is None else (sent[0], self.begin(sent[1]))
 
     def _send(self, image: Tensor) -> Tensor:
         return image.to(self.device, non_blocking=True)
 
-    def _begin(self, image: Tensor) -> Fetch:
+    def _begin(self, image: Tensor) -> AsyncHostCopy:
         """The logits of each view and member, in this order."""
         image = self._send(image)
         shown = (show(image, view).contiguous(memory_format=self.memory_format) for view in self._views(image))
-        return Fetch([self._forward(member, variant) for variant in shown for member in self.members])
+        return AsyncHostCopy([self._forward(member, variant) for variant in shown for member in self.members])
 
     def _views(self, image: Tensor) -> tuple[View, ...]:
         return views_for(image) if self.tta else (View(),)
 
-    def _mean(self, fetch: Fetch) -> list[Tensor]:
+    def _mean(self, host_copy: AsyncHostCopy) -> list[Tensor]:
         """One a member: the mean over the views, in float64."""
-        found, members = [logits.to(torch.float64) for logits in fetch.get()], len(self.members)
+        found, members = [logits.to(torch.float64) for logits in host_copy.get()], len(self.members)
         return [sum(found[m::members][1:], found[m]) / (len(found) // members) for m in range(members)]
 
     def _forward(self, member: nn.Module, image: Tensor) -> Tensor:

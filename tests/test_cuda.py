@@ -33,7 +33,7 @@ from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
 from utils.kernels import prepare_kernels
 from utils.out_of_memory import is_out_of_memory
-from utils.transfers import sent_ahead
+from utils.transfers import prefetch_to_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA, CUDA0 = torch.device("cuda"), torch.device("cuda:0")
@@ -164,7 +164,7 @@ def test_a_training_step_does_not_wait_for_the_device(kind):
     precision = Precision("cuda", torch.bfloat16)
     trainer = make_trainer(model, kind=kind, precision=precision, ema=0.9, read_every=100, print_freq=100)
     trainer.model.train()
-    moved = [sent for _, (_, sent) in sent_ahead(batches, trainer._send, CUDA)]
+    moved = [sent for _, (_, sent) in prefetch_to_device(batches, trainer._send, CUDA)]
     assert all(batch.image.device.type == "cuda" for batch in moved)
     for number, batch in batches[:3]:  # the first ones allocate
         trainer.train_step([batch], [moved[number]])
@@ -174,13 +174,13 @@ def test_a_training_step_does_not_wait_for_the_device(kind):
             trainer.train_step([batch], [moved[number]])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.settle() and trainer.state.sums.steps == trainer.state.global_step == 6
+    assert trainer.flush_outcomes() and trainer.state.sums.steps == trainer.state.global_step == 6
 
 
 def test_batches_sent_ahead_are_what_was_given():
     batches = [(number, _batch(4, 32)) for number in range(5)]
     trainer = make_trainer(network("resnet18", attention="none").to(CUDA), precision=Precision("cuda", None))
-    for (number, batch), ((same, host), (_, sent)) in zip(batches, sent_ahead(batches, trainer._send, CUDA)):
+    for (number, batch), ((same, host), (_, sent)) in zip(batches, prefetch_to_device(batches, trainer._send, CUDA)):
         assert number == same and host is batch
         assert torch.equal(sent.image.cpu(), batch.image) and torch.equal(sent.target.cpu(), batch.target)
 
@@ -211,10 +211,10 @@ def test_a_real_lack_of_memory_is_survived_with_the_same_step():
     worst = max((p.detach().cpu() - e).abs().max().item() for p, e in zip(other.model.parameters(), expected))
     state = other.state
     print(
-        f"the step takes {needed / 2**20:.0f} MiB, {limit / 2**20:.0f} were allowed: {state.micro_splits} parts, "
+        f"the step takes {needed / 2**20:.0f} MiB, {limit / 2**20:.0f} were allowed: {state.micro_batch_splits} parts, "
         f"recomputation for {state.recomputation}; weights differ by at most {worst:.1e}"
     )
-    assert state.micro_splits > 1
+    assert state.micro_batch_splits > 1
     assert worst < 1e-5
 
 

@@ -354,7 +354,7 @@ def scarce(monkeypatch) -> list[int]:
 def test_a_run_that_is_out_of_memory_goes_on_in_less(phantom, tmp_path, scarce):
     assert run_main(arguments(phantom, tmp_path, "less", TRAIN__epochs=1, CHECKPOINT__save_every_steps=4)) == 0
     assert scarce[0] == 4 and max(scarce[1:]) == 2
-    assert load_checkpoint(tmp_path / "less" / "last.pth")["progress"]["micro_splits"] == 2
+    assert load_checkpoint(tmp_path / "less" / "last.pth")["progress"]["micro_batch_splits"] == 2
     assert "micro-batch 4 -> 2, accumulation 1 -> 2" in (tmp_path / "less" / "train.log").read_text()
     scarce.clear()
     assert run_main(["--resume", tmp_path / "less", "--set", "TRAIN.epochs=2"]) == 0

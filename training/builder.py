@@ -46,8 +46,8 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer for a model that is on its device already.
 
-    config: resolved, and settled by `settle_precision`. train_labels: `target` and `mask` arrays [N, K] of the training
-    split, for pos_weight. coarse_groups: objects with `members` and `negated`.
+    config: resolved, and settled by `resolve_precision`. train_labels: `target` and `mask` arrays [N, K] of the
+    training split, for pos_weight. coarse_groups: objects with `members` and `negated`.
     """
     settings = config.TRAIN
     device = next(model.parameters()).device
@@ -80,7 +80,7 @@ def build_trainer(
     return trainer
 
 
-def settle_precision(
+def resolve_precision(
     config: Config,
     model: nn.Module,
     prefers_channels_last: bool,

@@ -21,16 +21,16 @@ class ExponentialMovingAverage:
         self.shadow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, made: Tensor) -> None:
+    def update(self, model: nn.Module, step_applied: Tensor) -> None:
         """After an optimizer step. made: a bool on the device; where it is false, only `updates` changes."""
         self.updates += 1
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in model.state_dict().items():
             shadow = self.shadow[name]
             if tensor.is_floating_point():
-                shadow.lerp_(tensor, share * made.to(tensor.dtype))
+                shadow.lerp_(tensor, share * step_applied.to(tensor.dtype))
             else:
-                torch.where(made, tensor, shadow, out=shadow)
+                torch.where(step_applied, tensor, shadow, out=shadow)
 
     def step_back(self) -> None:
         """The optimizer step that `update` was last told of was not made."""

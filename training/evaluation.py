@@ -14,9 +14,9 @@ from configs.errors import TrainingError
 from training.losses import TrainingLoss
 from training.precision import Precision
 from utils.metrics import Metrics, classification_metrics
-from utils.out_of_memory import Attempt, cut, free_memory, largest_part
+from utils.out_of_memory import Attempt, free_memory, largest_part, split_batch
 from utils.progress import Progress
-from utils.transfers import Fetch, one_late, sent_ahead
+from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class _Begun:
 
     labels: tuple[torch.Tensor, ...]
     counts: dict[str, int]
-    parts: list[tuple[list[str], Fetch]]
+    parts: list[tuple[list[str], AsyncHostCopy]]
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Evaluator:
         pieces: list[_Piece] = []
         bar = Progress(len(loader), title, self.progress, max(len(loader), 1))
         try:
-            for begun in one_late(self._begun(loader, title)):
+            for begun in pipelined(self._begun(loader, title)):
                 if begun is not None:
                     pieces.append(self._piece(begun))
                 bar.advance(1)
@@ -101,7 +101,7 @@ class Evaluator:
     def _begun(self, loader, title: str) -> Iterator[_Begun | None]:
         """Each batch as soon as the device has been told what to do; None for one without images."""
         batches = (batch for _, batch in loader.epoch(0))
-        for batch, sent in sent_ahead(batches, self._send, self.device):
+        for batch, sent in prefetch_to_device(batches, self._send, self.device):
             if batch is None:
                 yield None
             else:
@@ -111,23 +111,23 @@ class Evaluator:
     def _send(self, batch):
         return batch.to(self.device, self.memory_format)
 
-    def _begin(self, batch, title: str) -> list[tuple[list[str], Fetch]]:
+    def _begin(self, batch, title: str) -> list[tuple[list[str], AsyncHostCopy]]:
         while True:
             with Attempt() as attempt:
-                return [self._begin_part(part) for part in cut(batch, self.splits)]
+                return [self._begin_part(part) for part in split_batch(batch, self.splits)]
             free_memory(self.device)
             self._halve(len(batch), title, attempt.failure)
 
-    def _begin_part(self, batch) -> tuple[list[str], Fetch]:
+    def _begin_part(self, batch) -> tuple[list[str], AsyncHostCopy]:
         batch = self._send(batch)
         with self.precision.autocast():
             outputs = self.forward(batch.image)
         logits = outputs[1] if isinstance(outputs, tuple) else outputs
         sums = self.loss.sums(outputs, batch)
-        return list(sums), Fetch([logits, *sums.values()])
+        return list(sums), AsyncHostCopy([logits, *sums.values()])
 
     def _piece(self, begun: _Begun) -> _Piece:
-        arrived = [(names, fetch.get()) for names, fetch in begun.parts]
+        arrived = [(names, host_copy.get()) for names, host_copy in begun.parts]
         scores = np.concatenate([self.probabilities(logits).numpy() for _, (logits, *_) in arrived])
         losses = [dict(zip(names, map(float, sums))) for names, (_, *sums) in arrived]
         return _Piece((scores, *(tensor.numpy() for tensor in begun.labels)), losses, begun.counts)

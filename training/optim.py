@@ -45,7 +45,7 @@ def create_optimizer(
 
 
 def _with_momentum(optimizer: Optimizer) -> Optimizer:
-    """Momentum of zero from the start, which makes the same first step; see `training.pending.step_if`."""
+    """Momentum of zero from the start, which makes the same first step; see `training.pending.conditional_step`."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -55,12 +55,12 @@ class Adaptation:
 
         Raises TrainingError where that is not allowed, or where there is no further step.
         """
-        part = largest_part(size, state.micro_splits)
+        part = largest_part(size, state.micro_batch_splits)
         self.batch_size = max(size, self.batch_size)
         if not self.allowed:
             raise TrainingError(f"out of memory with a micro-batch of {part} ({failure}): {_FEWER}; {_SMALLER}")
         note = ""
-        if not self.checkpointing and (state.micro_splits > 1 or part == 1):
+        if not self.checkpointing and (state.micro_batch_splits > 1 or part == 1):
             if self._recompute(state, max(part, 2)):  # two, as batch normalisation needs them
                 logger.warning("out of memory with a micro-batch of %d (%s): %s", part, failure, self.checkpointing)
                 return
@@ -70,10 +70,10 @@ class Adaptation:
         self._halve(state, failure, note)
 
     def _halve(self, state: TrainerState, failure: str, note: str) -> None:
-        size, before = self.batch_size, state.micro_splits
-        state.micro_splits *= 2
-        sizes = [largest_part(size, splits) for splits in (before, state.micro_splits)]
-        steps = [self.accumulation_steps * min(splits, size) for splits in (before, state.micro_splits)]
+        size, before = self.batch_size, state.micro_batch_splits
+        state.micro_batch_splits *= 2
+        sizes = [largest_part(size, splits) for splits in (before, state.micro_batch_splits)]
+        steps = [self.accumulation_steps * min(splits, size) for splits in (before, state.micro_batch_splits)]
         logger.warning(
             "out of memory (%s): micro-batch %d -> %d, accumulation %d -> %d, effective batch still %d%s",
             *(failure, *sizes, *steps, size * self.accumulation_steps, note),
@@ -108,8 +108,8 @@ class Adaptation:
 
         Raises CheckpointError for a model that cannot recompute.
         """
-        if state.micro_splits > 1:
-            logger.info("each batch is cut into %d micro-batches, as memory had run out", state.micro_splits)
+        if state.micro_batch_splits > 1:
+            logger.info("each batch is cut into %d micro-batches, as memory had run out", state.micro_batch_splits)
         if not state.recomputation:
             return
         if not isinstance(self.model, Checkpointable):

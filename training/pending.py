@@ -14,18 +14,19 @@ from torch.optim import Optimizer
 _SKIPPING_DEVICES = ("cpu", "cuda")
 
 
-def step_if(optimizer: Optimizer, made: Tensor) -> None:
-    """`optimizer.step()` where `made`, a bool on the device, is true; without waiting for it on a CPU and on CUDA.
+def conditional_step(optimizer: Optimizer, step_applied: Tensor) -> None:
+    """`optimizer.step()` where `step_applied`, a bool on the device, is true; without waiting for it on a CPU and on
+    CUDA.
 
     optimizer: one with a fused kernel. SGD's leaves the momentum of a first step that is skipped as it was allocated,
     so it must have been set to zero before; see `create_optimizer`.
     """
-    if made.device.type not in _SKIPPING_DEVICES:
-        if bool(made):
+    if step_applied.device.type not in _SKIPPING_DEVICES:
+        if bool(step_applied):
             optimizer.step()
         return
     # What GradScaler sets for fused kernels.
-    optimizer.grad_scale, optimizer.found_inf = None, (~made).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale, optimizer.found_inf = None, (~step_applied).float()  # type: ignore[attr-defined]
     try:
         optimizer.step()
     finally:
@@ -40,7 +41,7 @@ class Outcome:
     the dataset index, a tensor a micro-batch.
     """
 
-    made: bool
+    step_applied: bool
     loss: float
     norm: float
     rate: float
@@ -60,9 +61,13 @@ class PendingSteps:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def add(self, losses: Sequence[Tensor], norm: Tensor, made: Tensor, rate: float, rows: Sequence[Tensor]) -> None:
-        """losses: of micro-batches, of which the window's is the sum; they, norm and made on the device, no axes."""
-        self._steps.append(([*losses, norm, made], rate, rows))
+    def add(
+        self, losses: Sequence[Tensor], norm: Tensor, step_applied: Tensor, rate: float, rows: Sequence[Tensor]
+    ) -> None:
+        """losses: of micro-batches, of which the window's is the sum; they, norm and step_applied on the device, no
+        axes.
+        """
+        self._steps.append(([*losses, norm, step_applied], rate, rows))
 
     def read(self) -> list[Outcome]:
         """The outcomes, in one copy from the device, for which the steps must have come to their end."""
@@ -71,6 +76,6 @@ class PendingSteps:
         numbers = iter(torch.stack(flat).tolist() if flat else ())
         outcomes = []
         for values, rate, rows in steps:
-            *losses, norm, made = islice(numbers, len(values))
-            outcomes.append(Outcome(made == 1, sum(losses), norm, rate, rows))
+            *losses, norm, step_applied = islice(numbers, len(values))
+            outcomes.append(Outcome(step_applied == 1, sum(losses), norm, rate, rows))
         return outcomes

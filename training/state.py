@@ -35,7 +35,7 @@ class EpochSums:
 class TrainerState:
     """Where training stands between two optimizer steps.
 
-    micro_splits: into how many micro-batches each of the loader's batches is cut, to fit into memory.
+    micro_batch_splits: into how many micro-batches each of the loader's batches is cut, to fit into memory.
     recomputation: the micro-batch that gradient checkpointing was planned for when memory ran out; 0: it was not.
     """
 
@@ -44,12 +44,12 @@ class TrainerState:
     nonfinite_in_a_row: int = 0
     best_score: float = -math.inf
     best_epoch: int = -1
-    micro_splits: int = 1
+    micro_batch_splits: int = 1
     recomputation: int = 0
     sums: EpochSums = field(default_factory=EpochSums)
 
 
-class WindowStart:
+class StepSnapshot:
     """A model's buffers (running statistics) and torch's random state, as they are now."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,10 +57,12 @@ class WindowStart:
         self.random = random_state()
 
     @torch.no_grad()
-    def restore_buffers_unless(self, made: Tensor) -> None:
-        """Make the running statistics what they were where `made`, a bool on the device, is false; nobody waits."""
+    def restore_buffers_unless(self, step_applied: Tensor) -> None:
+        """Make the running statistics what they were where `step_applied`, a bool on the device, is false; nobody
+        waits.
+        """
         for buffer, before in self.buffers:
-            torch.where(made, buffer, before, out=buffer)
+            torch.where(step_applied, buffer, before, out=buffer)
 
     @torch.no_grad()
     def restore(self) -> None:

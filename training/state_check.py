@@ -36,8 +36,8 @@ def check_resumable(saved: Mapping[str, Any], own: Mapping[str, Any], parameters
     sums = saved["progress"].get("sums")
     sums = {"waited": 0.0, **sums} if isinstance(sums, Mapping) else sums  # older checkpoints do not have it
     _check_values("progress.sums", sums, own["progress"]["sums"])
-    if saved["progress"]["micro_splits"] < 1:
-        raise CheckpointError("the progress of this checkpoint is damaged: micro_splits")
+    if saved["progress"]["micro_batch_splits"] < 1:
+        raise CheckpointError("the progress of this checkpoint is damaged: micro_batch_splits")
     if not isinstance(saved["scaler"], Mapping):
         raise CheckpointError("the scaler of this checkpoint is damaged")
     if saved["scaler"] and own["scaler"]:

@@ -21,16 +21,16 @@ from training.evaluation import Evaluator, Predictions
 from training.losses import TrainingLoss
 from training.optim import LearningRateSchedule
 from training.out_of_memory import Adaptation, memory_needed
-from training.pending import Outcome, PendingSteps, step_if
+from training.pending import Outcome, PendingSteps, conditional_step
 from training.precision import Precision
 from training.sparsity import SparseWeights
-from training.state import EpochSums, TrainerState, WindowStart
+from training.state import EpochSums, StepSnapshot, TrainerState
 from training.state_check import check_resumable
 from utils.interrupt import Interrupted
-from utils.out_of_memory import Attempt, cut, free_memory
+from utils.out_of_memory import Attempt, free_memory, split_batch
 from utils.progress import Progress, peak_memory_mib
 from utils.seed import random_state, set_random_state
-from utils.transfers import sent_ahead
+from utils.transfers import prefetch_to_device
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,9 @@ class Trainer:
                 bar.advance(len(numbers), loss=f"{sums.mean_loss:.4f}", skipped=sums.skipped)
                 self._leave_if_asked()
                 if stepped and self._save_is_due():
-                    self.settle()
+                    self.flush_outcomes()
                     self.save(self)
-            self.settle()
+            self.flush_outcomes()
         finally:
             bar.close()
 
@@ -139,7 +139,7 @@ class Trainer:
         shorter."""
         numbers, window, moved = [], [], []
         batches = loader.epoch(self.state.epoch, self.state.sums.batches)
-        for item, sent in sent_ahead(batches, self._send, self.device):
+        for item, sent in prefetch_to_device(batches, self._send, self.device):
             assert item is not None and sent is not None
             (number, batch), (_, copy) = item, sent
             numbers.append(number)
@@ -161,25 +161,25 @@ class Trainer:
 
         Each term of the loss is divided by the window's number of valid labels, so that the step is the same
         however the images are cut into micro-batches. moved: the window on the device, where it is there already.
-        Nothing here waits for the device but `settle`, every options.read_every steps.
+        Nothing here waits for the device but `flush_outcomes`, every options.read_every steps.
         """
         counts = self._window_counts(window)
         if not any(counts.values()):
             return False
-        start = WindowStart(self.model)
+        start = StepSnapshot(self.model)
         losses = self._gradients(moved or window, counts, start)
         where = f"optimizer step {self.state.global_step + 1}, which may be half made: go on from the last checkpoint"
         with memory_needed(where):
-            norm, made = self._optimizer_step(losses, start)
+            norm, step_applied = self._optimizer_step(losses, start)
         self.optimizer.zero_grad(set_to_none=True)
         rows = [batch.index for batch in window]
-        self.pending.add(losses, norm, made, self.schedule.learning_rate, rows)
+        self.pending.add(losses, norm, step_applied, self.schedule.learning_rate, rows)
         self.state.global_step += 1
         self.schedule.step()
         due = len(self.pending) >= self.options.read_every or self.state.global_step % self.options.print_freq == 0
-        return self.settle() if due else True
+        return self.flush_outcomes() if due else True
 
-    def _optimizer_step(self, losses: list[Tensor], start: WindowStart) -> tuple[Tensor, Tensor]:
+    def _optimizer_step(self, losses: list[Tensor], start: StepSnapshot) -> tuple[Tensor, Tensor]:
         """Clip and step where loss and gradients are finite: → their norm, and whether the step was made.
 
         Where they are not, weights, running statistics and moving average are as before.
@@ -187,22 +187,22 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        made = torch.stack(losses).isfinite().all() & norm.isfinite()
-        step_if(self.optimizer, made)
+        step_applied = torch.stack(losses).isfinite().all() & norm.isfinite()
+        conditional_step(self.optimizer, step_applied)
         self.scaler.update()  # unscale_ has seen any infinities: the scale shrinks
         if self.sparsity is not None:
             self.sparsity.apply()
-        start.restore_buffers_unless(made)
+        start.restore_buffers_unless(step_applied)
         if self.ema is not None:
-            self.ema.update(self.model, made)
-        return norm, made
+            self.ema.update(self.model, step_applied)
+        return norm, step_applied
 
-    def _gradients(self, window: list, counts: dict[str, int], start: WindowStart) -> list[Tensor]:
+    def _gradients(self, window: list, counts: dict[str, int], start: StepSnapshot) -> list[Tensor]:
         """Leave the window's gradients in the model; returns the losses of its micro-batches, of which its own is the
         sum. What does not fit into memory is undone."""
         while True:
             with Attempt() as attempt:
-                micro_batches = (part for batch in window for part in cut(batch, self.state.micro_splits))
+                micro_batches = (part for batch in window for part in split_batch(batch, self.state.micro_batch_splits))
                 return [self._backward(part, counts) for part in micro_batches]
             self.optimizer.zero_grad(set_to_none=True)
             start.restore()
@@ -224,7 +224,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def settle(self) -> bool:
+    def flush_outcomes(self) -> bool:
         """Read what came of the steps so far, and count it; False where the last was skipped.
 
         A skipped step has been counted by schedule and moving average, which forget it now.
@@ -233,16 +233,16 @@ class Trainer:
         outcomes, last = self.pending.read(), self.state.global_step
         self.state.global_step -= len(outcomes)
         for outcome in outcomes:
-            if outcome.made:
+            if outcome.step_applied:
                 self._count_step(outcome)
             else:
                 self._count_skip(outcome)
-        made, every = [outcome for outcome in outcomes if outcome.made], self.options.print_freq
-        if made and last // every > (last - len(outcomes)) // every:
-            newest = made[-1]
+        step_applied, every = [outcome for outcome in outcomes if outcome.step_applied], self.options.print_freq
+        if step_applied and last // every > (last - len(outcomes)) // every:
+            newest = step_applied[-1]
             figures = {"loss": newest.loss, "gradient_norm": newest.norm, "learning_rate": newest.rate}
             self.on_step(self.state.global_step, {f"train/{k}": v for k, v in figures.items()} | self._throughput())
-        return not outcomes or outcomes[-1].made
+        return not outcomes or outcomes[-1].step_applied
 
     def _count_step(self, outcome: Outcome) -> None:
         sums = self.state.sums
@@ -331,7 +331,7 @@ class Trainer:
     def _leave_if_asked(self) -> None:
         number = self.should_stop()
         if number:
-            self.settle()
+            self.flush_outcomes()
             self.save(self)
             raise Interrupted(number)
 

@@ -55,7 +55,7 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def cut(batch, parts: int) -> list:
+def split_batch(batch, parts: int) -> list:
     """A batch (a dataclass; its tensors are [B, …]) in `parts` of nearly equal length, or in B where B is less."""
     parts = min(parts, len(batch))
     if parts <= 1:
@@ -66,5 +66,5 @@ def cut(batch, parts: int) -> list:
 
 
 def largest_part(size: int, parts: int) -> int:
-    """Images in the largest piece that `cut` makes of a batch of `size`."""
+    """Images in the largest piece that `split_batch` makes of a batch of `size`."""
     return -(-size // min(parts, size))

@@ -13,7 +13,7 @@ from utils.out_of_memory import Attempt
 T = TypeVar("T")
 
 
-class Fetch:
+class AsyncHostCopy:
     """Tensors of one device on their way to the CPU; on CUDA nothing waits for them before `get`."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -29,7 +29,7 @@ class Fetch:
         return self._copies
 
 
-def one_late(begun: Iterable[T]) -> Iterator[T]:
+def pipelined(begun: Iterable[T]) -> Iterator[T]:
     """Each item after the next one has been begun, so that a device has work while a result is read."""
     waiting: list[T] = []
     for item in begun:
@@ -39,7 +39,7 @@ def one_late(begun: Iterable[T]) -> Iterator[T]:
     yield from waiting
 
 
-def sent_ahead(
+def prefetch_to_device(
     items: Iterable[T | None], send: Callable[[T], T], device: torch.device
 ) -> Iterator[tuple[T | None, T | None]]:
     """(item, send(item)) of each, (None, None) of None; on CUDA a stream sends while the item before is worked on.
@@ -51,7 +51,7 @@ def sent_ahead(
         yield from ((item, item) for item in items)
         return
     stream = torch.cuda.Stream(device)
-    for item, sent, arrival in one_late(
+    for item, sent, arrival in pipelined(
         _send(item, send, stream) if item is not None else (None,) * 3 for item in items
     ):
         if arrival is not None:

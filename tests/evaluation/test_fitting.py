@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs.errors import CheckpointError, ConfigError
-from evaluation.fitting import Wishes, bootstrap_settings, operating_point, stored_point
+from evaluation.fitting import FitOptions, bootstrap_settings, operating_point, stored_point
 from evaluation.operating_points import NOT_CHOSEN
 
 RNG = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def never():
 
 
 def point(rule=None, method=None, stored=None, source=validation):
-    return operating_point(Wishes.parse(rule, method), stored, source, 2, False)
+    return operating_point(FitOptions.parse(rule, method), stored, source, 2, False)
 
 
 def test_without_wishes_youden_is_fitted_without_calibration():
@@ -68,6 +68,6 @@ def test_what_is_no_operating_point():
     with pytest.raises(CheckpointError, match="for 2 classes, the model has 3"):
         stored_point(point()[0].as_dict(), 3)
     with pytest.raises(ConfigError, match="unknown calibration 'isotonic'"):
-        Wishes.parse(None, "isotonic")
+        FitOptions.parse(None, "isotonic")
     with pytest.raises(ConfigError, match="--draws -1"):
         bootstrap_settings(-1)

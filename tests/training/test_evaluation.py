@@ -162,7 +162,7 @@ def test_scores_and_loss_are_those_of_a_loop_that_waits_bit_for_bit(model, loss,
 def test_a_batch_is_read_when_the_next_has_begun_and_no_later(monkeypatch):
     events: list[str] = []
 
-    class Told(evaluation.Fetch):
+    class Told(evaluation.AsyncHostCopy):
         def __init__(self, tensors) -> None:
             super().__init__(tensors)
             events.append("begun")
@@ -171,7 +171,7 @@ def test_a_batch_is_read_when_the_next_has_begun_and_no_later(monkeypatch):
             events.append("read")
             return super().get()
 
-    monkeypatch.setattr(evaluation, "Fetch", Told)
+    monkeypatch.setattr(evaluation, "AsyncHostCopy", Told)
     make_trainer(plain_model()).evaluate(TensorLoader(*random_data(20), 4), "val")
     assert events == ["begun", *["begun", "read"] * 4, "read"]
 
@@ -207,7 +207,7 @@ def test_evaluation_in_smaller_batches_gives_the_same(caplog):
         len(told) == 2 and "in validation" in told[0] and "evaluation batch 8 -> 4" in told[0] and "4 -> 2" in told[1]
     )
     scarce.evaluate(loader, "test")
-    assert len(warnings(caplog)) == 2 and scarce.state.micro_splits == 1
+    assert len(warnings(caplog)) == 2 and scarce.state.micro_batch_splits == 1
 
 
 @pytest.mark.parametrize(("room", "on_oom", "said"), [(0, "adapt", "with 1 images"), (4, "stop", "on_oom=adapt")])

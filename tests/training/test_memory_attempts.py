@@ -13,14 +13,14 @@ from tests.training.toys import (
     by_the_cpu,
     random_data,
 )
-from utils.out_of_memory import Attempt, cut, is_out_of_memory, largest_part
+from utils.out_of_memory import Attempt, is_out_of_memory, largest_part, split_batch
 
 
 @pytest.mark.parametrize(("size", "parts"), list(itertools.product([1, 2, 5, 8, 9], [1, 2, 4, 16])))
 def test_a_cut_batch_is_the_batch(size, parts):
     (_, batch) = next(TensorLoader(*random_data(size), size).epoch(0))
     batch.coarse_target = batch.target[:, :2]
-    pieces = cut(batch, parts)
+    pieces = split_batch(batch, parts)
     assert len(pieces) == min(size, parts) and max(map(len, pieces)) == largest_part(size, parts)
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
     for name in ("image", "target", "mask", "index", "coarse_target"):

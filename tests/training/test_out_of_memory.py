@@ -68,7 +68,7 @@ def data(count: int):
 def stripped(trainer) -> dict:
     """Its state, without what adapting is allowed to change, and names as without the wrapper."""
     state = snapshot(trainer)
-    del state["progress"]["micro_splits"], state["progress"]["recomputation"]
+    del state["progress"]["micro_batch_splits"], state["progress"]["recomputation"]
     return state
 
 
@@ -93,7 +93,7 @@ def test_the_step_is_that_of_the_undisturbed_run(refuse, backward, batch, window
     calm = make_trainer(Scarce(tanh_model(), 1000), **options)
     for trainer in (scarce, calm):
         trainer.train_epoch(TensorLoader(*data(30), batch))
-    assert scarce.state.micro_splits == splits and max(scarce.model.sizes[-3:]) <= room
+    assert scarce.state.micro_batch_splits == splits and max(scarce.model.sizes[-3:]) <= room
     assert max_difference(calm.model, Scarce(tanh_model(), 1)) > 1e-3
     difference = max_difference(scarce.model, calm.model)
     print(f"out of memory, {batch} -> {max(scarce.model.sizes[-3:])} images: weights differ by {difference:.1e}")
@@ -115,14 +115,14 @@ def test_a_failed_window_leaves_nothing_behind(failing, backward, caplog):
     once = make_trainer(model, "sgd", ema=0.9, accumulation_steps=2)
     once.train_epoch(TensorLoader(*random_data(24), 4))
     after = torch.get_rng_state()
-    assert len(warnings(caplog)) == 1 and once.state.micro_splits == 2
+    assert len(warnings(caplog)) == 1 and once.state.micro_batch_splits == 2
 
     torch.manual_seed(3)
     calm = make_trainer(Scarce(full_model(), 1000), "sgd", ema=0.9, accumulation_steps=2)
     batches = [b for _, b in TensorLoader(*random_data(24), 4).epoch(0)]
     calm.model.train()
     for number in range(0, 6, 2):
-        calm.state.micro_splits = 2 if number + 2 > failing else 1
+        calm.state.micro_batch_splits = 2 if number + 2 > failing else 1
         calm.train_step(batches[number : number + 2])
     calm.state.sums.batches = 6
     assert differences(stripped(once), stripped(calm)) == []
@@ -154,7 +154,7 @@ def test_a_short_batch_is_told_in_the_numbers_of_the_others(caplog):
     trainer.train_epoch(TensorLoader(*random_data(14, known=1.0), 8))
     told = warnings(caplog)
     assert ["micro-batch 8 -> 4" in line or "micro-batch 4 -> 2" in line for line in told] == [True, True]
-    assert all("effective batch still 8" in line for line in told) and trainer.state.micro_splits == 4
+    assert all("effective batch still 8" in line for line in told) and trainer.state.micro_batch_splits == 4
 
 
 # ---- gradient checkpointing
@@ -188,12 +188,12 @@ def test_checkpointing_is_switched_on_and_changes_no_bit(caplog):
     for greedy in (True, False):
         torch.manual_seed(4)
         trainer = make_trainer(Blocks(greedy), ema=0.9, accumulation_steps=2)
-        trainer.state.micro_splits = 1 if greedy else 2
+        trainer.state.micro_batch_splits = 1 if greedy else 2
         trainer.train_epoch(TensorLoader(*random_data(24), 4))
         trainers.append((trainer, torch.get_rng_state()))
     (greedy, random), (calm, calm_random) = trainers
     assert greedy.model.is_gradient_checkpointing_enabled() and not calm.model.is_gradient_checkpointing_enabled()
-    assert greedy.state.recomputation == 2 and greedy.state.micro_splits == 2
+    assert greedy.state.recomputation == 2 and greedy.state.micro_batch_splits == 2
     assert differences(stripped(greedy), stripped(calm)) == [] and random.equal(calm_random)
     halved, switched = warnings(caplog)
     assert "micro-batch 4 -> 2" in halved and "switched on: 6 blocks" in switched and "micro-batch of 2" in switched
@@ -203,7 +203,7 @@ def test_checkpointing_is_switched_on_and_changes_no_bit(caplog):
 def test_a_single_image_is_first_recomputed(caplog):
     trainer = make_trainer(Blocks())
     trainer.train_epoch(TensorLoader(*random_data(3, known=1.0), 1))
-    assert trainer.state.recomputation and trainer.state.micro_splits == 1 and trainer.state.global_step == 3
+    assert trainer.state.recomputation and trainer.state.micro_batch_splits == 1 and trainer.state.global_step == 3
     assert len(warnings(caplog)) == 1
 
 
@@ -215,7 +215,7 @@ def test_what_cannot_be_switched_on_is_said_once(model, said, caplog):
     trainer = make_trainer(model().double())
     trainer.train_epoch(TensorLoader(*data(16), 8))
     told = warnings(caplog)
-    assert [said in line for line in told] == [False, True, False] and trainer.state.micro_splits == 8
+    assert [said in line for line in told] == [False, True, False] and trainer.state.micro_batch_splits == 8
     assert "4 -> 2" in told[1] and trainer.state.recomputation == 0
 
 
@@ -249,7 +249,7 @@ def test_the_real_network_adapts(monkeypatch, caplog):
     images = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     _, target, mask = random_data(4, known=1.0)
     assert trainer.train_step([b for _, b in TensorLoader(images, target, mask, 4).epoch(0)])
-    assert (trainer.state.micro_splits, trainer.state.recomputation, len(warnings(caplog))) == (2, 2, 2)
+    assert (trainer.state.micro_batch_splits, trainer.state.recomputation, len(warnings(caplog))) == (2, 2, 2)
 
 
 # ---- resume
@@ -262,7 +262,7 @@ def test_a_resumed_run_goes_on_as_adapted(caplog):
     caplog.clear()
     resumed = make_trainer(Blocks())
     resumed.load_state_dict(content)
-    assert (resumed.state.micro_splits, resumed.state.recomputation) == (2, 2)
+    assert (resumed.state.micro_batch_splits, resumed.state.recomputation) == (2, 2)
     assert str(resumed.model.checkpointing_plan()) == str(first.model.checkpointing_plan())
     batches = [b for _, b in TensorLoader(*random_data(8), 4).epoch(0)]
     for trainer in (first, resumed):
@@ -284,7 +284,7 @@ def test_when_a_single_image_does_not_fit():
     assert trainer.model.sizes == [8, 4, 2, 1] and error.value.exit_code == 2
     assert "8 was cut into single images" in message and "checkpointing is not possible" in message
     assert "DATA.image_size" in message and "MODEL.backbone" in message and "Tried to allocate 2.00 GiB" in message
-    trainer.state.micro_splits = 1
+    trainer.state.micro_batch_splits = 1
     assert differences(before, snapshot(trainer)) == [] and random.equal(torch.get_rng_state())
     assert error.value.__context__ is None or error.value.__suppress_context__
 
@@ -295,7 +295,7 @@ def test_stop_is_obeyed():
         TrainingError, match=r"micro-batch of 8.*TRAIN.on_oom=adapt.*gradient_checkpointing.*image_size"
     ):
         trainer.train_epoch(TensorLoader(*random_data(16), 8))
-    assert trainer.model.sizes == [8] and trainer.state.micro_splits == 1
+    assert trainer.model.sizes == [8] and trainer.state.micro_batch_splits == 1
 
 
 def test_other_errors_are_passed_on():

@@ -22,7 +22,7 @@ from tests.training.toys import (
 )
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy
 from training.optim import create_optimizer
-from training.pending import PendingSteps, step_if
+from training.pending import PendingSteps, conditional_step
 from training.precision import Precision
 
 
@@ -158,10 +158,10 @@ def test_a_first_step_of_sgd_that_is_skipped_leaves_no_momentum():
     reference = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, nesterov=True)
     layer.weight.grad, layer.bias.grad = torch.full((64, 64), math.nan), torch.zeros(64)
     before = [p.detach().clone() for p in layer.parameters()]
-    step_if(optimizer, torch.tensor(False))
+    conditional_step(optimizer, torch.tensor(False))
     assert all(p.equal(b) for p, b in zip(layer.parameters(), before))
     layer.weight.grad, layer.bias.grad = torch.ones(64, 64), torch.ones(64)
-    step_if(optimizer, torch.tensor(True))
+    conditional_step(optimizer, torch.tensor(True))
     stepped = [p.detach().clone() for p in layer.parameters()]
     with torch.no_grad():
         for parameter, value in zip(layer.parameters(), before):
@@ -179,7 +179,7 @@ def test_outcomes_come_in_order_with_their_numbers():
             losses, torch.tensor(number + 10.0), torch.tensor(number != 1), 0.1 * number, [torch.arange(number)]
         )
     outcomes = pending.read()
-    assert [(o.made, o.loss, o.norm, o.images) for o in outcomes] == [
+    assert [(o.step_applied, o.loss, o.norm, o.images) for o in outcomes] == [
         (True, 0.5, 10.0, 0),
         (False, 1.5, 11.0, 1),
         (True, 2.5, 12.0, 2),

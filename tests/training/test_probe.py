@@ -14,7 +14,7 @@ from configs.default_config import Config
 from configs.errors import ConfigError, ModelError
 from tests.training.toys import by_cuda
 from training import builder, probe
-from training.builder import settle_precision
+from training.builder import resolve_precision
 from training.precision import Precision
 from training.probe import Candidate, choose_fastest, decide, measure, probe_shape
 from utils.seed import random_state, seed_everything
@@ -287,7 +287,7 @@ def settled(costs: dict, *overrides: str, prefers: bool = True, checkpoint=None)
     model = Costly(clock, costs)
     config = resolved(*overrides)
     before = config.model_dump()
-    train = settle_precision(config, model, prefers, checkpoint, clock).TRAIN
+    train = resolve_precision(config, model, prefers, checkpoint, clock).TRAIN
     assert config.model_dump() == before, "the given config is to stay"
     return train.mixed_precision, train.channels_last, {one for one, _ in model.tools.runs}
 
@@ -335,7 +335,7 @@ def test_volumes_are_contiguous(with_bf16, monkeypatch):
 
     monkeypatch.setattr(builder, "choose_fastest", note)
     config = resolved("DATA.image_size=[4, 6, 6]", "TRAIN.mixed_precision=auto", "MODEL.backbone=swin3d_tiny")
-    train = settle_precision(config, nn.Conv3d(1, 1, 1), True).TRAIN
+    train = resolve_precision(config, nn.Conv3d(1, 1, 1), True).TRAIN
     assert (train.mixed_precision, train.channels_last) == ("bf16", False)
     ((candidates, prior, shape),) = asked
     assert set(candidates) == {F, B} and prior == F and shape == (1, 3, 4, 6, 6)
@@ -343,7 +343,7 @@ def test_volumes_are_contiguous(with_bf16, monkeypatch):
 
 def test_a_settled_config_is_written_and_read_the_same(with_bf16, tmp_path):
     clock = FakeClock()
-    config = settle_precision(resolved("TRAIN.mixed_precision=auto"), Costly(clock, ALL), False, None, clock)
+    config = resolve_precision(resolved("TRAIN.mixed_precision=auto"), Costly(clock, ALL), False, None, clock)
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     again = Config.from_yaml(tmp_path / "config.yaml")
     assert again.model_dump() == config.model_dump()

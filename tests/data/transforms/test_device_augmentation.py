@@ -21,7 +21,7 @@ from data.loading.loaders import (
 from data.study import DatasetIndex, Study
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, sample_rng
-from utils.out_of_memory import cut
+from utils.out_of_memory import split_batch
 
 CPU = torch.device("cpu")
 NO_LIMITS = dict.fromkeys(("rotation_degrees", "scale", "translate", "brightness", "contrast"), 0.0)
@@ -229,7 +229,7 @@ def test_workers_and_where_an_epoch_begins_change_no_bit():
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_a_cut_batch_is_finished_part_by_part(parts):
     for _, batch in loader_of(batch=6).epoch(0):
-        pieces = cut(batch, parts)
+        pieces = split_batch(batch, parts)
         assert len(pieces) == min(parts, len(batch))
         assert torch.equal(torch.cat([piece.to(CPU).image for piece in pieces]), batch.to(CPU).image)
 
