@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.errors import PredictionError
 from inference.views import View, show, views_for
-from utils.out_of_memory import Attempt, free_memory, largest_part
+from utils.out_of_memory import catch_oom, free_memory, largest_part
 from utils.progress import Progress
 from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
 
@@ -62,11 +62,11 @@ class Predictor:
     def begin(self, image: Tensor) -> Callable[[], list[Tensor]]:
         """As `logits`, in two steps: what comes back gives them, and only that waits for the device."""
         while True:
-            with Attempt() as attempt:
+            with catch_oom() as caught:
                 parts = [self._begin(part) for part in image.tensor_split(min(self.splits, max(len(image), 1)))]
                 return lambda: [torch.cat(column) for column in zip(*map(self._mean, parts))]
             free_memory(self.device)
-            self._halve(len(image), attempt.failure)
+            self._halve(len(image), caught.failure)
 
     def over(self, loader: Any, title: str, progress: str = "auto") -> tuple[np.ndarray, np.ndarray]:
         """(logits float64 [M, N, K], rows of the dataset index int64 [N]) of a loader's epoch 0.

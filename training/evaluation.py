@@ -14,7 +14,7 @@ from configs.errors import TrainingError
 from training.losses import TrainingLoss
 from training.precision import Precision
 from utils.metrics import Metrics, classification_metrics
-from utils.out_of_memory import Attempt, free_memory, largest_part, split_batch
+from utils.out_of_memory import catch_oom, free_memory, largest_part, split_batch
 from utils.progress import Progress
 from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
 
@@ -113,10 +113,10 @@ class Evaluator:
 
     def _begin(self, batch, title: str) -> list[tuple[list[str], AsyncHostCopy]]:
         while True:
-            with Attempt() as attempt:
+            with catch_oom() as caught:
                 return [self._begin_part(part) for part in split_batch(batch, self.splits)]
             free_memory(self.device)
-            self._halve(len(batch), title, attempt.failure)
+            self._halve(len(batch), title, caught.failure)
 
     def _begin_part(self, batch) -> tuple[list[str], AsyncHostCopy]:
         batch = self._send(batch)

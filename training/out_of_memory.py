@@ -18,7 +18,7 @@ from torch import nn
 from configs.errors import CheckpointError, ModelError, TrainingError
 from training.state import TrainerState
 from utils.gradient_checkpointing import Checkpointable
-from utils.out_of_memory import Attempt, largest_part
+from utils.out_of_memory import catch_oom, largest_part
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,11 @@ _FEWER = (
 @contextmanager
 def memory_needed(what: str) -> Iterator[None]:
     """Running out of memory inside is a TrainingError that names `what`: for work that no smaller batch makes fit."""
-    with Attempt() as attempt:
+    with catch_oom() as caught:
         yield
-    if attempt.failure:
+    if caught.failure:
         less = "TRAIN.optimizer=sgd and TRAIN.ema_decay=0 keep fewer numbers for each weight"
-        raise TrainingError(f"out of memory in {what} ({attempt.failure}): {less}; {_SMALLER}") from None
+        raise TrainingError(f"out of memory in {what} ({caught.failure}): {less}; {_SMALLER}") from None
 
 
 class Adaptation:

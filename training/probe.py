@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from configs.errors import HybridMedNetError
 from training.precision import Precision
-from utils.out_of_memory import Attempt, free_memory, is_out_of_memory
+from utils.out_of_memory import catch_oom, free_memory, is_out_of_memory
 from utils.seed import random_state, set_random_state
 
 logger = logging.getLogger("train")
@@ -155,7 +155,7 @@ def _round(steps: _Steps, candidates: Sequence[Candidate], images: Tensor) -> di
 def _attempted(steps: _Steps, candidate: Candidate, images: Tensor) -> float | None:
     """Seconds of a step; None, after a warning, where it fails."""
     reason = ""
-    with Attempt() as attempt:
+    with catch_oom() as caught:
         try:
             return steps.seconds(candidate, images)
         except HybridMedNetError:
@@ -165,7 +165,7 @@ def _attempted(steps: _Steps, candidate: Candidate, images: Tensor) -> float | N
                 raise
             reason = " ".join(str(error).split())[:200]
     steps.forget(images.device)
-    logger.warning("probe: %s is left out: %s", candidate.name, reason or f"out of memory ({attempt.failure})")
+    logger.warning("probe: %s is left out: %s", candidate.name, reason or f"out of memory ({caught.failure})")
     return None
 
 

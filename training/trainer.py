@@ -27,7 +27,7 @@ from training.sparsity import SparseWeights
 from training.state import EpochSums, StepSnapshot, TrainerState
 from training.state_check import check_resumable
 from utils.interrupt import Interrupted
-from utils.out_of_memory import Attempt, free_memory, split_batch
+from utils.out_of_memory import catch_oom, free_memory, split_batch
 from utils.progress import Progress, peak_memory_mib
 from utils.seed import random_state, set_random_state
 from utils.transfers import prefetch_to_device
@@ -201,13 +201,13 @@ class Trainer:
         """Leave the window's gradients in the model; returns the losses of its micro-batches, of which its own is the
         sum. What does not fit into memory is undone."""
         while True:
-            with Attempt() as attempt:
+            with catch_oom() as caught:
                 micro_batches = (part for batch in window for part in split_batch(batch, self.state.micro_batch_splits))
                 return [self._backward(part, counts) for part in micro_batches]
             self.optimizer.zero_grad(set_to_none=True)
             start.restore()
             free_memory(self.device)
-            self.adaptation.adapt(self.state, max(map(len, window)), attempt.failure)
+            self.adaptation.adapt(self.state, max(map(len, window)), caught.failure)
 
     def _window_counts(self, window: list) -> dict[str, int]:
         totals: dict[str, int] = {}

@@ -25,8 +25,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
 
 
-class Attempt:
-    """`with Attempt() as attempt:` leaves the block quietly when memory runs out; `failure` is what was said then.
+class catch_oom:
+    """`with catch_oom() as caught:` leaves the block quietly when memory runs out; `failure` is what was said then.
 
     After the block nothing refers to the step's tensors any more: neither the exception, whose traceback's frames hold
     them, nor autograd's queue, in which a failed backward pass on a CPU leaves what it did not come to. The queue is
@@ -35,7 +35,7 @@ class Attempt:
 
     failure = ""
 
-    def __enter__(self) -> Attempt:
+    def __enter__(self) -> catch_oom:
         self.older = torch.zeros((), requires_grad=True) * 1 if torch.is_grad_enabled() else None
         return self
 

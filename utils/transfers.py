@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from utils.out_of_memory import Attempt
+from utils.out_of_memory import catch_oom
 
 T = TypeVar("T")
 
@@ -63,6 +63,6 @@ def _send(item: T, send: Callable[[T], T], stream: torch.cuda.Stream) -> tuple[T
     # The stream's memory is used again as soon as its tensors are gone, though the work on them may only be queued:
     # what is queued so far comes first. The item sent last is not in that queue yet, so its work overlaps with this.
     stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with Attempt(), torch.cuda.stream(stream):
+    with catch_oom(), torch.cuda.stream(stream):
         return item, send(item), stream.record_event()
     return item, item, None

@@ -13,7 +13,7 @@ from tests.training.toys import (
     by_the_cpu,
     random_data,
 )
-from utils.out_of_memory import Attempt, is_out_of_memory, largest_part, split_batch
+from utils.out_of_memory import catch_oom, is_out_of_memory, largest_part, split_batch
 
 
 @pytest.mark.parametrize(("size", "parts"), list(itertools.product([1, 2, 5, 8, 9], [1, 2, 4, 16])))
@@ -40,9 +40,9 @@ def test_nothing_is_held_after_a_failed_attempt(refuse):
 
     gc.disable()
     try:
-        with Attempt() as attempt:
+        with catch_oom() as caught:
             step()
-        assert attempt.failure and held[0]() is None
+        assert caught.failure and held[0]() is None
     finally:
         gc.enable()
 
@@ -63,15 +63,15 @@ def test_nothing_is_held_after_a_failed_backward_pass(refuse, position):
     handle = weights[position].register_hook(lambda gradient: refuse())
     gc.disable()
     try:
-        with Attempt() as attempt:
+        with catch_oom() as caught:
             step()
-        assert attempt.failure and [ref() is None for ref in held] == [True] * 6
+        assert caught.failure and [ref() is None for ref in held] == [True] * 6
     finally:
         gc.enable()
     handle.remove()
-    with torch.inference_mode(), Attempt() as attempt:
+    with torch.inference_mode(), catch_oom() as caught:
         refuse()
-    assert attempt.failure
+    assert caught.failure
 
 
 def test_what_is_out_of_memory():

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from configs.errors import ModelError
 from utils.gradient_checkpointing.activation_memory import FlopCount, reparametrized, storage_key
 from utils.gradient_checkpointing.plan import Plan, Storages, Trace, choose_plan
-from utils.gradient_checkpointing.recomputation import Surroundings, untouched_statistics
+from utils.gradient_checkpointing.recomputation import RngAndAutocastState, untouched_statistics
 
 _ATTRIBUTE = "_chain_checkpointing"
 
@@ -133,7 +133,7 @@ class _Run:
     def __init__(self, chain: _Chain, modules: list[nn.Module], x: Tensor) -> None:
         self.chain, self.modules, self.input, self.last = chain, modules, x, x
         self.version = x._version
-        self.surroundings = Surroundings(x.device)
+        self.surroundings = RngAndAutocastState(x.device)
         parts = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         self.kept = {storage_key(t) for t in (*parts, x)}
         self.count = 0

@@ -55,13 +55,13 @@ def _contexts(norms: Sequence[_BatchNorm]) -> dict:
         return {}
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _as_before(norms, tuple(_SURROUNDINGS))
+        return nullcontext(), _as_before(norms, tuple(_RECOMPUTE_CONTEXTS))
 
     return {"context_fn": contexts}
 
 
 # Makers of contexts in force now, the outermost first; see `again_in_recomputation`.
-_SURROUNDINGS: list[Callable[[], AbstractContextManager]] = []
+_RECOMPUTE_CONTEXTS: list[Callable[[], AbstractContextManager]] = []
 
 
 @contextmanager
@@ -70,11 +70,11 @@ def again_in_recomputation(make: Callable[[], AbstractContextManager]) -> Iterat
 
     For contexts that change what operations compute; torch restores autocast and random states itself.
     """
-    _SURROUNDINGS.append(make)
+    _RECOMPUTE_CONTEXTS.append(make)
     try:
         yield
     finally:
-        _SURROUNDINGS.pop()
+        _RECOMPUTE_CONTEXTS.pop()
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def _untouched(norm: _BatchNorm) -> Iterator[None]:
         norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
-class Surroundings:
+class RngAndAutocastState:
     """What a forward pass depends on beside its inputs: random states and autocast, as they are now.
 
     `again` puts them in force for a while; the random streams go on afterwards as if nothing had been drawn.
@@ -158,7 +158,7 @@ class CheckpointFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Any], count: int, *tensors: Tensor) -> Any:
         ctx.function, ctx.count = function, count
-        ctx.surroundings = Surroundings(tensors[0].device)
+        ctx.surroundings = RngAndAutocastState(tensors[0].device)
         ctx.save_for_backward(*tensors)
         with torch.no_grad():
             return function(*tensors[:count])
