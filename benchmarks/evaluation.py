@@ -60,7 +60,7 @@ def made_up_split(seed: int = 0) -> tuple[ScoredSplit, dict[str, list[str]]]:
     # Images of a patient share a part of their findings' causes and of the scores' errors.
     shared, alone = rng.normal(size=(PATIENTS, 14))[patients], rng.normal(size=(IMAGES, 14))
     cause = 0.6 * shared + 0.8 * alone
-    targets = cause > [np.quantile(column, 1 - share) for column, share in zip(cause.T, prevalence)]
+    targets = cause > [np.quantile(column, 1 - fraction) for column, fraction in zip(cause.T, prevalence)]
     errors = 0.5 * rng.normal(size=(PATIENTS, 14))[patients] + 0.9 * rng.normal(size=(IMAGES, 14))
     logits = np.log(prevalence / (1 - prevalence)) + 1.2 * targets + errors
     mask = np.ones(targets.shape, bool)

@@ -59,7 +59,7 @@ class Row:
     evaluator: float
     predictor: float
     evaluator_share: float
-    predictor_share: float
+    predictor_fraction: float
 
 
 def build(backbone: str, size: int, device: torch.device) -> HybridMedNet:
@@ -97,8 +97,8 @@ def measure(backbone: str, options: argparse.Namespace, device: torch.device, pr
     runs = ways(build(backbone, options.size, device), loader, precision, device)
     rounds = [[seconds_of(run, device, time.process_time) for run in runs] for _ in range(options.repeats + 1)][1:]
     speeds = [options.images / statistics.median(seconds) for seconds in zip(*rounds)]
-    shares = [statistics.median(bare / other for bare, other in zip(*pair)) for pair in _pairs(rounds)]
-    return Row(backbone, *speeds, *shares)
+    fractions = [statistics.median(bare / other for bare, other in zip(*pair)) for pair in _pairs(rounds)]
+    return Row(backbone, *speeds, *fractions)
 
 
 def _pairs(rounds: list[list[float]]) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
@@ -121,7 +121,7 @@ HEADINGS = "network | bare passes | Evaluator | Predictor | Evaluator / bare | P
 def cells(row: Row) -> list[str]:
     """A row of the table."""
     speeds = [f"{speed:,.1f}" for speed in (row.bare, row.evaluator, row.predictor)]
-    return [row.backbone, *speeds, f"{row.evaluator_share:.1%}", f"{row.predictor_share:.1%}"]
+    return [row.backbone, *speeds, f"{row.evaluator_share:.1%}", f"{row.predictor_fraction:.1%}"]
 
 
 def page(rows: list[Row], options: argparse.Namespace, machine: dict) -> str:

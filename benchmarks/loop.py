@@ -171,7 +171,7 @@ def noise(network: dict[str, Any]) -> float:
     return statistics.median(abs(a / b - 1) for a, b in zip(seconds[AGAIN], seconds[BARE]))
 
 
-def share(parts: dict[str, float], part: str) -> float:
+def fraction(parts: dict[str, float], part: str) -> float:
     """A part of the whole; 'rest' is what no part has."""
     seconds = parts["whole"] - sum(parts[name] for name in PARTS) if part == "rest" else parts[part]
     return seconds / parts["whole"]
@@ -179,7 +179,7 @@ def share(parts: dict[str, float], part: str) -> float:
 
 def median_share(network: dict[str, Any], part: str) -> float:
     """Of a part in an epoch, the median over turns."""
-    return statistics.median(share(parts, part) for parts in network["parts"])
+    return statistics.median(fraction(parts, part) for parts in network["parts"])
 
 
 def verdicts(figures: dict[str, Any]) -> list[Verdict]:
@@ -210,7 +210,7 @@ def network_verdicts(title: str, network: dict[str, Any]) -> list[Verdict]:
 def waiting_verdict(waiting: dict[str, dict[str, float]]) -> Verdict:
     """Of the epochs that were read from a cache, the one that waited longest."""
     wanted = f"at most {WANTED_WAITING:.0%} of an epoch spent waiting for data, with DATA.cache"
-    cached = [share(parts, WAITING) for key, parts in waiting.items() if not key.startswith("none")]
+    cached = [fraction(parts, WAITING) for key, parts in waiting.items() if not key.startswith("none")]
     return wanted, f"{max(cached):.1%}", max(cached) <= WANTED_WAITING
 
 
@@ -226,27 +226,27 @@ def speed_rows(figures: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def part_row(title: str, shares: dict[str, float], whole: float) -> list[str]:
+def part_row(title: str, fractions: dict[str, float], whole: float) -> list[str]:
     """The cells of one epoch: shares of its parts, and its seconds."""
-    return [title, *(f"{shares[part]:.1%}" for part in (*PARTS, "rest")), f"{whole:.2f} s"]
+    return [title, *(f"{fractions[part]:.1%}" for part in (*PARTS, "rest")), f"{whole:.2f} s"]
 
 
 def part_rows(figures: dict[str, Any]) -> list[list[str]]:
     """A row a network, medians over turns, and one for each way of reading images."""
     rows = []
     for title, network in figures["networks"].items():
-        shares = {part: median_share(network, part) for part in (*PARTS, "rest")}
+        fractions = {part: median_share(network, part) for part in (*PARTS, "rest")}
         whole = statistics.median(parts["whole"] for parts in network["parts"])
-        rows.append(part_row(f"{title}, in memory", shares, whole))
+        rows.append(part_row(f"{title}, in memory", fractions, whole))
     for key, parts in figures["waiting"].items():
         cache, workers = key.split(", ")
-        shares = {part: share(parts, part) for part in (*PARTS, "rest")}
-        rows.append(part_row(f"resnet18, files, cache {cache}, {workers} workers", shares, parts["whole"]))
+        fractions = {part: fraction(parts, part) for part in (*PARTS, "rest")}
+        rows.append(part_row(f"resnet18, files, cache {cache}, {workers} workers", fractions, parts["whole"]))
     return rows
 
 
 SPEEDS = "network | loop | a step | fastest | images/s | against the bare step | weights' deviation"
-SHARES = " | ".join(("epoch", *PARTS, "rest", "whole"))
+FRACTIONS = " | ".join(("epoch", *PARTS, "rest", "whole"))
 
 
 def page(figures: dict[str, Any]) -> str:
@@ -275,7 +275,7 @@ have come; AdamW's division makes much of rounding.
 Where the time of our epoch goes, by timers around its parts; *rest* is what no timer saw: the loss, counting, checks.
 On a GPU these are the host's times, which runs ahead of the device.
 
-{markdown_table(SHARES, part_rows(figures))}
+{markdown_table(FRACTIONS, part_rows(figures))}
 
 Files are drawn chests of {sizes["drawn_pixels"]} px (PNG), augmented; the epoch is a run's second.
 

@@ -47,14 +47,14 @@ class Trait:
     unit: str = ""
     ratio: float = 0.0
     floor: float = 0.0
-    share: float = 0.0
+    fraction: float = 0.0
     names: Mapping[int, str] | None = None
 
     def limits(self, low: float, high: float) -> tuple[float, float]:
         """The numbers between which an image is like those of training, which were from low to high."""
         if self.ratio:
             return low / self.ratio, high * self.ratio
-        margin = (high - low) / 2 + self.floor + self.share * max(abs(low), abs(high))
+        margin = (high - low) / 2 + self.floor + self.fraction * max(abs(low), abs(high))
         return low - margin, high + margin
 
 
@@ -71,8 +71,8 @@ IMAGE_TRAITS = (
 VOLUME_TRAITS = (
     *(Trait(f"{axis}_mm", axis, ".0f", " mm", ratio=1.5) for axis in ("depth", "height", "width")),
     *(Trait(f"spacing_{axis}_mm", f"spacing in {axis}", ".3g", " mm", ratio=1.5) for axis in "zyx"),
-    Trait("low", "0.5 percentile", ".4g", share=0.25),
-    Trait("high", "99.5 percentile", ".4g", share=0.25),
+    Trait("low", "0.5 percentile", ".4g", fraction=0.25),
+    Trait("high", "99.5 percentile", ".4g", fraction=0.25),
 )
 _TRAITS = {"images": IMAGE_TRAITS, "volumes": VOLUME_TRAITS}
 

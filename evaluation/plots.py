@@ -138,15 +138,15 @@ def _draw_two_by_two(axes: Axes, counts: np.ndarray, positives: int, negatives: 
 def _draw_counts(axes: Axes, counts: np.ndarray, font_size: float) -> None:
     """counts: [R, C]; each cell is as dark as its share of its row."""
     totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros_like(counts, np.float64), where=totals > 0)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = np.divide(counts, totals, out=np.zeros_like(counts, np.float64), where=totals > 0)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.spines[:].set_visible(False)
     if not font_size:
         return
     for (row, column), count in np.ndenumerate(counts):
-        share = f"\n{shares[row, column]:.0%}" if totals[row, 0] else ""
-        colour = "white" if shares[row, column] > 0.55 else "black"
-        text = f"{int(count):,}{share}"
+        fraction = f"\n{fractions[row, column]:.0%}" if totals[row, 0] else ""
+        colour = "white" if fractions[row, column] > 0.55 else "black"
+        text = f"{int(count):,}{fraction}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font_size)
 
 

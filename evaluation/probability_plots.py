@@ -116,9 +116,9 @@ def _draw_histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshol
     for present, colour in ((0, BLUE), (1, ORANGE)):
         of_kind = scores[labels == present]
         if of_kind.size:
-            shares = np.histogram(of_kind, edges)[0] / of_kind.size
-            axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35)
-            axes.stairs(shares, edges, color=colour, linewidth=1.2)
+            fractions = np.histogram(of_kind, edges)[0] / of_kind.size
+            axes.stairs(fractions, edges, color=colour, fill=True, alpha=0.35)
+            axes.stairs(fractions, edges, color=colour, linewidth=1.2)
     if not math.isnan(threshold):
         axes.axvline(threshold, color=GREY, linewidth=1.0, linestyle="--")
     axes.set_xlim(-0.02, 1.02)

@@ -19,7 +19,7 @@ from utils.intervals import wilson_interval
 # Zhang et al. allow 15 pixels in PASCAL VOC's images, whose longer side is 500.
 TOLERANCE = 15 / 500
 # The share of a map's maximum from which on a place counts as found.
-MAP_SHARE = 0.5
+MAP_FRACTION = 0.5
 DRAWS = 2000
 
 
@@ -72,7 +72,7 @@ def measure(heatmap: np.ndarray, region: np.ndarray, tolerance: float = TOLERANC
         strict_hit=bool(region[peak]) and not empty,
         chance=float(near.mean()),
         centre=bool(near[tuple(side // 2 for side in region.shape)]),
-        iou=0.0 if empty else intersection_over_union(heatmap >= MAP_SHARE * heatmap.max(), region),
+        iou=0.0 if empty else intersection_over_union(heatmap >= MAP_FRACTION * heatmap.max(), region),
         iou_area=0.0 if empty else intersection_over_union(_highest(heatmap, int(region.sum())), region),
         area=float(region.mean()),
         empty=empty,

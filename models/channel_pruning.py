@@ -75,7 +75,7 @@ class _BackboneWithReaders(nn.Module):
         super().__init__()
         self.backbone = backbone
         device = next(backbone.parameters()).device
-        readers = [conv_nd(backbone.dims, channels, 1, 1) for channels in backbone.feature_channels]
+        readers = [conv_nd(backbone.spatial_dims, channels, 1, 1) for channels in backbone.feature_channels]
         self.readers = nn.ModuleList(readers).to(device)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -15,16 +15,18 @@ from utils.blocks import Block, State, run_plainly
 class FeaturePyramidNetwork(nn.Module):
     """Top-down pathway with lateral connections: every level sees the coarser ones.
 
-    p_i = conv3(l_i), l_i = conv1(c_i) + nearest_upsample(l_{i+1}); kernels of 3 and 1 in each of `dims` axes.
+    p_i = conv3(l_i), l_i = conv1(c_i) + nearest_upsample(l_{i+1}); kernels of 3 and 1 in each of `spatial_dims` axes.
     Source: Lin et al., CVPR 2017, arXiv:1612.03144.
 
     Shapes: levels [B, in_channels[i], *spatial_i], finest first → the same sizes with `out_channels` channels.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, dims: int = 2) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, spatial_dims: int = 2) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(conv_nd(dims, c, out_channels, 1) for c in in_channels)
-        self.output_convs = nn.ModuleList(conv_nd(dims, out_channels, out_channels, 3, padding=1) for _ in in_channels)
+        self.lateral_convs = nn.ModuleList(conv_nd(spatial_dims, c, out_channels, 1) for c in in_channels)
+        self.output_convs = nn.ModuleList(
+            conv_nd(spatial_dims, out_channels, out_channels, 3, padding=1) for _ in in_channels
+        )
         self.feature_channels = [out_channels] * len(in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

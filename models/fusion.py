@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import conv_nd, interpolation_matrix, norm_nd, resize_to, shrinks
-from models.rectified_sum import add_rectified, can_add_rectified
+from models.resize_norm_relu_sum import add_rectified, can_add_rectified
 from utils.blocks import Block, State, run_plainly
 
 
@@ -22,7 +22,7 @@ class DynamicFusion(nn.Module):
     weights that add up to one. With target_level 0, dims 2 and BatchNorm this is the previous release's fusion,
     number by number.
 
-    dims, norm: spatial axes, and the normalisation of `norm_nd`.
+    spatial_dims, norm: spatial axes, and the normalisation of `norm_nd`.
     Shapes: levels [B, channels[i], *spatial_i], finest first → [B, out_channels, *spatial_t], t = target_level.
     """
 
@@ -31,13 +31,15 @@ class DynamicFusion(nn.Module):
         channels: Sequence[int],
         out_channels: int = 512,
         target_level: int = 0,
-        dims: int = 2,
+        spatial_dims: int = 2,
         norm: str = "batch",
     ) -> None:
         super().__init__()
         self.target_level = target_level
         self.scale_convs = nn.ModuleList(
-            nn.Sequential(conv_nd(dims, c, out_channels, 1), norm_nd(norm, dims, out_channels), nn.ReLU())
+            nn.Sequential(
+                conv_nd(spatial_dims, c, out_channels, 1), norm_nd(norm, spatial_dims, out_channels), nn.ReLU()
+            )
             for c in channels
         )
         self.weight_generator = nn.Linear(sum(channels), len(channels))

@@ -49,16 +49,18 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.in_channels, self.image_size = settings.in_channels, config.image_shape()
         self.lacking_weights = ""  # why the published weights are not there
         self.backbone = self._create_backbone(settings)
-        dims, norm = self.backbone.dims, settings.norm
+        spatial_dims, norm = self.backbone.spatial_dims, settings.norm
         self.attention_mode = attention_mode(settings, self.backbone.classic)
         classic = self.backbone.classic and self.attention_mode in ("cbam", "none")
         channels = self.backbone.feature_channels
         use_fpn = classic if settings.fpn == "auto" else settings.fpn
-        self.fpn = FeaturePyramidNetwork(channels, settings.fpn_channels, dims) if use_fpn else nn.Identity()
+        self.fpn = FeaturePyramidNetwork(channels, settings.fpn_channels, spatial_dims) if use_fpn else nn.Identity()
         channels = [settings.fpn_channels] * len(channels) if use_fpn else channels
-        self.attention: PyramidAttention = create_attention(self.attention_mode, channels, settings.num_heads, dims)
+        self.attention: PyramidAttention = create_attention(
+            self.attention_mode, channels, settings.num_heads, spatial_dims
+        )
         level = self._fusion_level(settings, classic)
-        self.fusion = DynamicFusion(channels, settings.fusion_channels, level, dims, norm)
+        self.fusion = DynamicFusion(channels, settings.fusion_channels, level, spatial_dims, norm)
         self.classifier = _create_head(settings)
         if settings.gradient_checkpointing.enabled:
             # The trainer, which knows the device, plans again for the precision that it really has.

@@ -17,19 +17,21 @@ from utils.kernels import is_exported
 NORMS = ("batch", "group")
 
 
-def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+def conv_nd(spatial_dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """nn.Conv1d, nn.Conv2d or nn.Conv3d with these arguments; ValueError for other dims."""
-    return _of_dims({1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}, dims)(*args, **kwargs)
+    return _of_spatial_dims({1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}, spatial_dims)(*args, **kwargs)
 
 
-def conv_transpose_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+def conv_transpose_nd(spatial_dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """nn.ConvTranspose1d, 2d or 3d with these arguments; ValueError for other dims."""
-    return _of_dims({1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}, dims)(*args, **kwargs)
+    return _of_spatial_dims({1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}, spatial_dims)(
+        *args, **kwargs
+    )
 
 
-def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+def avg_pool_nd(spatial_dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """nn.AvgPool1d, 2d or 3d with these arguments; ValueError for other dims."""
-    return _of_dims({1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}, dims)(*args, **kwargs)
+    return _of_spatial_dims({1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}, spatial_dims)(*args, **kwargs)
 
 
 def linear(*args: Any, **kwargs: Any) -> nn.Linear:
@@ -37,13 +39,14 @@ def linear(*args: Any, **kwargs: Any) -> nn.Linear:
     return nn.Linear(*args, **kwargs)
 
 
-def norm_nd(kind: str, dims: int, channels: int) -> nn.Module:
-    """Normalisation of [B, channels, *spatial] with `dims` spatial axes; dims 0 or 1 serve vectors [B, channels].
+def norm_nd(kind: str, spatial_dims: int, channels: int) -> nn.Module:
+    """Normalisation of [B, channels, *spatial] with `spatial_dims` spatial axes; dims 0 or 1 serve vectors [B,
+    channels].
 
     kind: 'batch' for BatchNorm that also trains on one value a channel; 'group' for GroupNorm32, which sees no other
     sample of the batch and so suits batches too small for statistics. ValueError for other kinds and dims.
     """
-    batch_norm = _of_dims({0: BatchNorm1d, 1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}, dims)
+    batch_norm = _of_spatial_dims({0: BatchNorm1d, 1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}, spatial_dims)
     if kind == "batch":
         return batch_norm(channels)
     if kind == "group":
@@ -61,10 +64,10 @@ def group_count(channels: int) -> int:
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
-def _of_dims(table: Mapping[int, Any], dims: int) -> Any:
-    if dims not in table:
-        raise ValueError(f"dims is {dims!r}: one of {', '.join(map(str, table))}")
-    return table[dims]
+def _of_spatial_dims(table: Mapping[int, Any], spatial_dims: int) -> Any:
+    if spatial_dims not in table:
+        raise ValueError(f"spatial_dims is {spatial_dims!r}: one of {', '.join(map(str, table))}")
+    return table[spatial_dims]
 
 
 class GroupNorm32(nn.GroupNorm):
@@ -150,7 +153,7 @@ def _mean_over_cells(x: Tensor, size: tuple[int, ...]) -> Tensor:
     rows, columns = x.shape[-2:]
     if len(size) == 2 and rows % size[0] == columns % size[1] == 0:
         return F.avg_pool2d(x, (rows // size[0], columns // size[1]))
-    return _of_dims(_ADAPTIVE_MEAN, len(size))(x, size)
+    return _of_spatial_dims(_ADAPTIVE_MEAN, len(size))(x, size)
 
 
 def shrinks(x: Tensor, size: Sequence[int]) -> bool:
@@ -168,7 +171,7 @@ def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
     if _grows_by_matrices(x):
         with torch.autocast(x.device.type, enabled=False):
             return along_axes(x, [interpolation_matrix(old, new, x) for old, new in zip(x.shape[2:], size)])
-    return F.interpolate(x, size=size, mode=_of_dims(_LINEAR_MODE, len(size)), align_corners=False)
+    return F.interpolate(x, size=size, mode=_of_spatial_dims(_LINEAR_MODE, len(size)), align_corners=False)
 
 
 def _grows_by_matrices(x: Tensor) -> bool:

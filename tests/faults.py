@@ -81,8 +81,8 @@ def outside(opened: list[str], *allowed: Path) -> list[str]:
     return [path for path in rest if not (path.startswith("/proc/") and path.endswith("/status"))]
 
 
-def fuzz(share: float) -> settings:
+def fuzz(fraction: float) -> settings:
     """Settings of a random test: this share of FUZZ_EXAMPLES (an environment variable, else 600), always the same."""
-    examples = max(1, round(share * int(os.environ.get("FUZZ_EXAMPLES", "600"))))
+    examples = max(1, round(fraction * int(os.environ.get("FUZZ_EXAMPLES", "600"))))
     checks = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large)
     return settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=checks)

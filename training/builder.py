@@ -192,7 +192,7 @@ def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precis
 def _pruned(model: nn.Module, settings: TrainSettings) -> SparseWeights:
     """Zero weights before anything copies them; a run that is resumed finds its own again."""
     sparsity = prune_smallest(model, settings.pruning.amount, spared=("classifier.",))
-    logger.info("pruned %.1f %% of the weights of convolutions and linear layers", 100 * sparsity.share)
+    logger.info("pruned %.1f %% of the weights of convolutions and linear layers", 100 * sparsity.fraction)
     return sparsity
 
 

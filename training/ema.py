@@ -24,11 +24,11 @@ class ExponentialMovingAverage:
     def update(self, model: nn.Module, step_applied: Tensor) -> None:
         """After an optimizer step. made: a bool on the device; where it is false, only `updates` changes."""
         self.updates += 1
-        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        fraction = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in model.state_dict().items():
             shadow = self.shadow[name]
             if tensor.is_floating_point():
-                shadow.lerp_(tensor, share * step_applied.to(tensor.dtype))
+                shadow.lerp_(tensor, fraction * step_applied.to(tensor.dtype))
             else:
                 torch.where(step_applied, tensor, shadow, out=shadow)
 

@@ -36,7 +36,7 @@ class SparseWeights:
         return SparseWeights(model, {name: parameters[name].detach() != 0 for name in self.names})
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Of these weights, how many are pruned."""
         zeros = sum(int((~mask).sum()) for _, mask in self.pairs)
         return zeros / max(sum(mask.numel() for _, mask in self.pairs), 1)

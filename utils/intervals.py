@@ -78,10 +78,10 @@ def wilson_interval(successes: float, total: float, level: float = 0.95) -> Inte
         raise ValueError(f"{successes} successes of {total} cannot be")
     if not total:
         return UNDEFINED
-    share, z2 = successes / total, normal_quantile(level) ** 2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * total)) / total) / (1 + z2 / total)
+    fraction, z2 = successes / total, normal_quantile(level) ** 2
+    centre = (fraction + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (fraction * (1 - fraction) + z2 / (4 * total)) / total) / (1 + z2 / total)
     # At 0 and 1 the formula's own end is the share; rounding must not push it past.
     low = 0.0 if successes == 0 else max(centre - half, 0.0)
     high = 1.0 if successes == total else min(centre + half, 1.0)
-    return Interval(share, low, high)
+    return Interval(fraction, low, high)

@@ -23,14 +23,16 @@ __all__ = [
 ATTENTION_MODES = ("none", "cbam", "multi_scale", "cross_scale")
 
 
-def create_attention(mode: str, channels: Sequence[int], num_heads: int = 8, dims: int = 2) -> PyramidAttention:
-    """The attention module for a pyramid with these channels and `dims` spatial axes; ValueError for unknown modes."""
+def create_attention(mode: str, channels: Sequence[int], num_heads: int = 8, spatial_dims: int = 2) -> PyramidAttention:
+    """The attention module for a pyramid with these channels and `spatial_dims` spatial axes; ValueError for unknown
+    modes.
+    """
     if mode == "none":
         return NoAttention()
     if mode == "cbam":
-        return PyramidCBAM(channels, dims)
+        return PyramidCBAM(channels, spatial_dims)
     if mode == "multi_scale":
-        return MultiScaleAttention(channels, num_heads, dims=dims)
+        return MultiScaleAttention(channels, num_heads, spatial_dims=spatial_dims)
     if mode == "cross_scale":
-        return CrossScaleAttention(channels, num_heads, dims=dims)
+        return CrossScaleAttention(channels, num_heads, spatial_dims=spatial_dims)
     raise ValueError(f"unknown attention mode '{mode}': one of {', '.join(ATTENTION_MODES)}")

@@ -15,11 +15,13 @@ from utils.blocks import Block
 class ChannelAttention(nn.Module):
     """sigmoid(fc(avgpool(x)) + fc(maxpool(x))), one bottleneck `fc` shared by both. [B, C, *spatial] → [B, C, 1 …]."""
 
-    def __init__(self, channels: int, reduction: int = 16, dims: int = 2) -> None:
+    def __init__(self, channels: int, reduction: int = 16, spatial_dims: int = 2) -> None:
         super().__init__()
         hidden = max(channels // reduction, 1)
         self.fc = nn.Sequential(
-            conv_nd(dims, channels, hidden, 1, bias=False), nn.ReLU(), conv_nd(dims, hidden, channels, 1, bias=False)
+            conv_nd(spatial_dims, channels, hidden, 1, bias=False),
+            nn.ReLU(),
+            conv_nd(spatial_dims, hidden, channels, 1, bias=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,9 +33,9 @@ class ChannelAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """sigmoid(conv([mean over channels, max over channels])), 7 places an axis. [B, C, *spatial] → [B, 1, *spatial]."""
 
-    def __init__(self, kernel_size: int = 7, dims: int = 2) -> None:
+    def __init__(self, kernel_size: int = 7, spatial_dims: int = 2) -> None:
         super().__init__()
-        self.conv = conv_nd(dims, 2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = conv_nd(spatial_dims, 2, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], dim=1)))
@@ -42,13 +44,13 @@ class SpatialAttention(nn.Module):
 class CBAM(nn.Module):
     """Channel attention, then spatial attention, each multiplied in. Woo et al., ECCV 2018, arXiv:1807.06521.
 
-    Shapes: [B, C, *spatial] → [B, C, *spatial], `dims` spatial axes.
+    Shapes: [B, C, *spatial] → [B, C, *spatial], `spatial_dims` spatial axes.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, dims: int = 2) -> None:
+    def __init__(self, channels: int, reduction: int = 16, spatial_dims: int = 2) -> None:
         super().__init__()
-        self.channel_attention = ChannelAttention(channels, reduction, dims)
-        self.spatial_attention = SpatialAttention(dims=dims)
+        self.channel_attention = ChannelAttention(channels, reduction, spatial_dims)
+        self.spatial_attention = SpatialAttention(spatial_dims=spatial_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.channel_attention(x)
@@ -63,9 +65,9 @@ class CBAM(nn.Module):
 class PyramidCBAM(PyramidAttention):
     """A CBAM of its own for each level. Levels in → levels out, same shapes."""
 
-    def __init__(self, channels: Sequence[int], dims: int = 2) -> None:
+    def __init__(self, channels: Sequence[int], spatial_dims: int = 2) -> None:
         super().__init__()
-        self.cbam_modules = nn.ModuleList(CBAM(c, dims=dims) for c in channels)
+        self.cbam_modules = nn.ModuleList(CBAM(c, spatial_dims=spatial_dims) for c in channels)
 
     def steps(self) -> list[Block]:
         return [level_step(i, cbam) for i, cbam in enumerate(self.cbam_modules)]

@@ -30,12 +30,12 @@ class CrossScaleAttention(PyramidAttention):
         num_heads: int = 8,
         width: int = 256,
         grid: int | None = None,
-        dims: int = 2,
+        spatial_dims: int = 2,
     ) -> None:
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"cross-scale attention needs two levels or more, got {len(channels)}")
-        self.grid = grid_of(dims, grid)
+        self.grid = grid_of(spatial_dims, grid)
         self.projections = nn.ModuleList(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, width)) for c in channels)
         self.level_embeddings = nn.Parameter(torch.randn(len(channels), width) * 0.02)
         self.levels = nn.ModuleList(PooledAttention(c, width, num_heads) for c in channels)

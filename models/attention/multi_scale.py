@@ -20,9 +20,11 @@ class MultiScaleAttention(PyramidAttention):
     Shapes: levels [B, channels[i], *spatial_i] in → the same out.
     """
 
-    def __init__(self, channels: Sequence[int], num_heads: int = 8, grid: int | None = None, dims: int = 2) -> None:
+    def __init__(
+        self, channels: Sequence[int], num_heads: int = 8, grid: int | None = None, spatial_dims: int = 2
+    ) -> None:
         super().__init__()
-        self.grid = grid_of(dims, grid)
+        self.grid = grid_of(spatial_dims, grid)
         self.context_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
         self.levels = nn.ModuleList(PooledAttention(c, c, num_heads) for c in channels)
 

@@ -75,8 +75,8 @@ def _replace_level(i: int, function: Callable[[Tensor], Tensor], state: State) -
     return (*state[:i], function(state[i]), *state[i + 1 :])
 
 
-def grid_of(dims: int, grid: int | None) -> int:
+def grid_of(spatial_dims: int, grid: int | None) -> int:
     """The grid asked for, or the default for this many axes; ValueError where there is none."""
-    if dims not in DEFAULT_GRID:
-        raise ValueError(f"dims is {dims!r}: one of {', '.join(map(str, DEFAULT_GRID))}")
-    return DEFAULT_GRID[dims] if grid is None else grid
+    if spatial_dims not in DEFAULT_GRID:
+        raise ValueError(f"spatial_dims is {spatial_dims!r}: one of {', '.join(map(str, DEFAULT_GRID))}")
+    return DEFAULT_GRID[spatial_dims] if grid is None else grid

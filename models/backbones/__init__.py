@@ -86,7 +86,7 @@ def create_backbone(
 def backbone_dims(name: str) -> int:
     """2 for a backbone for images, 3 for one for volumes, without building it. ModelError for an unknown name."""
     check_backbone(name)
-    return OWN_BACKBONES[name][0].dims if name in OWN_BACKBONES else TimmBackbone.dims
+    return OWN_BACKBONES[name][0].spatial_dims if name in OWN_BACKBONES else TimmBackbone.spatial_dims
 
 
 def check_backbone(name: str, image_size: tuple[int, ...] | None = None) -> None:

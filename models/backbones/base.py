@@ -13,11 +13,11 @@ from utils.blocks import Block
 from utils.gradient_checkpointing import Checkpointable
 
 
-def check_size(name: str, dims: int, image_size: Sequence[int]) -> tuple[int, ...]:
+def check_size(name: str, spatial_dims: int, image_size: Sequence[int]) -> tuple[int, ...]:
     """image_size as a tuple; ModelError unless it has one length for each of a backbone's dimensions."""
-    if len(image_size) == dims:
+    if len(image_size) == spatial_dims:
         return tuple(image_size)
-    kind, axes = ("images", "height, width") if dims == 2 else ("volumes", "depth, height, width")
+    kind, axes = ("images", "height, width") if spatial_dims == 2 else ("volumes", "depth, height, width")
     size = "×".join(map(str, image_size))
     raise ModelError(
         f"{name} is for {kind}, not for a size of {size}: set DATA.image_size to [{axes}], or take another backbone"
@@ -44,14 +44,14 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
     ----------
     feature_channels, feature_strides: one number a level.
     feature_dim: length of the vector that `forward` returns.
-    dims: 2 for images [B, C, H, W], 3 for volumes [B, C, D, H, W].
+    spatial_dims: 2 for images [B, C, H, W], 3 for volumes [B, C, D, H, W].
     in_channels, image_size: of the input; the size is what checkpointing is planned for.
     mean, std: normalisation of [0, 1] images that the weights expect, three values each.
     classic: the previous release's ResNet path (FPN, CBAM, fusion at stride 4) is its default.
     prefers_channels_last: convolutional, so that the channels_last memory format pays.
     """
 
-    dims = 2
+    spatial_dims = 2
     classic = False
     prefers_channels_last = False
 

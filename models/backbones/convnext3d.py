@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from configs.errors import ModelError
 from models.backbones.base import BaseVisionBackbone
-from models.backbones.inflation import VOLUME_STRIDES, inflate, load_strictly, pad_to_multiple
+from models.backbones.inflation import VOLUME_STRIDES, inflate, load_strictly, pad_to_divisor
 from models.backbones.timm_backbones import TIMM_BACKBONES, TimmBackbone
 from models.layers import conv_nd
 from utils.blocks import Block, block, identity
@@ -35,7 +35,7 @@ class ConvNeXt3D(BaseVisionBackbone):
     Raises ModelError for an unknown variant and for weights that cannot be had or do not fit.
     """
 
-    dims = 3
+    spatial_dims = 3
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Downsampling(nn.Conv3d):
         super().__init__(in_channels, channels, factor, stride=factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(pad_to_multiple(x, self.stride[0], 2))
+        return super().forward(pad_to_divisor(x, self.stride[0], 2))
 
 
 class _ChannelNorm(nn.LayerNorm):

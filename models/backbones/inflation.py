@@ -21,9 +21,9 @@ def inflate(weight: Tensor, depth: int) -> Tensor:
     return (weight / depth)[:, :, None].repeat(1, 1, depth, 1, 1)
 
 
-def pad_to_multiple(x: Tensor, multiple: int, first_axis: int) -> Tensor:
+def pad_to_divisor(x: Tensor, size_divisor: int, first_axis: int) -> Tensor:
     """Zeros at the end of the three axes from `first_axis` on, so that each is a multiple; x itself where it is."""
-    missing = [-length % multiple for length in x.shape[first_axis : first_axis + 3]]
+    missing = [-length % size_divisor for length in x.shape[first_axis : first_axis + 3]]
     if not any(missing):
         return x
     behind = [0, 0] * (x.ndim - first_axis - 3)

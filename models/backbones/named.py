@@ -28,10 +28,10 @@ from models.backbones.weights import given_weights
 Size = int | Sequence[int] | None
 
 
-def named_size(name: str, dims: int, image_size: Size, default: int) -> tuple[int, ...]:
+def named_size(name: str, spatial_dims: int, image_size: Size, default: int) -> tuple[int, ...]:
     """One length for every axis; a number stands for all of them. ModelError where there are too few or too many."""
     size = default if image_size is None else image_size
-    return check_size(name, dims, (size,) * dims if isinstance(size, int) else size)
+    return check_size(name, spatial_dims, (size,) * spatial_dims if isinstance(size, int) else size)
 
 
 class TimmFamily(TimmBackbone):
@@ -52,7 +52,7 @@ class TimmFamily(TimmBackbone):
         image_size: Size = None,
     ) -> None:
         name = self._registered(self.default if variant is None else str(variant))
-        height, width = named_size(name, self.dims, image_size, 224)
+        height, width = named_size(name, self.spatial_dims, image_size, 224)
         weights = given_weights(pretrained)
         super().__init__(name, TIMM_BACKBONES[name], weights, in_channels, feature_dim, image_size=(height, width))
 
@@ -157,7 +157,7 @@ class SwinTransformer3DBackbone(SwinTransformer3D):
         feature_dim: int | None = None,
         image_size: Size = None,
     ) -> None:
-        size = named_size(f"swin3d_{variant}", self.dims, image_size, 64)
+        size = named_size(f"swin3d_{variant}", self.spatial_dims, image_size, 64)
         super().__init__(variant, given_weights(pretrained), in_channels, feature_dim, image_size=size)
 
 
@@ -172,5 +172,5 @@ class VisionMambaBackbone(VisionMamba):
         feature_dim: int | None = None,
         image_size: Size = None,
     ) -> None:
-        size = named_size(f"vim_{variant}", self.dims, image_size, 224)
+        size = named_size(f"vim_{variant}", self.spatial_dims, image_size, 224)
         super().__init__(variant, given_weights(pretrained), in_channels, feature_dim, image_size=size)

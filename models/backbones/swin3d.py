@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from configs.errors import ModelError, WeightsUnavailableError
 from models.backbones.base import BaseVisionBackbone
-from models.backbones.inflation import VOLUME_STRIDES, load_strictly, pad_to_multiple
+from models.backbones.inflation import VOLUME_STRIDES, load_strictly, pad_to_divisor
 from models.backbones.weights import WAYS_ON
 from models.backbones.window_attention import WINDOW, WindowAttention
 from models.layers import conv_nd
@@ -64,7 +64,7 @@ class SwinTransformer3D(BaseVisionBackbone):
     Raises ModelError for an unknown variant and for weights that cannot be had or do not fit.
     """
 
-    dims = 3
+    spatial_dims = 3
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(pad_to_multiple(x, PATCH, 2)).movedim(1, -1))
+        return self.norm(self.proj(pad_to_divisor(x, PATCH, 2)).movedim(1, -1))
 
 
 class PatchMerging(nn.Module):
@@ -148,7 +148,7 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(8 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rearrange(pad_to_multiple(x, 2, 1), "b (d i) (h j) (w k) c -> b d h w (i k j c)", i=2, j=2, k=2)
+        x = rearrange(pad_to_divisor(x, 2, 1), "b (d i) (h j) (w k) c -> b d h w (i k j c)", i=2, j=2, k=2)
         return self.reduction(self.norm(x))
 
 

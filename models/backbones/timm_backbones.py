@@ -37,19 +37,20 @@ class TimmSpec:
     """A line of the table.
 
     timm_name: architecture and, after a dot or by timm's default, the published weights.
-    classic: see BaseVisionBackbone. convolutional: channels_last pays. sized: tied to the size it is made for.
-    multiple: what heights and widths must divide by; images are padded to it, right and bottom, with zeros.
+    classic: see BaseVisionBackbone. convolutional: channels_last pays. fixed_input_size: tied to the size it is made
+    for.
+    size_divisor: what heights and widths must divide by; images are padded to it, right and bottom, with zeros.
     """
 
     timm_name: str
     classic: bool = False
     convolutional: bool = True
-    sized: bool = False
-    multiple: int = 1
+    fixed_input_size: bool = False
+    size_divisor: int = 1
 
 
-def _attention(timm_name: str, sized: bool = True, multiple: int = 1) -> TimmSpec:
-    return TimmSpec(timm_name, convolutional=False, sized=sized, multiple=multiple)
+def _attention(timm_name: str, fixed_input_size: bool = True, size_divisor: int = 1) -> TimmSpec:
+    return TimmSpec(timm_name, convolutional=False, fixed_input_size=fixed_input_size, size_divisor=size_divisor)
 
 
 TIMM_BACKBONES: dict[str, TimmSpec] = {
@@ -64,14 +65,17 @@ TIMM_BACKBONES: dict[str, TimmSpec] = {
     **{f"convnextv2_{size}": TimmSpec(f"convnextv2_{size}") for size in ("tiny", "base")},
     **{f"regnety_{size}": TimmSpec(f"regnety_{size}") for size in ("004", "008", "016", "032", "080", "160")},
     **{f"densenet{depth}": TimmSpec(f"densenet{depth}") for depth in (121, 169, 201)},
-    "maxvit_tiny": _attention("maxvit_tiny_tf_224", multiple=32),
-    **{f"vit_{size}": _attention(f"vit_{size}_patch16_224", multiple=16) for size in ("tiny", "small", "base")},
-    **{f"dinov2_{size}": _attention(f"vit_{size}_patch14_dinov2", multiple=14) for size in ("small", "base")},
+    "maxvit_tiny": _attention("maxvit_tiny_tf_224", size_divisor=32),
+    **{f"vit_{size}": _attention(f"vit_{size}_patch16_224", size_divisor=16) for size in ("tiny", "small", "base")},
+    **{f"dinov2_{size}": _attention(f"vit_{size}_patch14_dinov2", size_divisor=14) for size in ("small", "base")},
     **{f"swin_{size}": _attention(f"swin_{size}_patch4_window7_224") for size in ("tiny", "small", "base")},
     "swinv2_tiny": _attention("swinv2_tiny_window8_256"),
-    **{f"efficientvim_{size}": _attention(f"efficientvim_{size}", sized=False) for size in ("m1", "m2", "m3", "m4")},
+    **{
+        f"efficientvim_{size}": _attention(f"efficientvim_{size}", fixed_input_size=False)
+        for size in ("m1", "m2", "m3", "m4")
+    },
     # Made for 1024 px, where its weights fit; other sizes interpolate its position embeddings as they run.
-    "sam_base": _attention("samvit_base_patch16", sized=False, multiple=16),
+    "sam_base": _attention("samvit_base_patch16", fixed_input_size=False, size_divisor=16),
 }
 
 
@@ -83,7 +87,7 @@ def timm_spec(name: str) -> TimmSpec | None:
     if not timm.is_model(timm_name):
         return None
     config = timm.get_pretrained_cfg(timm_name)
-    return TimmSpec(timm_name, convolutional=False, sized=bool(config and config.fixed_input_size))
+    return TimmSpec(timm_name, convolutional=False, fixed_input_size=bool(config and config.fixed_input_size))
 
 
 class TimmBackbone(BaseVisionBackbone):
@@ -108,7 +112,7 @@ class TimmBackbone(BaseVisionBackbone):
         drop_path: float = 0.0,
         image_size: tuple[int, int] = (224, 224),
     ) -> None:
-        padded = (_round_up(image_size[0], spec.multiple), _round_up(image_size[1], spec.multiple))
+        padded = (_round_up(image_size[0], spec.size_divisor), _round_up(image_size[1], spec.size_divisor))
         body = _create(name, spec, weights, in_channels, drop_path, padded)
         levels = _Levels.of(body, name)
         pretrained = body.pretrained_cfg
@@ -121,7 +125,7 @@ class TimmBackbone(BaseVisionBackbone):
             pretrained["mean"],
             pretrained["std"],
         )
-        self.name, self.sized, self.multiple = name, spec.sized, spec.multiple
+        self.name, self.fixed_input_size, self.size_divisor = name, spec.fixed_input_size, spec.size_divisor
         self.classic, self.prefers_channels_last = spec.classic, spec.convolutional
         self.features, self.pooled_levels = levels.features, levels.pooled
         self.pyramid = SimplePyramid(levels.channels[0]) if levels.single else None
@@ -148,7 +152,7 @@ class TimmBackbone(BaseVisionBackbone):
             raise ModelError(f"'{self.name}' gives maps of {found} channels where timm says {self.feature_channels}")
 
     def blocks(self, x: Tensor) -> list[Block]:
-        if self.sized:
+        if self.fixed_input_size:
             self.refuse_other_sizes(x)
         padded = self._pad(x)
         parts = parts_of(self.body, padded)
@@ -161,7 +165,7 @@ class TimmBackbone(BaseVisionBackbone):
         return [_within(partial(running_statistics, self.body), step) for step in blocks] if one_value else blocks
 
     def global_attention(self, x: Tensor) -> GlobalAttention | None:
-        if self.sized:
+        if self.fixed_input_size:
             self.refuse_other_sizes(x)
         padded = self._pad(x)
         weights = attention_weights(self.body, padded)
@@ -173,7 +177,7 @@ class TimmBackbone(BaseVisionBackbone):
         )
 
     def _pad(self, x: Tensor) -> Tensor:
-        bottom, right = (_round_up(side, self.multiple) - side for side in x.shape[2:])
+        bottom, right = (_round_up(side, self.size_divisor) - side for side in x.shape[2:])
         return nn.functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
     def _taps(self, parts: list[Part]) -> list[Block]:
@@ -197,8 +201,8 @@ class TimmBackbone(BaseVisionBackbone):
         return run_plainly(self.pyramid.blocks(), (maps[-1],)) if self.pyramid is not None else tuple(maps)
 
 
-def _round_up(side: int, multiple: int) -> int:
-    return -(-side // multiple) * multiple
+def _round_up(side: int, size_divisor: int) -> int:
+    return -(-side // size_divisor) * size_divisor
 
 
 def _pool_coarsest(state: State) -> State:
@@ -272,7 +276,7 @@ def _create(
 ) -> Any:
     # Said even where it is none: some families have a default of their own.
     options: dict[str, Any] = {"in_chans": in_channels, "drop_path_rate": drop_path}
-    if spec.sized:
+    if spec.fixed_input_size:
         options["img_size"] = size
     if weights is True:
         weights = find_weights(timm.get_pretrained_cfg(spec.timm_name), name)

@@ -222,7 +222,7 @@ class VisionMamba(BaseVisionBackbone):
         width, repository, filename = VIM_VARIANTS[variant]
         strides = [int(PATCH * scale) for scale in SimplePyramid.SCALES]
         super().__init__([width] * len(strides), strides, feature_dim, in_channels, image_size)
-        self.multiple = PATCH
+        self.size_divisor = PATCH
         height, breadth = (-(-side // PATCH) for side in image_size)
         self.body = VisionMambaNet(width, (height, breadth), in_channels, 0, drop_path)
         self.pyramid = SimplePyramid(width)

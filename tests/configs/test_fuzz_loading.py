@@ -127,35 +127,35 @@ def changed_presets(draw: st.DrawFn) -> str:
     return text
 
 
-@fuzz(share=0.1)
+@fuzz(fraction=0.1)
 @given(text=st.text(max_size=200))
 def test_any_text(path, text):
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     load(path)
 
 
-@fuzz(share=0.1)
+@fuzz(fraction=0.1)
 @given(content=st.binary(max_size=200))
 def test_any_bytes(path, content):
     path.write_bytes(content)
     load(path)
 
 
-@fuzz(share=0.3)
+@fuzz(fraction=0.3)
 @given(document=documents())
 def test_our_keys_with_any_values(path, document):
     path.write_text(yaml.dump(document, allow_unicode=True), encoding="utf-8")
     load(path)
 
 
-@fuzz(share=0.2)
+@fuzz(fraction=0.2)
 @given(parts=st.lists(st.sampled_from(yaml_words), max_size=14))
 def test_pieces_of_yaml(path, parts):
     path.write_text("".join(parts), encoding="utf-8")
     load(path)
 
 
-@fuzz(share=0.2)
+@fuzz(fraction=0.2)
 @given(text=changed_presets())
 def test_changed_presets(path, text):
     (path.parent / "default.yaml").write_text(PRESETS[0], encoding="utf-8")
@@ -167,7 +167,7 @@ names = st.builds(lambda section, key: f"{section}.{key}", st.sampled_from(SECTI
 known = st.sampled_from([f"{section}.{key}" for section in SECTIONS for key in settings_of(section)])
 
 
-@fuzz(share=0.1)
+@fuzz(fraction=0.1)
 @given(overrides=st.lists(st.text(max_size=30) | st.builds("{}={}".format, names | known, values), max_size=4))
 def test_any_overrides(path, overrides):
     path.write_text("{}", encoding="utf-8")

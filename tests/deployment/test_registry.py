@@ -46,17 +46,17 @@ def build(backbone: str, attention: str) -> HybridMedNet:
 class Neck(nn.Module):
     """A pyramid made by pooling, then attention, fusion and head as HybridMedNet has them."""
 
-    def __init__(self, attention: str, dims: int) -> None:
+    def __init__(self, attention: str, spatial_dims: int) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.dims = dims
-        self.attention = create_attention(attention, CHANNELS, 2, dims)
-        self.fusion = DynamicFusion(CHANNELS, 8, target_level=2, dims=dims)
+        self.spatial_dims = spatial_dims
+        self.attention = create_attention(attention, CHANNELS, 2, spatial_dims)
+        self.fusion = DynamicFusion(CHANNELS, 8, target_level=2, spatial_dims=spatial_dims)
         self.head = MultiLabelHead(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = nn.functional.avg_pool2d if self.dims == 2 else nn.functional.avg_pool3d
-        scales = [torch.linspace(-1, 1, c).reshape(-1, *[1] * self.dims) for c in CHANNELS]
+        pool = nn.functional.avg_pool2d if self.spatial_dims == 2 else nn.functional.avg_pool3d
+        scales = [torch.linspace(-1, 1, c).reshape(-1, *[1] * self.spatial_dims) for c in CHANNELS]
         levels = [(pool(x, 2**i, ceil_mode=True) if i else x)[:, :1] * scale for i, scale in enumerate(scales)]
         return self.head(self.fusion(self.attention(levels)))
 
@@ -64,18 +64,18 @@ class Neck(nn.Module):
 class Necks(nn.Module):
     """All attention modes at once: one file instead of four."""
 
-    def __init__(self, dims: int) -> None:
+    def __init__(self, spatial_dims: int) -> None:
         super().__init__()
-        self.necks = nn.ModuleList(Neck(mode, dims) for mode in ATTENTION_MODES)
+        self.necks = nn.ModuleList(Neck(mode, spatial_dims) for mode in ATTENTION_MODES)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(neck(x) for neck in self.necks)
 
 
-@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_attention_with_fusion_and_head(dims):
+@pytest.mark.parametrize("spatial_dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_every_attention_with_fusion_and_head(spatial_dims):
     """Odd sizes, so that maps are padded, pooled unevenly and resized."""
-    shape, necks = (3, *(22, 26, 18)[:dims]), Necks(dims).eval()
+    shape, necks = (3, *(22, 26, 18)[:spatial_dims]), Necks(spatial_dims).eval()
     program = traced_program(necks, shape).module()
     difference = compare(necks, run_module(program), random_images(shape))
     assert difference < BOUNDS["fp32"]

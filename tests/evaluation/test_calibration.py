@@ -169,9 +169,14 @@ def test_extreme_logits_do_not_overflow():
 def test_newton_converges_from_afar():
     """Logits far off zero, tiny or huge in scale, rare positives, a few outliers."""
     rng = np.random.default_rng(2)
-    for scale, shift, share, n in [(1e-4, 50, 0.01, 3000), (1e3, -1e4, 0.5, 50), (5, 0, 0.003, 20_000), (1, 0, 0.5, 4)]:
+    for scale, shift, fraction, n in [
+        (1e-4, 50, 0.01, 3000),
+        (1e3, -1e4, 0.5, 50),
+        (5, 0, 0.003, 20_000),
+        (1, 0, 0.5, 4),
+    ]:
         y = np.zeros(n)
-        y[: max(int(share * n), 1)] = 1
+        y[: max(int(fraction * n), 1)] = 1
         z = scale * (rng.normal(size=n) + 2 * y) + shift
         z[-1] += 40 * scale
         found = fit_calibration(z[:, None], y[:, None], np.ones((n, 1), bool), "platt")

@@ -84,9 +84,9 @@ def test_figures_are_drawn_for_any_number_of_classes(classes, exclusive):
     scored = scored_split(names, 40)
     if exclusive:
         targets = np.eye(classes + 1)[np.arange(40) % (classes + 1)]
-        shares = scored.probabilities / scored.probabilities.sum(axis=1, keepdims=True)
+        fractions = scored.probabilities / scored.probabilities.sum(axis=1, keepdims=True)
         mask = np.ones_like(scored.mask)
-        scored = ScoredSplit(shares, targets, mask, scored.patients, names, exclusive=True)
+        scored = ScoredSplit(fractions, targets, mask, scored.patients, names, exclusive=True)
     figures = draw_figures(
         scored, [0.5] * classes + [math.nan], results_of(scored, sex=["F"] * 40), scored.probabilities
     )
@@ -120,9 +120,9 @@ def test_a_confusion_matrix_holds_the_counts():
 
 
 def test_an_exclusive_matrix_counts_the_most_probable_class():
-    shares = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.7, 0.2], [0.4, 0.3, 0.3]])
+    fractions = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.7, 0.2], [0.4, 0.3, 0.3]])
     targets = np.eye(3)[[0, 1, 2, 2]]
-    scored = ScoredSplit(shares, targets, np.ones((4, 3), bool), list("abcd"), ("x", "y", "z"), exclusive=True)
+    scored = ScoredSplit(fractions, targets, np.ones((4, 3), bool), list("abcd"), ("x", "y", "z"), exclusive=True)
     figure = draw_figures(scored, [0.5] * 3, results_of(scored), None)["confusion"]
     cells = [int(text.get_text().split("\n")[0]) for text in figure.axes[0].texts]
     assert cells == [1, 0, 0, 0, 1, 0, 1, 1, 0] and "2 of 4 right (50.0%)" in figure.get_suptitle()

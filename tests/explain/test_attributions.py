@@ -21,10 +21,10 @@ from tests.explain.networks import images, network
 class Small(nn.Module):
     """A smooth network with a parameter and a dropout, [B, 1, *spatial] → [B, 3]."""
 
-    def __init__(self, dims: int = 2) -> None:
+    def __init__(self, spatial_dims: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = (nn.Conv2d if dims == 2 else nn.Conv3d)(1, 4, 3, padding=1)
+        self.conv = (nn.Conv2d if spatial_dims == 2 else nn.Conv3d)(1, 4, 3, padding=1)
         self.dropout, self.out = nn.Dropout(0.5), nn.Linear(4, 3)
 
     def forward(self, x):
@@ -81,11 +81,11 @@ def test_smooth_grad_is_a_mean_of_absolute_gradients():
     assert torch.equal(raw, raw_attributions(model, x, [0], "smooth_grad")[0, 0])
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
-def test_promises(method, dims):
-    size = (12, 12) if dims == 2 else (6, 7, 8)
-    model, x = Small(dims).train(), images(2, 1, *size)
+def test_promises(method, spatial_dims):
+    size = (12, 12) if spatial_dims == 2 else (6, 7, 8)
+    model, x = Small(spatial_dims).train(), images(2, 1, *size)
     maps = attribution_maps(model, x, [2, 0], method)
     assert maps.shape == (2, 2, *size) and maps.dtype == torch.float32 and not maps.requires_grad
     assert maps.min() >= 0 and torch.allclose(maps.flatten(2).amax(-1), torch.ones(2, 2))

@@ -41,18 +41,18 @@ def randomised(module: nn.Module) -> nn.Module:
     return module.double()
 
 
-@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
+@pytest.mark.parametrize("spatial_dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
 @pytest.mark.parametrize("mode", ATTENTION_MODES)
-def test_each_mode_keeps_shapes(mode, dims, sizes):
+def test_each_mode_keeps_shapes(mode, spatial_dims, sizes):
     features = levels(sizes)
-    for x, y in zip(features, create_attention(mode, CHANNELS, 4, dims).double()(features), strict=True):
+    for x, y in zip(features, create_attention(mode, CHANNELS, 4, spatial_dims).double()(features), strict=True):
         assert x.shape == y.shape and x.dtype == y.dtype
 
 
-@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
+@pytest.mark.parametrize("spatial_dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
 @pytest.mark.parametrize("mode", ATTENDING)
-def test_gradients_reach_every_parameter(mode, dims, sizes):
-    attention = randomised(create_attention(mode, CHANNELS, 4, dims))
+def test_gradients_reach_every_parameter(mode, spatial_dims, sizes):
+    attention = randomised(create_attention(mode, CHANNELS, 4, spatial_dims))
     sum(y.square().sum() for y in attention(levels(sizes, batch=6))).backward()
     for name, parameter in attention.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
@@ -60,8 +60,8 @@ def test_gradients_reach_every_parameter(mode, dims, sizes):
 
 @pytest.mark.parametrize("mode", ATTENDING)
 def test_other_numbers_of_axes_are_refused(mode):
-    with pytest.raises(ValueError, match="dims is 4: one of"):
-        create_attention(mode, CHANNELS, 4, dims=4)
+    with pytest.raises(ValueError, match="spatial_dims is 4: one of"):
+        create_attention(mode, CHANNELS, 4, spatial_dims=4)
 
 
 @pytest.mark.parametrize("mode", ATTENDING)
@@ -103,7 +103,7 @@ def test_cbam_is_its_formula(channels):
 
 
 def test_cbam_of_a_volume_is_its_formula():
-    cbam = randomised(CBAM(4, dims=3))
+    cbam = randomised(CBAM(4, spatial_dims=3))
     given = x = torch.randn(2, 4, 3, 5, 4, dtype=torch.float64)
     first, second = (layer.weight.flatten(1) for layer in (cbam.channel_attention.fc[0], cbam.channel_attention.fc[2]))
     gate = torch.zeros(2, 4, dtype=torch.float64)
@@ -175,8 +175,8 @@ def test_pooled_attention_takes_a_volume_as_a_list_of_places():
 
 def test_a_volume_has_about_as_many_keys_as_an_image():
     for kind in (MultiScaleAttention, CrossScaleAttention):
-        assert kind(CHANNELS, 4).grid ** 2 == 49 and kind(CHANNELS, 4, dims=3).grid ** 3 == 64
-        assert kind(CHANNELS, 4, grid=2, dims=3).grid == 2
+        assert kind(CHANNELS, 4).grid ** 2 == 49 and kind(CHANNELS, 4, spatial_dims=3).grid ** 3 == 64
+        assert kind(CHANNELS, 4, grid=2, spatial_dims=3).grid == 2
 
 
 def test_a_fresh_module_changes_features_a_little():
@@ -217,12 +217,12 @@ def test_multi_scale_sees_its_own_level_whole_and_no_other(target):
             assert gradient.abs().max() == 0
 
 
-@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
+@pytest.mark.parametrize("spatial_dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
 @pytest.mark.parametrize("target", range(3))
-def test_cross_scale_sees_all_other_levels_and_of_its_own_only_the_place_itself(target, dims, sizes):
+def test_cross_scale_sees_all_other_levels_and_of_its_own_only_the_place_itself(target, spatial_dims, sizes):
     features = levels(sizes)
-    module = randomised(CrossScaleAttention(CHANNELS, 4, width=12, grid=3, dims=dims))
-    seen = seen_by(module, features, target, (0,) * dims)
+    module = randomised(CrossScaleAttention(CHANNELS, 4, width=12, grid=3, spatial_dims=spatial_dims))
+    seen = seen_by(module, features, target, (0,) * spatial_dims)
     for i, gradient in enumerate(seen):
         places = gradient.sum(1)
         if i == target:
@@ -276,10 +276,10 @@ def previous_forward(attention: nn.Module, features: list[torch.Tensor]) -> list
     return [attend(x, context) for attend, x, context in zip(attention.levels, features, contexts)]
 
 
-@pytest.mark.parametrize("dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
+@pytest.mark.parametrize("spatial_dims, sizes", [(2, SIZES), (3, VOLUME_SIZES)], ids=["2d", "3d"])
 @pytest.mark.parametrize("mode", ATTENDING)
-def test_steps_are_all_levels_at_once_bit_for_bit(mode, dims, sizes):
-    attention = randomised(create_attention(mode, CHANNELS, 4, dims)).float()
+def test_steps_are_all_levels_at_once_bit_for_bit(mode, spatial_dims, sizes):
+    attention = randomised(create_attention(mode, CHANNELS, 4, spatial_dims)).float()
     features = [x.detach().float().requires_grad_() for x in levels(sizes)]
     state = tuple(features)
     for step in attention.steps():

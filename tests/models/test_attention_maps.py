@@ -13,15 +13,17 @@ CHANNELS = [8, 16, 24]
 SIZES = {2: [(12, 9), (6, 5), (3, 2)], 3: [(5, 6, 7), (3, 3, 4), (2, 2, 2)]}
 
 
-def levels(dims: int) -> list[torch.Tensor]:
+def levels(spatial_dims: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(2, c, *s, generator=generator, dtype=torch.float64) for c, s in zip(CHANNELS, SIZES[dims])]
+    return [
+        torch.randn(2, c, *s, generator=generator, dtype=torch.float64) for c, s in zip(CHANNELS, SIZES[spatial_dims])
+    ]
 
 
-def randomised(mode: str, dims: int):
+def randomised(mode: str, spatial_dims: int):
     """Away from initial values that hide mistakes (ones, zeros, 0.1)."""
     torch.manual_seed(0)
-    attention = create_attention(mode, CHANNELS, 4, dims)
+    attention = create_attention(mode, CHANNELS, 4, spatial_dims)
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return attention.double().eval()
@@ -34,21 +36,21 @@ def answer_of(attention, x: torch.Tensor, context: torch.Tensor, weights: torch.
     return x + rearrange(update, "b n c -> b c n").reshape(x.shape)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_cbam_output_follows_from_its_maps(dims):
-    attention, features = randomised("cbam", dims), levels(dims)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_cbam_output_follows_from_its_maps(spatial_dims):
+    attention, features = randomised("cbam", spatial_dims), levels(spatial_dims)
     maps = attention.attention_maps(features)
     assert list(maps) == [0, 1, 2]
     for i, (x, y) in enumerate(zip(features, attention(features))):
         assert isinstance(maps[i], CBAMMaps)
         assert maps[i].channel.shape == x.shape[:2] and maps[i].spatial.shape == (2, 1, *x.shape[2:])
-        channel = maps[i].channel.reshape(*x.shape[:2], *[1] * dims)
+        channel = maps[i].channel.reshape(*x.shape[:2], *[1] * spatial_dims)
         torch.testing.assert_close(x * channel * maps[i].spatial, y, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_multi_scale_output_follows_from_its_maps(dims):
-    attention, features = randomised("multi_scale", dims), levels(dims)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_multi_scale_output_follows_from_its_maps(spatial_dims):
+    attention, features = randomised("multi_scale", spatial_dims), levels(spatial_dims)
     maps = attention.attention_maps(features)
     for i, (x, y) in enumerate(zip(features, attention(features))):
         ((source, grid),) = maps[i].sources
@@ -59,9 +61,9 @@ def test_multi_scale_output_follows_from_its_maps(dims):
         torch.testing.assert_close(answer_of(attention.levels[i], x, context, maps[i].weights), y, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_cross_scale_output_follows_from_its_maps(dims):
-    attention, features = randomised("cross_scale", dims), levels(dims)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_cross_scale_output_follows_from_its_maps(spatial_dims):
+    attention, features = randomised("cross_scale", spatial_dims), levels(spatial_dims)
     maps, outputs = attention.attention_maps(features), attention(features)
     tokens = {
         i: project(pooled_tokens(x, attention.grid)) + attention.level_embeddings[i]

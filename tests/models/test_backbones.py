@@ -59,10 +59,10 @@ def assert_promised_pyramid(backbone: BaseVisionBackbone, maps: list[Tensor], si
     assert len(maps) == len(backbone.feature_channels) == len(backbone.feature_strides) == 4
     assert sorted(backbone.feature_strides) == backbone.feature_strides
     for x, channels, stride in zip(maps, backbone.feature_channels, backbone.feature_strides):
-        assert x.shape[:2] == (2, channels) and x.ndim == 2 + backbone.dims
-        multiple = getattr(backbone, "multiple", 1)
+        assert x.shape[:2] == (2, channels) and x.ndim == 2 + backbone.spatial_dims
+        size_divisor = getattr(backbone, "size_divisor", 1)
         for side, length in zip(size, x.shape[2:]):
-            padded = -(-side // multiple) * multiple
+            padded = -(-side // size_divisor) * size_divisor
             assert side // stride <= length <= math.ceil(padded / stride), f"{side} at stride {stride} gave {length}"
 
 
@@ -88,7 +88,9 @@ def test_channels_and_strides_of_larger_members_are_true(name):
 def test_other_sizes(name, sides):
     """Those that strides do not divide are padded or rounded; a backbone may refuse one, with what it takes."""
     size = shape_for(name, *sides)
-    told = size if name not in TIMM_BACKBONES or TIMM_BACKBONES[name].sized else shape_for(name)  # no other listens
+    told = (
+        size if name not in TIMM_BACKBONES or TIMM_BACKBONES[name].fixed_input_size else shape_for(name)
+    )  # no other listens
     try:
         backbone = build_without_values(name, told)
     except ModelError as error:
@@ -140,7 +142,7 @@ def test_one_channel_and_a_projection(name):
 def reference_maps(name: str, backbone: BaseVisionBackbone, x: Tensor) -> list[Tensor]:
     """timm's own forward pass of a whole model with the same weights; for one stride: the last map, normed."""
     spec, single = TIMM_BACKBONES[name], backbone.pyramid is not None
-    options = {"img_size": tuple(x.shape[2:])} if spec.sized else {}
+    options = {"img_size": tuple(x.shape[2:])} if spec.fixed_input_size else {}
     model = timm.create_model(spec.timm_name, **options).eval()
     missing, unexpected = model.load_state_dict(backbone.body.state_dict(), strict=False)
     assert not unexpected
@@ -152,7 +154,7 @@ def reference_maps(name: str, backbone: BaseVisionBackbone, x: Tensor) -> list[T
 @pytest.mark.parametrize("name", mostly_slow([name for name in SMALL if name in TIMM_BACKBONES]))
 def test_maps_are_those_of_timms_own_wrapper(name):
     """Bit for bit; of a map in EfficientViM's stem timm knows nothing. At a size that every patch divides."""
-    side = 64 if 64 % TIMM_BACKBONES[name].multiple == 0 else 56
+    side = 64 if 64 % TIMM_BACKBONES[name].size_divisor == 0 else 56
     backbone = build(name) if side == 64 else create_backbone(name, image_size=(side, side)).eval()
     x = image(name)[..., :side, :side].contiguous()
     with torch.no_grad():

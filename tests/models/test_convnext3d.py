@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from configs.errors import ModelError
 from models.backbones.convnext3d import ConvNeXt3D, inflate_convnext
-from models.backbones.inflation import inflate, pad_to_multiple
+from models.backbones.inflation import inflate, pad_to_divisor
 
 CHANNELS = (96, 192, 384, 768)
 
@@ -61,11 +61,11 @@ def test_an_inflated_kernel_does_the_same_in_every_slice(depth):
 @pytest.mark.parametrize("first_axis, shape", [(1, (2, 3, 4, 5, 6)), (2, (2, 6, 3, 4, 5))], ids=str)
 def test_padding_is_zeros_at_the_end(first_axis, shape):
     x = torch.ones(shape)
-    padded = pad_to_multiple(x, 4, first_axis)
+    padded = pad_to_divisor(x, 4, first_axis)
     assert padded.shape[first_axis : first_axis + 3] == (4, 4, 8) and padded.sum() == x.numel()
     corner = [slice(None)] * first_axis + [slice(0, n) for n in (3, 4, 5)]
     assert padded[tuple(corner)].min() == 1
-    assert pad_to_multiple(padded, 4, first_axis) is padded
+    assert pad_to_divisor(padded, 4, first_axis) is padded
 
 
 def test_features_of_a_constant_volume_are_those_of_its_slice(flat, inflated):
@@ -118,7 +118,7 @@ def test_any_size_gives_four_levels(in_channels, size):
     x = torch.randn(1, in_channels, *size)
     for level, channels, stride in zip(backbone.forward_features(x), CHANNELS, (4, 8, 16, 32), strict=True):
         assert level.shape == (1, channels, *(-(-side // stride) for side in size)) and level.isfinite().all()
-    assert backbone(x).shape == (1, 5) and backbone.dims == 3 and backbone.image_size == size
+    assert backbone(x).shape == (1, 5) and backbone.spatial_dims == 3 and backbone.image_size == size
 
 
 def test_a_step_reaches_every_parameter():

@@ -60,9 +60,9 @@ def direct_norm(norm: nn.Module, y: torch.Tensor, training: bool) -> torch.Tenso
     return (rows * norm.weight + norm.bias).movedim(-1, 1)
 
 
-def used_fusion(target_level: int, dims: int = 2, norm: str = "batch", out_channels: int = 5) -> DynamicFusion:
+def used_fusion(target_level: int, spatial_dims: int = 2, norm: str = "batch", out_channels: int = 5) -> DynamicFusion:
     torch.manual_seed(0)
-    fusion = DynamicFusion(CHANNELS, out_channels, target_level, dims, norm).double()
+    fusion = DynamicFusion(CHANNELS, out_channels, target_level, spatial_dims, norm).double()
     for module in fusion.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | nn.GroupNorm):
             module.weight.data.normal_()
@@ -147,9 +147,9 @@ def previous_forward(fusion: DynamicFusion, features) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("target_level", range(4))
-@pytest.mark.parametrize("dims, sizes", [(2, PYRAMIDS["odd"]), (3, VOLUMES["odd"])], ids=["2d", "3d"])
-def test_steps_are_the_loop(dims, sizes, target_level):
-    fusion = used_fusion(target_level, dims).train()
+@pytest.mark.parametrize("spatial_dims, sizes", [(2, PYRAMIDS["odd"]), (3, VOLUMES["odd"])], ids=["2d", "3d"])
+def test_steps_are_the_loop(spatial_dims, sizes, target_level):
+    fusion = used_fusion(target_level, spatial_dims).train()
     other, features = copy.deepcopy(fusion), [x.detach().requires_grad_() for x in pyramid(sizes)]
     state = tuple(features)
     for step in fusion.steps():
@@ -191,11 +191,11 @@ def test_the_result_has_the_size_of_the_target_level(target_level):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("dims, sizes", [(2, PYRAMIDS["one place"]), (3, VOLUMES["cube"])], ids=["2d", "3d"])
-def test_one_image_trains_where_the_map_has_one_place(dims, sizes, norm):
-    fusion = used_fusion(3, dims, norm, 32).train()
+@pytest.mark.parametrize("spatial_dims, sizes", [(2, PYRAMIDS["one place"]), (3, VOLUMES["cube"])], ids=["2d", "3d"])
+def test_one_image_trains_where_the_map_has_one_place(spatial_dims, sizes, norm):
+    fusion = used_fusion(3, spatial_dims, norm, 32).train()
     result = fusion(pyramid(sizes, batch=1))
-    assert result.shape == (1, 32, *[1] * dims) and result.isfinite().all()
+    assert result.shape == (1, 32, *[1] * spatial_dims) and result.isfinite().all()
     result.square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in fusion.parameters())
 

@@ -105,41 +105,41 @@ def test_channel_layer_norm(shape):
 # ---- layers by their number of axes
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
-def test_layers_are_torchs_of_that_many_axes(dims):
-    x = torch.randn(2, 4, *[6] * dims)
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+def test_layers_are_torchs_of_that_many_axes(spatial_dims):
+    x = torch.randn(2, 4, *[6] * spatial_dims)
     for make, kind in (
         (conv_nd, (nn.Conv1d, nn.Conv2d, nn.Conv3d)),
         (conv_transpose_nd, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)),
     ):
         torch.manual_seed(0)
-        layer = make(dims, 4, 8, 3, stride=2, padding=1, bias=False)
+        layer = make(spatial_dims, 4, 8, 3, stride=2, padding=1, bias=False)
         torch.manual_seed(0)
-        reference = kind[dims - 1](4, 8, 3, stride=2, padding=1, bias=False)
+        reference = kind[spatial_dims - 1](4, 8, 3, stride=2, padding=1, bias=False)
         assert type(layer) is type(reference) and torch.equal(layer(x), reference(x))
-    pool = avg_pool_nd(dims, 2, ceil_mode=True)
-    assert type(pool) is (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1]
-    assert pool(x).shape == (2, 4, *[3] * dims)
+    pool = avg_pool_nd(spatial_dims, 2, ceil_mode=True)
+    assert type(pool) is (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[spatial_dims - 1]
+    assert pool(x).shape == (2, 4, *[3] * spatial_dims)
     assert linear(4, 3, bias=False)(torch.ones(2, 4)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("make", [conv_nd, conv_transpose_nd, avg_pool_nd])
-@pytest.mark.parametrize("dims", [0, 4, "2"])
-def test_other_numbers_of_axes_are_refused(make, dims):
-    with pytest.raises(ValueError, match=f"dims is {dims!r}: one of 1, 2, 3"):
-        make(dims, 4, 4, 1)
+@pytest.mark.parametrize("spatial_dims", [0, 4, "2"])
+def test_other_numbers_of_axes_are_refused(make, spatial_dims):
+    with pytest.raises(ValueError, match=f"spatial_dims is {spatial_dims!r}: one of 1, 2, 3"):
+        make(spatial_dims, 4, 4, 1)
 
 
 def test_norms_by_kind_and_number_of_axes():
     kinds = {0: BatchNorm1d, 1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
-    for dims, kind in kinds.items():
-        assert type(norm_nd("batch", dims, 6)) is kind
-        norm = norm_nd("group", dims, 512)
+    for spatial_dims, kind in kinds.items():
+        assert type(norm_nd("batch", spatial_dims, 6)) is kind
+        norm = norm_nd("group", spatial_dims, 512)
         assert type(norm) is GroupNorm32 and (norm.num_groups, norm.num_channels) == (32, 512)
     with pytest.raises(ValueError, match="unknown norm 'layer': one of batch, group"):
         norm_nd("layer", 2, 6)
     for kind in ("batch", "group"):
-        with pytest.raises(ValueError, match="dims is 4: one of 0, 1, 2, 3"):
+        with pytest.raises(ValueError, match="spatial_dims is 4: one of 0, 1, 2, 3"):
             norm_nd(kind, 4, 6)
 
 
@@ -345,7 +345,7 @@ def slow_conv3d(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
 def test_feature_pyramid_of_a_volume_is_its_formula():
     torch.manual_seed(0)
     channels, sizes = [2, 3, 4], [(5, 6, 4), (3, 3, 2), (2, 2, 1)]
-    fpn = FeaturePyramidNetwork(channels, 5, dims=3).double()
+    fpn = FeaturePyramidNetwork(channels, 5, spatial_dims=3).double()
     levels = [torch.randn(2, c, *size, dtype=torch.float64) for c, size in zip(channels, sizes)]
     above, expected = None, []
     for i in (2, 1, 0):
@@ -360,11 +360,11 @@ def test_feature_pyramid_of_a_volume_is_its_formula():
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_feature_pyramid_has_a_step_a_level(dims):
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_feature_pyramid_has_a_step_a_level(spatial_dims):
     torch.manual_seed(0)
-    fpn = FeaturePyramidNetwork([2, 3, 4], 5, dims=dims)
-    state = tuple(torch.randn(1, c, *[s] * dims) for c, s in zip([2, 3, 4], (8, 4, 2)))
+    fpn = FeaturePyramidNetwork([2, 3, 4], 5, spatial_dims=spatial_dims)
+    state = tuple(torch.randn(1, c, *[s] * spatial_dims) for c, s in zip([2, 3, 4], (8, 4, 2)))
     expected, steps = fpn(state), fpn.steps()
     assert [step.name for step in steps] == ["fpn level 2", "fpn level 1", "fpn level 0"]
     for step in steps:

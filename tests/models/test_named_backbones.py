@@ -94,7 +94,7 @@ def test_without_arguments():
     with torch.device("meta"):
         for cls in [*CLASSES.values(), SwinTransformer3DBackbone]:
             backbone = cls()
-            assert backbone.image_size == ((224, 224) if backbone.dims == 2 else (64, 64, 64))
+            assert backbone.image_size == ((224, 224) if backbone.spatial_dims == 2 else (64, 64, 64))
             assert backbone.in_channels == 3 and backbone.feature_dim == backbone.feature_channels[-1]
 
 

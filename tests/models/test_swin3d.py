@@ -57,7 +57,7 @@ def test_any_size_gives_four_levels(size, in_channels):
         backbone.forward_features(x), backbone.feature_channels, backbone.feature_strides, strict=True
     ):
         assert level.shape == (2, channels, *(-(-side // stride) for side in size)) and level.isfinite().all()
-    assert backbone.dims == 3 and backbone(x).shape == (2, 5)
+    assert backbone.spatial_dims == 3 and backbone(x).shape == (2, 5)
 
 
 @pytest.mark.parametrize("variant, millions, blocks", [("tiny", 29.4, 16), ("small", 51.0, 28), ("base", 90.3, 28)])

@@ -19,10 +19,10 @@ class VolumeNetwork(nn.Module):
         super().__init__()
         self.backbone = SwinTransformer3D("micro", in_channels=1)
         channels = self.backbone.feature_channels
-        self.fpn = FeaturePyramidNetwork(channels, 24, dims=3) if fpn else None
+        self.fpn = FeaturePyramidNetwork(channels, 24, spatial_dims=3) if fpn else None
         channels = [24] * 4 if fpn else channels
-        self.attention = create_attention(attention, channels, 4, dims=3)
-        self.fusion = DynamicFusion(channels, 64, 2, dims=3, norm=norm)
+        self.attention = create_attention(attention, channels, 4, spatial_dims=3)
+        self.fusion = DynamicFusion(channels, 64, 2, spatial_dims=3, norm=norm)
         self.head = MultiLabelHead(64, 3, dropout=0.0, norm=norm)
 
     def steps(self, x: Tensor) -> list:

@@ -27,7 +27,7 @@ def test_the_smallest_weights_of_the_whole_network_are_zero(amount):
     for name, parameter in model.named_parameters():
         for i, (now, old) in enumerate(zip(parameter.detach().flatten(), before[name].flatten())):
             assert float(now) == (0.0 if (name, i) in smallest else float(old))
-    assert sparse.share == pytest.approx(count / len(named))
+    assert sparse.fraction == pytest.approx(count / len(named))
 
 
 def test_what_is_spared_stays():
@@ -77,7 +77,7 @@ def test_interrupted_and_resumed_bit_for_bit():
     saved = copy.deepcopy(first.state_dict())
     second = pruned_trainer(seed=9)
     second.load_state_dict(saved)
-    assert isinstance(second.sparsity, SparseWeights) and second.sparsity.share == first.sparsity.share
+    assert isinstance(second.sparsity, SparseWeights) and second.sparsity.fraction == first.sparsity.fraction
     second.train_epoch(loader)
     assert differences(snapshot(whole), snapshot(second)) == []
 

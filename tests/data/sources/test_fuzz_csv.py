@@ -73,13 +73,13 @@ def check(folder: Path, content: bytes) -> None:
         assert (read_split(folder / "split.csv", dataset_index) == split).all()
 
 
-@fuzz(share=0.15)
+@fuzz(fraction=0.15)
 @given(content=st.binary(max_size=120))
 def test_any_bytes(folder, content):
     check(folder, content)
 
 
-@fuzz(share=0.15)
+@fuzz(fraction=0.15)
 @given(text=st.text(max_size=120))
 def test_any_text(folder, text):
     check(folder, text.encode("utf-8", "surrogatepass"))
@@ -111,7 +111,7 @@ def random_tables(draw: st.DrawFn) -> str:
     return text.getvalue()
 
 
-@fuzz(share=0.4)
+@fuzz(fraction=0.4)
 @given(text=random_tables())
 def test_random_tables(folder, text):
     check(folder, text.encode("utf-8", "surrogatepass"))
@@ -134,7 +134,7 @@ def changed_tables(draw: st.DrawFn) -> bytes:
     return content
 
 
-@fuzz(share=0.3)
+@fuzz(fraction=0.3)
 @given(content=changed_tables())
 def test_changed_tables(folder, content):
     check(folder, content)

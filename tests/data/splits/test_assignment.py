@@ -44,7 +44,7 @@ def random_dataset_index(rows: int = 2000, seed: int = 0, splits=None) -> Datase
     return dataset_index_of(labels, patients, splits)
 
 
-def shares(assignment: np.ndarray) -> dict[str, float]:
+def fractions(assignment: np.ndarray) -> dict[str, float]:
     return {split: float((assignment == split).mean()) for split in ("train", "val", "test")}
 
 
@@ -81,7 +81,7 @@ def test_same_seed_same_split_and_another_seed_another():
 
 def test_images_without_patient_are_their_own():
     labels = np.eye(2)[np.arange(100) % 2]
-    assert shares(assign_splits(dataset_index_of(labels))) == {"train": 0.7, "val": 0.15, "test": 0.15}
+    assert fractions(assign_splits(dataset_index_of(labels))) == {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 def test_one_large_patient_does_not_overfill_a_small_split():
@@ -89,18 +89,18 @@ def test_one_large_patient_does_not_overfill_a_small_split():
     for seed in range(10):
         assignment = assign_splits(dataset_index_of(np.ones((100, 1)), patients), seed=seed)
         assert set(assignment[:40]) == {"train"}
-        assert shares(assignment) == {"train": 0.7, "val": 0.15, "test": 0.15}
+        assert fractions(assignment) == {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 def test_a_share_of_zero_gets_nothing():
     assignment = assign_splits(random_dataset_index(), (0.8, 0.2, 0.0))
-    assert shares(assignment)["test"] == 0
-    assert shares(assignment)["val"] == pytest.approx(0.2, abs=0.01)
+    assert fractions(assignment)["test"] == 0
+    assert fractions(assignment)["val"] == pytest.approx(0.2, abs=0.01)
 
 
 def test_unknown_and_uncertain_labels_do_not_count():
     labels = np.where(np.arange(200)[:, None] % 2 == 0, np.nan, -1.0)
-    assert shares(assign_splits(dataset_index_of(labels)))["train"] == pytest.approx(0.7)
+    assert fractions(assign_splits(dataset_index_of(labels)))["train"] == pytest.approx(0.7)
 
 
 def test_stratify_groups_is_constant_within_groups():
@@ -141,7 +141,7 @@ def test_val_is_cut_by_patient_where_there_is_none(pool):
 
 
 def test_train_alone_gives_no_test():
-    assert shares(assign_splits(dataset_index_of(np.ones((100, 1)), splits=["train"] * 100)))["test"] == 0
+    assert fractions(assign_splits(dataset_index_of(np.ones((100, 1)), splits=["train"] * 100)))["test"] == 0
 
 
 def test_what_is_not_val_is_train():

@@ -210,11 +210,11 @@ def test_a_flipped_bit_in_the_weights_is_found(saved):
         read_weights(saved)
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("read", [load_checkpoint, read_weights])
-def test_a_truncated_file_is_found(saved, share, read):
+def test_a_truncated_file_is_found(saved, fraction, read):
     raw = saved.read_bytes()
-    saved.write_bytes(raw[: int(len(raw) * share)])
+    saved.write_bytes(raw[: int(len(raw) * fraction)])
     with pytest.raises(CheckpointError, match=r"last\.pth"):
         read(saved)
 

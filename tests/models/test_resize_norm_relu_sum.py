@@ -8,7 +8,7 @@ from torch import nn
 
 from models.fusion import DynamicFusion
 from models.layers import norm_nd, resize_to
-from models.rectified_sum import AddRectified, ResizedMoments, add_rectified, can_add_rectified
+from models.resize_norm_relu_sum import AddRectified, ResizedMoments, add_rectified, can_add_rectified
 from utils.evaluation_mode import evaluating
 
 SIZES = {  # of the level, of the target
@@ -76,10 +76,10 @@ def test_a_channel_far_from_zero_keeps_its_variance_in_float32():
     torch.testing.assert_close(variance.double(), exact, rtol=1e-4, atol=0)
 
 
-def fusion(dims: int = 2, norm: str = "batch", seed: int = 0) -> tuple[DynamicFusion, list]:
+def fusion(spatial_dims: int = 2, norm: str = "batch", seed: int = 0) -> tuple[DynamicFusion, list]:
     torch.manual_seed(seed)
-    network = DynamicFusion([4, 6, 8], 16, target_level=0, dims=dims, norm=norm)
-    return network, [torch.randn(2, c, *[side] * dims) for c, side in ((4, 8), (6, 4), (8, 2))]
+    network = DynamicFusion([4, 6, 8], 16, target_level=0, spatial_dims=spatial_dims, norm=norm)
+    return network, [torch.randn(2, c, *[side] * spatial_dims) for c, side in ((4, 8), (6, 4), (8, 2))]
 
 
 def saved(network, levels) -> int:
@@ -104,11 +104,11 @@ def test_a_fusion_keeps_one_map_of_the_targets_size():
     assert saved(network, levels) > 5 * target
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_fusion_trains_as_with_modules(dims, monkeypatch):
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_fusion_trains_as_with_modules(spatial_dims, monkeypatch):
     results = []
     for rewritten in (True, False):
-        network, levels = fusion(dims)
+        network, levels = fusion(spatial_dims)
         network.double()
         with monkeypatch.context() as patch:
             if not rewritten:
