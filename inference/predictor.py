@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import PredictionError
-from inference.views import View, show, views_for
+from inference.views import TestTimeTransform, show, transforms_for
 from utils.out_of_memory import catch_oom, free_memory, largest_part
 from utils.progress import Progress
 from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
@@ -104,16 +104,18 @@ class Predictor:
         return image.to(self.device, non_blocking=True)
 
     def _begin(self, image: Tensor) -> AsyncHostCopy:
-        """The logits of each view and member, in this order."""
+        """The logits of each transform and member, in this order."""
         image = self._send(image)
-        shown = (show(image, view).contiguous(memory_format=self.memory_format) for view in self._views(image))
+        shown = (
+            show(image, transform).contiguous(memory_format=self.memory_format) for transform in self._transforms(image)
+        )
         return AsyncHostCopy([self._forward(member, variant) for variant in shown for member in self.members])
 
-    def _views(self, image: Tensor) -> tuple[View, ...]:
-        return views_for(image) if self.tta else (View(),)
+    def _transforms(self, image: Tensor) -> tuple[TestTimeTransform, ...]:
+        return transforms_for(image) if self.tta else (TestTimeTransform(),)
 
     def _mean(self, host_copy: AsyncHostCopy) -> list[Tensor]:
-        """One a member: the mean over the views, in float64."""
+        """One a member: the mean over the transforms, in float64."""
         found, members = [logits.to(torch.float64) for logits in host_copy.get()], len(self.members)
         return [sum(found[m::members][1:], found[m]) / (len(found) // members) for m in range(members)]
 

@@ -1,4 +1,4 @@
-"""Test-time views of images and volumes: the same ones every time, so that a prediction can be repeated."""
+"""Test-time transforms of images and volumes: the same ones every time, so that a prediction can be repeated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class View:
-    """One affine view about the image's centre.
+class TestTimeTransform:
+    """One affine transform about the image's centre.
 
     degrees: of rotation, in the plane of the last two axes, from x towards y. scale: above 1 enlarges. shift: parts of
     the image's lengths, an entry an axis (y, x) or (z, y, x), by which what is shown moves.
@@ -24,44 +24,50 @@ class View:
 
     @property
     def is_identity(self) -> bool:
-        return self == View()
+        return self == TestTimeTransform()
 
 
 # Smaller than what training's augmentation draws (±7°, ±10 %, ±5 %), so that a model has seen such images; in pairs
 # of opposite sign, so that their mean leans to no side. No mirror image: in a chest radiograph the heart's side is a
 # finding.
-IMAGE_VIEWS = (View(), View(degrees=3.0), View(degrees=-3.0), View(scale=1.05), View(scale=0.95))
+IMAGE_TRANSFORMS = (
+    TestTimeTransform(),
+    TestTimeTransform(degrees=3.0),
+    TestTimeTransform(degrees=-3.0),
+    TestTimeTransform(scale=1.05),
+    TestTimeTransform(scale=0.95),
+)
 # Volumes: shifts only, as a rotation in voxels shears where these are oblong, and their spacing is not known here.
-VOLUME_VIEWS = (
-    View(),
-    View(shift=(0.0, 0.03, 0.0)),
-    View(shift=(0.0, -0.03, 0.0)),
-    View(shift=(0.0, 0.0, 0.03)),
-    View(shift=(0.0, 0.0, -0.03)),
+VOLUME_TRANSFORMS = (
+    TestTimeTransform(),
+    TestTimeTransform(shift=(0.0, 0.03, 0.0)),
+    TestTimeTransform(shift=(0.0, -0.03, 0.0)),
+    TestTimeTransform(shift=(0.0, 0.0, 0.03)),
+    TestTimeTransform(shift=(0.0, 0.0, -0.03)),
 )
 
 
-def views_for(image: Tensor) -> tuple[View, ...]:
-    """The views of a batch [B, C, H, W] or [B, C, D, H, W]."""
-    return IMAGE_VIEWS if image.ndim == 4 else VOLUME_VIEWS
+def transforms_for(image: Tensor) -> tuple[TestTimeTransform, ...]:
+    """The transforms of a batch [B, C, H, W] or [B, C, D, H, W]."""
+    return IMAGE_TRANSFORMS if image.ndim == 4 else VOLUME_TRANSFORMS
 
 
-def show(image: Tensor, view: View) -> Tensor:
-    """A view of a batch, linearly interpolated; [B, C, *spatial] → the same shape.
+def show(image: Tensor, transform: TestTimeTransform) -> Tensor:
+    """A transformed batch, linearly interpolated; [B, C, *spatial] → the same shape.
 
     What lies outside repeats the edge: the value of black is not known here, as the batch is normalised. Training's
     augmentation, which comes before normalisation, fills with black.
     """
-    if view.is_identity:
+    if transform.is_identity:
         return image
-    matrix = sampling_matrix(tuple(image.shape[2:]), view)
+    matrix = sampling_matrix(tuple(image.shape[2:]), transform)
     theta = torch.tensor(matrix, dtype=torch.float32, device=image.device).expand(len(image), -1, -1)
     grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
     shown = functional.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
     return shown.to(image.dtype)
 
 
-def sampling_matrix(lengths: Sequence[int], view: View) -> list[list[float]]:
+def sampling_matrix(lengths: Sequence[int], transform: TestTimeTransform) -> list[list[float]]:
     """[n, n + 1] from a new place to the old one it shows, x first, each axis from -1 to 1 between its outer faces.
 
     A new place p shows the old place R(-degrees) (p - shift) / scale; rotation is in pixels, so that an image that is
@@ -69,10 +75,10 @@ def sampling_matrix(lengths: Sequence[int], view: View) -> list[list[float]]:
     """
     axes = len(lengths)
     lengths = list(lengths)[::-1]
-    angle = torch.deg2rad(torch.tensor(-view.degrees, dtype=torch.float64))
+    angle = torch.deg2rad(torch.tensor(-transform.degrees, dtype=torch.float64))
     linear = torch.eye(axes, dtype=torch.float64)
     linear[:2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]], dtype=torch.float64)
     size = torch.diag(torch.tensor(lengths, dtype=torch.float64))
-    linear = torch.linalg.inv(size) @ linear @ size / view.scale
-    shift = torch.tensor((view.shift or (0.0,) * axes)[::-1], dtype=torch.float64)
+    linear = torch.linalg.inv(size) @ linear @ size / transform.scale
+    shift = torch.tensor((transform.shift or (0.0,) * axes)[::-1], dtype=torch.float64)
     return torch.column_stack([linear, linear @ (-2.0 * shift)]).tolist()

@@ -21,7 +21,7 @@ from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from evaluation.calibration import Calibration
 from evaluation.operating_points import OperatingPoint
-from inference.views import IMAGE_VIEWS, show
+from inference.views import IMAGE_TRANSFORMS, show
 from models import HybridMedNet
 from models.saved_model import load_model
 from tests.data.readers import bad_images
@@ -127,7 +127,7 @@ def test_twice_the_same_bytes_whatever_the_random_state(phantom, checkpoint, tmp
     assert len(contents) == 1
 
 
-def by_hand(path: Path, images: list[Path], views=IMAGE_VIEWS[:1]) -> np.ndarray:
+def by_hand(path: Path, images: list[Path], transforms=IMAGE_TRANSFORMS[:1]) -> np.ndarray:
     """Logits of a file's model, image by image and view by view."""
     saved = load_model(path)
     backbone = saved.model.backbone
@@ -136,7 +136,9 @@ def by_hand(path: Path, images: list[Path], views=IMAGE_VIEWS[:1]) -> np.ndarray
     with torch.no_grad():
         for image in images:
             x = torch.from_numpy(preprocess(cv2.imread(str(image), cv2.IMREAD_UNCHANGED)))[None]
-            found.append(np.mean([saved.model(show(x, view))[0].double().numpy() for view in views], axis=0))
+            found.append(
+                np.mean([saved.model(show(x, transform))[0].double().numpy() for transform in transforms], axis=0)
+            )
     return np.array(found)
 
 
@@ -157,7 +159,7 @@ def test_an_ensemble_with_views_is_the_mean_by_hand(phantom, checkpoint, tmp_pat
     )
     images = sorted((phantom / "images").iterdir())[:2]
     rows = run(tmp_path / "out", *images, "--checkpoint", checkpoint, other, "--tta")
-    one, two = (by_hand(path, images, IMAGE_VIEWS) for path in (checkpoint, other))
+    one, two = (by_hand(path, images, IMAGE_TRANSFORMS) for path in (checkpoint, other))
     want = (1 / (1 + np.exp(-one)) + calibration.probabilities(two)[:, ::-1]) / 2
     difference = np.abs(probabilities(rows, names[::-1]) - want).max()
     print(f"largest difference to the hand loop: {difference:.1e}")

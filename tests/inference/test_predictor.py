@@ -8,7 +8,7 @@ from torch import nn
 from configs.default_config import Config
 from configs.errors import PredictionError
 from inference.predictor import Predictor
-from inference.views import IMAGE_VIEWS, VOLUME_VIEWS, show
+from inference.views import IMAGE_TRANSFORMS, VOLUME_TRANSFORMS, show
 from models import HybridMedNet
 from tests.training.toys import TensorLoader, random_data
 from training.evaluation import Evaluator
@@ -44,17 +44,17 @@ def test_logits_are_the_models_own_in_float64(model):
 
 
 @pytest.mark.parametrize(
-    ("settings", "shape", "views"),
+    ("settings", "shape", "transforms"),
     [
-        ((), (3, 32, 32), IMAGE_VIEWS),
-        (("MODEL.backbone=convnext3d_tiny", "DATA.image_size=[8,16,16]"), (3, 8, 16, 16), VOLUME_VIEWS),
+        ((), (3, 32, 32), IMAGE_TRANSFORMS),
+        (("MODEL.backbone=convnext3d_tiny", "DATA.image_size=[8,16,16]"), (3, 8, 16, 16), VOLUME_TRANSFORMS),
     ],
 )
-def test_test_time_views_are_averaged_as_by_hand(settings, shape, views):
+def test_test_time_transforms_are_averaged_as_by_hand(settings, shape, transforms):
     model, x = network(*settings), images(2, *shape)
     (logits,) = Predictor([model], FLOAT32, tta=True).logits(x)
     with torch.no_grad():
-        by_hand = sum(model(show(x, view)).double() for view in views) / len(views)
+        by_hand = sum(model(show(x, transform)).double() for transform in transforms) / len(transforms)
         np.testing.assert_allclose(logits, by_hand, atol=1e-12)
         assert (logits - model(x).double()).abs().max() > 1e-4
 
