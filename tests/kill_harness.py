@@ -191,7 +191,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
-CLOCK = ("seconds", "images_per_second", "waiting_for_data", "memory_mib")
+CLOCK = ("seconds", "images_per_second", "data_wait_fraction", "memory_mib")
 
 
 def flatten(value: Any, path: str = ""):

@@ -41,7 +41,7 @@ def metrics(folder: Path) -> list[str]:
     import json
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clock = ("seconds", "images_per_second", "waiting_for_data", "memory_mib")
+    clock = ("seconds", "images_per_second", "data_wait_fraction", "memory_mib")
     return [json.dumps({key: value for key, value in row.items() if key not in clock}) for row in rows]
 
 

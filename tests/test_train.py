@@ -117,7 +117,7 @@ def metrics_of(folder: Path) -> list[dict]:
     """Without what the clock and the machine put in."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "waiting_for_data", "memory_mib")}
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "data_wait_fraction", "memory_mib")}
         for r in rows
     ]
 

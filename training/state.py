@@ -15,7 +15,7 @@ from utils.seed import random_state, set_random_state
 class EpochSums:
     """What an epoch has added up so far; plain numbers, so that an interrupted epoch can go on.
 
-    seconds: of the whole loop; waited: of these, for data.
+    seconds: of the whole loop; data_wait_seconds: of these, waiting for data.
     """
 
     batches: int = 0
@@ -24,7 +24,7 @@ class EpochSums:
     skipped: int = 0
     images: int = 0
     seconds: float = 0.0
-    waited: float = 0.0
+    data_wait_seconds: float = 0.0
 
     @property
     def mean_loss(self) -> float:

@@ -34,7 +34,7 @@ def check_resumable(saved: Mapping[str, Any], own: Mapping[str, Any], parameters
     for part in ("schedule", "progress"):
         _check_values(part, _without(saved[part], "sums"), _without(own[part], "sums"))
     sums = saved["progress"].get("sums")
-    sums = {"waited": 0.0, **sums} if isinstance(sums, Mapping) else sums  # older checkpoints do not have it
+    sums = {"data_wait_seconds": 0.0, **sums} if isinstance(sums, Mapping) else sums  # older checkpoints do not have it
     _check_values("progress.sums", sums, own["progress"]["sums"])
     if saved["progress"]["micro_batch_splits"] < 1:
         raise CheckpointError("the progress of this checkpoint is damaged: micro_batch_splits")

@@ -118,7 +118,7 @@ class Trainer:
                 arrived = time.perf_counter()
                 stepped = self.train_step(window, moved)
                 sums.batches = numbers[-1] + 1
-                sums.waited += arrived - started
+                sums.data_wait_seconds += arrived - started
                 now = time.perf_counter()
                 sums.seconds, started = sums.seconds + now - started, now
                 bar.advance(len(numbers), loss=f"{sums.mean_loss:.4f}", skipped=sums.skipped)
@@ -307,7 +307,7 @@ class Trainer:
         seconds = sums.seconds or math.nan
         return {
             f"{prefix}images_per_second": sums.images / seconds,
-            f"{prefix}waiting_for_data": sums.waited / seconds,
+            f"{prefix}data_wait_fraction": sums.data_wait_seconds / seconds,
             f"{prefix}memory_mib": peak_memory_mib(self.device),
         }
 

@@ -32,7 +32,6 @@ _CLOCK = {
     "seconds",
     "images_per_second",
     "data_wait_fraction",
-    "waiting_for_data",
     "memory_mib",
 }
 _COMMON = {

@@ -77,7 +77,7 @@ def resumable(seed: int, schedule: str = "cosine", epochs: int = RESUME_EPOCHS, 
 
 def untimed(records: list[dict]) -> list[dict]:
     return [
-        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "waiting_for_data", "memory_mib")}
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "data_wait_fraction", "memory_mib")}
         for r in records
     ]
 
@@ -268,7 +268,7 @@ DAMAGES = {
     "a moment that is one number": (("optimizer", "state", 1), replaced("exp_avg_sq", torch.tensor(1.0)), "exp_avg_sq"),
     "a moment is lacking": (("optimizer", "state", 1), without("exp_avg"), "parameter 1"),
     "a moment of no parameter": (("optimizer", "state"), lambda state: state.update({77: state[0]}), "parameter 77"),
-    "another schedule": (("schedule",), without("waited"), "schedule.*waited"),
+    "another schedule": (("schedule",), without("data_wait_seconds"), "schedule.*waited"),
     "an older version": (("progress",), without("micro_batch_splits"), "progress.*micro_batch_splits"),
     "a number that is none": (("progress",), replaced("epoch", "2"), "progress.*epoch"),
     "no sums": (("progress",), without("sums"), "progress.sums"),
@@ -338,7 +338,10 @@ def test_the_undamaged_content_is_taken():
 
 def test_checkpoints_from_before_waiting_was_measured_are_taken():
     content = copy.deepcopy(trained().state_dict())
-    del content["progress"]["sums"]["waited"]
+    del content["progress"]["sums"]["data_wait_seconds"]
     trainer = make_trainer(full_model(1), ema=0.9)
     trainer.load_state_dict(content)
-    assert trainer.state.sums.waited == 0.0 and trainer.state.sums.batches == content["progress"]["sums"]["batches"]
+    assert (
+        trainer.state.sums.data_wait_seconds == 0.0
+        and trainer.state.sums.batches == content["progress"]["sums"]["batches"]
+    )

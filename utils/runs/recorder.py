@@ -163,7 +163,7 @@ def _summary(record: Mapping[str, Any], is_best: bool) -> str:
         f"epoch {record['epoch']}: loss {show(record['train_loss'])}, validation {show(record['val_loss'])}",
         f"AUROC {show(record['mean_auroc'])} over {record['defined_classes']} of {len(record['per_class'])} classes",
         f"AP {show(record['mean_average_precision'])}",
-        f"{record['images_per_second']:.0f} images/s ({record['waiting_for_data']:.0%} of it waiting for data), "
+        f"{record['images_per_second']:.0f} images/s ({record['data_wait_fraction']:.0%} of it waiting for data), "
         f"{record['seconds']:.1f} s",
     ]
     if record["skipped_steps"]:

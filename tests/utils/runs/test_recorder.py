@@ -59,7 +59,7 @@ def record(epoch: int, step: int, auroc: float | None = 0.5, loss: float = 0.7) 
         "skipped_steps": epoch,
         "seconds": 1.0,
         "images_per_second": 10.0,
-        "waiting_for_data": 0.25,
+        "data_wait_fraction": 0.25,
         "memory_mib": 100.0,
         "mean_auroc": auroc,
         "mean_average_precision": 0.25,
