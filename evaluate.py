@@ -69,16 +69,18 @@ def evaluate(options: argparse.Namespace) -> None:
     path = model_file(Path(options.checkpoint))
     saved = load_model(path, options.set)
     config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
-    said = saved.description
-    data = open_evaluation_data(config, saved.class_names, path.parent, said.get("split_sha256"), options.data is None)
+    metadata = saved.description
+    data = open_evaluation_data(
+        config, saved.class_names, path.parent, metadata.get("split_sha256"), options.data is None
+    )
     data.columns(options.subgroups, data.split.rows(options.split))  # before the work, not after it
-    output = make_folder(options.output, path.parent, options.split, None if data.split.own else data.place)
+    output = make_folder(options.output, path.parent, options.split, None if data.split.own else data.location)
 
-    score, place = scorer(saved, config, data)
+    score, execution = scorer(saved, config, data)
     exclusive, names = config.MODEL.task == "multi_class", data.dataset_index.class_names
     can_fit = data.split.has("val") and options.split != "all"
     validation = (lambda: data.labelled(*score("val"))) if can_fit else None
-    point, fitted = operating_point(fit_options, said.get("operating_point"), validation, len(names), exclusive)
+    point, fitted = operating_point(fit_options, metadata.get("operating_point"), validation, len(names), exclusive)
     (logits,), index = score(options.split)
     probabilities = point.probabilities(logits, exclusive)
     scored = ScoredSplit(probabilities, *data.known(index), data.groups(index), names, options.split, exclusive)
@@ -86,7 +88,7 @@ def evaluate(options: argparse.Namespace) -> None:
     results["comparison"], notes = compare(options, config, data, index, scored, settings)
     if fitted:
         keep_operating_point(path, point.as_dict(), data.split.own)
-    about = about_evaluation(path, saved, data, options.split, index, place, notes)
+    about = about_evaluation(path, saved, data, options.split, index, execution, notes)
     write_evaluation(output, scored, logits, point, results, about, data.names(index))
     print(format_results_table(results))
     logger.info("report, figures and predictions are in %s", output)

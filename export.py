@@ -90,7 +90,7 @@ def export(options: argparse.Namespace) -> None:
     metadata = export_metadata(saved.config, names, coarse, preprocess.as_dict(), stored, output, path)
     image_shape = (model.in_channels, *model.image_size)
     request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
-    real, place = real_images(saved.config, path.parent, preprocess)
+    real, origin = real_images(saved.config, path.parent, preprocess)
     images = np.concatenate([random_images(image_shape), real])
     settings = saved.config, path.parent, preprocess, options.calibration_count
     calibration = training_images(*settings) if options.quantize == "static" else None
@@ -98,7 +98,7 @@ def export(options: argparse.Namespace) -> None:
     difference = export_file(network, options.format, target, request, images)
     logger.info("exported and compared in %.0f s", time.perf_counter() - begin)
     print(f"{target}: {options.format} in {options.precision}, gives {output} of {len(names)} classes")
-    counts = f"{len(images) - len(real)} random images and {len(real)} of {place}"
+    counts = f"{len(images) - len(real)} random images and {len(real)} of {origin}"
     print(f"largest |Δ| to the network: {difference:.1e}, over {counts}")
     if options.quantize:
         quantize(target, calibration, network, images)

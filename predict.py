@@ -91,16 +91,16 @@ def open_models(options: argparse.Namespace, device):
     preprocesses: dict = {}
     for file in [model_file(Path(name)) for name in options.checkpoint]:
         saved = load_model(file, options.set)
-        said, settings, backbone = saved.description, saved.config, saved.model.backbone
+        metadata, settings, backbone = saved.description, saved.config, saved.model.backbone
         preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
         preprocesses.setdefault(str(preprocess.as_dict()), preprocess)
         precision = choose_available_precision(settings.TRAIN.mixed_precision, device)
-        point = stored_point(said.get("operating_point"), settings.MODEL.num_classes)
-        place = list(preprocesses).index(str(preprocess.as_dict()))
+        point = stored_point(metadata.get("operating_point"), settings.MODEL.num_classes)
+        preprocess_index = list(preprocesses).index(str(preprocess.as_dict()))
         layout = choose_memory_format(settings.TRAIN.channels_last, backbone.prefers_channels_last)
-        members.append(make_member(file, saved, point, place, device, precision, layout, options.tta))
-        if said.get("training_data"):
-            profiles.append(TrainingData.from_dict(said["training_data"], settings.has_volumes()))
+        members.append(make_member(file, saved, point, preprocess_index, device, precision, layout, options.tta))
+        if metadata.get("training_data"):
+            profiles.append(TrainingData.from_dict(metadata["training_data"], settings.has_volumes()))
         else:
             logger.warning("'%s' does not describe its training images: unlike ones are not told by it", file)
     return Ensemble(members, options.threshold), list(preprocesses.values()), profiles
@@ -130,9 +130,9 @@ def drawer(method: str, folder: Path, ensemble, joint, dataset_index):
         classes = row.findings or (int(row.probabilities.argmax()),)
         labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
         title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"
-        shown, more = joint.shown(dataset_index.read(number))
-        maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_image(shown, inputs, classes)
-        row.heatmaps = heatmaps.draw(number, title, shown, maps, labels, **more)
+        displayed, more = joint.display_image(dataset_index.read(number))
+        maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_image(displayed, inputs, classes)
+        row.heatmaps = heatmaps.draw(number, title, displayed, maps, labels, **more)
 
     return draw
 

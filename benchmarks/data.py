@@ -54,7 +54,7 @@ CACHES = (DISK, RAM, DISK_ONLY, CACHED_MONAI, PERSISTENT_MONAI)
 WANTED_READBACK, WANTED_GAIN, WANTED_DIFFERENCE = 20_000, 10, 1.0
 
 
-def pipelines(source: Source, monai: bool, place: Path) -> Iterator[tuple[str, int, Callable[[], Epoch]]]:
+def pipelines(source: Source, monai: bool, location: Path) -> Iterator[tuple[str, int, Callable[[], Epoch]]]:
     """(name, workers, what makes and fills it) of all that can read a source."""
     for workers in WORKERS:
         for name, cache in ((FILES, "none"), (DISK, "disk"), (RAM, "ram")):
@@ -66,7 +66,7 @@ def pipelines(source: Source, monai: bool, place: Path) -> Iterator[tuple[str, i
             yield PILLOW, workers, partial(with_pillow, source, workers)
         if monai and source.files:
             yield CACHED_MONAI, workers, partial(with_monai, source, workers, None)
-            yield PERSISTENT_MONAI, workers, partial(with_monai, source, workers, place / source.name)
+            yield PERSISTENT_MONAI, workers, partial(with_monai, source, workers, location / source.name)
 
 
 def rate(epoch: Epoch, numbers: Iterator[int], least_seconds: float) -> float:
@@ -77,11 +77,11 @@ def rate(epoch: Epoch, numbers: Iterator[int], least_seconds: float) -> float:
     return done / (time.perf_counter() - begin)
 
 
-def measure_source(source: Source, monai: bool, place: Path, repeats: int) -> list[dict[str, Any]]:
+def measure_source(source: Source, monai: bool, location: Path, repeats: int) -> list[dict[str, Any]]:
     """A row a pipeline: rates of its epochs, seconds to fill it."""
     rows: list[dict[str, Any]] = []
     made: list[tuple[Epoch, Iterator[int]]] = []
-    for name, workers, make in pipelines(source, monai, place):
+    for name, workers, make in pipelines(source, monai, location):
         begin = time.perf_counter()
         epoch = make()
         rows.append({"source": source.name, "pipeline": name, "workers": workers, "rates": []})

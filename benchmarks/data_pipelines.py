@@ -36,7 +36,7 @@ class Source:
     """Images of one format: the folder or .npz that we open, and the files, none of an .npz."""
 
     name: str
-    place: Path
+    location: Path
     files: tuple[Path, ...]
 
 
@@ -113,7 +113,7 @@ def our_loader(source: Source, workers: int, cache: str, augment: bool = True) -
     """The training loader as train.py builds it; a cache is filled before this returns."""
     config = Config.from_overrides(
         [
-            f"DATA.data_dir={source.place}",
+            f"DATA.data_dir={source.location}",
             f"DATA.image_size={SIZE}",
             f"DATA.num_workers={workers}",
             f"DATA.cache={cache}",

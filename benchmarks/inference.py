@@ -126,13 +126,13 @@ def cells(row: Row) -> list[str]:
 
 def page(rows: list[Row], options: argparse.Namespace, machine: dict) -> str:
     """The Markdown page; every number in it is of this run."""
-    place = f"{machine['processor']}, 1 thread"
+    hardware = f"{machine['processor']}, 1 thread"
     if machine["device"] == "cuda":
-        place = torch.cuda.get_device_name()
+        hardware = torch.cuda.get_device_name()
     seconds = "its own clock" if machine["device"] == "cuda" else "processor time"
     return f"""# Evaluation and prediction against bare forward passes
 
-Written by `python -m benchmarks.inference` on {machine["time"][:10]}: {place}, {machine["precision"]}, Python
+Written by `python -m benchmarks.inference` on {machine["time"][:10]}: {hardware}, {machine["precision"]}, Python
 {machine["python"]}, torch {machine["packages"]["torch"]}, timm {machine["packages"]["timm"]}.
 
 Images a second: whole HybridMedNets with {CLASSES} classes and random weights, {options.size} px, {options.images}

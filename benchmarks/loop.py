@@ -307,8 +307,8 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = replace(sizes, turns=options.turns or sizes.turns)
     figures = measure(sizes, torch.device(options.device))
     text = page(figures)
-    place = PAGE if options.device == "cpu" else PAGE.with_stem("loop_cuda")
-    return report(None if options.no_write or options.quick else place, text, figures, verdicts(figures))
+    target = PAGE if options.device == "cpu" else PAGE.with_stem("loop_cuda")
+    return report(None if options.no_write or options.quick else target, text, figures, verdicts(figures))
 
 
 if __name__ == "__main__":

@@ -95,15 +95,15 @@ def measure(name: str, options: argparse.Namespace, compiling: bool) -> dict[str
     images = torch.randn(options.batch, config.MODEL.in_channels, options.size, options.size, device=device)
     candidates = variants(device)
     steps = {one: training_step(model, candidate, images) for one, candidate in candidates.items()}
-    told = "not compiled"
+    notes = "not compiled"
     if compiling:
         steps[COMPILED] = training_step(model, candidates[chosen], images, compiled=True)
-        told = compilation(steps[COMPILED])
-        if not told.endswith(" s"):
+        notes = compilation(steps[COMPILED])
+        if not notes.endswith(" s"):
             del steps[COMPILED]
     seconds = alternated(steps, device, options.repeats)
     row = {"name": name, "batch": options.batch, "seconds": seconds, "auto": chosen}
-    return row | {"probe_seconds": probe_seconds, "compilation": told}
+    return row | {"probe_seconds": probe_seconds, "compilation": notes}
 
 
 def chosen_name(mixed_precision: bool | str, channels_last: bool | str) -> str:
@@ -164,8 +164,8 @@ def cells(row: dict[str, Any], columns: list[str]) -> list[str]:
         taken = row["seconds"].get(name)
         text = "–" if taken is None else f"{1e3 * taken / row['batch']:.1f}"
         times.append(f"**{text}**" if taken == fastest else text)
-    told = [f"{1 / over_float32(row):.2f}×", f"{over_fastest(row):.2f}×", f"{row['probe_seconds']:.1f} s"]
-    return [row["name"], *times, row["auto"], *told]
+    notes = [f"{1 / over_float32(row):.2f}×", f"{over_fastest(row):.2f}×", f"{row['probe_seconds']:.1f} s"]
+    return [row["name"], *times, row["auto"], *notes]
 
 
 def columns_of(rows: list[dict[str, Any]]) -> list[str]:

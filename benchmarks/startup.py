@@ -164,8 +164,8 @@ def measure(names: Sequence[str], size: int, processes: int) -> dict[str, Any]:
     from data.phantom.radiographs import write_phantom
     from utils.environment import describe_environment
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "images"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "images"
         write_phantom(folder, IMAGES, 128)
         commands = {name: partial(command_seconds, arguments) for name, arguments in COMMANDS.items()}
         backbones = {name: partial(stages_of, name, size, folder) for name in names}

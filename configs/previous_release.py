@@ -20,7 +20,7 @@ PATHS = {
     "LOGGING.log_dir",
     "LOGGING.run_name",
 }
-_SHOWN = 20
+_MAX_DISPLAYED = 20
 
 
 def restore(config: Config, state: Any) -> None:
@@ -31,7 +31,7 @@ def restore(config: Config, state: Any) -> None:
     config.__init__()  # type: ignore[misc]  # unpickling does not call it
     left_out = list(_take_over(config, state))
     if left_out:
-        names = ", ".join(left_out[:_SHOWN]) + (", …" if len(left_out) > _SHOWN else "")
+        names = ", ".join(left_out[:_MAX_DISPLAYED]) + (", …" if len(left_out) > _MAX_DISPLAYED else "")
         warnings.warn(
             f"where the previous release's Config has paths, or what is not allowed, today's defaults stand: {names}",
             stacklevel=2,
@@ -45,11 +45,11 @@ def _take_over(config: Config, state: Any) -> Iterator[str]:
         return
     for section, settings in state.items():
         if section not in config or not isinstance(settings, Mapping):
-            yield _shown(section)
+            yield _display(section)
             continue
         for key, value in settings.items():
             if not _assign(config, section, key, value):
-                yield f"{section}.{_shown(key)}"
+                yield f"{section}.{_display(key)}"
 
 
 def _assign(config: Config, section: str, key: Any, value: Any) -> bool:
@@ -62,5 +62,5 @@ def _assign(config: Config, section: str, key: Any, value: Any) -> bool:
     return True
 
 
-def _shown(name: Any) -> str:
+def _display(name: Any) -> str:
     return str(name)[:60] if isinstance(name, str) else type(name).__name__

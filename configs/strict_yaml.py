@@ -104,8 +104,8 @@ def _refuse_number(node: yaml.ScalarNode, why: str) -> None:
     _refuse(node, f"'{node.value}' {why}: write it plainly, or in quotes")
 
 
-def _refuse(place: Any, why: str) -> None:
-    raise yaml.constructor.ConstructorError(None, None, why, place.start_mark)
+def _refuse(node: Any, why: str) -> None:
+    raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
 
 
 for _kind in ("int", "float", "str"):

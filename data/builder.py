@@ -83,8 +83,8 @@ def _data_folder(data_dir: str | None, volumes: bool) -> Path:
 
 def _draw_sample_data(config: Config, folder: Path, volumes: bool) -> None:
     """Make the sample data if `folder` is their place and is not there."""
-    place = Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
-    if folder.exists() or folder.resolve() != place.resolve():
+    sample_folder = Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
+    if folder.exists() or folder.resolve() != sample_folder.resolve():
         return
     data = config.DATA
     count = data.sample_count if data.is_set("sample_count") or not volumes else SAMPLE_VOLUMES

@@ -21,7 +21,7 @@ from data.study import DatasetIndex
 class EvaluationData:
     """place: folder or file. dataset_index: every image. labels: theirs, as they are scored. split: which is where."""
 
-    place: str
+    location: str
     dataset_index: DatasetIndex
     labels: Labels
     split: SavedSplit
@@ -84,5 +84,5 @@ def open_evaluation_data(
             "one of them; DATA.class_names says which columns they are"
         )
     split = saved_split(dataset_index, folder / "split.csv", digest, own_data)
-    place = config.DATA.data_dir or "the built-in sample data"
-    return EvaluationData(place, dataset_index, evaluation_labels(config, dataset_index), split)
+    location = config.DATA.data_dir or "the built-in sample data"
+    return EvaluationData(location, dataset_index, evaluation_labels(config, dataset_index), split)

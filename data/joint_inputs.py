@@ -22,7 +22,7 @@ from data.transforms.volumes import VolumePreprocess, apply_window, regrid
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5
+_MAX_DISPLAYED = 5
 
 
 class JointPreprocess:
@@ -61,7 +61,7 @@ class JointPreprocess:
         """How images are resized for each input: see data.transforms.images.resize."""
         return [p.resize_mode for p in self.preprocesses if isinstance(p, Preprocess)]
 
-    def shown(self, image: np.ndarray | Volume) -> tuple[np.ndarray, dict[str, Any]]:
+    def display_image(self, image: np.ndarray | Volume) -> tuple[np.ndarray, dict[str, Any]]:
         """(what a heatmap is laid over, what is to be said of it).
 
         Images: uint8 [H, W] or [H, W, 3], as they are. Volumes: [D, H, W] in [0, 1] on the first model's grid, and
@@ -87,8 +87,10 @@ class UnreadableInputs(UnreadableImages):
         if index in self.reasons:
             return
         self.reasons[index] = reason
-        if len(self.reasons) <= _SHOWN:
-            logger.warning("%s%s", reason, "; further ones stand in the results only" * (len(self.reasons) == _SHOWN))
+        if len(self.reasons) <= _MAX_DISPLAYED:
+            logger.warning(
+                "%s%s", reason, "; further ones stand in the results only" * (len(self.reasons) == _MAX_DISPLAYED)
+            )
 
 
 def unlabelled_loader(

@@ -28,11 +28,11 @@ def real_images(saved: Config, folder: Path, preprocess: Any) -> tuple[np.ndarra
     saved: the settings in the checkpoint. folder: where it lies. preprocess: the checkpoint's.
     """
     try:
-        found, place = images_of_run(saved, folder, preprocess), "the run's data"
+        found, origin = images_of_run(saved, folder, preprocess), "the run's data"
     except (ConfigError, DataError) as error:
         logger.info("the run's images are not at hand (%s): drawn ones are compared", error)
-        found, place = drawn_images(saved.has_volumes()), "drawn sample data"
-    return np.stack([preprocess(image) for image in found]), place
+        found, origin = drawn_images(saved.has_volumes()), "drawn sample data"
+    return np.stack([preprocess(image) for image in found]), origin
 
 
 def training_images(saved: Config, folder: Path, preprocess: Any, count: int) -> Iterator[np.ndarray]:
@@ -56,9 +56,9 @@ def images_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
     Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
     """
     config = with_data_of_run(saved, folder)
-    place = Path(config.DATA.data_dir or "")
-    if config.DATA.data_dir is None or not place.exists():  # open_data would draw sample data there
-        raise DataError(f"there is no '{place}'")
+    origin = Path(config.DATA.data_dir or "")
+    if config.DATA.data_dir is None or not origin.exists():  # open_data would draw sample data there
+        raise DataError(f"there is no '{origin}'")
     dataset_index = open_data(config)
     return [preprocess.read(dataset_index, int(row)) for row in spread(np.arange(len(dataset_index.studies)), COUNT)]
 

@@ -53,15 +53,15 @@ def export_file(network: ExportedNetwork, kind: str, path: Path, request: Reques
     compared, and only then takes its name; a second file that a format has goes with it.
     Raises ExportError, what was at `path` untouched, where any of this fails.
     """
-    made = FORMATS[kind]
-    if request.precision not in made.precisions:
+    file_format = FORMATS[kind]
+    if request.precision not in file_format.precisions:
         raise ExportError(
             f"{kind} in {request.precision} cannot be run here, so that nobody would know whether it is right: take "
-            f"--precision {' or '.join(made.precisions)}"
+            f"--precision {' or '.join(file_format.precisions)}"
         )
     with _complete(path) as temporary:
-        made.write(network.in_precision(request.precision), temporary, request)
-        return check(network, made.open(temporary), images, request.precision, request.batch_sizes)
+        file_format.write(network.in_precision(request.precision), temporary, request)
+        return check(network, file_format.open(temporary), images, request.precision, request.batch_sizes)
 
 
 @contextmanager

@@ -162,13 +162,13 @@ def _quiet() -> Iterator[None]:
         root.disabled = before
 
 
-def _finish(made: Path, target: str | Path, kinds: Sequence[str], what: str) -> int:
+def _finish(created: Path, target: str | Path, kinds: Sequence[str], what: str) -> int:
     """Count nodes of these kinds, and give the file its name; ExportError where there are none."""
     import onnx
 
-    count = sum(node.op_type in kinds for node in onnx.load(str(made)).graph.node)
+    count = sum(node.op_type in kinds for node in onnx.load(str(created)).graph.node)
     if not count:
         raise ExportError(f"int8 would change nothing: this network has no {what} with weights; no file was written")
     with replacing(Path(target)) as temporary:
-        shutil.move(made, temporary)
+        shutil.move(created, temporary)
     return count

@@ -14,7 +14,7 @@ from utils.environment import describe_environment
 
 
 def about_evaluation(
-    path: Path, saved: Any, data: Any, split: str, index: np.ndarray, place: tuple[str, str], notes: Sequence[str]
+    path: Path, saved: Any, data: Any, split: str, index: np.ndarray, execution: tuple[str, str], notes: Sequence[str]
 ) -> About:
     """path: the checkpoint. saved: its SavedModel. data: EvaluationData. split: its name; index: the rows scored.
 
@@ -23,11 +23,11 @@ def about_evaluation(
     left_out = len(data.split.rows(split)) - len(index)
     facts = {
         **_model_facts(path, saved),
-        "data": str(data.place),
+        "data": str(data.location),
         "split": f"{split}, as {data.split.source} says" if split != "all" else "all images",
         "images": f"{len(index):,}" + (f"; {left_out:,} could not be read and are left out" if left_out else ""),
         "patients": _patients(data.patients(index)),
-        **_environment(*place),
+        **_environment(*execution),
     }
     warnings = [*_source_warnings(saved), *data.split.warnings, *data.split.concerns(split)]
     if left_out:
@@ -49,7 +49,9 @@ def _model_facts(path: Path, saved: Any) -> dict[str, str]:
         "checkpoint": f"{path} (SHA-256 {_digest(path)[:16]}…)",
         "model": ", ".join([*parts, *([f"weights of epoch {epoch}"] if epoch else [])]),
         "task": f"{settings.task}, {settings.num_classes} {'class' if settings.num_classes == 1 else 'classes'}",
-        "preprocessing": "; ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in preprocessing.items())
+        "preprocessing": "; ".join(
+            f"{name.replace('_', ' ')} {_display(value)}" for name, value in preprocessing.items()
+        )
         or "as the settings and the backbone say: the file does not",
     }
 
@@ -67,12 +69,14 @@ def _source_warnings(saved: Any) -> list[str]:
 
 
 def _environment(device: str, precision: str) -> dict[str, str]:
-    made = describe_environment(device, precision)
-    versions = [f"{name} {version}" for name in ("torch", "timm", "numpy") if (version := made["packages"][name])]
-    commit = [f"source {made['git_commit'][:12]}"] if made["git_commit"] else []
+    environment = describe_environment(device, precision)
+    versions = [
+        f"{name} {version}" for name in ("torch", "timm", "numpy") if (version := environment["packages"][name])
+    ]
+    commit = [f"source {environment['git_commit'][:12]}"] if environment["git_commit"] else []
     return {
         "computed on": f"{device}, {precision}",
-        "made": f"{made['time']}, Python {made['python']}, {', '.join([*versions, *commit])}",
+        "made": f"{environment['time']}, Python {environment['python']}, {', '.join([*versions, *commit])}",
     }
 
 
@@ -84,10 +88,10 @@ def _patients(names: Sequence[str]) -> str:
     return f"{len(named):,}, and {unnamed:,} images that name no patient: each counts as one"
 
 
-def _shown(value: Any) -> str:
+def _display(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         sign = " × " if all(isinstance(item, int) for item in value) else ", "
-        return sign.join(_shown(item) for item in value)
+        return sign.join(_display(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

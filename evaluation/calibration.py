@@ -69,16 +69,16 @@ class Calibration:
         try:
             slopes, intercepts = (tuple(float(x) for x in values[key]) for key in ("slopes", "intercepts"))
             reasons = tuple(str(x) for x in values["reasons"])
-            made = cls(str(values["method"]), bool(values["exclusive"]), slopes, intercepts, reasons)
+            created = cls(str(values["method"]), bool(values["exclusive"]), slopes, intercepts, reasons)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the stored calibration cannot be read ({error!r}): fit it again") from None
         finite = all(math.isfinite(x) for x in (*slopes, *intercepts)) and all(x > 0 for x in slopes)
-        if made.method not in METHODS or not finite or not len(slopes) == len(intercepts) == len(reasons) > 0:
+        if created.method not in METHODS or not finite or not len(slopes) == len(intercepts) == len(reasons) > 0:
             raise CheckpointError(
                 "the stored calibration is not one (it needs a known method, positive finite slopes and as many "
                 "intercepts): fit it again"
             )
-        return made
+        return created
 
 
 def fit_calibration(

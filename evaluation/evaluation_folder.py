@@ -75,11 +75,11 @@ def write_evaluation(
     `evaluate_scores`; metrics.json is that, with what `about` says. names: image, patient and split of each image,
     N texts each. Raises EvaluationError.
     """
-    said = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
+    metadata = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
     before = uncalibrated(logits, scored.exclusive) if point.calibration else None
     figures = {name: png(one) for name, one in draw_figures(scored, point.thresholds, results, before).items()}
     texts = {
-        "metrics.json": json.dumps({**said, **results}, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "metrics.json": json.dumps({**metadata, **results}, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "predictions.csv": predictions_csv(scored, *names),
         "report.html": report_html(results, about, figures),
     }

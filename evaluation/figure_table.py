@@ -31,14 +31,14 @@ RAISED_BY_NOISE = {"ece"}
 def drawn_figures(scored: ScoredSplit, thresholds: Floats, names: Sequence[str] = ALL) -> list[Figures]:
     """What to hand to `bootstrap` for these figures; others of their kind may come along."""
     wanted = set(names)
-    made: list[Figures] = []
+    figures: list[Figures] = []
     if wanted & set(RANKING):
-        made.append(RankingFigures(scored, "average_precision" in wanted))
+        figures.append(RankingFigures(scored, "average_precision" in wanted))
     if wanted & set(AT_THRESHOLD):
-        made.append(ThresholdFigures(scored, thresholds))
+        figures.append(ThresholdFigures(scored, thresholds))
     if wanted & set(RELIABILITY):
-        made.append(ReliabilityFigures(scored))
-    return made
+        figures.append(ReliabilityFigures(scored))
+    return figures
 
 
 @dataclass(frozen=True)

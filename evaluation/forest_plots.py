@@ -46,15 +46,15 @@ def draw_forest(axes: Axes, rows: Sequence[Row], last_is_mean: bool = False) -> 
     """A dot and a line a row, the first on top; a row whose figure is undefined says so."""
     defined = [end for _, figure in rows for end in figure.values() if end is not None]
     left = min([0.5, *defined]) - 0.02
-    for place, (_, figure) in enumerate(rows):
+    for position, (_, figure) in enumerate(rows):
         value, low, high = figure["value"], figure["low"], figure["high"]
         if value is None or math.isnan(value):
-            axes.text(0.51, place, "undefined", color=GREY, fontsize=8, va="center")
+            axes.text(0.51, position, "undefined", color=GREY, fontsize=8, va="center")
             continue
-        colour = ORANGE if last_is_mean and place == len(rows) - 1 else BLUE
+        colour = ORANGE if last_is_mean and position == len(rows) - 1 else BLUE
         if low is not None and high is not None:
-            axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
-        axes.plot(value, place, "o", color=colour, markersize=5)
+            axes.plot([low, high], [position, position], color=colour, linewidth=1.6)
+        axes.plot(value, position, "o", color=colour, markersize=5)
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_xlim(left, 1.01)
     axes.set_ylim(len(rows) - 0.4, -0.6)

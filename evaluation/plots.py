@@ -49,9 +49,9 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
     """A precision-recall panel a class, with a dot at the operating point and the prevalence as a dashed line."""
     metrics = ranking(split)
     rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
-    shown = panels_to_show([one.positives for one in metrics.per_class])
-    figure, panels = panel_figure(len(shown))
-    for axes, k in zip(panels, shown):
+    displayed = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(displayed))
+    for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         _draw_precision_recall(axes, *split.known(k)[:2], one)
         if one.defined:
@@ -61,7 +61,7 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
     mean = "–" if not metrics.defined_classes else f"{metrics.mean_average_precision:.3f}"
     title = f"Precision-recall curves on {split.split}; the dot is the operating point, the dashes the prevalence"
     count = f"over {metrics.defined_classes} of {len(metrics.per_class)} {_classes(len(metrics.per_class))}"
-    caption(figure, [title, f"mean average precision {mean} {count}"], len(shown), len(metrics.per_class))
+    caption(figure, [title, f"mean average precision {mean} {count}"], len(displayed), len(metrics.per_class))
     figure.supxlabel("recall (sensitivity)", fontsize=9)
     figure.supylabel("precision (positive predictive value)", fontsize=9)
     return figure
@@ -77,15 +77,15 @@ def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
         return _matrix_figure(split)
     counts = confusion_counts(split.probabilities, split.targets, split.mask, thresholds)
     positives = [int((np.asarray(split.targets)[split.mask[:, k], k] == 1).sum()) for k in range(counts.shape[1])]
-    shown = panels_to_show(positives)
-    figure, panels = panel_figure(len(shown), height=2.9)
-    for axes, k in zip(panels, shown):
+    displayed = panels_to_show(positives)
+    figure, panels = panel_figure(len(displayed), height=2.9)
+    for axes, k in zip(panels, displayed):
         panel_title(
             axes, split.class_names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}"
         )
         _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k])
     title = f"Confusion matrices on {split.split}: images, and their share of the row"
-    caption(figure, [title], len(shown), len(positives))
+    caption(figure, [title], len(displayed), len(positives))
     figure.supxlabel("predicted", fontsize=9)
     figure.supylabel("label", fontsize=9)
     return figure

@@ -44,9 +44,9 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
     before: uncalibrated probabilities [N, K] of the same images, drawn beside, where split's are calibrated.
     """
     metrics = ranking(split)
-    shown = panels_to_show([one.positives for one in metrics.per_class])
-    figure, panels = panel_figure(len(shown))
-    for axes, k in zip(panels, shown):
+    displayed = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(displayed))
+    for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         scores, labels, _ = split.known(k)
         old = None if before is None else before[split.mask[:, k], k]
@@ -58,7 +58,7 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
             say_undefined(axes, 0, 0)
     what = "" if before is None else "; blue dots after calibration, orange crosses before"
     title = f"Reliability on {split.split}{what}; faint: fewer than {FEW} images in the bin"
-    caption(figure, [title], len(shown), len(metrics.per_class))
+    caption(figure, [title], len(displayed), len(metrics.per_class))
     figure.supxlabel("mean probability in the bin", fontsize=9)
     figure.supylabel("share of positives in the bin", fontsize=9)
     return figure
@@ -67,9 +67,9 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
 def histogram_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     """How the probabilities of positives and of negatives lie, each as shares of its own kind, with the threshold."""
     metrics = ranking(split)
-    shown = panels_to_show([one.positives for one in metrics.per_class])
-    figure, panels = panel_figure(len(shown))
-    for axes, k in zip(panels, shown):
+    displayed = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(displayed))
+    for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         scores, labels, _ = split.known(k)
         panel_title(axes, one.name, f"{one.positives:,} of {labels.size:,} positive")
@@ -79,7 +79,7 @@ def histogram_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
         else:
             say_undefined(axes, 0, 0)
     title = f"Probabilities on {split.split}: positives orange, negatives blue, the threshold dashed"
-    caption(figure, [title], len(shown), len(metrics.per_class))
+    caption(figure, [title], len(displayed), len(metrics.per_class))
     figure.supxlabel("probability", fontsize=9)
     figure.supylabel("share of the positives, of the negatives", fontsize=9)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 HEADING = ("class", "positives / negatives", "AUROC", "AP", "sensitivity", "specificity")
-SHOWN = ("auroc", "average_precision", "sensitivity", "specificity")
+DISPLAYED = ("auroc", "average_precision", "sensitivity", "specificity")
 UNDEFINED = "–"
 
 
@@ -23,8 +23,8 @@ def with_interval(figure: Mapping[str, float | None], digits: int = 3) -> str:
 
 
 def _cells(name: str, counts: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
-    shown = [with_interval(figures[SHOWN[0]]), *(number(figures[key]["value"]) for key in SHOWN[1:])]
-    return (name, counts, *shown)
+    displayed = [with_interval(figures[DISPLAYED[0]]), *(number(figures[key]["value"]) for key in DISPLAYED[1:])]
+    return (name, counts, *displayed)
 
 
 def format_results_table(results: Mapping[str, Any]) -> str:

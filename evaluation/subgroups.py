@@ -93,10 +93,10 @@ def _bands(numbers: Floats, starts: Sequence[float]) -> dict[str, Rows]:
 def _quarters(numbers: Floats) -> dict[str, Rows]:
     known = numbers[~np.isnan(numbers)]
     edges = np.unique(np.quantile(known, np.arange(1, QUARTERS) / QUARTERS))
-    place = np.searchsorted(edges, numbers, side="left")
+    position = np.searchsorted(edges, numbers, side="left")
     found = {}
     for i in range(edges.size + 1):
-        rows = (place == i) & ~np.isnan(numbers)
+        rows = (position == i) & ~np.isnan(numbers)
         if rows.any():
             found[f"{numbers[rows].min():g} to {numbers[rows].max():g}"] = rows
     return _with_unknown(found, np.isnan(numbers))

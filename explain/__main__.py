@@ -194,21 +194,21 @@ class Session:
             maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
             file = self.dataset_index.studies[row].image
             path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
-            said: dict[str, Any] = {
+            caption: dict[str, Any] = {
                 "class_name": name,
                 "probability": self.probability(x, k),
                 "title": f"{file}, {method}, level {level}",
             }
             if maps.ndim == 4:
                 spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
-                save_volume_overlay(path, x[0, 0].cpu().numpy(), maps[0].cpu().numpy(), spacing=spacing, **said)
+                save_volume_overlay(path, x[0, 0].cpu().numpy(), maps[0].cpu().numpy(), spacing=spacing, **caption)
                 continue
             boxes: Any = ()
             mask = None
             if self.annotated:
                 mask, boxes = self.regions.of(row, k, image.shape[:2])
             heatmap = self.on_image(maps, image.shape[:2])[0]
-            save_overlay(path, to_uint8(image), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **said)
+            save_overlay(path, to_uint8(image), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **caption)
 
     def _in_turn(self) -> list[tuple[int, int]]:
         """(row, class), the first image of every class, then the second …"""

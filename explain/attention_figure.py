@@ -30,7 +30,7 @@ def attention_figure(maps: Mapping[int, Any], image: np.ndarray, title: str = ""
         raise ExplanationError("this network has no attention to show: MODEL.attention is none")
     first = next(iter(maps.values()))
     tokens = hasattr(first, "weights")
-    if (len(first.places) if tokens else first.spatial.ndim - 2) != 2:
+    if (len(first.spatial_shape) if tokens else first.spatial.ndim - 2) != 2:
         raise ExplanationError("attention figures are of images, not of volumes")
     figure = _token_figure(maps, image) if tokens else _cbam_figure(maps, image)
     if title:

@@ -31,8 +31,8 @@ def cells_to_pixels(maps: Tensor, size: Sequence[int], stride: float, first: flo
 
 def _linear_weights(cells: int, pixels: int, stride: float, first: float) -> Tensor:
     """float64 [pixels, cells], rows add up to 1."""
-    places = ((torch.arange(pixels, dtype=torch.float64) - first) / stride).clamp(0, cells - 1)
-    return (1 - (places[:, None] - torch.arange(cells)).abs()).clamp(min=0)
+    positions = ((torch.arange(pixels, dtype=torch.float64) - first) / stride).clamp(0, cells - 1)
+    return (1 - (positions[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 
 def content_box(size: Sequence[int], image: Sequence[int], mode: str) -> tuple[int, int, int, int]:

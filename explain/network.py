@@ -86,9 +86,9 @@ class Layer:
             self.level = resolve_level(level, len(self._features))
             fused = model.forward_fused(self._features) if self.level == FUSED else None
         self.activations = self._features[int(self.level)] if fused is None else fused
-        place = model.fusion.target_level if fused is not None else int(self.level)
-        self.stride: float = model.backbone.feature_strides[place]
-        self.first = first_centre(model.backbone, place, self.x)
+        level_index = model.fusion.target_level if fused is not None else int(self.level)
+        self.stride: float = model.backbone.feature_strides[level_index]
+        self.first = first_centre(model.backbone, level_index, self.x)
 
     def logits(self, activations: Tensor) -> Tensor:
         """The logits [B, K] that follow from this map, the other levels staying as they are."""

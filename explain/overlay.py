@@ -113,8 +113,8 @@ def volume_figure(
             axes.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=rows / columns)
             _bare(axes)
         image = _cover(panels[1, axis], warm)
-        for draw, place in zip((panels[1, axis].axhline, panels[1, axis].axvline), marks):
-            draw(place, color="white", linewidth=0.5, alpha=0.6)
+        for draw, position in zip((panels[1, axis].axhline, panels[1, axis].axvline), marks):
+            draw(position, color="white", linewidth=0.5, alpha=0.6)
         panels[0, axis].set_title(f"{name}, slice {peak[axis] + 1} of {heatmap.shape[axis]}", fontsize=9)
     _legend(figure, image, list(panels.ravel()))
     _headline(figure, class_name, probability, _empty_note(heatmap) or title)
@@ -172,9 +172,9 @@ def _draw_regions(axes: Axes, boxes: Sequence[Box], mask: np.ndarray | None) -> 
 
     for x, y, width, height in boxes:
         # A pixel's centre is its index, so that the box begins half a pixel before its first one.
-        place = (x - 0.5, y - 0.5)
+        position = (x - 0.5, y - 0.5)
         for colour, line in (("black", 2.6), (BOX_COLOUR, 1.3)):
-            axes.add_patch(Rectangle(place, width, height, fill=False, edgecolor=colour, linewidth=line))
+            axes.add_patch(Rectangle(position, width, height, fill=False, edgecolor=colour, linewidth=line))
     if mask is not None and mask.any() and not mask.all():
         smooth = ndimage.gaussian_filter(mask.astype(np.float32), 0.5)
         axes.contour(smooth, levels=[0.5], colors=[BOX_COLOUR], linewidths=1.3)

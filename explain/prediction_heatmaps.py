@@ -56,7 +56,13 @@ class PredictionHeatmaps:
         return np.mean(found, axis=0)
 
     def draw(
-        self, number: int, title: str, shown: np.ndarray, maps: np.ndarray, labels: Sequence[tuple[str, float]], **more
+        self,
+        number: int,
+        title: str,
+        displayed: np.ndarray,
+        maps: np.ndarray,
+        labels: Sequence[tuple[str, float]],
+        **more,
     ) -> tuple[str, ...]:
         """Write an overlay for each (class name, probability); their paths relative to `folder`.
 
@@ -65,9 +71,9 @@ class PredictionHeatmaps:
         """
         (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
         save: Any = save_volume_overlay if maps.ndim == 4 else save_overlay
-        paths = [f"{FOLDER}/{number:05d}_{place}_{_plain(label)}.png" for place, (label, _) in enumerate(labels, 1)]
+        paths = [f"{FOLDER}/{number:05d}_{rank}_{_plain(label)}.png" for rank, (label, _) in enumerate(labels, 1)]
         for path, heatmap, (label, probability) in zip(paths, maps, labels):
-            save(self.folder / path, shown, heatmap, class_name=label, probability=probability, title=title, **more)
+            save(self.folder / path, displayed, heatmap, class_name=label, probability=probability, title=title, **more)
         return tuple(paths)
 
     def _maps(self, member: Any, order: Sequence[int], inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:

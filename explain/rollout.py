@@ -49,8 +49,8 @@ def attention_rollout(model: Any, x: Tensor, classes: Sequence[int], level: Any 
                 f"one has none: use {', '.join(CAM_METHODS)}, or a method on the input"
             )
         rows = rollout([block.float() for block in attention.weights])[:, attention.prefix :, attention.prefix :]
-        places = rows.mean(1).reshape(len(x), 1, *attention.grid)
-        maps = _stretch(cells_to_pixels(places, x.shape[2:], attention.stride))
+        relevance = rows.mean(1).reshape(len(x), 1, *attention.grid)
+        maps = _stretch(cells_to_pixels(relevance, x.shape[2:], attention.stride))
     return maps.repeat_interleave(len(classes), dim=1)
 
 

@@ -21,7 +21,7 @@ def make_member(
     file: Path,
     saved: Any,
     point: Any,
-    place: int,
+    preprocess_index: int,
     device: torch.device,
     precision: Autocast,
     layout: torch.memory_format,
@@ -49,7 +49,7 @@ def make_member(
         lambda logits: point.probabilities(logits, exclusive),
         tuple(point.thresholds) if chosen else (),
         f"{point.rule}, chosen on {point.split} ({point.images:,} images)" if chosen else "",
-        place,
+        preprocess_index,
         _facts(file, saved, point),
     )
 
@@ -74,6 +74,6 @@ def about_prediction(inputs: Sequence[str], device: torch.device, ensemble: Ense
     """What stands at the head of predictions.json beside models and thresholds."""
     predictors = [member.predictor for member in ensemble.members]
     precisions = dict.fromkeys(predictor.precision.name for predictor in predictors)
-    made = describe_environment(str(device), ", ".join(precisions))
-    kept = {name: made[name] for name in ("time", "git_commit", "packages", "device", "precision")}
+    environment = describe_environment(str(device), ", ".join(precisions))
+    kept = {name: environment[name] for name in ("time", "git_commit", "packages", "device", "precision")}
     return {**kept, "inputs": list(inputs), "test_time_augmentation": predictors[0].tta}

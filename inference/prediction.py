@@ -41,10 +41,10 @@ def predict_rows(
                 batch, result = begun
                 inputs, traits = split(batch.image)
                 probabilities = result()
-                for place, number in enumerate(batch.index.tolist()):
-                    warnings = unlike(number, traits[place].tolist())
-                    if rows[number].fill(probabilities[place], warnings, ensemble) and draw is not None:
-                        draw(number, rows[number], [one[place : place + 1] for one in inputs])
+                for position, number in enumerate(batch.index.tolist()):
+                    warnings = unlike(number, traits[position].tolist())
+                    if rows[number].fill(probabilities[position], warnings, ensemble) and draw is not None:
+                        draw(number, rows[number], [one[position : position + 1] for one in inputs])
             bar.advance(1)
     finally:
         bar.close()

@@ -106,10 +106,10 @@ class Predictor:
     def _begin(self, image: Tensor) -> AsyncHostCopy:
         """The logits of each transform and member, in this order."""
         image = self._send(image)
-        shown = (
+        transformed = (
             show(image, transform).contiguous(memory_format=self.memory_format) for transform in self._transforms(image)
         )
-        return AsyncHostCopy([self._forward(member, variant) for variant in shown for member in self.members])
+        return AsyncHostCopy([self._forward(member, variant) for variant in transformed for member in self.members])
 
     def _transforms(self, image: Tensor) -> tuple[TestTimeTransform, ...]:
         return transforms_for(image) if self.tta else (TestTimeTransform(),)

@@ -63,8 +63,8 @@ def show(image: Tensor, transform: TestTimeTransform) -> Tensor:
     matrix = sampling_matrix(tuple(image.shape[2:]), transform)
     theta = torch.tensor(matrix, dtype=torch.float32, device=image.device).expand(len(image), -1, -1)
     grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
-    shown = functional.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
-    return shown.to(image.dtype)
+    transformed = functional.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+    return transformed.to(image.dtype)
 
 
 def sampling_matrix(lengths: Sequence[int], transform: TestTimeTransform) -> list[list[float]]:

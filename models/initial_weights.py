@@ -41,8 +41,8 @@ def create_model(config: Config, checkpoint: Mapping[str, Any] | None = None) ->
     except (CheckpointError, WeightsError) as error:
         raise type(error)(f"MODEL.init_from: {error}") from None
     if config.TRAIN.pruning.method == "structured":
-        _, told = prune_channels(model, config.TRAIN.pruning.amount)
-        model.started_from += f", channels taken out: {told}"
+        _, description = prune_channels(model, config.TRAIN.pruning.amount)
+        model.started_from += f", channels taken out: {description}"
     return model
 
 

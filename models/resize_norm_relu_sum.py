@@ -90,8 +90,8 @@ class ResizedMoments(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             means, squares = zip(*_moments(x, ctx.size))
             along = along_axes(x.to(mean.dtype) - _as_map(mean, x), squares)
-        places = _outer(means)
-        return (_as_map(of_variance, x) * along + _as_map(of_mean, x) * places).to(x.dtype), None
+        positions = _outer(means)
+        return (_as_map(of_variance, x) * along + _as_map(of_mean, x) * positions).to(x.dtype), None
 
 
 class AddRectified(torch.autograd.Function):

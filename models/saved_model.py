@@ -59,8 +59,8 @@ def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
     remove_channels(model, removed)
     model.load_state_dict(weights)
     names, preprocessing = tuple(names) if names else None, description.get("preprocessing")
-    said = {key: value for key, value in description.items() if key not in _TRAINING}
-    return SavedModel(model.eval(), config, names, preprocessing, source, said)
+    metadata = {key: value for key, value in description.items() if key not in _TRAINING}
+    return SavedModel(model.eval(), config, names, preprocessing, source, metadata)
 
 
 def _compare_before_building(config: Config, weights: Mapping[str, Tensor], removed: Sequence[Any]) -> None:

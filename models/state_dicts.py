@@ -13,7 +13,7 @@ from utils.checkpoint.tensors import misfit, not_finite
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 10
+_MAX_DISPLAYED = 10
 
 
 def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: bool = True) -> OrderedDict[str, Any]:
@@ -38,7 +38,9 @@ def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: boo
 def todays_names(weights: Mapping[str, Any]) -> dict[str, Any]:
     """The same tensors under HybridMedNet's names. WeightsError where two would have one name, or classes lack."""
     if odd := [repr(name)[:60] for name in weights if not isinstance(name, str)]:
-        raise WeightsError(f"these are no weights of a network: names must be texts, not {', '.join(odd[:_SHOWN])}")
+        raise WeightsError(
+            f"these are no weights of a network: names must be texts, not {', '.join(odd[:_MAX_DISPLAYED])}"
+        )
     return rename_previous_release(rename_each(plain_name, weights))
 
 
@@ -72,4 +74,4 @@ def _warn_of_what_is_not_finite(own: Mapping[str, Any], found: Mapping[str, Any]
 
 def _listed(rows: list[str], what: str) -> str:
     """'12 missing (a, b, …)', with the first ten."""
-    return f"{len(rows)} {what} ({', '.join(rows[:_SHOWN])}{', …' if len(rows) > _SHOWN else ''})"
+    return f"{len(rows)} {what} ({', '.join(rows[:_MAX_DISPLAYED])}{', …' if len(rows) > _MAX_DISPLAYED else ''})"

@@ -94,8 +94,8 @@ def blank_figures(request) -> Iterator[None]:
         yield
 
 
-def _save_blank(figure: Figure, *place, **options) -> None:
-    SAVEFIG(Figure(figure.get_size_inches()), *place, **options)
+def _save_blank(figure: Figure, *position, **options) -> None:
+    SAVEFIG(Figure(figure.get_size_inches()), *position, **options)
 
 
 @pytest.fixture(scope="session")

@@ -88,16 +88,16 @@ def run(disk: Path, data: Path, fault: Fault, on_save_error: str) -> dict:
             fault.end()
         on_epoch(recorder, trainer, record, is_best)
 
-    place = {"DATA.data_dir": data, "CHECKPOINT.save_dir": disk / "runs", "LOGGING.log_dir": disk / "logs"}
-    settings = {**SETTINGS, **place, "CHECKPOINT.on_save_error": on_save_error}
+    location = {"DATA.data_dir": data, "CHECKPOINT.save_dir": disk / "runs", "LOGGING.log_dir": disk / "logs"}
+    settings = {**SETTINGS, **location, "CHECKPOINT.on_save_error": on_save_error}
     Recorder.on_epoch = disturbed
-    said = io.StringIO()
-    with redirect_stderr(said):
+    captured = io.StringIO()
+    with redirect_stderr(captured):
         code = train.main(["--set", *(f"{key}={value}" for key, value in settings.items())])
     Recorder.on_epoch = on_epoch
     if code:
         fault.end()
-    return {"code": code, "said": said.getvalue(), **checkpoints(disk / "runs" / "run")}
+    return {"code": code, "captured": captured.getvalue(), **checkpoints(disk / "runs" / "run")}
 
 
 def checkpoints(folder: Path) -> dict:
@@ -117,11 +117,11 @@ def checkpoints(folder: Path) -> dict:
 def main(disk: Path, data: Path, kind: str) -> None:
     outcomes = {}
     for choice in ("stop", "continue"):
-        place = disk / choice
-        place.mkdir()
+        location = disk / choice
+        location.mkdir()
         if kind == "full":
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)], check=True)
-        outcomes[choice] = run(place, data, Fault(kind, place), choice)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(location)], check=True)
+        outcomes[choice] = run(location, data, Fault(kind, location), choice)
     print(json.dumps(outcomes))
 
 

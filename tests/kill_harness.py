@@ -110,13 +110,13 @@ def kill_group(number: int) -> None:
 
 def arguments_of(data: Path, folder: Path, settings: dict[str, Any]) -> list[str]:
     """The command line of a run in `folder`."""
-    place = {
+    location = {
         "DATA.data_dir": data,
         "CHECKPOINT.save_dir": folder.parent,
         "LOGGING.log_dir": folder.parent / "logs",
         "LOGGING.run_name": folder.name,
     }
-    return ["--set", *(f"{key}={value}" for key, value in {**SETTINGS, **settings, **place}.items())]
+    return ["--set", *(f"{key}={value}" for key, value in {**SETTINGS, **settings, **location}.items())]
 
 
 @dataclass
@@ -223,8 +223,8 @@ def main() -> int:
     torch.set_num_threads(1)
     rng, done, bad, unreadable, runs = random.Random(options.seed), 0, 0, 0, 0
     settings = {"DATA.num_workers": options.workers}
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as location:
+        root = Path(location)
         write_phantom(root / "data", 60, 64)
         span = undisturbed(root / "data", root / "whole", settings)
         print(f"undisturbed: {span:.1f} s")

@@ -326,7 +326,7 @@ def test_a_checkpoint_that_cannot_be_written_is_no_obstacle(run, monkeypatch, ca
 
     monkeypatch.setattr("utils.checkpoint.operating_point.save_checkpoint", full)
     assert call(run) == 0
-    assert "not saved" in (said := capsys.readouterr().err) and "the disk is full" in said
+    assert "not saved" in (reported := capsys.readouterr().err) and "the disk is full" in reported
     assert (run / "evaluation-test" / "report.html").is_file()
 
 

@@ -107,13 +107,13 @@ def test_the_file_agrees_with_prediction(onnx_file, run):
 
 
 def test_the_file_says_what_it_is(onnx_file, run):
-    said = read_metadata(onnx_file)
-    assert json.loads(said["classes"]) == NAMES and json.loads(said["preprocessing"]) == PREPROCESSING
-    assert json.loads(said["operating_point"]) == POINT and json.loads(said["coarse_classes"]) == []
-    assert (said["task"], said["output"]) == ("multi_label", "calibrated probabilities")
-    assert (said["backbone"], said["attention"]) == ("timm/test_resnet", "none")
-    assert said["checkpoint_sha256"] == sha256((run / "best_model.pth").read_bytes()).hexdigest()
-    assert said["program"] == "HybridMedNet" and said["torch"] and said["program_commit"]
+    reported = read_metadata(onnx_file)
+    assert json.loads(reported["classes"]) == NAMES and json.loads(reported["preprocessing"]) == PREPROCESSING
+    assert json.loads(reported["operating_point"]) == POINT and json.loads(reported["coarse_classes"]) == []
+    assert (reported["task"], reported["output"]) == ("multi_label", "calibrated probabilities")
+    assert (reported["backbone"], reported["attention"]) == ("timm/test_resnet", "none")
+    assert reported["checkpoint_sha256"] == sha256((run / "best_model.pth").read_bytes()).hexdigest()
+    assert reported["program"] == "HybridMedNet" and reported["torch"] and reported["program_commit"]
 
 
 def test_the_pages_example_needs_neither_torch_nor_this_project(onnx_file, run, tmp_path):
@@ -137,10 +137,10 @@ def images_for(path: Path) -> tuple[np.ndarray, str]:
 
 
 def test_real_images_are_the_runs(run):
-    found, place = images_for(run / "best_model.pth")
+    found, origin = images_for(run / "best_model.pth")
     expected = [Preprocess.from_dict(PREPROCESSING)(read_image(run / "data" / f"{i}.png")) for i in range(6)]
     np.testing.assert_array_equal(found, expected)
-    assert place == "the run's data"
+    assert origin == "the run's data"
 
 
 @pytest.mark.parametrize("names", [None, "./data/sample_chest_xray", "nowhere"])
@@ -149,28 +149,28 @@ def test_else_they_are_drawn_but_never_into_a_folder(names, run, tmp_path, monke
     shutil.copy(run / "best_model.pth", tmp_path)
     if names:
         (tmp_path / "config.yaml").write_text(f"DATA: {{data_dir: {names}}}\n", encoding="utf-8")
-    found, place = images_for(tmp_path / "best_model.pth")
-    assert found.shape == (8, 3, 32, 32) and place == "drawn sample data"
+    found, origin = images_for(tmp_path / "best_model.pth")
+    assert found.shape == (8, 3, 32, 32) and origin == "drawn sample data"
     assert not (tmp_path / "data").exists() and not (tmp_path / "nowhere").exists()
 
 
 def test_what_is_said_in_the_end(run, capsys, tmp_path):
-    code, said, _ = run_export(capsys, run, "--format", "torch_export", "--logits", "--output", tmp_path / "a.pt2")
+    code, reported, _ = run_export(capsys, run, "--format", "torch_export", "--logits", "--output", tmp_path / "a.pt2")
     assert code == 0 and (tmp_path / "a.pt2").is_file()
-    assert "a.pt2: torch_export in fp32, gives logits of 3 classes" in said
-    assert re.search(r"largest \|Δ\| to the network: \S+, over 4 random images and 6 of the run's data", said)
+    assert "a.pt2: torch_export in fp32, gives logits of 3 classes" in reported
+    assert re.search(r"largest \|Δ\| to the network: \S+, over 4 random images and 6 of the run's data", reported)
 
 
 def test_a_hierarchical_model_has_a_second_output(capsys, tmp_path):
     path = save_model(tmp_path / "h.pth", hierarchical=True, num_coarse_classes=2)
     assert run_export(capsys, path, "--format", "torch_export", "--fixed-batch", 2)[0] == 0
-    said = {"coarse_classes": "", "classes": ""}
-    program = torch.export.load(tmp_path / "h.pt2", extra_files=said).module()
+    reported = {"coarse_classes": "", "classes": ""}
+    program = torch.export.load(tmp_path / "h.pt2", extra_files=reported).module()
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         fine, coarse = program(x)
         logits = load_model(path).model(x)[0]
-    assert fine.shape == (2, 3) and json.loads(said["coarse_classes"]) == ["any finding", "no finding"]
+    assert fine.shape == (2, 3) and json.loads(reported["coarse_classes"]) == ["any finding", "no finding"]
     torch.testing.assert_close(coarse, logits.sigmoid())
 
 
@@ -189,9 +189,9 @@ def test_errors_are_one_line(run, arguments, reason, capsys, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     if "tensorrt" in arguments:
         monkeypatch.setitem(sys.modules, "tensorrt", None)
-    code, said, error = run_export(capsys, run, *arguments)
+    code, reported, error = run_export(capsys, run, *arguments)
     last = error.splitlines()[-1]
-    assert code == 2 and said == "" and last.startswith("error: ") and reason in last and "Traceback" not in error
+    assert code == 2 and reported == "" and last.startswith("error: ") and reason in last and "Traceback" not in error
     assert not list(tmp_path.iterdir())
 
 

@@ -45,10 +45,10 @@ def test_static_with_the_runs_training_images(run, capsys, monkeypatch):
             yield image
 
     monkeypatch.setattr(run_images, "training_images", watched)
-    code, said, problems = run_export(capsys, run, "--quantize", "static", "--calibration-count", 2)
+    code, reported, problems = run_export(capsys, run, "--quantize", "static", "--calibration-count", 2)
     assert code == 0, problems
     target = run / "best_model.int8.onnx"
-    assert f"{target}: int8 static" in said and "is to be measured" in said
+    assert f"{target}: int8 static" in reported and "is to be measured" in reported
     assert [image.shape for image in seen] == [(1, 3, 32, 32)] * 2  # of three
     assert json.loads(read_metadata(target)["classes"]) == NAMES
     images = np.concatenate(seen)

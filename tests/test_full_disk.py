@@ -55,17 +55,17 @@ def train_with(fault: str, disk: Path, data: Path) -> dict[str, dict]:
 def test_the_checkpoint_before_is_whole(fault, on_save_error, outcomes):
     outcome = outcomes(fault)[on_save_error]
     print(f"{fault}, {on_save_error}: exit {outcome['code']}, epochs kept {outcome['held']}")
-    said = outcome["said"]
+    captured = outcome["captured"]
     assert outcome["unreadable"] == outcome["leftovers"] == []
-    assert "Traceback" not in said and "Logging error" not in said
+    assert "Traceback" not in captured and "Logging error" not in captured
     if on_save_error == "stop":
-        (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
-        assert outcome["code"] == 2 and said.rstrip().endswith(error), "the error is one line, the last one"
+        (error,) = [line for line in captured.splitlines() if line.startswith("error: ")]
+        assert outcome["code"] == 2 and captured.rstrip().endswith(error), "the error is one line, the last one"
         assert REASONS[fault] in error and "--resume" in error and "on_save_error" in error
-        assert outcome["held"]["last.pth"] == 1 and "epoch 3" not in said
+        assert outcome["held"]["last.pth"] == 1 and "epoch 3" not in captured
         return
     assert outcome["code"] == 0 and outcome["held"]["last.pth"] == 3, "what can be written again is"
     assert outcome["held"]["previous.pth"] == 1
-    errors = [line for line in said.splitlines() if "ERROR" in line]
+    errors = [line for line in captured.splitlines() if "ERROR" in line]
     assert any("last.pth" in line and REASONS[fault] in line for line in errors)
     assert all("training goes on" in line for line in errors if "the log" not in line)

@@ -45,14 +45,14 @@ def metrics(folder: Path) -> list[str]:
     return [json.dumps({key: value for key, value in row.items() if key not in clock}) for row in rows]
 
 
-def hang_in_a_step(place: Path):
+def hang_in_a_step(location: Path):
     """What a process does first that will never end its first step."""
 
     def patch() -> None:
         from training.trainer import Trainer
 
         def hang(*_) -> None:
-            (place / "in the step").touch()
+            (location / "in the step").touch()
             time.sleep(60)
 
         Trainer.train_step = hang
@@ -71,8 +71,8 @@ def test_the_first_signal_waits_for_the_step_and_the_second_leaves_at_once(tmp_p
     assert harness.wait(process, 1.0) is None, "the step is not over"
     os.kill(process, number)
     assert harness.wait(process, 10) == code
-    said = (tmp_path / "log.txt").read_text()
-    assert "Traceback" not in said and "stopped by" in said
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in log and "stopped by" in log
     assert not (tmp_path / "run" / "last.pth").exists()
     print(f"signal {number}, twice within a step: exit code {code} at once")
 

@@ -59,7 +59,7 @@ def phantom(tmp_path_factory) -> Path:
     return folder
 
 
-def write_model(path: Path, data: Path, *settings: str, seed: int = 0, **said) -> Path:
+def write_model(path: Path, data: Path, *settings: str, seed: int = 0, **description) -> Path:
     """A checkpoint as train.py writes it, of a network that has learnt nothing."""
     config = Config.from_overrides([*SETTINGS, f"DATA.data_dir={data}", f"DATA.image_size={SIZE}", *settings])
     dataset_index = open_data(config)
@@ -74,7 +74,7 @@ def write_model(path: Path, data: Path, *settings: str, seed: int = 0, **said) -
     )
     names = list(dataset_index.class_names)
     content = {"config": config.model_dump(mode="json"), "class_names": names, "model": model.state_dict()}
-    save_checkpoint(content | loaders.describe() | said, path)
+    save_checkpoint(content | loaders.describe() | description, path)
     return path
 
 
@@ -91,7 +91,7 @@ def run(output: Path, *arguments: object, code: int = 0) -> list[dict[str, str]]
         return list(csv.DictReader(file))
 
 
-def said(output: Path) -> dict:
+def read_results(output: Path) -> dict:
     return json.loads((output / "predictions.json").read_text("utf-8"))
 
 
@@ -164,7 +164,7 @@ def test_an_ensemble_with_views_is_the_mean_by_hand(phantom, checkpoint, tmp_pat
     difference = np.abs(probabilities(rows, names[::-1]) - want).max()
     print(f"largest difference to the hand loop: {difference:.1e}")
     assert difference < 1e-6
-    content = said(tmp_path / "out")
+    content = read_results(tmp_path / "out")
     assert [model["calibrated"] for model in content["models"]] == [False, True]
     assert content["threshold_source"] == "means of 1 of 2 models (youden, chosen on val (5 images))"
     assert set(content["thresholds"].values()) == {0.2} and content["test_time_augmentation"] is True
@@ -183,10 +183,12 @@ def test_the_operating_point_of_the_file(phantom, checkpoint, tmp_path, capsys):
     limits = (0.5, *thresholds[1:])
     want = [name for name, p, limit in zip(names, chances, limits) if p >= limit]
     assert want and row["findings"].split("|") == want
-    assert said(tmp_path / "out")["images"][0]["findings"] == want
-    assert "f1, chosen on val (7 images); 0.5 where it was undefined" in said(tmp_path / "out")["threshold_source"]
-    shown = capsys.readouterr().out
-    assert shown.count("  finding\n") == len(want) and "1 image: 1 predicted" in shown
+    assert read_results(tmp_path / "out")["images"][0]["findings"] == want
+    assert (
+        "f1, chosen on val (7 images); 0.5 where it was undefined" in read_results(tmp_path / "out")["threshold_source"]
+    )
+    displayed = capsys.readouterr().out
+    assert displayed.count("  finding\n") == len(want) and "1 image: 1 predicted" in displayed
     (row,) = run(tmp_path / "out", image, "--checkpoint", path, "--threshold", 0)
     assert row["findings"].split("|") == list(names)
 
@@ -195,7 +197,7 @@ def test_the_results_name_models_versions_and_time(phantom, checkpoint, tmp_path
     import hashlib
 
     run(tmp_path, phantom / "images", "--checkpoint", checkpoint, "--format", "csv", "json")
-    content = said(tmp_path)
+    content = read_results(tmp_path)
     (model,) = content["models"]
     assert model["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert model["backbone"] == "timm/test_resnet" and model["preprocessing"]["size"] == [SIZE, SIZE]
@@ -222,9 +224,9 @@ def test_bad_files_are_rows_among_good_ones(phantom, checkpoint, tmp_path):
     assert [row["image"] for row in rows] == sorted([path.name for path in good] + bad)
     for row in rows:
         assert bool(row["error"]) == (row["image"] in bad) == (row["probability Edema"] == "")
-    assert said(tmp_path / "out")["counts"] == {"images": 7, "predicted": 3, "errors": 4, "warnings": 0}
+    assert read_results(tmp_path / "out")["counts"] == {"images": 7, "predicted": 3, "errors": 4, "warnings": 0}
     run(tmp_path / "out", *(folder / name for name in bad), "--checkpoint", checkpoint, code=2)
-    assert said(tmp_path / "out")["counts"]["predicted"] == 0
+    assert read_results(tmp_path / "out")["counts"]["predicted"] == 0
 
 
 def test_dicom_and_jpeg(phantom, checkpoint, tmp_path):
@@ -273,7 +275,7 @@ def test_training_images_give_no_warning_and_others_do(phantom, checkpoint, tmp_
     assert "colour (training: grey)" in colour["warnings"] and "16 bits (training: 8 bits)" in deep["warnings"]
     assert "mean brightness 1.00" in white["warnings"] and fine["warnings"] == ""
     assert view["warnings"].startswith("view SWIMMER (training: AP, ")
-    assert said(tmp_path / "out")["counts"]["warnings"] == 5
+    assert read_results(tmp_path / "out")["counts"]["warnings"] == 5
 
 
 # ---- heatmaps
@@ -283,14 +285,14 @@ def test_heatmaps_of_findings_or_of_the_likeliest(phantom, checkpoint, tmp_path,
     image = sorted((phantom / "images").iterdir())[0]
     with drawing():
         run(tmp_path, image, "--checkpoint", checkpoint, checkpoint, "--heatmaps", "--threshold", 1)
-    (row,) = said(tmp_path)["images"]
+    (row,) = read_results(tmp_path)["images"]
     likeliest = max(row["probabilities"], key=row["probabilities"].get)
     assert row["findings"] == [] and row["heatmaps"] == [f"heatmaps/00000_1_{likeliest}.png"]
     with Image.open(tmp_path / row["heatmaps"][0]) as opened:
         assert opened.width > 400 and len(opened.convert("RGB").getcolors(2**20)) > 300
     second = sorted(row["probabilities"].values())[-2]
     run(tmp_path, image, "--checkpoint", checkpoint, "--heatmaps", "layer_cam", "--threshold", second - 1e-9)
-    (row,) = said(tmp_path)["images"]
+    (row,) = read_results(tmp_path)["images"]
     assert len(row["heatmaps"]) == len(row["findings"]) == 2
     assert all((tmp_path / name).is_file() for name in row["heatmaps"])
 
@@ -307,7 +309,7 @@ def test_volumes(tmp_path):
     table.write_text("\n".join((data / "labels.csv").read_text("utf-8").splitlines()[:3]) + "\n", "utf-8")
     rows = run(tmp_path / "out", table, "--checkpoint", path, "--heatmaps", "--threshold", 1)
     assert len(rows) == 2 and all(row["error"] == row["warnings"] == "" for row in rows)
-    for image in said(tmp_path / "out")["images"]:
+    for image in read_results(tmp_path / "out")["images"]:
         assert [(tmp_path / "out" / name).is_file() for name in image["heatmaps"]] == [True]
 
 
@@ -315,8 +317,8 @@ def test_exclusive_and_hierarchical_models(phantom, tmp_path):
     for name in ("yes", "no", "perhaps"):
         (tmp_path / "classes" / name).mkdir(parents=True)
     for index, image in enumerate(sorted((phantom / "images").iterdir())[:12]):
-        place = tmp_path / "classes" / ("yes", "no", "perhaps")[index % 3] / image.name
-        place.write_bytes(image.read_bytes())
+        location = tmp_path / "classes" / ("yes", "no", "perhaps")[index % 3] / image.name
+        location.write_bytes(image.read_bytes())
     path = write_model(tmp_path / "e.pth", tmp_path / "classes")
     rows = run(tmp_path / "out", tmp_path / "classes", "--checkpoint", path)
     chances = probabilities(rows, ("no", "perhaps", "yes"))
@@ -340,11 +342,11 @@ def test_a_file_of_the_previous_release(phantom, tmp_path, capsys):
     image = sorted((phantom / "images").iterdir())[0]
     (row,) = run(tmp_path / "out", image, "--checkpoint", tmp_path / "old.pth", "--set", "DATA.image_size=64")
     assert row["error"] == "" and "probability class 14" in row
-    (model,) = said(tmp_path / "out")["models"]
+    (model,) = read_results(tmp_path / "out")["models"]
     assert model["source"] == "previous release" and model["preprocessing"].startswith("as its settings")
-    told = capsys.readouterr().err
+    messages = capsys.readouterr().err
     for words in ("does not name its classes", "does not say how images", "does not describe its training images"):
-        assert words in told
+        assert words in messages
 
 
 # ---- the user's errors

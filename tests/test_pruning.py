@@ -40,8 +40,8 @@ def zeros(weights: dict) -> dict:
 def test_fine_tuned_resumed_and_read_again(method, whole, folder, capsys):
     pruning = {"MODEL__init_from": whole, "TRAIN__pruning.method": method, "TRAIN__pruning.amount": 0.5}
     assert run_main(arguments(folder / "images", folder, method, **{**SMALL, **pruning})) == 0
-    said = capsys.readouterr().err
-    assert ("pruned 50.0 %" if method == "unstructured" else "channels taken out: ") in said
+    reported = capsys.readouterr().err
+    assert ("pruned 50.0 %" if method == "unstructured" else "channels taken out: ") in reported
     first = load_checkpoint(folder / method / "last.pth")
     assert run_main(["--resume", folder / method, "--set", "TRAIN.epochs=2"]) == 0
     second = load_checkpoint(folder / method / "last.pth")

@@ -53,14 +53,14 @@ NETWORK = {
 
 def arguments(data: Path, runs: Path, name: str, **others) -> list[str]:
     """--set …; others: SECTION__key=value."""
-    place = {
+    locations = {
         "DATA.data_dir": data,
         "CHECKPOINT.save_dir": runs,
         "LOGGING.log_dir": runs / "logs",
         "LOGGING.run_name": name,
     }
     extra = {key.replace("__", "."): value for key, value in others.items()}
-    return ["--set", *(f"{key}={value}" for key, value in {**NETWORK, **place, **extra}.items())]
+    return ["--set", *(f"{key}={value}" for key, value in {**NETWORK, **locations, **extra}.items())]
 
 
 @contextmanager
@@ -299,8 +299,8 @@ def test_gradient_checkpointing_changes_no_number(phantom, runs, run):
 
 @pytest.mark.parametrize("kind", [pytest.param("ram", marks=pytest.mark.slow), "disk"])
 def test_a_cache_changes_no_number(phantom, runs, run, tmp_path, kind):
-    place = {"DATA__cache_dir": tmp_path} if kind == "disk" else {}
-    assert run_main(arguments(phantom, runs, f"cached_{kind}", **HARD, DATA__cache=kind, **place)) == 0
+    locations = {"DATA__cache_dir": tmp_path} if kind == "disk" else {}
+    assert run_main(arguments(phantom, runs, f"cached_{kind}", **HARD, DATA__cache=kind, **locations)) == 0
     same_outcome(runs / f"cached_{kind}", run)
     assert (run / "split.csv").read_bytes() == (runs / f"cached_{kind}" / "split.csv").read_bytes()
     assert len(list(tmp_path.glob("*.cache"))) == (kind == "disk")

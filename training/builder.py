@@ -175,8 +175,8 @@ def add_teacher(trainer: Trainer, saved, config: Config, preprocessing: Mapping[
     settings, labels = config.LOSS, trainer.loss
     assert isinstance(labels, TrainingLoss)
     names = config.DATA.class_names or ()
-    place = (trainer.precision, trainer.device, trainer.options.memory_format)
-    teacher = teacher_of(saved, names, preprocessing, labels.exclusive, *place)
+    execution = (trainer.precision, trainer.device, trainer.options.memory_format)
+    teacher = teacher_of(saved, names, preprocessing, labels.exclusive, *execution)
     trainer.loss = DistillationLoss(labels, teacher, settings.distillation_weight, settings.distillation_temperature)
     logger.info("learning from '%s' too, with weight %g", settings.teacher, settings.distillation_weight)
 

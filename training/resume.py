@@ -27,9 +27,9 @@ def resume(trainer: Trainer, checkpoint: Mapping[str, Any], config: Config) -> N
             f"the run to resume has the classes {names}, the data now have "
             f"{', '.join(config.DATA.class_names or ['?'])}: begin a new run, from its weights by MODEL.init_from"
         )
-    told, batch_size = _differences(before, config), _batch_size(before, config)
+    messages, batch_size = _differences(before, config), _batch_size(before, config)
     trainer.load_state_dict(dict(checkpoint))
-    for level, words in told:
+    for level, words in messages:
         logger.log(level, "not as the run was begun, %s", words)
     _move_batches(trainer, batch_size, config.TRAIN.batch_size)
 

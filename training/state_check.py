@@ -57,8 +57,8 @@ def _check_tensors(what: str, saved: Any, own: Mapping[str, Tensor]) -> None:
         if name in saved and not _alike(saved[name], tensor)
     ]
     if reasons:
-        shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-        raise CheckpointError(f"the run to resume has another {what} than MODEL now says: {shown}")
+        displayed = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+        raise CheckpointError(f"the run to resume has another {what} than MODEL now says: {displayed}")
 
 
 def _check_optimizer(saved: Any, own: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:

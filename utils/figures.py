@@ -66,9 +66,9 @@ def panel_title(axes: Axes, name: str, *lines: str) -> None:
     axes.set_title("\n".join([wrapped, *lines]), fontsize=9, parse_math=False)
 
 
-def caption(figure: Figure, lines: Sequence[str], shown: int, total: int) -> None:
+def caption(figure: Figure, lines: Sequence[str], displayed: int, total: int) -> None:
     """A title of several lines, wrapped to the figure, the last of which says so where not all classes are shown."""
-    more = [f"shown: the {shown} classes with the most positives"] if shown < total else []
+    more = [f"shown: the {displayed} classes with the most positives"] if displayed < total else []
     width = int(12.5 * figure.get_figwidth())  # characters of 11 points
     text = "\n".join(part for line in [*lines, *more] for part in textwrap.wrap(line, width))
     figure.suptitle(text, fontsize=11, parse_math=False)

@@ -34,8 +34,8 @@ class Progress:
             self.bar.set_postfix(figures, refresh=False)
             self.bar.update(batches)
         elif self.done // self.every > before // self.every or self.done == self.total:
-            shown = "  ".join(f"{name} {value}" for name, value in figures.items())
-            logger.info("%s  %d/%d  %s", self.title, self.done, self.total, shown)
+            displayed = "  ".join(f"{name} {value}" for name, value in figures.items())
+            logger.info("%s  %d/%d  %s", self.title, self.done, self.total, displayed)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -62,14 +62,14 @@ class Builder:
         count = len(self.dataset_index.studies)
         loader = self._encoding_loader()
         size = loader.batches.batch_size
-        records, end, told = empty_records(count), 0, False
+        records, end, announced = empty_records(count), 0, False
         with closing(Progress(count, "decoding images", self._style, -(-count // 10), unit="image")) as progress:
             for number, batch in loader.epoch(0):
                 if batch is not None:
                     encoded = split(batch.image.numpy(), len(batch), self.preprocess.size)
-                    if not told:
+                    if not announced:
                         check_room(sum(len(pixels) for *_, pixels in encoded) * count // len(encoded))
-                        told = True
+                        announced = True
                     end = _append(records, batch.index.tolist(), encoded, end, write)
                 progress.advance(min(size, count - number * size))
         return CacheIndex(records, {"unreadable": self._unreadable(records)})

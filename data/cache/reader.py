@@ -104,8 +104,8 @@ class CachedReader(Reader):
     compared with their checksum when a process reads them for the first time.
     """
 
-    def __init__(self, index: CacheIndex, kept: FileBytes | SharedBytes, size: Sequence[int], place: str) -> None:
-        self.size, self.place, self._kept = tuple(size), place, kept
+    def __init__(self, index: CacheIndex, kept: FileBytes | SharedBytes, size: Sequence[int], location: str) -> None:
+        self.size, self.location, self._kept = tuple(size), location, kept
         self._fields = {name: index.records[name].copy() for name in ("kind", "offset", "length", "crc", "spacing")}
         self._unreadable: dict[str, str] = index.about["unreadable"]
         self._checked = np.zeros(len(index.records), bool)
@@ -117,7 +117,7 @@ class CachedReader(Reader):
         stored = self._kept(offset, length)
         if not self._checked[index]:
             if zlib.crc32(stored.data) != self._fields["crc"][index]:
-                raise DataError(f"{self.place} is damaged at its image {index}: delete it, and it is made again")
+                raise DataError(f"{self.location} is damaged at its image {index}: delete it, and it is made again")
             self._checked[index] = True
         return self._decoded(index, stored, *KINDS[kind])
 

@@ -123,7 +123,7 @@ class WorkerPool:
     def describe_ended(self, dataset_index) -> str:
         """Which workers have ended, how, and at which file."""
         return "; ".join(
-            f"data worker {number} {self._end(number)} {self._place(number, dataset_index)}"
+            f"data worker {number} {self._end(number)} {self._position(number, dataset_index)}"
             for number in range(len(self.processes))
             if number in self._hung or self._is_over(number)
         )
@@ -143,7 +143,7 @@ class WorkerPool:
             return f"hung for {self._hung[number]:.0f} s"
         return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
 
-    def _place(self, number: int, dataset_index) -> str:
+    def _position(self, number: int, dataset_index) -> str:
         index = int(self.table[number, 0])
         return "between two files" if index == NO_FILE else f"while it read {dataset_index.studies[index].image}"
 

@@ -120,8 +120,8 @@ def frontal_body(shape: Shape, width: int) -> Array:
     t = np.abs(x - shape.centre) / (edge + 0.3 * (shape.half_width - 0.385))
     body = step(1 - t, 0.015) * (0.42 + 0.2 * np.sqrt(np.clip(1 - t * t, 0, 1)))
     for side in (-1, 1):
-        place = (shape.centre + side * 0.21, 0.62)
-        body += shape.breast * ellipse(width, place, (0.16, 0.15), soft=0.12)
+        position = (shape.centre + side * 0.21, 0.62)
+        body += shape.breast * ellipse(width, position, (0.16, 0.15), soft=0.12)
     return body
 
 
@@ -203,8 +203,8 @@ def draw_lateral(shape: Shape, width: int) -> Radiograph:
     top = step(y - shape.top - 0.02 - 3.2 * (x - 0.6) ** 2, 0.012)
     lung = inside * top * (0.75 * step(floor - y, 0.005) + 0.25 * other)
     size = shape.heart / 0.45
-    place = (0.27 + 0.115 * size, dome + 0.03 - 0.115 * size)
-    heart = ellipse(width, place, (0.17 * size, 0.125 * size), -0.75, 0.1)
+    position = (0.27 + 0.115 * size, dome + 0.03 - 0.115 * size)
+    heart = ellipse(width, position, (0.17 * size, 0.125 * size), -0.75, 0.1)
     arch = ellipse(width, (0.47, 0.34), (0.07, 0.13), 0.35, soft=0.6)
     heart_cover = 1 - np.maximum(0.8 * heart, 0.5 * arch)
     body = step(inset[-1] + 0.05, 0.012) * step(inset[1] + 0.11, 0.02)

@@ -263,10 +263,10 @@ def paint_nodule(radiograph: Radiograph, spot: Spot) -> Mask:
     """One to four small round opacities around one place."""
     rng, w = np.random.default_rng(spot.seed), radiograph.width
     drawn = np.zeros((w, w), np.float32)
-    places = [radiograph.centres[spot.side, spot.zone]] + list(radiograph.centres.values())
-    picked = [0, *rng.choice(np.arange(1, len(places)), rng.integers(0, 4), replace=False)]
+    positions = [radiograph.centres[spot.side, spot.zone]] + list(radiograph.centres.values())
+    picked = [0, *rng.choice(np.arange(1, len(positions)), rng.integers(0, 4), replace=False)]
     for k in picked:
-        x0, y0 = np.asarray(places[k]) + rng.normal(0, 0.022, 2)
+        x0, y0 = np.asarray(positions[k]) + rng.normal(0, 0.022, 2)
         size = rng.uniform(0.021, 0.03) * spot.scale
         drawn = np.maximum(drawn, ellipse(w, (x0, y0), (size, size), soft=0.3))
     radiograph.extra += (0.21 + 0.12 * spot.strength) * drawn

@@ -189,7 +189,7 @@ def sample_findings(rng: Generator, age: int, sex: str) -> tuple[str, ...]:
     return tuple(name for name in FINDINGS if name in found)
 
 
-def place(rng: Generator, found: tuple[str, ...]) -> dict[str, Spot]:
+def place_findings(rng: Generator, found: tuple[str, ...]) -> dict[str, Spot]:
     """A `Spot` for each finding, so that none lies on top of another where that can be."""
     sides = {name: int(rng.choice((-1, 1))) for name in FINDINGS}
     if "Pneumothorax" in found:
@@ -238,7 +238,7 @@ def sample_patient(seed: int, number: int) -> Patient:
     found = () if healthy else sample_findings(rng, age, sex)
     shape = sample_shape(rng, sex)
     images = int(rng.choice((1, 2, 3, 4), p=(0.35, 0.3, 0.2, 0.15)))
-    return Patient(f"p{number:05d}", age, sex, shape, place(rng, found), images)
+    return Patient(f"p{number:05d}", age, sex, shape, place_findings(rng, found), images)
 
 
 def sample_shot(rng: Generator, sick: bool) -> Shot:

@@ -152,8 +152,8 @@ def _paint_nodule(scene: Scene) -> Array:
     """A ball of 11 to 16 mm radius in one lung: on each slice it looks like a vessel cut across."""
     side = scene.wet if "Consolidation" in scene.masks else int(scene.rng.choice((RIGHT, LEFT)))
     radius = scene.rng.uniform(11, 16)
-    place = (side * scene.rng.uniform(62, 92), scene.rng.uniform(-8, 18), scene.rng.uniform(15, 80))
-    ball = scene.ellipsoid(place, (radius, radius, radius)) * scene.lungs[side]
+    position = (side * scene.rng.uniform(62, 92), scene.rng.uniform(-8, 18), scene.rng.uniform(15, 80))
+    ball = scene.ellipsoid(position, (radius, radius, radius)) * scene.lungs[side]
     scene.paint(ball, TISSUE)
     return ball
 
@@ -187,9 +187,9 @@ def _paint_pneumothorax(scene: Scene) -> Array:
 def _paint_consolidation(scene: Scene) -> Array:
     """An uneven patch that replaces air in one lung, at any height."""
     side = scene.other
-    place = (side * scene.rng.uniform(70, 100), scene.rng.uniform(0, 50), scene.rng.uniform(-45, 70))
+    position = (side * scene.rng.uniform(70, 100), scene.rng.uniform(0, 50), scene.rng.uniform(-45, 70))
     radii = tuple(scene.rng.uniform(36, 54, 3))
-    patch = scene.ellipsoid(place, radii) * scene.lungs[side]
+    patch = scene.ellipsoid(position, radii) * scene.lungs[side]
     uneven = patch * np.clip(0.8 + 0.25 * scene.noise(12), 0, 1)
     scene.paint(uneven, 20.0)
     return patch

@@ -83,8 +83,8 @@ def rescale(pixels: np.ndarray, dataset: Any) -> np.ndarray:
 def apply_voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
     """Modality units to [0, 1], float64, by the VOI LUT or else the first window; None where there is neither."""
     if dataset.get("VOILUTSequence"):
-        shown, bits = _look_up(values, dataset.VOILUTSequence[0])
-        return np.clip(shown / (2.0**bits - 1.0), 0.0, 1.0)
+        displayed, bits = _look_up(values, dataset.VOILUTSequence[0])
+        return np.clip(displayed / (2.0**bits - 1.0), 0.0, 1.0)
     center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     if center is None or width is None:
         return None
@@ -176,10 +176,10 @@ def _render_grey(pixels: np.ndarray, dataset: Any, inverted: bool) -> np.ndarray
     values = rescale(pixels, dataset)
     if not np.isfinite(values).all():
         raise DataError("it holds values that are not finite")
-    shown = apply_voi(values, dataset)
-    if shown is None:
-        shown = _stretch(values, values[~padded])
-    result = shown.astype(np.float32)
+    displayed = apply_voi(values, dataset)
+    if displayed is None:
+        displayed = _stretch(values, values[~padded])
+    result = displayed.astype(np.float32)
     if inverted:  # PresentationLUTShape INVERSE only repeats MONOCHROME1: inverting for both would undo it
         result = np.float32(1.0) - result
     if not np.isfinite(result).all():

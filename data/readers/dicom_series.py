@@ -26,7 +26,7 @@ _COSINE_TOLERANCE = 1e-3
 _LARGEST_TILT_DEGREES = 0.5
 # Equal positions and missing slices change a distance by 100 %; rounded positions by far less.
 _STEP_TOLERANCE, _STEP_TOLERANCE_MM = 0.1, 0.1
-_SHOWN_SERIES = 4
+_MAX_DISPLAYED_SERIES = 4
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,10 @@ def arrange(slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarray]:
 def _check_alike(slices: Sequence[Slice]) -> None:
     series = Counter(item.series for item in slices)
     if len(series) > 1:
-        listed = ", ".join(f"{uid or '(none)'} ({count} files)" for uid, count in series.most_common(_SHOWN_SERIES))
-        more = f" and {len(series) - _SHOWN_SERIES} more" if len(series) > _SHOWN_SERIES else ""
+        listed = ", ".join(
+            f"{uid or '(none)'} ({count} files)" for uid, count in series.most_common(_MAX_DISPLAYED_SERIES)
+        )
+        more = f" and {len(series) - _MAX_DISPLAYED_SERIES} more" if len(series) > _MAX_DISPLAYED_SERIES else ""
         raise DataError(f"it holds {len(series)} series, SeriesInstanceUID {listed}{more}: give each its own folder")
     first = slices[0]
     for item in slices[1:]:
@@ -210,9 +212,13 @@ def _frame_of(path: Path, index: int, dataset: Any) -> Slice:
         found = own.get(name) or shared[0].get(name)
         return found[0] if found else {}
 
-    places = (group("PlanePositionSequence"), group("PlaneOrientationSequence"), group("PixelMeasuresSequence"))
+    geometry_groups = (
+        group("PlanePositionSequence"),
+        group("PlaneOrientationSequence"),
+        group("PixelMeasuresSequence"),
+    )
     with naming(f"frame {index + 1}"):
-        return _slice_of(path, index, dataset, places, group("PixelValueTransformationSequence") or dataset)
+        return _slice_of(path, index, dataset, geometry_groups, group("PixelValueTransformationSequence") or dataset)
 
 
 def _numbers(dataset: Any, name: str, count: int) -> np.ndarray:

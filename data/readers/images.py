@@ -45,7 +45,7 @@ def read_reduced(path: Path, least: tuple[int, int]) -> np.ndarray | None:
     show. See docs/benchmarks/data.md.
     The limits and the upright orientation are those of the full image. Raises DataError as `read_image` does.
     """
-    return _naming(path, lambda place: _decode_reduced(place, least))
+    return _naming(path, lambda location: _decode_reduced(location, least))
 
 
 _Decoded = TypeVar("_Decoded")

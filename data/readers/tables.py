@@ -35,7 +35,7 @@ _ROLES = {
     "age": ("age", "patientage"),
     "sex": ("sex", "gender", "patientsex", "patientgender"),
 }
-_SHOWN = 5
+_MAX_DISPLAYED = 5
 MAX_TEXT_BYTES = 2**28  # 2.6 million rows of 100 characters
 _PIECE_BYTES = 2**20
 
@@ -139,17 +139,17 @@ def parse_split(text: str) -> str | None:
     return SPLIT_NAMES[text]
 
 
-def some(items: Sequence[object], shown: int = _SHOWN) -> str:
+def some(items: Sequence[object], limit: int = _MAX_DISPLAYED) -> str:
     """The first few of many, for a message: 'a, b, c and 12 more'."""
-    head = ", ".join(str(item) for item in items[:shown])
-    return head if len(items) <= shown else f"{head} and {len(items) - shown} more"
+    head = ", ".join(str(item) for item in items[:limit])
+    return head if len(items) <= limit else f"{head} and {len(items) - limit} more"
 
 
 def raise_problems(path: Path, problems: Sequence[str]) -> None:
     """DataError that lists the first few problems of a file and counts the rest; nothing where there are none."""
     if problems:
-        head = "\n  ".join(problems[:_SHOWN])
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        head = "\n  ".join(problems[:_MAX_DISPLAYED])
+        more = f"\n  and {len(problems) - _MAX_DISPLAYED} more" if len(problems) > _MAX_DISPLAYED else ""
         raise DataError(f"'{path}':\n  {head}{more}")
 
 

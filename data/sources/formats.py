@@ -125,13 +125,13 @@ def _existing(path: Path) -> Path:
 def _find_labels(root: Path, labels_file: str | Path | None) -> Path:
     """The labels file; DataError naming where it was looked for and the tables that are there."""
     names = LABELS_FILES if labels_file is None else (Path(labels_file).expanduser(),)
-    places = [root / name for name in names]
+    candidates = [root / name for name in names]
     if labels_file is not None and not Path(labels_file).expanduser().is_absolute():
-        places.append(Path(labels_file).expanduser())
-    for place in places:
-        if place.is_file():
-            return refuse_link(root, place) if labels_file is None else place
-    looked = " and ".join(f"'{place}'" for place in places)
+        candidates.append(Path(labels_file).expanduser())
+    for candidate in candidates:
+        if candidate.is_file():
+            return refuse_link(root, candidate) if labels_file is None else candidate
+    looked = " and ".join(f"'{candidate}'" for candidate in candidates)
     raise DataError(f"no labels file: looked for {looked}. {_tables_there(root, names[-1])}")
 
 

@@ -92,14 +92,14 @@ def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Datase
 
 def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> list[Item]:
     root, skipped = folder.resolve(), list[str]()
-    places = dict.fromkeys(_volume_places(folder, skipped) if volumes else _image_places(folder, skipped))
+    locations = dict.fromkeys(_volume_locations(folder, skipped) if volumes else _image_locations(folder, skipped))
     if skipped:
         notes.append(f"{len(skipped)} files in '{folder}' are of no kind that is read, and left out: {some(skipped)}")
-    if not places:
+    if not locations:
         expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the folder '{folder}' holds no {expected}")
     items = []
-    for path in places:
+    for path in locations:
         inner = path.relative_to(folder).as_posix()
         name = prefix + (root.name if inner == "." else inner)
         out = leaves(root, path)
@@ -108,7 +108,7 @@ def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> 
     return items
 
 
-def _image_places(folder: Path, skipped: list[str]) -> Iterator[Path]:
+def _image_locations(folder: Path, skipped: list[str]) -> Iterator[Path]:
     root = folder.resolve()
     for path in visible_files(folder):
         # A link out of the folder is not opened, not even to see what it is.
@@ -122,22 +122,22 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom_file(path)
 
 
-def _volume_places(folder: Path, skipped: list[str]) -> Iterator[Path]:
+def _volume_locations(folder: Path, skipped: list[str]) -> Iterator[Path]:
     """NIfTI files; a DICOM file that is alone in its folder; else the folder of DICOM files, once a file of it."""
     root = folder.resolve()
     series: dict[Path, list[Path]] = {}
-    places: list[Path] = []
+    locations: list[Path] = []
     for path in visible_files(folder):
         if leaves(root, path):
-            places.append(path)
+            locations.append(path)
         elif path.name.upper() == "DICOMDIR" or not path.is_file() or not is_volume(path):
             skipped.append(path.relative_to(folder).as_posix())
         elif is_dicom_file(path):
             series.setdefault(path.parent, []).append(path)
         else:
-            places.append(path)
-    places += [files[0] if len(files) == 1 else parent for parent, files in series.items()]
-    yield from sorted(places)
+            locations.append(path)
+    locations += [files[0] if len(files) == 1 else parent for parent, files in series.items()]
+    yield from sorted(locations)
 
 
 def _from_table(path: Path, prefix: str, volumes: bool) -> list[Item]:
@@ -158,8 +158,8 @@ def _from_table(path: Path, prefix: str, volumes: bool) -> list[Item]:
         columns = {table.header[index]: cells[index] for index in kept}
         view = cells[roles["view"]] if "view" in roles else ""
         error = "" if found else f"line {line} of '{path}' names '{name}': there is no such file in '{files.root}'"
-        place = files.root / (found or name)
-        items.append(_named(Item(prefix + (found or name), place, files.root, columns, view, error)))
+        location = files.root / (found or name)
+        items.append(_named(Item(prefix + (found or name), location, files.root, columns, view, error)))
     raise_problems(path, problems)
     return items
 

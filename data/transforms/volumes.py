@@ -73,10 +73,10 @@ def axis_weights(old: int, new: int, step: float) -> np.ndarray:
     Both grids have one centre. A row sums to 1 where the centre of the new voxel lies within the old grid, its outer
     voxels' own half width included, and is 0 elsewhere.
     """
-    places = (np.arange(new) + 0.5 - new / 2) * step + old / 2 - 0.5
+    positions = (np.arange(new) + 0.5 - new / 2) * step + old / 2 - 0.5
     reach = max(step, 1.0)
-    weights = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(old)) / reach)
-    inside = (places > -0.5 - 1e-9) & (places < old - 0.5 + 1e-9)
+    weights = np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(old)) / reach)
+    inside = (positions > -0.5 - 1e-9) & (positions < old - 0.5 + 1e-9)
     total = weights.sum(1, keepdims=True)
     return np.where(inside[:, None], weights / np.where(total > 0, total, 1.0), 0.0).astype(np.float32)
 
@@ -160,9 +160,9 @@ def warp(voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     lengths = np.asarray(voxels.shape, np.float64)
     # grid_sample counts from -1 at the outer face of the first voxel to 1 at that of the last, x first.
     to_index = np.column_stack([np.diag(lengths / 2), (lengths - 1) / 2])
-    place = matrix[:, :3] @ to_index
-    place[:, 3] += matrix[:, 3]
-    theta = np.diag(2 / lengths) @ place
+    index_matrix = matrix[:, :3] @ to_index
+    index_matrix[:, 3] += matrix[:, 3]
+    theta = np.diag(2 / lengths) @ index_matrix
     theta[:, 3] += 1 / lengths - 1
     theta = theta[::-1][:, [2, 1, 0, 3]]
     grid = functional.affine_grid(

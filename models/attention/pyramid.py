@@ -31,7 +31,7 @@ class TokenMaps(NamedTuple):
     """
 
     weights: Tensor
-    places: tuple[int, ...]
+    spatial_shape: tuple[int, ...]
     sources: tuple[tuple[int, tuple[int, ...]], ...]
 
     def by_source(self) -> dict[int, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils.kernels import Kernel, KernelChoice
 
 # Places of a window and numbers of a head that one tile of the kernel holds.
-MOST_PLACES, HEAD_WIDTHS = 64, (16, 32, 64)
+MOST_POSITIONS, HEAD_WIDTHS = 64, (16, 32, 64)
 
 
 def plain_window_attention(
@@ -91,7 +91,7 @@ class SwinBlock(SwinTransformerBlock):
         attention, rows, columns = self.attn, x.shape[1], x.shape[2]
         whole = rows % self.window_size[0] == 0 and columns % self.window_size[1] == 0
         fits = (
-            attention.window_area <= MOST_PLACES
+            attention.window_area <= MOST_POSITIONS
             and attention.qkv.out_features // 3 // attention.num_heads in HEAD_WIDTHS
         )
         dropout = self.training and attention.attn_drop.p > 0

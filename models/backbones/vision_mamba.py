@@ -257,8 +257,8 @@ def load_released(network: VisionMambaNet, weights: Mapping[str, Tensor], name: 
     ]
     if lacking or beyond or shapes:
         parts = {"not in the file": lacking, "not in the network": beyond, "of another shape": shapes}
-        told = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:4])}, …)" for what, keys in parts.items() if keys)
-        raise ModelError(f"these weights do not fit {name}: {told}")
+        details = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:4])}, …)" for what, keys in parts.items() if keys)
+        raise ModelError(f"these weights do not fit {name}: {details}")
     network.load_state_dict(found)
 
 

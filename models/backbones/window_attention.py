@@ -67,8 +67,8 @@ class WindowAttention(nn.Module):
     def _position_bias(self, window: Sequence[int]) -> Tensor:
         """The table's entries for every pair of places of a window: [1, heads, N, N], N = product of `window`."""
         device = self.relative_position_bias_table.device
-        places = [torch.arange(side, device=device) for side in window]
-        d, h, w = (a[:, None] - a[None, :] + WINDOW - 1 for a in places)
+        positions = [torch.arange(side, device=device) for side in window]
+        d, h, w = (a[:, None] - a[None, :] + WINDOW - 1 for a in positions)
         side = 2 * WINDOW - 1
         rows = d[:, None, None, :, None, None] * side + h[None, :, None, None, :, None]
         index = rows * side + w[None, None, :, None, None, :]
@@ -88,9 +88,9 @@ def _kept_apart(
     kinds = []
     for length, count, side, moved in zip(size, counts, window, shift):
         whole = count * side
-        place = torch.arange(whole, device=device)
-        around = (place >= whole - moved).to(torch.uint8)
-        kinds.append(torch.where((place + moved) % whole >= length, 2, around))
+        position = torch.arange(whole, device=device)
+        around = (position >= whole - moved).to(torch.uint8)
+        kinds.append(torch.where((position + moved) % whole >= length, 2, around))
     d, h, w = kinds
     kind = d[:, None, None] * 9 + h[None, :, None] * 3 + w[None, None, :]
     kind = rearrange(kind, "(i p) (j q) (k r) -> (i j k) (p q r)", i=i, j=j, k=k)

@@ -121,7 +121,7 @@ def _sizes(qkv: Tensor, mask: Tensor | None, window: Sequence[int], shift: Seque
 
 
 @triton.jit
-def _places(number, height, width, down, right, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, t):
+def _positions(number, height, width, down, right, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, t):
     """Which window of its map it is, and where its places lie in the batch's maps, counted row by row."""
     across = width // WINDOW_W
     windows = height // WINDOW_H * across
@@ -166,12 +166,12 @@ def _forward_kernel(
     total = batch * (height // WINDOW_H) * (width // WINDOW_W)
     first = tl.program_id(0) * per_program
     for number in range(first, tl.minimum(first + per_program, total)):
-        window, place = _places(number, height, width, down, right, WINDOW_H, WINDOW_W, t)
-        cell = (place * (3 * HEADS) + head)[:, None] * C + c[None, :]
+        window, position = _positions(number, height, width, down, right, WINDOW_H, WINDOW_W, t)
+        cell = (position * (3 * HEADS) + head)[:, None] * C + c[None, :]
         q, k, v = _triple(qkv, cell, there, HEADS * C)
         P = _probabilities(q, k, offsets, mask, window, cells, inside, t, 1.0 / C**0.5, N, MASKED)
         result = tl.dot(P.to(v.dtype), v, input_precision="ieee")
-        tl.store(y + (place * HEADS + head)[:, None] * C + c[None, :], result.to(y.dtype.element_ty), mask=there)
+        tl.store(y + (position * HEADS + head)[:, None] * C + c[None, :], result.to(y.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -191,10 +191,10 @@ def _backward_kernel(
     total = batch * (height // WINDOW_H) * (width // WINDOW_W)
     first = tl.program_id(0) * per_program
     for number in range(first, tl.minimum(first + per_program, total)):
-        window, place = _places(number, height, width, down, right, WINDOW_H, WINDOW_W, t)
-        cell = (place * (3 * HEADS) + head)[:, None] * C + c[None, :]
+        window, position = _positions(number, height, width, down, right, WINDOW_H, WINDOW_W, t)
+        cell = (position * (3 * HEADS) + head)[:, None] * C + c[None, :]
         q, k, v = _triple(qkv, cell, there, HEADS * C)
-        g = tl.load(dy + (place * HEADS + head)[:, None] * C + c[None, :], mask=there, other=0.0)
+        g = tl.load(dy + (position * HEADS + head)[:, None] * C + c[None, :], mask=there, other=0.0)
         P = _probabilities(q, k, offsets, mask, window, cells, inside, t, scale, N, MASKED)
         dP = tl.dot(g, tl.trans(v), input_precision="ieee")
         dS = P * (dP - tl.sum(P * dP, 1)[:, None])

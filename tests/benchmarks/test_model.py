@@ -24,6 +24,6 @@ def test_bytes_are_those_that_a_layer_keeps():
 
 def test_unknown_networks_are_refused(capsys):
     assert main(["--backbone", "resnet50+cbam", "resnet51+cbam", "resnet50"]) == 2
-    told = capsys.readouterr().err
-    assert "resnet51+cbam, resnet50+:" in told and "cross_scale" in told
+    message = capsys.readouterr().err
+    assert "resnet51+cbam, resnet50+:" in message and "cross_scale" in message
     assert len(NAMES) == 10

@@ -33,10 +33,10 @@ def test_every_model_gets_its_own_input(workers, caplog):
     for _, batch in unlabelled_loader(dataset_index_of(30), joint, unread, 4, workers).epoch(0):
         (small, large), traits = joint.split(batch.image)
         assert small.shape[1:] == (3, 16, 16) and large.shape[1:] == (1, 24, 20)
-        for place, index in enumerate(batch.index.tolist()):
-            assert torch.equal(small[place], torch.from_numpy(SMALL(image(index))))
-            assert torch.equal(large[place], torch.from_numpy(LARGE(image(index))))
-            assert torch.equal(traits[place], torch.from_numpy(measure(image(index))))
+        for position, index in enumerate(batch.index.tolist()):
+            assert torch.equal(small[position], torch.from_numpy(SMALL(image(index))))
+            assert torch.equal(large[position], torch.from_numpy(LARGE(image(index))))
+            assert torch.equal(traits[position], torch.from_numpy(measure(image(index))))
             seen.append(index)
     assert seen == [i for i in range(30) if i % 4 != 3]
     assert unread.reasons == {i: f"cannot read image {i}" for i in range(3, 30, 4)}
@@ -45,17 +45,19 @@ def test_every_model_gets_its_own_input(workers, caplog):
 
 def test_what_a_heatmap_is_laid_over():
     grey = image(0)
-    shown, more = JointPreprocess([LARGE]).shown(grey)
+    displayed, more = JointPreprocess([LARGE]).display_image(grey)
     assert (
-        np.array_equal(shown, grey) and more == {} and JointPreprocess([SMALL, LARGE]).modes == ["stretch", "letterbox"]
+        np.array_equal(displayed, grey)
+        and more == {}
+        and JointPreprocess([SMALL, LARGE]).modes == ["stretch", "letterbox"]
     )
-    deep, _ = JointPreprocess([SMALL]).shown(grey.astype(np.uint16) * 16)
+    deep, _ = JointPreprocess([SMALL]).display_image(grey.astype(np.uint16) * 16)
     assert deep.dtype == np.uint8 and (deep.min(), deep.max()) == (0, 255)
     preprocess = VolumePreprocess((8, 12, 12), 1, [0.5], [0.5])
     volume = Volume(np.random.default_rng(0).random((16, 24, 36)).astype(np.float32), np.diag([1.0, 1.0, 2.0, 1.0]))
-    shown, more = JointPreprocess([preprocess]).shown(volume)
-    assert shown.shape == (8, 12, 12) and more["spacing"] == pytest.approx((4.0, 2.0, 3.0))
-    np.testing.assert_allclose(preprocess(volume)[0], (shown - 0.5) / 0.5, atol=1e-6)
+    displayed, more = JointPreprocess([preprocess]).display_image(volume)
+    assert displayed.shape == (8, 12, 12) and more["spacing"] == pytest.approx((4.0, 2.0, 3.0))
+    np.testing.assert_allclose(preprocess(volume)[0], (displayed - 0.5) / 0.5, atol=1e-6)
 
 
 def test_what_does_not_go_together():

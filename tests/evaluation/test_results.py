@@ -70,10 +70,10 @@ def test_figures_equal_scikit_learn(scored, results):
 
 
 def test_undefined_is_none_and_never_averaged_in():
-    made = made_up(2)
-    targets = made.targets.copy()
+    created = made_up(2)
+    targets = created.targets.copy()
     targets[:, 3] = 0
-    scored = ScoredSplit(made.probabilities, targets, made.mask, made.patients, made.class_names)
+    scored = ScoredSplit(created.probabilities, targets, created.mask, created.patients, created.class_names)
     point = OperatingPoint((0.5, 0.5, 2.0, math.nan), "youden", "val", 10)
     values = evaluate_scores(scored, point, settings=SETTINGS)
     rows, mean = values["classes"], values["mean"]

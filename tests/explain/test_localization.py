@@ -21,8 +21,8 @@ from explain.localization import (
 def heat(shape: tuple[int, ...], *peaks: tuple[int, ...]) -> np.ndarray:
     """1 at the first peak, less at later ones."""
     heatmap = np.zeros(shape, np.float32)
-    for i, place in enumerate(peaks):
-        heatmap[place] = 1 - 0.1 * i
+    for i, position in enumerate(peaks):
+        heatmap[position] = 1 - 0.1 * i
     return heatmap
 
 
@@ -41,8 +41,8 @@ def test_region_of_a_scaled_box_covers_its_area():
 
 def test_tolerance_against_a_loop():
     region = region_of_boxes([(4, 5, 3, 2)], (12, 14))
-    places = np.argwhere(region)
-    expected = np.array([[min(math.dist((i, j), p) for p in places) <= 2.5 for j in range(14)] for i in range(12)])
+    positions = np.argwhere(region)
+    expected = np.array([[min(math.dist((i, j), p) for p in positions) <= 2.5 for j in range(14)] for i in range(12)])
     assert np.array_equal(with_tolerance(region, 2.5), expected)
     assert np.array_equal(with_tolerance(region, 0), region)
 

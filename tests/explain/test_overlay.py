@@ -13,8 +13,8 @@ from tests.explain.networks import images, network
 DRAWN = True  # see blank_figures in tests/conftest.py
 
 
-def peak(shape: tuple[int, ...], place: tuple[int, ...]) -> np.ndarray:
-    distance = sum((i - p) ** 2 for i, p in zip(np.indices(shape), place))
+def peak(shape: tuple[int, ...], position: tuple[int, ...]) -> np.ndarray:
+    distance = sum((i - p) ** 2 for i, p in zip(np.indices(shape), position))
     return np.exp(-distance / 20.0).astype(np.float32)
 
 
@@ -40,10 +40,12 @@ def test_an_overlay_says_what_it_shows(tmp_path, colour):
     assert [len(axes.patches) for axes in figure.axes] == [2, 2, 0] or len(figure.axes[0].patches) == 2
 
 
-@pytest.mark.parametrize("probability, shown", [(0.0001, "< 0.01"), (0.9999, "> 0.99"), (0.5, "0.50"), (1.0, "1.00")])
-def test_probabilities_are_not_rounded_to_certainty(probability, shown):
+@pytest.mark.parametrize(
+    "probability, displayed", [(0.0001, "< 0.01"), (0.9999, "> 0.99"), (0.5, "0.50"), (1.0, "1.00")]
+)
+def test_probabilities_are_not_rounded_to_certainty(probability, displayed):
     figure = overlay_figure(np.zeros((8, 8), np.uint8), peak((8, 8), (2, 2)), "$x_1", probability)
-    assert f"$x_1: probability {shown}" in texts(figure)
+    assert f"$x_1: probability {displayed}" in texts(figure)
 
 
 def test_an_empty_map_is_said():
@@ -57,14 +59,14 @@ def test_three_slices_through_the_maximum(tmp_path):
     volume[7, 5, 22] = 1
     figure = volume_figure(volume, heatmap, "Nodule", 0.4, (3.0, 1.0, 1.0))
     assert all(f"slice {n} of {total}" in texts(figure) for n, total in [(8, 10), (6, 20), (23, 30)])
-    places = []
+    positions = []
     for axes in figure.axes[3:6]:
         grey = np.asarray(axes.images[0].get_array())
         assert grey.max() == 1, "the slice misses the maximum"
-        places.append(tuple(int(i) for i in np.unravel_index(grey.argmax(), grey.shape)))
-        shown = np.asarray(axes.images[1].get_array())
-        assert np.unravel_index(shown.argmax(), shown.shape) == places[-1]
-    assert places == [(5, 22), (2, 22), (2, 5)], "the head is above"
+        positions.append(tuple(int(i) for i in np.unravel_index(grey.argmax(), grey.shape)))
+        displayed = np.asarray(axes.images[1].get_array())
+        assert np.unravel_index(displayed.argmax(), displayed.shape) == positions[-1]
+    assert positions == [(5, 22), (2, 22), (2, 5)], "the head is above"
     save_volume_overlay(tmp_path / "v.png", volume, heatmap, class_name="Nodule", probability=0.4)
     assert (tmp_path / "v.png").stat().st_size > 5000
 

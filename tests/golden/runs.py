@@ -161,13 +161,13 @@ def make_run(name: str, folder: Path) -> dict[str, Any]:
         if not settings["LOSS.teacher"].exists():
             make_run(run.teacher, folder)
     arguments = ["--set", *(f"{key}={value}" for key, value in settings.items())]
-    place = folder / "runs" / name
+    position = folder / "runs" / name
     if run.stop_after:
         with stopped_after(run.stop_after):
             _main(arguments, expected=143)
-        arguments = ["--resume", str(place)]
+        arguments = ["--resume", str(position)]
     _main(arguments)
-    return record(place)
+    return record(position)
 
 
 def resume_old_run(name: str, folder: Path) -> dict[str, Any]:

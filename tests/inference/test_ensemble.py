@@ -74,8 +74,8 @@ def test_thresholds_of_an_ensemble_are_means_of_those_there_are():
     turned = member(1, ("bone", "heart", "lung"), thresholds=(math.nan, 0.4, 0.6), rule="f1")
     ensemble = Ensemble([chosen, turned, member(2)])
     assert ensemble.thresholds == pytest.approx((0.3, 0.5, 0.5))
-    said = "means of 2 of 3 models (youden; f1); 0.5 where it was undefined (bone)"
-    assert ensemble.threshold_source == said
+    message = "means of 2 of 3 models (youden; f1); 0.5 where it was undefined (bone)"
+    assert ensemble.threshold_source == message
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.35, 1.0])

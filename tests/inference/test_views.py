@@ -17,20 +17,20 @@ def slow_transform(image: np.ndarray, transform: TestTimeTransform) -> np.ndarra
     angle = math.radians(transform.degrees)
     out = np.empty(lengths)
     for new in np.ndindex(*lengths):
-        place = [n - c - s * length for n, c, s, length in zip(new, centre, shift, lengths)]
-        y, x = place[-2:]
+        position = [n - c - s * length for n, c, s, length in zip(new, centre, shift, lengths)]
+        y, x = position[-2:]
         # What is shown at angle a + degrees was at angle a, counted from x towards y.
-        place[-2:] = [-math.sin(angle) * x + math.cos(angle) * y, math.cos(angle) * x + math.sin(angle) * y]
-        out[new] = interpolate(image, [p / transform.scale + c for p, c in zip(place, centre)])
+        position[-2:] = [-math.sin(angle) * x + math.cos(angle) * y, math.cos(angle) * x + math.sin(angle) * y]
+        out[new] = interpolate(image, [p / transform.scale + c for p, c in zip(position, centre)])
     return out
 
 
-def interpolate(image: np.ndarray, place: list[float]) -> float:
-    place = [min(max(p, 0.0), length - 1.0) for p, length in zip(place, image.shape)]
-    low = [min(int(p), length - 2) for p, length in zip(place, image.shape)]
+def interpolate(image: np.ndarray, position: list[float]) -> float:
+    position = [min(max(p, 0.0), length - 1.0) for p, length in zip(position, image.shape)]
+    low = [min(int(p), length - 2) for p, length in zip(position, image.shape)]
     total = 0.0
     for corner in np.ndindex(*(2,) * image.ndim):
-        weight = math.prod(p - b if c else 1 - (p - b) for p, b, c in zip(place, low, corner))
+        weight = math.prod(p - b if c else 1 - (p - b) for p, b, c in zip(position, low, corner))
         total += weight * image[tuple(b + c for b, c in zip(low, corner))]
     return total
 
@@ -51,16 +51,16 @@ ODD_VOLUME_TRANSFORMS = (
 @pytest.mark.parametrize("transform", IMAGE_TRANSFORMS + ODD_TRANSFORMS, ids=str)
 def test_a_transform_of_images_is_what_the_loop_gives(transform):
     images = np.random.default_rng(0).random((2, 2, 13, 18))
-    shown = show(torch.from_numpy(images).float(), transform).double().numpy()
+    transformed = show(torch.from_numpy(images).float(), transform).double().numpy()
     for i, c in np.ndindex(2, 2):
-        np.testing.assert_allclose(shown[i, c], slow_transform(images[i, c], transform), atol=2e-5)
+        np.testing.assert_allclose(transformed[i, c], slow_transform(images[i, c], transform), atol=2e-5)
 
 
 @pytest.mark.parametrize("transform", VOLUME_TRANSFORMS + ODD_VOLUME_TRANSFORMS, ids=str)
 def test_a_transform_of_volumes_is_what_the_loop_gives(transform):
     volumes = np.random.default_rng(0).random((1, 1, 6, 9, 11))
-    shown = show(torch.from_numpy(volumes).float(), transform).double().numpy()
-    np.testing.assert_allclose(shown[0, 0], slow_transform(volumes[0, 0], transform), atol=2e-5)
+    transformed = show(torch.from_numpy(volumes).float(), transform).double().numpy()
+    np.testing.assert_allclose(transformed[0, 0], slow_transform(volumes[0, 0], transform), atol=2e-5)
 
 
 def test_a_shift_moves_what_is_shown():

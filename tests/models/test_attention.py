@@ -144,8 +144,8 @@ def looped_attention(module: PooledAttention, x: torch.Tensor, context: torch.Te
         keys, values = context[b] @ w_key.T + b_key, context[b] @ w_value.T + b_value
         for i in range(x.shape[2]):
             for j in range(x.shape[3]):
-                place = x[b, :, i, j]
-                normed = (place - place.mean()) / (place.var(correction=0) + module.norm.eps).sqrt()
+                position = x[b, :, i, j]
+                normed = (position - position.mean()) / (position.var(correction=0) + module.norm.eps).sqrt()
                 query = module.query.weight @ (normed * module.norm.weight + module.norm.bias) + module.query.bias
                 answer = []
                 for h in range(heads):
@@ -154,7 +154,7 @@ def looped_attention(module: PooledAttention, x: torch.Tensor, context: torch.Te
                     weights = (scores.double() - scores.double().max()).exp()
                     answer.append((weights / weights.sum()) @ values[:, part])
                 update = module.out.weight @ torch.cat(answer) + module.out.bias
-                result[b, :, i, j] = place + module.gamma * update
+                result[b, :, i, j] = position + module.gamma * update
     return result
 
 
@@ -199,9 +199,9 @@ def test_any_number_of_heads_works(channels, heads):
 # ---- who sees whom
 
 
-def seen_by(module: nn.Module, features: list[torch.Tensor], target: int, place=(0, 0)) -> list[torch.Tensor]:
+def seen_by(module: nn.Module, features: list[torch.Tensor], target: int, position=(0, 0)) -> list[torch.Tensor]:
     """|d output[target] at one place / d level|, for each level; zeros where there is no path."""
-    output = module(features)[target][(slice(None), slice(None), *place)].sum()
+    output = module(features)[target][(slice(None), slice(None), *position)].sum()
     gradients = torch.autograd.grad(output, features, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g.abs() for g, x in zip(gradients, features)]
 
@@ -224,12 +224,12 @@ def test_cross_scale_sees_all_other_levels_and_of_its_own_only_the_place_itself(
     module = randomised(CrossScaleAttention(CHANNELS, 4, width=12, grid=3, spatial_dims=spatial_dims))
     seen = seen_by(module, features, target, (0,) * spatial_dims)
     for i, gradient in enumerate(seen):
-        places = gradient.sum(1)
+        gradients = gradient.sum(1)
         if i == target:
-            assert (places.flatten(1)[:, 0] > 0).all()
-            assert places.flatten(1)[:, 1:].abs().max() == 0, "its own tokens are among its keys"
+            assert (gradients.flatten(1)[:, 0] > 0).all()
+            assert gradients.flatten(1)[:, 1:].abs().max() == 0, "its own tokens are among its keys"
         else:
-            assert places.min() > 0
+            assert gradients.min() > 0
 
 
 def test_cross_scale_keys_are_the_tokens_of_the_others(monkeypatch):

@@ -55,7 +55,7 @@ def test_multi_scale_output_follows_from_its_maps(spatial_dims):
     for i, (x, y) in enumerate(zip(features, attention(features))):
         ((source, grid),) = maps[i].sources
         tokens = pooled_tokens(x, attention.grid)
-        assert source == i and maps[i].places == tuple(x.shape[2:])
+        assert source == i and maps[i].spatial_shape == tuple(x.shape[2:])
         assert tokens.shape[1] == torch.tensor(grid).prod() == maps[i].weights.shape[-1]
         context = attention.context_norms[i](tokens)
         torch.testing.assert_close(answer_of(attention.levels[i], x, context, maps[i].weights), y, atol=1e-9, rtol=0)

@@ -88,11 +88,11 @@ def test_channels_and_strides_of_larger_members_are_true(name):
 def test_other_sizes(name, sides):
     """Those that strides do not divide are padded or rounded; a backbone may refuse one, with what it takes."""
     size = shape_for(name, *sides)
-    told = (
+    image_size = (
         size if name not in TIMM_BACKBONES or TIMM_BACKBONES[name].fixed_input_size else shape_for(name)
     )  # no other listens
     try:
-        backbone = build_without_values(name, told)
+        backbone = build_without_values(name, image_size)
     except ModelError as error:
         assert name not in TIMM_BACKBONES and "multiple" in str(error)
         return

@@ -74,8 +74,8 @@ def file(source, tmp_path) -> Path:
 def test_other_classes_get_a_new_head(source, file):
     model = HybridMedNet(settings(num_classes=5))
     head = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    said = start_from(model, str(file))
-    assert said == f"weights of '{file}' but for its head: that is for 3 classes, the new one for 5 classes"
+    message = start_from(model, str(file))
+    assert message == f"weights of '{file}' but for its head: that is for 3 classes, the new one for 5 classes"
     assert_started(model, source, head)
 
 
@@ -104,9 +104,9 @@ def test_a_head_with_coarse_classes_and_one_without_give_way_to_each_other(tmp_p
     save_file(weights, tmp_path / "w.safetensors")
     model = HybridMedNet(settings(hierarchical=not hierarchical, num_coarse_classes=2))
     head = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
-    said = start_from(model, str(tmp_path / "w.safetensors"))
+    message = start_from(model, str(tmp_path / "w.safetensors"))
     words = ["3 classes", "3 classes and 2 coarse classes"][:: -1 if hierarchical else 1]
-    assert said.endswith(f"but for its head: that is for {words[0]}, the new one for {words[1]}")
+    assert message.endswith(f"but for its head: that is for {words[0]}, the new one for {words[1]}")
     body = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
     found = model.state_dict()
     assert found.keys() == body.keys() | head.keys()
@@ -118,8 +118,8 @@ def test_other_coarse_classes_get_a_new_head(tmp_path):
     save_file(weights, tmp_path / "w.safetensors")
     model = HybridMedNet(settings(hierarchical=True, num_coarse_classes=2))
     head = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    said = start_from(model, str(tmp_path / "w.safetensors"))
-    assert said.endswith("for 3 classes and 3 coarse classes, the new one for 3 classes and 2 coarse classes")
+    message = start_from(model, str(tmp_path / "w.safetensors"))
+    assert message.endswith("for 3 classes and 3 coarse classes, the new one for 3 classes and 2 coarse classes")
     assert_started(model, weights, head)
 
 

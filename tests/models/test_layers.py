@@ -96,8 +96,8 @@ def test_channel_layer_norm(shape):
     tokens = norm(x)
     assert tokens.shape == (shape[0], math.prod(shape[2:]), 6)
     for b in range(shape[0]):
-        for n, place in enumerate(np.ndindex(*shape[2:])):
-            values = x[(b, slice(None), *place)]
+        for n, position in enumerate(np.ndindex(*shape[2:])):
+            values = x[(b, slice(None), *position)]
             expected = (values - values.mean()) / (values.var(correction=0) + norm.eps).sqrt() * norm.weight + norm.bias
             torch.testing.assert_close(tokens[b, n], expected)
 
@@ -283,8 +283,8 @@ def test_pooled_tokens_are_area_means_row_by_row(size):
     means = slow_resize(x, grid)
     tokens = pooled_tokens(x, 4)
     assert tokens.shape == (2, math.prod(grid), 3)
-    for n, place in enumerate(np.ndindex(*grid)):
-        torch.testing.assert_close(tokens[:, n], means[(slice(None), slice(None), *place)])
+    for n, position in enumerate(np.ndindex(*grid)):
+        torch.testing.assert_close(tokens[:, n], means[(slice(None), slice(None), *position)])
 
 
 def test_the_3d_mean_of_exported_graphs_is_the_same_mean(monkeypatch):
@@ -351,9 +351,9 @@ def test_feature_pyramid_of_a_volume_is_its_formula():
     for i in (2, 1, 0):
         lateral = slow_conv3d(levels[i], fpn.lateral_convs[i])
         if above is not None:
-            for place in np.ndindex(*sizes[i]):
-                nearest = tuple(p * old // new for p, old, new in zip(place, sizes[i + 1], sizes[i]))
-                lateral[(..., *place)] += above[(..., *nearest)]
+            for position in np.ndindex(*sizes[i]):
+                nearest = tuple(p * old // new for p, old, new in zip(position, sizes[i + 1], sizes[i]))
+                lateral[(..., *position)] += above[(..., *nearest)]
         above = lateral
         expected.insert(0, slow_conv3d(lateral, fpn.output_convs[i]))
     for mine, other in zip(fpn(levels), expected, strict=True):

@@ -145,8 +145,8 @@ def test_every_flipped_byte_of_our_safetensors_is_found(tmp_path):
     assert description == {"class_names": ["肺"], "config": {"MODEL": {"dropout": 0.5}}}
     assert all(torch.equal(tensors[name], weights[name]) for name in weights)
     unnoticed = 0
-    for place in range(len(raw)):
-        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+    for position in range(len(raw)):
+        path.write_bytes(raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :])
         try:
             read = read_safetensors(path)
         except CheckpointError:
@@ -213,7 +213,7 @@ def test_an_old_file_needs_no_settings(tmp_path, recipe, variant, converted, cap
 
 def test_inspect_shows_what_a_file_holds(saved, tmp_path, capsys):
     assert command.main(["inspect", str(saved)]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for expected in (
         "format 1, digest fits",
         "MODEL.backbone timm/test_resnet",
@@ -221,11 +221,11 @@ def test_inspect_shows_what_a_file_holds(saved, tmp_path, capsys):
         "preprocessing",
         "numbers (float32",
     ):
-        assert expected in said
+        assert expected in message
     torch.save({"epoch": 7, "state_dict": {"w": torch.zeros(2)}, "huge": list(range(10**5))}, tmp_path / "other.pth")
     assert command.main(["inspect", str(tmp_path / "other.pth")]) == 0
-    said = capsys.readouterr().out
-    assert "torch file, no digest" in said and "a list of 100000" in said and len(said) < 1000
+    message = capsys.readouterr().out
+    assert "torch file, no digest" in message and "a list of 100000" in message and len(message) < 1000
     save_file({"w": torch.zeros(2)}, tmp_path / "w.safetensors")
     assert command.main(["inspect", str(tmp_path / "w.safetensors")]) == 0
     assert "1 tensors, 2 numbers" in capsys.readouterr().out
@@ -245,8 +245,8 @@ def test_verify_names_the_damaged_ones(saved, tmp_path, capsys):
     assert command.main(["verify", str(saved), str(tmp_path / "plain.pth")]) == 0
     assert "CRC and digest" in capsys.readouterr().out
     assert command.main(["verify", str(damaged), str(saved)]) == 2
-    said = capsys.readouterr()
-    assert f"{saved}: whole" in said.out and "damaged.pth" in said.err and "Traceback" not in said.err
+    message = capsys.readouterr()
+    assert f"{saved}: whole" in message.out and "damaged.pth" in message.err and "Traceback" not in message.err
 
 
 VERIFIED = {  # file → how it is written, what is said of it, the exit code
@@ -312,7 +312,7 @@ def test_inspect_says_of_a_text_that_it_is_no_checkpoint(tmp_path, capsys):
 def test_inspect_shows_what_safetensors_say(tmp_path, saved, capsys):
     path = tmp_path / "model.safetensors"
     assert command.main(["convert", str(saved), str(path)]) == command.main(["inspect", str(path)]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for expected in (
         "safetensors, digest fits",
         "MODEL.backbone timm/test_resnet",
@@ -320,7 +320,7 @@ def test_inspect_shows_what_safetensors_say(tmp_path, saved, capsys):
         "preprocessing",
         "(float32",
     ):
-        assert expected in said, said
+        assert expected in message, message
 
 
 @pytest.mark.parametrize("arguments", [["inspect", "nothing.pth"], ["convert", "nothing.pth", "x.pth"]])

@@ -81,13 +81,13 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
 def load_all(paths: list[str]) -> dict[str, str]:
     """In a child: what is said of the files that are refused."""
     warnings.simplefilter("ignore")
-    said = {}
+    messages = {}
     for path in map(Path, paths):
         try:
             load_model(path)
         except HybridMedNetError as error:
-            said[path.name] = str(error)
-    return said
+            messages[path.name] = str(error)
+    return messages
 
 
 def test_settings_and_strides_get_no_memory(tmp_path):
@@ -98,11 +98,11 @@ def test_settings_and_strides_get_no_memory(tmp_path):
     files = sorted((tmp_path / "files").iterdir())
     largest = max(path.stat().st_size for path in files)
     done = in_child(__name__, "load_all", [str(tmp_path / "sound.pth")], [str(path) for path in files])
-    said, grown = done["result"], done["grown_mb"]
-    print(f"{len(FILES)} files of at most {largest / 1e6:.1f} MB: {len(said)} refused, +{grown:.0f} MiB")
-    assert said.keys() == FILES.keys()
+    messages, grown = done["result"], done["grown_mb"]
+    print(f"{len(FILES)} files of at most {largest / 1e6:.1f} MB: {len(messages)} refused, +{grown:.0f} MiB")
+    assert messages.keys() == FILES.keys()
     for name, (_, words) in FILES.items():
-        assert re.search(words, said[name]), (name, said[name])
+        assert re.search(words, messages[name]), (name, messages[name])
     assert grown < 200
 
 

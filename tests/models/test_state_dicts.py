@@ -52,9 +52,11 @@ def old_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if name.startswith("classifier.classifiers."):
             part = name.removeprefix("classifier.classifiers.")
-            place = {"hidden.weight": "0.weight", "hidden.bias": "0.bias", "weight": "3.weight", "bias": "3.bias"}[part]
+            position = {"hidden.weight": "0.weight", "hidden.bias": "0.bias", "weight": "3.weight", "bias": "3.bias"}[
+                part
+            ]
             for k, rows in enumerate(tensor.chunk(CLASSES)):
-                old[f"classifier.classifiers.{k}.{place}"] = rows
+                old[f"classifier.classifiers.{k}.{position}"] = rows
         elif name == "fusion.weight_generator.weight":
             old["fusion.weight_generator.1.weight"] = tensor[..., None, None]
         else:

@@ -126,26 +126,26 @@ def looped_attention(module: WindowAttention, x: torch.Tensor) -> torch.Tensor:
         sides.append(math.ceil(length / count))
         shifts.append(sides[-1] // 2 if module.shifted and count > 1 else 0)
 
-    def window_of(place):
+    def window_of(position):
         # A shifted grid has an incomplete window at either end; they are windows of their own.
-        return tuple((p - shift) // side for p, side, shift in zip(place, sides, shifts))
+        return tuple((p - shift) // side for p, side, shift in zip(position, sides, shifts))
 
-    places = list(np.ndindex(*size))
+    positions = list(np.ndindex(*size))
     y = torch.empty_like(x)
     for b in range(len(x)):
-        for place in places:
-            seen = [other for other in places if window_of(other) == window_of(place)]
+        for position in positions:
+            seen = [other for other in positions if window_of(other) == window_of(position)]
             for h in range(heads):
                 scores = torch.stack(
                     [
-                        query[(b, *place, h)] @ key[(b, *other, h)] * query.shape[-1] ** -0.5
-                        + table[(*(p - o + WINDOW - 1 for p, o in zip(place, other)), h)]
+                        query[(b, *position, h)] @ key[(b, *other, h)] * query.shape[-1] ** -0.5
+                        + table[(*(p - o + WINDOW - 1 for p, o in zip(position, other)), h)]
                         for other in seen
                     ]
                 )
                 weights = scores.softmax(0)
                 part = slice(h * query.shape[-1], (h + 1) * query.shape[-1])
-                y[(b, *place, part)] = sum(w * value[(b, *other, h)] for w, other in zip(weights, seen))
+                y[(b, *position, part)] = sum(w * value[(b, *other, h)] for w, other in zip(weights, seen))
     return module.proj(y)
 
 

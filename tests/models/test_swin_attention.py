@@ -24,9 +24,9 @@ def with_kernel(monkeypatch):
 
 def block(size=(14, 21), window=7, shift=3, dim=32, heads=2, **options) -> SwinTransformerBlock:
     torch.manual_seed(0)
-    made = SwinTransformerBlock(dim, size, heads, window_size=window, shift_size=shift, **options)
-    torch.nn.init.normal_(made.attn.relative_position_bias_table)
-    return made
+    created = SwinTransformerBlock(dim, size, heads, window_size=window, shift_size=shift, **options)
+    torch.nn.init.normal_(created.attn.relative_position_bias_table)
+    return created
 
 
 def with_gradients(module, x):

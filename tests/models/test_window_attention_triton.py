@@ -25,10 +25,10 @@ CASES = {
 def arguments(batch, counts, window, shift, heads, width, masked, dtype) -> tuple[list, torch.Tensor]:
     """The five arguments and dy."""
     g = torch.Generator().manual_seed(0)
-    size, places = [n * side for n, side in zip(counts, window)], window[0] * window[1]
+    size, positions = [n * side for n, side in zip(counts, window)], window[0] * window[1]
     qkv = torch.randn(batch, *size, 3, heads, width, generator=g).to(dtype).requires_grad_()
-    bias = torch.randn(heads, places, places, generator=g).requires_grad_()
-    mask = (torch.rand(counts[0] * counts[1], places, places, generator=g) < 0.4).float() * -100
+    bias = torch.randn(heads, positions, positions, generator=g).requires_grad_()
+    mask = (torch.rand(counts[0] * counts[1], positions, positions, generator=g) < 0.4).float() * -100
     dy = torch.randn(batch, *size, heads, width, generator=g).to(dtype)
     return [qkv, bias, mask if masked else None, window, shift], dy
 

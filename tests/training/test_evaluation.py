@@ -162,7 +162,7 @@ def test_scores_and_loss_are_those_of_a_loop_that_waits_bit_for_bit(model, loss,
 def test_a_batch_is_read_when_the_next_has_begun_and_no_later(monkeypatch):
     events: list[str] = []
 
-    class Told(evaluation.AsyncHostCopy):
+    class RecordedCopy(evaluation.AsyncHostCopy):
         def __init__(self, tensors) -> None:
             super().__init__(tensors)
             events.append("begun")
@@ -171,7 +171,7 @@ def test_a_batch_is_read_when_the_next_has_begun_and_no_later(monkeypatch):
             events.append("read")
             return super().get()
 
-    monkeypatch.setattr(evaluation, "AsyncHostCopy", Told)
+    monkeypatch.setattr(evaluation, "AsyncHostCopy", RecordedCopy)
     make_trainer(plain_model()).evaluate(TensorLoader(*random_data(20), 4), "val")
     assert events == ["begun", *["begun", "read"] * 4, "read"]
 
@@ -202,20 +202,23 @@ def test_evaluation_in_smaller_batches_gives_the_same(caplog):
     one, other = (trainer.evaluate(loader, "validation") for trainer in (scarce, calm))
     assert abs(one.scores - other.scores).max() < 1e-12 and (one.index == other.index).all()
     assert one.loss == pytest.approx(other.loss, rel=1e-6) and one.metrics.mean_auroc == other.metrics.mean_auroc
-    told = warnings(caplog)
+    messages = warnings(caplog)
     assert (
-        len(told) == 2 and "in validation" in told[0] and "evaluation batch 8 -> 4" in told[0] and "4 -> 2" in told[1]
+        len(messages) == 2
+        and "in validation" in messages[0]
+        and "evaluation batch 8 -> 4" in messages[0]
+        and "4 -> 2" in messages[1]
     )
     scarce.evaluate(loader, "test")
     assert len(warnings(caplog)) == 2 and scarce.state.micro_batch_splits == 1
 
 
-@pytest.mark.parametrize(("room", "on_oom", "said"), [(0, "adapt", "with 1 images"), (4, "stop", "on_oom=adapt")])
-def test_evaluation_that_does_not_fit(room, on_oom, said):
+@pytest.mark.parametrize(("room", "on_oom", "message"), [(0, "adapt", "with 1 images"), (4, "stop", "on_oom=adapt")])
+def test_evaluation_that_does_not_fit(room, on_oom, message):
     trainer = make_trainer(ScarceInEvaluation(full_model(), room), ema=0.9, on_oom=on_oom)
     trainer.train_epoch(TensorLoader(*random_data(16), 8))
     before = copy.deepcopy(trainer.model.state_dict())
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(TrainingError, match=message):
         trainer.evaluate(loader_with_scores(), "validation")
     assert differences(before, trainer.model.state_dict()) == [], "the averaged weights were left in the model"
 

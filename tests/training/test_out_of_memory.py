@@ -100,10 +100,10 @@ def test_the_step_is_that_of_the_undisturbed_run(refuse, backward, batch, window
     assert difference < 1e-6
     assert figures(stripped(scarce)) == figures(stripped(calm))
     assert scarce.state.sums.loss == pytest.approx(calm.state.sums.loss, rel=1e-6)
-    told = warnings(caplog)
-    assert len(told) == len(set(told)) == {2: 1, 4: 2}[splits]
+    messages = warnings(caplog)
+    assert len(messages) == len(set(messages)) == {2: 1, 4: 2}[splits]
     effective = f"accumulation {window} -> {2 * window}, effective batch still {batch * window}"
-    assert f"micro-batch {batch} -> {-(-batch // 2)}, {effective}" in told[0]
+    assert f"micro-batch {batch} -> {-(-batch // 2)}, {effective}" in messages[0]
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2, 4])
@@ -152,9 +152,9 @@ def test_a_short_batch_is_told_in_the_numbers_of_the_others(caplog):
     room = [4, 1000, 1000, 1000, 2]  # the first batch of 8 is cut once, and later one of 6
     trainer = make_trainer(Scarce(plain_model(), lambda number: room[min(number, 4)]))
     trainer.train_epoch(TensorLoader(*random_data(14, known=1.0), 8))
-    told = warnings(caplog)
-    assert ["micro-batch 8 -> 4" in line or "micro-batch 4 -> 2" in line for line in told] == [True, True]
-    assert all("effective batch still 8" in line for line in told) and trainer.state.micro_batch_splits == 4
+    messages = warnings(caplog)
+    assert ["micro-batch 8 -> 4" in line or "micro-batch 4 -> 2" in line for line in messages] == [True, True]
+    assert all("effective batch still 8" in line for line in messages) and trainer.state.micro_batch_splits == 4
 
 
 # ---- gradient checkpointing
@@ -208,15 +208,15 @@ def test_a_single_image_is_first_recomputed(caplog):
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [(lambda: Scarce(tanh_model(), 1), "not possible: Scarce"), (lambda: AlreadyOn(), "is on already")],
 )
-def test_what_cannot_be_switched_on_is_said_once(model, said, caplog):
+def test_what_cannot_be_switched_on_is_said_once(model, message, caplog):
     trainer = make_trainer(model().double())
     trainer.train_epoch(TensorLoader(*data(16), 8))
-    told = warnings(caplog)
-    assert [said in line for line in told] == [False, True, False] and trainer.state.micro_batch_splits == 8
-    assert "4 -> 2" in told[1] and trainer.state.recomputation == 0
+    messages = warnings(caplog)
+    assert [message in line for line in messages] == [False, True, False] and trainer.state.micro_batch_splits == 8
+    assert "4 -> 2" in messages[1] and trainer.state.recomputation == 0
 
 
 class AlreadyOn(Blocks):

@@ -233,14 +233,14 @@ def broken():
     raise RuntimeError("no kernel\nfor this")
 
 
-@pytest.mark.parametrize(("failure", "said"), [(by_cuda, "out of memory .CUDA"), (broken, "no kernel for this")])
-def test_what_fails_is_left_out_with_a_warning(failure, said, caplog):
+@pytest.mark.parametrize(("failure", "message"), [(by_cuda, "out of memory .CUDA"), (broken, "no kernel for this")])
+def test_what_fails_is_left_out_with_a_warning(failure, message, caplog):
     chosen, model = choose({F: failure, FL: 0.3, B: 0.2}, F)
     assert chosen == B
     assert [one for one, _ in model.tools.runs].count(F) == 1
     (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
     assert "probe: float32 is left out: " in warning.getMessage()
-    assert re.search(said, warning.getMessage())
+    assert re.search(message, warning.getMessage())
 
 
 def test_a_failure_after_the_first_round_counts_too():

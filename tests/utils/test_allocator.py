@@ -25,20 +25,20 @@ print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def faults(mode: str, **environment: str) -> tuple[str, int]:
     """What keep_freed_memory said, and page faults of four steps after the first ones."""
     command = [sys.executable, "-c", STEPS, mode]
-    told, count = subprocess.run(
+    reported, count = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
     ).stdout.split()
-    return told, int(count)
+    return reported, int(count)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_later_steps_find_their_memory_there():
-    told, kept = faults("keep")
+    reported, kept = faults("keep")
     _, usual = faults("leave")
-    assert told == "True" and kept < usual / 4
+    assert reported == "True" and kept < usual / 4
     print(f"page faults of four steps: {usual}, with memory kept {kept}")
 
 
 def test_the_environments_word_counts():
-    told, _ = faults("keep", MALLOC_TRIM_THRESHOLD_="131072")
-    assert told == "False"
+    reported, _ = faults("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    assert reported == "False"

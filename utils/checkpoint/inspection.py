@@ -13,7 +13,7 @@ from configs.default_config import Config
 from utils.checkpoint.files import find_weights, read_file, verify
 from utils.checkpoint.safetensors_files import has_digest, read_safetensors
 
-_SHOWN_NAMES, _SHOWN_CHARACTERS = 6, 100
+_MAX_DISPLAYED_NAMES, _MAX_DISPLAYED_CHARACTERS = 6, 100
 # Settings worth a line; the others are in the file.
 _SETTINGS = ("MODEL.backbone", "MODEL.attention", "MODEL.task", "MODEL.num_classes", "DATA.image_size", "TRAIN.seed")
 
@@ -40,7 +40,7 @@ def _kind(path: Path, content: Any) -> str:
 
 def _entries(content: Any) -> Iterator[str]:
     if not isinstance(content, Mapping):
-        yield f"  {_shown(content)}"
+        yield f"  {_display(content)}"
         return
     if find_weights(content) is content:
         yield f"  {_weights(content)}"
@@ -51,7 +51,7 @@ def _entries(content: Any) -> Iterator[str]:
         elif isinstance(value, Mapping) and (found := find_weights(value)) is not None:
             yield f"  {name}: {_weights(found)}"
         else:
-            yield f"  {name}: {_shown(value)}"
+            yield f"  {name}: {_display(value)}"
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[str]:
@@ -59,29 +59,31 @@ def _settings(config: Mapping[str, Any]) -> Iterator[str]:
         section, key = name.split(".")
         values = config.get(section)
         if isinstance(values, Mapping) and key in values:
-            yield f"{name} {_shown(values[key])}"
+            yield f"{name} {_display(values[key])}"
 
 
 def _weights(weights: Mapping[str, Tensor]) -> str:
     numbers = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point())
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})
-    names = [f"{name} {list(tensor.shape)}" for name, tensor in list(weights.items())[:_SHOWN_NAMES]]
+    names = [f"{name} {list(tensor.shape)}" for name, tensor in list(weights.items())[:_MAX_DISPLAYED_NAMES]]
     more = f", and {len(weights) - len(names)} more" if len(weights) > len(names) else ""
     return f"{len(weights)} tensors, {numbers:,} numbers ({', '.join(kinds)}): {', '.join(names)}{more}"
 
 
-def _shown(value: Any) -> str:
+def _display(value: Any) -> str:
     """A value in at most a hundred characters; containers by their size, so that none can be endless."""
     if isinstance(value, Tensor):
         return f"tensor {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Config):
         given = [f"{name}.{key}" for name, section in value.items() for key in section if section.is_set(key)]
-        return f"a Config of the previous release, which holds {', '.join(given[:_SHOWN_NAMES]) or 'no settings'}"
+        return (
+            f"a Config of the previous release, which holds {', '.join(given[:_MAX_DISPLAYED_NAMES]) or 'no settings'}"
+        )
     if isinstance(value, Mapping):
-        return f"{len(value)} entries: {', '.join(str(key)[:40] for key in list(value)[:_SHOWN_NAMES])}"
+        return f"{len(value)} entries: {', '.join(str(key)[:40] for key in list(value)[:_MAX_DISPLAYED_NAMES])}"
     if isinstance(value, (list, tuple)) and (len(value) > 20 or any(isinstance(v, (Mapping, list)) for v in value)):
         return f"a list of {len(value)}"
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.6g}"
     text = str(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return text if len(text) <= _MAX_DISPLAYED_CHARACTERS else f"{text[:_MAX_DISPLAYED_CHARACTERS]}…"

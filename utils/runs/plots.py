@@ -98,8 +98,8 @@ def _draw_panel(axes: Axes, history: History, title: str, series: Mapping[str, s
     for (key, label), (colour, dashes, marker) in zip(series.items(), styles):
         epochs, values = _points(history, key)
         if epochs:
-            shown = marker if len(epochs) <= 40 else ""
-            axes.plot(epochs, values, color=colour, linestyle=dashes, marker=shown, markersize=4, label=label)
+            displayed = marker if len(epochs) <= 40 else ""
+            axes.plot(epochs, values, color=colour, linestyle=dashes, marker=displayed, markersize=4, label=label)
     axes.set_title(title)
     if not axes.lines:
         say(axes, "no values")
@@ -142,14 +142,14 @@ def roc_curves_figure(
         raise ValueError(
             f"scores, targets and mask must all be [N, {classes}], got {score.shape}, {target.shape}, {known.shape}"
         )
-    shown = panels_to_show([one.positives for one in metrics.per_class])
-    figure, panels = panel_figure(len(shown))
-    for axes, k in zip(panels, shown):
+    displayed = panels_to_show([one.positives for one in metrics.per_class])
+    figure, panels = panel_figure(len(displayed))
+    for axes, k in zip(panels, displayed):
         row = known[:, k]
         _draw_roc(axes, score[row, k], target[row, k], metrics.per_class[k])
         if points and metrics.per_class[k].defined:
             axes.plot(*points[k], "o", color=ORANGE, markersize=6, zorder=5, clip_on=False)
-    _label_figure(figure, metrics, title, len(shown))
+    _label_figure(figure, metrics, title, len(displayed))
     return figure
 
 
@@ -166,10 +166,10 @@ def _draw_roc(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetr
     unit_ticks(axes)
 
 
-def _label_figure(figure: Figure, metrics: Metrics, title: str, shown: int) -> None:
+def _label_figure(figure: Figure, metrics: Metrics, title: str, displayed: int) -> None:
     mean = "–" if math.isnan(metrics.mean_auroc) else f"{metrics.mean_auroc:.3f}"
     total = len(metrics.per_class)
     noun = "class" if total == 1 else "classes"
-    caption(figure, [title, f"mean AUROC {mean} over {metrics.defined_classes} of {total} {noun}"], shown, total)
+    caption(figure, [title, f"mean AUROC {mean} over {metrics.defined_classes} of {total} {noun}"], displayed, total)
     figure.supxlabel("false positive rate (1 − specificity)", fontsize=9)
     figure.supylabel("true positive rate (sensitivity)", fontsize=9)

@@ -134,8 +134,8 @@ class Recorder:
         step = checkpoint["progress"]["global_step"]
         if "scalars" not in checkpoint:  # written by a version that did not keep them
             return step + 1, []
-        told = [(step, self._latest["figures"])] if self._latest["step"] == step else []
-        return step, told + [(step, _epoch_scalars(row)) for row in self.run.history if row.get("step") == step]
+        current = [(step, self._latest["figures"])] if self._latest["step"] == step else []
+        return step, current + [(step, _epoch_scalars(row)) for row in self.run.history if row.get("step") == step]
 
 
 def _latest_scalars(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -50,8 +50,10 @@ def write_mixed(folder: Path) -> Path:
 
 def config_of(folder: Path | None, *overrides: str) -> Config:
     """Small images, small batches, no workers."""
-    place = [f"DATA.data_dir={folder}"] if folder else []
-    return Config.from_overrides([*place, "DATA.num_workers=0", "DATA.image_size=16", "TRAIN.batch_size=4", *overrides])
+    locations = [f"DATA.data_dir={folder}"] if folder else []
+    return Config.from_overrides(
+        [*locations, "DATA.num_workers=0", "DATA.image_size=16", "TRAIN.batch_size=4", *overrides]
+    )
 
 
 def loaders_of(folder: Path | None, *overrides: str) -> Loaders:

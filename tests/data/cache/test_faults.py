@@ -56,8 +56,8 @@ def equal(one: dict[int, torch.Tensor], other: dict[int, torch.Tensor]) -> bool:
 # ---- damage
 
 
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+def flipped(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
 
 
 DAMAGES = {
@@ -261,10 +261,10 @@ def builder_of(folder: Path, limit: int) -> tuple[Builder, Preprocess]:
 def test_a_killed_worker_costs_no_image(tmp_path, kind, caplog):
     (tmp_path / "images").mkdir()
     builder, preprocess = builder_of(tmp_path / "images", limit=1)
-    made = cached_in_memory(builder) if kind == "ram" else cached_on_disk(builder, tmp_path / "c", tmp_path)
+    created = cached_in_memory(builder) if kind == "ram" else cached_on_disk(builder, tmp_path / "c", tmp_path)
     assert "SIGKILL while it read 40.png" in caplog.text
     for index in range(150):
-        np.testing.assert_array_equal(made.read(index), preprocess.fit(builder.dataset_index.read(index)))
+        np.testing.assert_array_equal(created.read(index), preprocess.fit(builder.dataset_index.read(index)))
 
 
 def test_a_worker_killed_too_often_leaves_no_cache(tmp_path):
@@ -284,9 +284,9 @@ def test_shared_bytes_are_found_again_in_any_chunk():
     for piece in pieces:
         sink.write(piece)
     sink.finish()
-    places = np.cumsum([0, *map(len, pieces)])
-    for place, piece in zip(places.tolist(), pieces):
-        np.testing.assert_array_equal(sink(place, len(piece)), piece)
+    positions = np.cumsum([0, *map(len, pieces)])
+    for position, piece in zip(positions.tolist(), pieces):
+        np.testing.assert_array_equal(sink(position, len(piece)), piece)
     assert 10 < len(sink._chunks) < 60 and all(len(chunk) >= 100 for chunk in sink._chunks[:-1])
 
 

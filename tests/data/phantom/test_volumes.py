@@ -60,7 +60,7 @@ def test_values_are_hounsfield_units_in_whole_numbers(drawn):
         assert -1024 <= voxels.min() < -950 and 250 < voxels.max() <= 3000
 
 
-def places(item, mask):
+def positions(item, mask):
     """Positions in mm (x to the left, y to the back, z to the head) of a mask's voxels, [N, 3]."""
     z, y, x = np.nonzero(mask)
     return (item.volume.affine @ np.stack([x, y, z, np.ones_like(x)]))[:3].T
@@ -75,10 +75,10 @@ def test_masks_are_where_the_findings_belong(drawn):
             assert slices >= (1 if name == "Nodule" else 3), "a finding on one slice only is not three-dimensional"
     for name, axis, sign in (("Effusion", 1, 1), ("Pneumothorax", 1, -1)):
         for item in alone(drawn, name):
-            middle = places(item, item.masks[name]).mean(0)
+            middle = positions(item, item.masks[name]).mean(0)
             assert sign * middle[axis] > 15, f"{name} lies on the wrong side of gravity"
     for item in alone(drawn, "Dextrocardia"):
-        assert places(item, item.masks["Dextrocardia"])[:, 0].mean() < -5
+        assert positions(item, item.masks["Dextrocardia"])[:, 0].mean() < -5
 
 
 def test_findings_have_their_densities(drawn):

@@ -86,24 +86,24 @@ def deflated_bomb(gigabytes: int) -> bytes:
     plain = written(image())
     start = 132 + 12 + struct.unpack("<I", plain[140:144])[0]
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    place = plain.index(b"\xe0\x7f\x10\x00OW")
-    said = struct.pack("<I", gigabytes * 2**30)
-    packed = packer.compress(plain[start : place + 8] + said) + packer.flush(zlib.Z_FULL_FLUSH)
+    position = plain.index(b"\xe0\x7f\x10\x00OW")
+    claimed_size = struct.pack("<I", gigabytes * 2**30)
+    packed = packer.compress(plain[start : position + 8] + claimed_size) + packer.flush(zlib.Z_FULL_FLUSH)
     return deflated(packed + zeros(gigabytes * 2**30, raw=True))
 
 
 def claims(codestream: bytes, marker: bytes, offset: int, size: bytes) -> bytes:
     """A codestream whose header says another size."""
-    place = codestream.index(marker) + offset
-    return codestream[:place] + size + codestream[place + len(size) :]
+    position = codestream.index(marker) + offset
+    return codestream[:position] + size + codestream[position + len(size) :]
 
 
 def nested(depth: int) -> bytes:
     """Sequences of undefined length, one in another; pydicom itself could not write them."""
     content = written(image())
-    place = content.index(b"\xe0\x7f\x10\x00OW")
+    position = content.index(b"\xe0\x7f\x10\x00OW")
     tag = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
-    return content[:place] + tag * depth + content[place:]
+    return content[:position] + tag * depth + content[position:]
 
 
 def lut(entries: int, bits: int, data: bytes | None) -> Any:
@@ -242,8 +242,8 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
     """One to eight bytes changed (mostly among the first 2,000, where the elements are), and, at times, cut."""
     changed = bytearray(content)
     reach = min(len(changed), 2000) if rng.random() < 0.7 else len(changed)
-    for place in rng.integers(128, reach, rng.integers(1, 9)).tolist():
-        changed[place] = int(rng.integers(256))
+    for position in rng.integers(128, reach, rng.integers(1, 9)).tolist():
+        changed[position] = int(rng.integers(256))
     if rng.random() < 0.3:
         del changed[int(rng.integers(140, len(changed))) :]
     return bytes(changed)
@@ -263,9 +263,9 @@ def series(**attributes: Any) -> list[bytes]:
     """Five slices; the attributes are those of the third."""
     found = []
     for number in range(5):
-        place = {"ImagePositionPatient": [0, 0, 2 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        position = {"ImagePositionPatient": [0, 0, 2 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
         own = attributes if number == 2 else {}
-        found.append(written(image(PIXELS + number, **{"PixelSpacing": [1, 1], **place, **own})))
+        found.append(written(image(PIXELS + number, **{"PixelSpacing": [1, 1], **position, **own})))
     return found
 
 

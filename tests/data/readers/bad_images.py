@@ -127,9 +127,9 @@ def header_only(rng: np.random.Generator, number: int) -> Case:
 def truncated(rng: np.random.Generator, number: int) -> Case:
     """A PNG cut anywhere is noticed; the last bytes of a JPEG may be missing without a pixel being lost."""
     extension, content, pixels = sound(rng, number)
-    places = (20, 30, 36, 45, len(content) // 2, len(content) - 17, len(content) - 12, len(content) - 4)
-    place = places[number // 2] if number < 16 else int(rng.integers(20, len(content)))
-    return Case(f"{number}.{extension}", content[:place], "refuse" if extension == "png" else "notice", pixels)
+    positions = (20, 30, 36, 45, len(content) // 2, len(content) - 17, len(content) - 12, len(content) - 4)
+    position = positions[number // 2] if number < 16 else int(rng.integers(20, len(content)))
+    return Case(f"{number}.{extension}", content[:position], "refuse" if extension == "png" else "notice", pixels)
 
 
 def empty(rng: np.random.Generator, number: int) -> Case:
@@ -194,8 +194,8 @@ def bomb(rng: np.random.Generator, number: int) -> Case:
 def jpeg_claims(width: int, height: int) -> bytes:
     """A JPEG whose frame header says another size: height at byte 5 and width at byte 7 of its SOF0 segment."""
     content = bytearray(encoded(Image.new("L", (64, 64), 90), "JPEG"))
-    place = content.index(b"\xff\xc0")
-    content[place + 5 : place + 9] = struct.pack(">HH", height, width)
+    position = content.index(b"\xff\xc0")
+    content[position + 5 : position + 9] = struct.pack(">HH", height, width)
     return bytes(content)
 
 

@@ -49,8 +49,8 @@ def slices_of(plane: str = "axial", signs=(1, 1, 1), turn: np.ndarray | None = N
     found = []
     for number in range(array.shape[2]):
         dataset = dataset_of(array[:, :, number].T)
-        place = turn @ first + directions[2] * SPACING[2 - axes[2]] * number
-        dataset.ImagePositionPatient = [f"{value:.8g}" for value in place]
+        corner = turn @ first + directions[2] * SPACING[2 - axes[2]] * number
+        dataset.ImagePositionPatient = [f"{value:.8g}" for value in corner]
         dataset.ImageOrientationPatient = [f"{value:.8g}" for value in np.concatenate(directions[:2])]
         dataset.PixelSpacing = [SPACING[2 - axes[1]], SPACING[2 - axes[0]]]
         dataset.SliceThickness = 99.0
@@ -101,8 +101,8 @@ def test_against_a_slow_sort_of_an_oblique_series(tmp_path):
     want = np.stack([np.frombuffer(item.PixelData, "<i2").reshape(6, 7) for item in order])
     np.testing.assert_array_equal(volume.voxels, want)
     np.testing.assert_allclose(volume.spacing_mm, SPACING, rtol=1e-6)
-    place = volume.affine @ (3, 2, 4, 1)
-    np.testing.assert_allclose(place[:3], turn @ (ORIGIN + np.array([3, 2, 4]) * SPACING[::-1]), atol=1e-4)
+    corner = volume.affine @ (3, 2, 4, 1)
+    np.testing.assert_allclose(corner[:3], turn @ (ORIGIN + np.array([3, 2, 4]) * SPACING[::-1]), atol=1e-4)
 
 
 def test_names_without_suffix_and_other_files(tmp_path):

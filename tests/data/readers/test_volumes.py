@@ -80,11 +80,11 @@ def test_axis_codes_are_those_that_the_docstring_names():
 def test_a_marked_voxel_keeps_its_place_in_the_patient(degrees):
     voxels, affine = volume_and_affine(turn(degrees))
     voxels[1, 3, 4] = 1000
-    place = affine @ (4, 3, 1, 1)
+    position = affine @ (4, 3, 1, 1)
     for axes, flips in ORIENTATIONS[::5]:
         volume = to_convention(*stored(voxels, affine, axes, flips))
         z, y, x = np.unravel_index(volume.voxels.argmax(), volume.voxels.shape)
-        np.testing.assert_allclose(volume.affine @ (x, y, z, 1), place, atol=1e-9)
+        np.testing.assert_allclose(volume.affine @ (x, y, z, 1), position, atol=1e-9)
 
 
 def test_an_axial_slice_has_the_front_above_and_the_patients_right_on_the_left():

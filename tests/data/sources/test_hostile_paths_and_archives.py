@@ -259,10 +259,10 @@ def npz(path: Path, images: bytes, labels: bytes | None = None, compression: int
     return path
 
 
-def edited(path: Path, place: bytes, offset: int, value: bytes) -> None:
+def edited(path: Path, position: bytes, offset: int, value: bytes) -> None:
     """Other bytes in every header of an archive: after each place where `place` stands."""
     content, start = bytearray(path.read_bytes()), 0
-    while (start := content.find(place, start)) >= 0:
+    while (start := content.find(position, start)) >= 0:
         content[start + offset : start + offset + len(value)] = value
         start += 4
     path.write_bytes(content)

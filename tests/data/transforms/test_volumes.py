@@ -71,9 +71,9 @@ def test_an_axis_by_hand(old, new, step):
     """A loop over new voxels: a triangle as wide as the larger voxel, cut at the ends, nothing outside."""
     weights = axis_weights(old, new, step)
     for index in range(new):
-        place = (index - (new - 1) / 2) * step + (old - 1) / 2
-        row = [max(0.0, 1 - abs(place - k) / max(step, 1.0)) for k in range(old)]
-        total = sum(row) if -0.5 <= round(place, 9) <= old - 0.5 else 0
+        position = (index - (new - 1) / 2) * step + (old - 1) / 2
+        row = [max(0.0, 1 - abs(position - k) / max(step, 1.0)) for k in range(old)]
+        total = sum(row) if -0.5 <= round(position, 9) <= old - 0.5 else 0
         want = [value / total if total else 0.0 for value in row]
         np.testing.assert_allclose(weights[index], want, atol=1e-6)
 
@@ -97,18 +97,18 @@ def test_without_a_target_the_whole_volume_fits_the_grid():
 def test_growing_is_scipys_linear_interpolation():
     voxels, old, new = smooth(), np.array([3.0, 1.5, 1.0]), np.array([1.7, 1.0, 0.8])
     out, _ = regrid(voxels, (16, 20, 22), old, new)
-    places = [
+    positions = [
         (np.arange(n) - (n - 1) / 2) * b / a + (m - 1) / 2 for n, m, a, b in zip(out.shape, voxels.shape, old, new)
     ]
-    want = ndimage.map_coordinates(voxels, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+    want = ndimage.map_coordinates(voxels, np.meshgrid(*positions, indexing="ij"), order=1, mode="nearest")
     np.testing.assert_allclose(out, want, atol=1e-5)
 
 
 def test_what_is_small_does_not_vanish_when_the_grid_shrinks():
     """A single bright voxel about keeps its mass wherever it lies; picking each fourth voxel would lose it."""
-    for place in range(4, 12):
+    for position in range(4, 12):
         voxels = np.zeros((16, 16, 16), np.float32)
-        voxels[place, place, place] = 64
+        voxels[position, position, position] = 64
         assert 0.75 < regrid(voxels, (4, 4, 4), (1, 1, 1), None)[0].sum() < 1.25
 
 
@@ -145,13 +145,13 @@ def test_a_warp_is_scipys_affine_transform(angle, scale, shift, mirror):
 def test_shift_mirror_and_turn_go_where_they_say():
     voxels = np.zeros((8, 10, 10), np.float32)
     voxels[2, 4, 7] = 1
-    for options, place in (
+    for options, position in (
         ({"shift": (0.25, 0, -0.1)}, (4, 4, 6)),
         ({"mirror": True}, (2, 4, 2)),
         ({"angle": 90.0}, (2, 7, 5)),  # left (7) turns to the back
     ):
         matrix = affine_to_old(voxels.shape, (5, 1, 1), **{"angle": 0.0, "scale": 1.0, "shift": (0, 0, 0), **options})
-        assert np.unravel_index(warp(voxels, matrix).argmax(), voxels.shape) == place
+        assert np.unravel_index(warp(voxels, matrix).argmax(), voxels.shape) == position
 
 
 def test_a_turn_of_oblong_voxels_shears_nothing():

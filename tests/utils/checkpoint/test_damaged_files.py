@@ -34,8 +34,8 @@ def flip_one_bit(raw: bytes, rng: random.Random) -> bytes:
 
 def flip_many_bytes(raw: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(raw)
-    for place in rng.sample(range(len(raw)), rng.randint(2, 200)):
-        damaged[place] ^= rng.randint(1, 255)
+    for position in rng.sample(range(len(raw)), rng.randint(2, 200)):
+        damaged[position] ^= rng.randint(1, 255)
     return bytes(damaged)
 
 

@@ -211,11 +211,11 @@ def test_files_that_inflate_or_hide_are_refused_in_bounded_memory(tmp_path):
     for name, write in FILES.items():
         write(tmp_path / "files" / name)
     done = in_child(__name__, "read_all", None, str(tmp_path / "files"))["result"]
-    refusals, grown, shown = done["refusals"], done["grown"], done["shown"]
+    refusals, grown, displayed = done["refusals"], done["grown"], done["shown"]
     print("\n".join(line.replace(str(tmp_path), "") for line in refusals), f"\ngrown by {grown:.0f} MiB")
     assert len(refusals) == 2 * len(FILES)
     assert any("more than its own size" in line for line in refusals)
-    assert grown < 300 < shown, "a bomb would not be shown"
+    assert grown < 300 < displayed, "a bomb would not be shown"
     assert not (ROOT / "canary").exists() and not Path("/tmp/escaped").exists()
 
 

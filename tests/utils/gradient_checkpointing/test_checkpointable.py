@@ -198,7 +198,7 @@ def test_a_foreign_network_is_plain_in_evaluation_and_after_removal():
 
 
 @pytest.mark.parametrize(
-    "model, said",
+    "model, message",
     [
         (nn.Linear(3, 3), "Linear has no sequence of blocks"),
         (Shuffled(), "no two modules of its sequences are called one after another"),
@@ -206,8 +206,8 @@ def test_a_foreign_network_is_plain_in_evaluation_and_after_removal():
         (nn.Sequential(*[nn.Conv2d(3, 3, 1)] * 3), "has no sequence|several times"),
     ],
 )
-def test_what_cannot_be_recomputed_is_refused(model, said):
-    with pytest.raises(ModelError, match=said):
+def test_what_cannot_be_recomputed_is_refused(model, message):
+    with pytest.raises(ModelError, match=message):
         step(apply_gradient_checkpointing(model), X)
 
 

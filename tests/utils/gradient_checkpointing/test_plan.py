@@ -95,7 +95,7 @@ def test_a_fraction_bounds_what_is_recomputed(fraction):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"segments": 8}, "8 segments asked for, but there are 7 blocks.*1 to 7, or auto"),
         ({"segments": 0}, "0 segments"),
@@ -104,8 +104,8 @@ def test_a_fraction_bounds_what_is_recomputed(fraction):
         ({"segments": 6, "fraction": 0.3}, "lower segments or raise fraction"),
     ],
 )
-def test_what_cannot_be_is_refused(options, said):
-    with pytest.raises(ModelError, match=said):
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ModelError, match=message):
         choose_plan(random_trace(0), **options)
 
 

@@ -156,8 +156,8 @@ def test_beyond_twenty_classes_those_with_most_positives_are_shown():
     scores, targets, mask, _ = roc_case(23)
     targets[:, [3, 8, 11]] = 0
     figure = roc_figure_of(scores, targets, mask, names)
-    shown = [axes.get_title().split("\n")[0] for axes in visible(figure)]
-    assert shown == [name for name in names if name not in ("c3", "c8", "c11")]
+    displayed = [axes.get_title().split("\n")[0] for axes in visible(figure)]
+    assert displayed == [name for name in names if name not in ("c3", "c8", "c11")]
     assert "shown: the 20 classes with the most positives" in figure.get_suptitle()
 
 
