@@ -70,7 +70,7 @@ def pipelines(source: Source, monai: bool, location: Path) -> Iterator[tuple[str
 
 
 def rate(epoch: Epoch, numbers: Iterator[int], least_seconds: float) -> float:
-    """Images a second over whole epochs, as many as take so long."""
+    """Images per second over whole epochs, as many as take so long."""
     begin, done = time.perf_counter(), 0
     while not done or time.perf_counter() - begin < least_seconds:
         done += sum(len(batch) for batch in epoch(next(numbers)))
@@ -158,7 +158,7 @@ def measure(count: int, repeats: int, monai: bool) -> dict[str, Any]:
 
 
 def median(figures: dict[str, Any], source: str, pipeline: str, workers: int) -> float | None:
-    """Images a second; None where that was not measured."""
+    """Images per second; None where that was not measured."""
     for row in figures["rows"]:
         if (row["source"], row["pipeline"], row["workers"]) == (source, pipeline, workers):
             return statistics.median(row["rates"])
@@ -243,7 +243,7 @@ column, later ones open the file; MONAI's CacheDataset fills by threads.
 
 ## The reader of a cache alone
 
-Images a second on one core; *first*: with the checksum that each process compares once. PNG: uint8, one channel.
+Images per second on one core; *first*: with the checksum that each process compares once. PNG: uint8, one channel.
 DICOM: uint16, turned into float32.
 
 {markdown_table("source | " + " | ".join(next(iter(figures["readback"].values()))), readback)}

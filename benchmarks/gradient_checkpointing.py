@@ -294,7 +294,7 @@ forward passes; a third is the bound. *Largest difference*: of loss, gradients a
 ## Exactness
 
 Largest absolute difference of loss, every gradient and every buffer, with and without, over two steps of gradient
-descent in a row, at 2, 4 and automatic segments and with one segment a block: {differences or "not run"}.
+descent in a row, at 2, 4 and automatic segments and with one segment per block: {differences or "not run"}.
 
 {cuda_part(cuda)}"""
 

@@ -35,7 +35,7 @@ from utils.environment import describe_environment
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "inference.md"
 BACKBONES = ("resnet18", "convnext_tiny")
 CLASSES = 14
-WANTED = 0.95  # of the bare passes' images a second
+WANTED = 0.95  # of the bare passes' images per second
 
 
 def in_memory(images: int, batch: int, size: int, pinned: bool) -> BatchesInMemory:
@@ -135,7 +135,7 @@ def page(rows: list[Row], options: argparse.Namespace, machine: dict) -> str:
 Written by `python -m benchmarks.inference` on {machine["time"][:10]}: {hardware}, {machine["precision"]}, Python
 {machine["python"]}, torch {machine["packages"]["torch"]}, timm {machine["packages"]["timm"]}.
 
-Images a second: whole HybridMedNets with {CLASSES} classes and random weights, {options.size} px, {options.images}
+Images per second: whole HybridMedNets with {CLASSES} classes and random weights, {options.size} px, {options.images}
 images in batches of {options.batch}. *Bare passes* find their batches on the device, in inference mode; Evaluator and
 Predictor are given the same ones in the computer's memory, send them, and bring back scores, the loss and metrics, or
 logits. All take turns; medians of {options.repeats} rounds after one that does not count, by {seconds}; the shares

@@ -29,7 +29,7 @@ PARTS = WAITING, FORWARD, BACKWARD, CLIPPING, OPTIMIZER, LOGGING = (
 
 
 class Parts:
-    """Seconds a part. On a GPU they are the host's, which runs ahead of the device."""
+    """Seconds per part. On a GPU they are the host's, which runs ahead of the device."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)

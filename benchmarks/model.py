@@ -46,7 +46,7 @@ WANTED_CLASSIC, WANTED = (2.0, 1.5), (1.25, 1.25)
 
 @dataclass(frozen=True)
 class Row:
-    """One network beside its backbone: seconds of a step of `batch` images, bytes an image."""
+    """One network beside its backbone: seconds of a step of `batch` images, bytes per image."""
 
     name: str
     batch: int

@@ -249,7 +249,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--backbone", nargs="+", metavar="NAME", default=list(NAMES), help="only these")
     add("--size", type=int, default=224, help="pixels; default: %(default)s")
-    add("--batch", type=int, help="images a step; default: 4 on a CPU, else 64")
+    add("--batch", type=int, help="images per step; default: 4 on a CPU, else 64")
     add("--repeats", type=int, default=7, help="timed steps of each variant; default: %(default)s")
     add("--device", default="auto", help="default: %(default)s")
     add("--compile", choices=("no", "yes"), default="yes", help="compile what auto takes too; default: %(default)s")

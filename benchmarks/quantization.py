@@ -159,7 +159,7 @@ def scores_of(run: Run, images: np.ndarray) -> np.ndarray:
 
 
 def timed(variants: Sequence[Variant], images: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds an image, all variants in turn: medians of wall time and of CPU time over all threads."""
+    """Milliseconds per image, all variants in turn: medians of wall time and of CPU time over all threads."""
     taken: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
     for number in range(rounds + 1):
         for variant in variants:

@@ -47,7 +47,7 @@ def textbook_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
 def length_first_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The same, the sequence first and unbound once, and one addcmul a step; gradients by plain autograd."""
+    """The same, the sequence first and unbound once, and one addcmul per step; gradients by plain autograd."""
     delta = F.softplus(delta + delta_bias)
     steps = delta.transpose(0, 1).unsqueeze(-1)
     decay = torch.exp(steps * A)

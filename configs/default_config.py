@@ -283,10 +283,10 @@ class LoggingSettings(Section):
 
     section_name: ClassVar[str] = "LOGGING"
 
-    log_dir: str = _setting("./logs", "TensorBoard files, one folder a run.")
+    log_dir: str = _setting("./logs", "TensorBoard files, one folder per run.")
     tensorboard: bool = _setting(True, "Write TensorBoard scalars.")
     print_freq: PositiveInt = _setting(10, "Optimizer steps between plain log lines and scalars.")
-    format: Literal["text", "json"] = _setting("text", "Log lines as text, or one JSON object a line.")
+    format: Literal["text", "json"] = _setting("text", "Log lines as text, or one JSON object per line.")
     progress: Literal["auto", "bar", "plain"] = _setting("auto", "auto: a bar on a terminal, lines elsewhere.")
     run_name: str | None = _setting(None, "Folder of the run; null: name, backbone, attention and time.")
 

@@ -1,4 +1,4 @@
-"""What the data folder agrees on: one record an image, and the dataset index that a labels source becomes."""
+"""What the data folder agrees on: one record per image, and the dataset index that a labels source becomes."""
 
 from __future__ import annotations
 

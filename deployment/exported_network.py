@@ -18,7 +18,8 @@ class ExportedNetwork(nn.Module):
     """Images in, probabilities out: float32 [B, C, *spatial] → float32 [B, K], or that and [B, G] of coarse classes.
 
     p = sigmoid(slope · logit + intercept), or the softmax of the same line where classes are exclusive, with one slope
-    and intercept a class; coarse classes, which nothing calibrates, have their plain sigmoid. Fine classes come first.
+    and intercept per class; coarse classes, which nothing calibrates, have their plain sigmoid. Fine classes come
+    first.
 
     network: gives logits [B, K], or (coarse, fine) logits. logits: give these as they are instead.
     slopes, intercepts: K numbers each, None: 1 and 0.

@@ -37,7 +37,7 @@ MAX_MATRIX = 30
 
 
 def roc_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
-    """A ROC panel a class, with a dot at the operating point. thresholds: K, nan where there is none."""
+    """A ROC panel per class, with a dot at the operating point. thresholds: K, nan where there is none."""
     metrics = ranking(split)
     rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
     points = list(zip((1 - rates["specificity"]).tolist(), rates["sensitivity"].tolist()))
@@ -46,7 +46,7 @@ def roc_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
 
 
 def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
-    """A precision-recall panel a class, with a dot at the operating point and the prevalence as a dashed line."""
+    """A precision-recall panel per class, with a dot at the operating point and the prevalence as a dashed line."""
     metrics = ranking(split)
     rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
     displayed = panels_to_show([one.positives for one in metrics.per_class])
@@ -68,7 +68,7 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
 
 
 def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
-    """Counts at the thresholds: two by two a class, or all exclusive classes against each other.
+    """Counts at the thresholds: two by two per class, or all exclusive classes against each other.
 
     Exclusive classes: the predicted class is the most probable one, thresholds are not used; rows that are not wholly
     known are left out. Of more than 30 the counts are not written.

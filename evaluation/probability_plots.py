@@ -38,7 +38,7 @@ FEW = 5
 
 
 def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = None) -> Figure:
-    """A reliability diagram a class: the share of positives in each of 15 bins of probability, with Wilson intervals.
+    """A reliability diagram per class: the share of positives in each of 15 bins of probability, with Wilson intervals.
 
     Bins of fewer than 5 images are faint.
     before: uncalibrated probabilities [N, K] of the same images, drawn beside, where split's are calibrated.

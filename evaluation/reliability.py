@@ -47,7 +47,7 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
 def expected_calibration_error(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS, equal: str = "width"
 ) -> float:
-    """Sum over bins of (share of images) · |mean probability - share of positives|, in [0, 1]; nan without images.
+    """Sum over bins of (fraction of images) · |mean probability - share of positives|, in [0, 1]; nan without images.
 
     probabilities, labels: [N], of one class. bins, equal: see `bin_edges`.
     Source: Naeini et al., AAAI 2015, with the 15 equal bins of Guo et al. 2017. Theirs bins the probability of the

@@ -24,7 +24,7 @@ Level = int | str
 class PyramidModel(Protocol):
     """HybridMedNet's promise: [B, C, *spatial] → levels → a fused map → logits, or (coarse logits, logits).
 
-    backbone.feature_strides: pixels a cell, a number a level. fusion.target_level: whose size the fused map has.
+    backbone.feature_strides: pixels per cell, a number per level. fusion.target_level: whose size the fused map has.
     """
 
     backbone: Any
@@ -75,8 +75,8 @@ def ordinary(x: Tensor) -> Tensor:
 class Layer:
     """One map of the network for input x, from which the logits follow.
 
-    activations: [B, C, *cells], without history. stride: pixels a cell. first: the pixel its first cell is centred on.
-    Made and used inside `explaining`.
+    activations: [B, C, *cells], without history. stride: pixels per cell. first: the pixel its first cell is centred
+    on. Made and used inside `explaining`.
     """
 
     def __init__(self, model: PyramidModel, x: Tensor, level: Level) -> None:

@@ -61,7 +61,7 @@ def _notes() -> list[str]:
         f"95 %: the wider of Wilson's interval and that of {DRAWS:,} draws of patients.",
         "random: a network of the same architecture with random weights. chance: the share of places that would hit; "
         "centre: how often the image's centre would.",
-        f"IoU ≥ half: of places from {MAP_FRACTION:g} of the maximum on. IoU area: of as many places as the region has.",
+        f"IoU ≥ half: places from {MAP_FRACTION:g} of the maximum on. IoU area: of as many places as the region has.",
     ]
 
 

@@ -79,7 +79,9 @@ class Ensemble:
         return self.members[m].to_probabilities(own.numpy())[:, self.orders[m]]
 
     def _thresholds(self, threshold: float | None) -> tuple[tuple[float, ...], str]:
-        """(one a class, where they come from): means over the members that have one, as probabilities are means too."""
+        """(one per class, where they come from): means over the members that have one, as probabilities are means
+        too.
+        """
         count = len(self.class_names)
         if threshold is not None:
             return (threshold,) * count, f"{threshold:g}, as asked"

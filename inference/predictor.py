@@ -52,7 +52,7 @@ class Predictor:
         self.splits = 1
 
     def logits(self, image: Tensor) -> list[Tensor]:
-        """[B, C, *spatial], on any device → float64 [B, K] on the CPU, one a member.
+        """[B, C, *spatial], on any device → float64 [B, K] on the CPU, one per member.
 
         Raises PredictionError where one image does not fit into memory.
         """
@@ -115,7 +115,7 @@ class Predictor:
         return transforms_for(image) if self.tta else (TestTimeTransform(),)
 
     def _mean(self, host_copy: AsyncHostCopy) -> list[Tensor]:
-        """One a member: the mean over the transforms, in float64."""
+        """One per member: the mean over the transforms, in float64."""
         found, members = [logits.to(torch.float64) for logits in host_copy.get()], len(self.members)
         return [sum(found[m::members][1:], found[m]) / (len(found) // members) for m in range(members)]
 

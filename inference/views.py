@@ -15,7 +15,7 @@ class TestTimeTransform:
     """One affine transform about the image's centre.
 
     degrees: of rotation, in the plane of the last two axes, from x towards y. scale: above 1 enlarges. shift: parts of
-    the image's lengths, an entry an axis (y, x) or (z, y, x), by which what is shown moves.
+    the image's lengths, an entry per axis (y, x) or (z, y, x), by which what is shown moves.
     """
 
     degrees: float = 0.0

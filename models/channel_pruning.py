@@ -140,4 +140,4 @@ def _traceable(model: nn.Module) -> Iterator[None]:
 def _told(before: tuple[float, float], after: tuple[float, float]) -> str:
     millions = [f"{count / 1e6:.2f}" for count in (before[1], after[1])]
     operations = [f"{count / 2 / 1e9:.3f}" for count in (before[0], after[0])]  # of a batch of two
-    return f"{' → '.join(millions)} M parameters, {' → '.join(operations)} G multiply-adds an image"
+    return f"{' → '.join(millions)} M parameters, {' → '.join(operations)} G multiply-adds per image"

@@ -33,7 +33,7 @@ class FeaturePyramidNetwork(nn.Module):
         return list(run_plainly(self.steps(), tuple(features)))
 
     def steps(self) -> list[Block]:
-        """One step a level, coarsest first: levels in → levels out."""
+        """One step per level, coarsest first: levels in → levels out."""
         return [Block(f"fpn level {i}", partial(self._reach, i)) for i in reversed(range(len(self.lateral_convs)))]
 
     def _reach(self, i: int, state: State) -> State:

@@ -49,7 +49,7 @@ class DynamicFusion(nn.Module):
         return fused
 
     def steps(self) -> list[Block]:
-        """The levels' weights, then one step a level, finest first: levels in → (fused,) out."""
+        """The levels' weights, then one step per level, finest first: levels in → (fused,) out."""
         levels = [Block(f"fusion level {i}", partial(self._add_level, i)) for i in range(len(self.scale_convs))]
         return [Block("fusion weights", self._begin), *levels]
 

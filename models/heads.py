@@ -25,7 +25,7 @@ class PooledFeatures(nn.Sequential):
 class ClasswiseMLP(nn.Module):
     """A two-layer network of its own for each class, all computed at once. [B, C] → [B, num_classes].
 
-    logit_k = w2_k · dropout(ReLU(W1_k x + b1_k)) + b2_k, with C/4 hidden units a class.
+    logit_k = w2_k · dropout(ReLU(W1_k x + b1_k)) + b2_k, with C/4 hidden units per class.
     """
 
     def __init__(self, channels: int, num_classes: int, dropout: float) -> None:

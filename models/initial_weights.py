@@ -13,7 +13,7 @@ from models.state_dicts import todays_names
 from utils.checkpoint import read_described_weights
 
 _HEAD = "classifier."
-# The biases of a head's outputs, one number a class.
+# The biases of a head's outputs, one number per class.
 _OUTPUTS = {
     f"{_HEAD}classifiers.bias": "class",
     f"{_HEAD}fine_classifier.4.bias": "class",

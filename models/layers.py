@@ -43,7 +43,7 @@ def norm_nd(kind: str, spatial_dims: int, channels: int) -> nn.Module:
     """Normalisation of [B, channels, *spatial] with `spatial_dims` spatial axes; dims 0 or 1 serve vectors [B,
     channels].
 
-    kind: 'batch' for BatchNorm that also trains on one value a channel; 'group' for GroupNorm32, which sees no other
+    kind: 'batch' for BatchNorm that also trains on one value per channel; 'group' for GroupNorm32, which sees no other
     sample of the batch and so suits batches too small for statistics. ValueError for other kinds and dims.
     """
     batch_norm = _of_spatial_dims({0: BatchNorm1d, 1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}, spatial_dims)
@@ -84,7 +84,7 @@ class GroupNorm32(nn.GroupNorm):
 
 
 class _OneValueBatchNorm(_BatchNorm):
-    """Batch normalisation that also trains on a batch with a single value a channel.
+    """Batch normalisation that also trains on a batch with a single value per channel.
 
     The variance of one value is zero, so PyTorch refuses such a batch. Here it is normalised with the running
     statistics, which it leaves as they are. Any other batch is torch.nn.BatchNorm's.
@@ -175,7 +175,7 @@ def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _grows_by_matrices(x: Tensor) -> bool:
-    """Whether linear growth is faster as a matrix an axis. Exported graphs keep the operator.
+    """Whether linear growth is faster as a matrix per axis. Exported graphs keep the operator.
 
     On a CPU torch computes maps of many channels channels_last and copies the result back, which takes ten times what
     it computes; compilers do better. On CUDA it gives a place of the map to a thread, which walks over the batch and
@@ -220,7 +220,7 @@ def token_grid(x: Tensor, side: int) -> tuple[int, ...]:
 
 
 def pooled_tokens(x: Tensor, side: int) -> Tensor:
-    """[B, C, *spatial] → [B, N, C]: means over a grid of at most `side` cells an axis, row by row."""
+    """[B, C, *spatial] → [B, N, C]: means over a grid of at most `side` cells per axis, row by row."""
     cells = token_grid(x, side)
     return rearrange(_mean_over_cells(x, cells), "b c ... -> b (...) c")
 

@@ -26,7 +26,7 @@ _PARTS = {"0.weight": "hidden.weight", "0.bias": "hidden.bias", "3.weight": "wei
 
 
 def rename_previous_release(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Old names → today's; the flat head's networks, one a class, become rows of one matrix.
+    """Old names → today's; the flat head's networks, one per class, become rows of one matrix.
 
     Names that are not old pass through unchanged. Raises WeightsError where the classes are not complete, 0 to K − 1.
     """

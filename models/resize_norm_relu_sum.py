@@ -3,7 +3,7 @@
 Written with modules, every level of a fusion keeps three maps of the target's size: the resized one, the normalised one
 and the rectified one. Linear resizing commutes with any affine map a channel, so normalisation and weight become one
 such map of the small x, moments of the resized map follow from x alone, and the backward pass resizes and rectifies x
-again. What is kept is x and two numbers a channel.
+again. What is kept is x and two numbers per channel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 def can_add_rectified(norm: nn.Module, x: Tensor, size: Sequence[int]) -> bool:
     """Whether `add_rectified` may take the place of the modules: in training only, where something is to be saved.
 
-    Not with other norms, with one value a channel, which has no variance, and not in graphs that are compiled or
+    Not with other norms, with one value per channel, which has no variance, and not in graphs that are compiled or
     exported: a compiler finds out for itself what to recompute.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():

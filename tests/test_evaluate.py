@@ -56,7 +56,7 @@ NETWORK = [
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """The phantom's images with a column a class."""
+    """The phantom's images with a column per class."""
     folder = tmp_path_factory.mktemp("data") / "phantom"
     write_phantom(folder, COUNT, 64)
     write_labels(folder / "labels.csv", rows_of(folder / "labels.csv"))

@@ -1,4 +1,4 @@
-"""A run of ten epochs: memory is flat after the first ones, and work is so many reads and steps an image and epoch."""
+"""A run of ten epochs: memory is flat after the first ones, and work is so many reads and steps per image and epoch."""
 
 import csv
 import gc

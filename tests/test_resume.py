@@ -36,7 +36,7 @@ RUNS = {
     "bf16, 0 workers": {"TRAIN.mixed_precision": "bf16"},
     "fp16, 2 workers": {"DATA.num_workers": 2},
 }
-QUICK, *SLOW = RUNS  # many processes a run
+QUICK, *SLOW = RUNS  # many processes per run
 STOPS = ((2, 3), (1, 5, 2))  # optimizer steps that each process makes before it is asked to stop
 
 

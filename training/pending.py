@@ -38,7 +38,7 @@ class Outcome:
     """What came of one step.
 
     loss: of its window; norm: of its gradient, before clipping; rate: learning rate; rows: of the window's images in
-    the dataset index, a tensor a micro-batch.
+    the dataset index, a tensor per micro-batch.
     """
 
     step_applied: bool

@@ -129,7 +129,7 @@ def measure(
 
 
 def _fitting(seconds: float, most: int) -> int:
-    """Images a step, 1 to most, so that ROUNDS fit where a round of single images takes so many seconds."""
+    """Images per step, 1 to most, so that ROUNDS fit where a round of single images takes so many seconds."""
     return max(1, min(most, int(SECONDS / (ROUNDS * max(seconds, 1e-9)))))
 
 

@@ -1,4 +1,4 @@
-"""What all images of figures share: colours, a figure without pyplot, panels a class, whole files.
+"""What all images of figures share: colours, a figure without pyplot, panels per class, whole files.
 
 matplotlib is imported where it is used, through its object-oriented interface: no pyplot, hence no window, no global
 state and no leak.

@@ -1,6 +1,6 @@
 """Where decoded images lie, one after another: in a file with its index at the end, or in shared memory.
 
-A file is `MAGIC`, the images' bytes, a RECORD a row, JSON, and a footer with their lengths and checksum. It is mapped
+A file is `MAGIC`, the images' bytes, a RECORD per row, JSON, and a footer with their lengths and checksum. It is mapped
 read-only, so that all processes share one copy of it in the page cache. Nothing in it is unpacked or executed.
 """
 

@@ -138,7 +138,7 @@ class ImageDataset(Dataset):
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index), a list a batch, from batch `start` of epoch `epoch` on."""
+    """Lists of (epoch, index), a list per batch, from batch `start` of epoch `epoch` on."""
 
     def __init__(self, indices: Sequence[int] | np.ndarray, batch_size: int, shuffle: bool, seed: int) -> None:
         self.indices = np.asarray(indices, np.int64)
@@ -261,7 +261,7 @@ def _collate(items: list[Item], join: Callable[[list[Tensor]], Tensor] = _stack)
 
 
 def _init_worker(_: int) -> None:
-    """One thread a worker. Ctrl-C and a batch system's SIGTERM reach workers too, but the main process decides."""
+    """One thread per worker. Ctrl-C and a batch system's SIGTERM reach workers too, but the main process decides."""
     import cv2
 
     cv2.setNumThreads(0)

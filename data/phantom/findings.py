@@ -121,7 +121,7 @@ def glow(width: int, centre: Point, axes: Point, tilt: float = 0.0) -> Array:
 
 
 def noise(rng: np.random.Generator, width: int, cells: int) -> Array:
-    """A smooth random field of mean 0 and deviation about 1, `cells` bumps a side."""
+    """A smooth random field of mean 0 and deviation about 1, `cells` bumps per side."""
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
     return cv2.resize(coarse, (width, width), interpolation=cv2.INTER_CUBIC)
 
@@ -147,7 +147,7 @@ def polygon(width: int, points: Sequence[Point], blur: float) -> Array:
 def branches(
     rng: np.random.Generator, start: Point, headings: NDArray, length: float, levels: int = 3
 ) -> list[NDArray]:
-    """Curves [n, 7, 2] of a tree that grows from `start`, one array a level."""
+    """Curves [n, 7, 2] of a tree that grows from `start`, one array per level."""
     origins = np.tile(np.asarray(start, dtype=np.float64), (len(headings), 1))
     lengths = length * rng.uniform(0.7, 1.25, len(headings))
     tree = []

@@ -91,7 +91,7 @@ def read_table(path: Path) -> Table:
     try:
         line, header = next(lines)
     except StopIteration:
-        raise DataError(f"'{path}' is empty: it needs a header and a row an image") from None
+        raise DataError(f"'{path}' is empty: it needs a header and a row per image") from None
     kept = [index for index, name in enumerate(header) if name and not name.startswith("Unnamed: ")]
     names = tuple(header[index] for index in kept)
     least = 1 + max(kept, default=-1)

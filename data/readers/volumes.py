@@ -87,6 +87,6 @@ def _check_affine(affine: np.ndarray) -> None:
 
 
 def _nearest_axes(directions: np.ndarray) -> tuple[int, int, int]:
-    """Which stored axis becomes x, y and z; directions [3, 3]: a unit vector a column."""
+    """Which stored axis becomes x, y and z; directions [3, 3]: a unit vector per column."""
     size = np.abs(directions)
     return max(permutations(range(3)), key=lambda axes: size[0, axes[0]] + size[1, axes[1]] + size[2, axes[2]])  # type: ignore[return-value]

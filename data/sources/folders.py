@@ -1,4 +1,4 @@
-"""A folder a class, with or without train, val and test above."""
+"""A folder per class, with or without train, val and test above."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data.sources.image_files import FileReader
 from data.sources.volume_files import VOLUME_WORDS, VolumeReader, check_names
 from data.study import DatasetIndex, Study
 
-# A folder with one of these has its labels elsewhere: it is not a folder a class.
+# A folder with one of these has its labels elsewhere: it is not a folder per class.
 _NOT_CLASSES = ("images", "image", "masks", "labels", "annotations")
 
 

@@ -1,4 +1,4 @@
-"""A labels CSV: a row an image, its labels joined by '|' in one column, or one column a class."""
+"""A labels CSV: a row per image, its labels joined by '|' in one column, or one column per class."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def _recognised_columns(table: Table, taken: frozenset[int]) -> list[int]:
     if columns:
         return columns
     raise DataError(
-        f"'{table.path}' has neither a column 'labels' nor one a class with 1, 0, -1 or empty "
+        f"'{table.path}' has neither a column 'labels' nor one per class with 1, 0, -1 or empty "
         f"(its columns: {', '.join(table.header)})"
     )
 

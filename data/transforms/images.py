@@ -93,7 +93,7 @@ def channel_statistics(values: Sequence[float], channels: int, name: str) -> np.
 def normalize(
     image: np.ndarray, mean: Sequence[float], std: Sequence[float], channels: int | None = None
 ) -> np.ndarray:
-    """(x - mean) / std a channel, uint8 [H, W, C] as x / 255: → float32 [C, H, W], contiguous.
+    """(x - mean) / std per channel, uint8 [H, W, C] as x / 255: → float32 [C, H, W], contiguous.
 
     mean, std: in units of [0, 1]; 1 or C values, or 3 for an image of one channel, which takes their
     average. channels: C of the result where an image of one channel is to be repeated; None: as it has.

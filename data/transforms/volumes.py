@@ -121,7 +121,7 @@ class LightVolumeAugmentation:
         self.noise, self.horizontal_flip = noise, horizontal_flip
 
     def __call__(self, voxels: np.ndarray, spacing_mm: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-        """[D, H, W] → one random variant; 9 numbers are drawn whatever the settings are, and a number a voxel."""
+        """[D, H, W] → one random variant; 9 numbers are drawn whatever the settings are, and a number per voxel."""
         angle, scale, *shift, gain, offset = rng.uniform(-1.0, 1.0, 7) * self.limits
         mirror, deviation = rng.random() < self.horizontal_flip, rng.random() * self.noise
         out = warp(voxels, affine_to_old(voxels.shape, spacing_mm, angle, 1.0 + scale, shift, mirror))

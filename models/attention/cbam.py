@@ -31,7 +31,9 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """sigmoid(conv([mean over channels, max over channels])), 7 places an axis. [B, C, *spatial] → [B, 1, *spatial]."""
+    """sigmoid(conv([mean over channels, max over channels])), 7 places per axis. [B, C, *spatial] → [B, 1,
+    *spatial].
+    """
 
     def __init__(self, kernel_size: int = 7, spatial_dims: int = 2) -> None:
         super().__init__()

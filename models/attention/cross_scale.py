@@ -20,7 +20,7 @@ class CrossScaleAttention(PyramidAttention):
     Tokens of all levels are brought to one width and marked with a learned embedding of their level.
     With four levels a place sees at most 3 · 49 tokens of an image and 3 · 64 of a volume, whatever its size.
 
-    grid: cells an axis; None: 7 in images, 4 in volumes.
+    grid: cells per axis; None: 7 in images, 4 in volumes.
     Shapes: levels [B, channels[i], *spatial_i] in → the same out. At least two levels, else ValueError.
     """
 
@@ -41,7 +41,7 @@ class CrossScaleAttention(PyramidAttention):
         self.levels = nn.ModuleList(PooledAttention(c, width, num_heads) for c in channels)
 
     def steps(self) -> list[Block]:
-        """The tokens of all levels, then one step a level: levels in → levels out."""
+        """The tokens of all levels, then one step per level: levels in → levels out."""
         levels = [Block(f"attention level {i}", partial(self._attend, i)) for i in range(len(self.levels))]
         return [Block("attention tokens", self._append_tokens), *levels]
 

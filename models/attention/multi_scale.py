@@ -14,9 +14,9 @@ from utils.blocks import Block
 
 
 class MultiScaleAttention(PyramidAttention):
-    """Multi-head self-attention a level; keys and values are that level's own, pooled to a grid.
+    """Multi-head self-attention per level; keys and values are that level's own, pooled to a grid.
 
-    grid: cells an axis; None: 7 in images, 4 in volumes, which is about as many keys (49 and 64).
+    grid: cells per axis; None: 7 in images, 4 in volumes, which is about as many keys (49 and 64).
     Shapes: levels [B, channels[i], *spatial_i] in → the same out.
     """
 

@@ -1,4 +1,4 @@
-"""What all attention modes share: levels in, levels of the same shapes out, one step a level."""
+"""What all attention modes share: levels in, levels of the same shapes out, one step per level."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PyramidAttention(nn.Module, ABC):
 
     @abstractmethod
     def steps(self) -> list[Block]:
-        """State in: the levels; state out: the levels. One step a level, so that checkpointing can cut between."""
+        """State in: the levels; state out: the levels. One step per level, so that checkpointing can cut between."""
 
     @abstractmethod
     def attention_maps(self, features: Sequence[Tensor]) -> Mapping[int, CBAMMaps | TokenMaps]:

@@ -28,7 +28,7 @@ class GlobalAttention(NamedTuple):
     """Self-attention of every token with every other, block after block.
 
     weights: one [B, heads, tokens, tokens] a block, rows add up to 1. prefix: tokens before those of the grid, which
-    stand for no place. grid: places an axis, row by row. stride: pixels a place.
+    stand for no place. grid: places per axis, row by row. stride: pixels per place.
     """
 
     weights: list[Tensor]
@@ -38,11 +38,11 @@ class GlobalAttention(NamedTuple):
 
 
 class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
-    """A pyramid of feature maps, finest first, channels first; and one vector an image or volume.
+    """A pyramid of feature maps, finest first, channels first; and one vector per image or volume.
 
     Attributes
     ----------
-    feature_channels, feature_strides: one number a level.
+    feature_channels, feature_strides: one number per level.
     feature_dim: length of the vector that `forward` returns.
     spatial_dims: 2 for images [B, C, H, W], 3 for volumes [B, C, D, H, W].
     in_channels, image_size: of the input; the size is what checkpointing is planned for.

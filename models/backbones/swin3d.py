@@ -28,7 +28,7 @@ PUBLISHED_WINDOW = (8, WINDOW, WINDOW)
 
 @dataclass(frozen=True)
 class Swin3DSpec:
-    """Channels of the first level, blocks and heads a level, torchvision's enumeration of published weights."""
+    """Channels of the first level, blocks and heads per level, torchvision's enumeration of published weights."""
 
     channels: int
     depths: tuple[int, ...]
@@ -48,14 +48,15 @@ class SwinTransformer3D(BaseVisionBackbone):
 
     Sources: Liu et al., ICCV 2021, arXiv:2103.14030; Video Swin, Liu et al., CVPR 2022, arXiv:2106.13230. Tensors have
     the names of torchvision's SwinTransformer3d, whose weights (Kinetics-400, from the paper's authors) can be taken.
-    MONAI's Swin is the other one in use; its published encoders are of another size (48 channels, two blocks a level),
-    its default merging counts two of the eight neighbours twice, and it would be one more package. Both build the
-    attention matrix and read a clipped window's positions from the wrong rows of their table. So the attention is ours:
+    MONAI's Swin is the other one in use; its published encoders are of another size (48 channels, two blocks per
+    level), its default merging counts two of the eight neighbours twice, and it would be one more package. Both build
+    the attention matrix and read a clipped window's positions from the wrong rows of their table. So the attention is
+    ours:
 
     - depth is an axis like the others: patches of 4×4×4 instead of 2×4×4, merging 2×2×2 instead of 1×2×2;
     - an axis is cut into windows of equal length, at most 7: 8 places are 4 + 4, not 7 + 1 and 6 of padding;
     - padding is never attended to, and a smaller window reads the table by its true offsets;
-    - a LayerNorm a level, as Swin's detectors have them; the published norm is the last level's.
+    - a LayerNorm per level, as Swin's detectors have them; the published norm is the last level's.
 
     weights: True for the published ones; a mapping with their names or with this module's own, both taken strictly,
     but for the projection to feature_dim; False for random ones. `from_video_swin` brings published tensors to this

@@ -122,7 +122,7 @@ def test_eigen_cam_is_the_first_singular_vector_of_numpy():
 
 
 def slow_grad_cam(model, x: torch.Tensor, k: int, level: int) -> np.ndarray:
-    """One image, float64, central differences a channel instead of autograd: w_k = Σ ∂y/∂A / cells."""
+    """One image, float64, central differences per channel instead of autograd: w_k = Σ ∂y/∂A / cells."""
     model = copy.deepcopy(model).double()
     features = [f.detach() for f in model.forward_features(x.double())]
     result = torch.zeros(features[level].shape[2:], dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_the_rest_of_the_registry(name):
 @pytest.mark.parametrize("level", [0, -1, "fused"])
 def test_a_batch_is_its_images(method, level):
     if method == "score_cam" and level == -1:
-        level = 1  # a forward pass a channel: 24 instead of 576
+        level = 1  # a forward pass per channel: 24 instead of 576
     model, x = network("mobilenetv3_small", size=(32, 32)), images(3, 3, 32, 32)
     together = class_activation_maps(model, x, [0, 2], method, level)
     alone = torch.cat([class_activation_maps(model, one, [0, 2], method, level) for one in x.split(1)])

@@ -32,7 +32,7 @@ def write_images(folder: Path) -> None:
 
 
 def write_classes(folder: Path) -> None:
-    """Folders of images, one a class: 16 discs and 16 bars."""
+    """Folders of images, one per class: 16 discs and 16 bars."""
     rng = np.random.default_rng(8)
     for finding, name in enumerate(FINDINGS[:2]):
         (folder / name).mkdir(parents=True)

@@ -260,7 +260,7 @@ def test_cross_scale_needs_two_levels():
         CrossScaleAttention([8])
 
 
-# ---- one step a level
+# ---- one step per level
 
 
 def previous_forward(attention: nn.Module, features: list[torch.Tensor]) -> list[torch.Tensor]:

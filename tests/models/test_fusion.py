@@ -125,7 +125,7 @@ def test_weights_add_up_to_one_and_depend_on_the_image():
     assert (weights[0] - weights[1]).abs().max() > 1e-3
 
 
-# ---- one step a level
+# ---- one step per level
 
 
 def previous_forward(fusion: DynamicFusion, features) -> torch.Tensor:

@@ -142,7 +142,7 @@ def test_what_was_measured_is_logged(caplog):
     with caplog.at_level(logging.INFO):
         choose({F: 0.052, FL: 0.041}, F)
     (line,) = caplog.messages
-    assert line.startswith("probe: float32 channels_last 41 ms, float32 52 ms an image (steps of 4, 5 each, ")
+    assert line.startswith("probe: float32 channels_last 41 ms, float32 52 ms per image (steps of 4, 5 each, ")
     assert line.endswith("): float32 channels_last")
 
 

@@ -19,7 +19,7 @@ _CONFIG, _METRICS, _LOCK = "config.yaml", "metrics.jsonl", ".lock"
 class RunFolder:
     """Names and writes the files of one run; one process at a time has it.
 
-    history: one record an epoch, as in metrics.jsonl.
+    history: one record per epoch, as in metrics.jsonl.
     """
 
     def __init__(self, path: Path) -> None:

@@ -128,7 +128,7 @@ def roc_curves_figure(
     title: str = "ROC curves",
     points: Sequence[tuple[float, float]] = (),
 ) -> Figure:
-    """One small ROC panel a class, with its AUROC and its number of positives in the panel's title.
+    """One small ROC panel per class, with its AUROC and its number of positives in the panel's title.
 
     scores [N, K], targets [N, K] of 0 and 1, mask bool [N, K]: as metrics was computed from.
     points: where the operating point of each class lies, (false positive rate, sensitivity); none where nan.

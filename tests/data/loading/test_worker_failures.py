@@ -114,7 +114,7 @@ def undisturbed(tmp_path_factory) -> list[list[tuple]]:
 
 @pytest.fixture(scope="module")
 def tally():
-    """How many workers were struck, and how many of these failures an epoch survived."""
+    """How many workers were struck, and how many of these failures per epoch survived."""
     figures = {"struck": 0, "survived": 0}
     yield figures
     print(f"worker deaths survived: {figures['survived']} of {figures['struck']}")

@@ -148,7 +148,7 @@ def test_patients_that_are_not_named_are_counted(three):
         ("", "is empty"),
         ("image,labels\n", "holds a header and no rows"),
         ("image,labels\na.png,Mass\n", "no column 'image'"),
-        ("image,remark\na.png,hello\n", "neither a column 'labels' nor one a class"),
+        ("image,remark\na.png,hello\n", "neither a column 'labels' nor one per class"),
         ("image,labels\na.png,Mass,extra\n", "line 2 has 3 cells, the header has 2"),
         ("image,labels,labels\na.png,Mass,x\n", "'labels' more than once"),
         ("image,labels,Image\na.png,Mass,a.png\n", "two columns that mean 'image'"),
@@ -362,7 +362,7 @@ def test_folders_refuse(tmp_path):
 
 
 def medmnist(path: Path, labels, images=None, **changes) -> Path:
-    """An .npz of 3 images a split, with the same labels in each."""
+    """An .npz of 3 images per split, with the same labels in each."""
     arrays = {}
     for number, split in enumerate(("train", "val", "test")):
         default = np.random.default_rng(number).integers(0, 256, (3, 6, 7), dtype=np.uint8)
