@@ -32,6 +32,8 @@ _CLOCK = {
     "seconds",
     "images_per_second",
     "data_wait_fraction",
+    "pictures_per_second",
+    "waiting_for_data",
     "memory_mib",
 }
 _COMMON = {
@@ -161,13 +163,13 @@ def make_run(name: str, folder: Path) -> dict[str, Any]:
         if not settings["LOSS.teacher"].exists():
             make_run(run.teacher, folder)
     arguments = ["--set", *(f"{key}={value}" for key, value in settings.items())]
-    position = folder / "runs" / name
+    location = folder / "runs" / name
     if run.stop_after:
         with stopped_after(run.stop_after):
             _main(arguments, expected=143)
-        arguments = ["--resume", str(position)]
+        arguments = ["--resume", str(location)]
     _main(arguments)
-    return record(position)
+    return record(location)
 
 
 def resume_old_run(name: str, folder: Path) -> dict[str, Any]:

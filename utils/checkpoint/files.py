@@ -26,6 +26,7 @@ from utils.atomic_file import keep_as, replacing
 from utils.checkpoint.integrity import check_digest, digest_comment, first_line, verify
 from utils.checkpoint.safetensors_files import has_digest, read_safetensors
 from utils.checkpoint.tensors import check_storages, tensors_in
+from utils.renamed_keys import todays_content
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
@@ -71,7 +72,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
         raise CheckpointError(f"'{path}' has format {version!r}, this program reads up to {FORMAT_VERSION}: update it")
     if not whole:
         raise DamagedCheckpointError(f"'{path}' is damaged: its digest is missing")
-    return content
+    return todays_content(content)
 
 
 def examine(path: Path) -> str:

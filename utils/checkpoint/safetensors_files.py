@@ -16,6 +16,7 @@ from torch import Tensor
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.atomic_file import replacing
+from utils.renamed_keys import todays_content
 
 _DIGEST = "sha256"
 _NOT_JSON = ("format", _DIGEST)
@@ -54,7 +55,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     digest = metadata.pop(_DIGEST, None)
     if digest is not None and digest != _digest(tensors, metadata):
         raise DamagedCheckpointError(f"'{path}' is damaged: its content does not fit its digest")
-    return tensors, {name: _plain(text) for name, text in metadata.items() if name not in _NOT_JSON}
+    return tensors, todays_content({name: _plain(text) for name, text in metadata.items() if name not in _NOT_JSON})
 
 
 def has_digest(path: Path) -> bool:

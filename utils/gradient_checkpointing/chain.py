@@ -133,7 +133,7 @@ class _Run:
     def __init__(self, chain: _Chain, modules: list[nn.Module], x: Tensor) -> None:
         self.chain, self.modules, self.input, self.last = chain, modules, x, x
         self.version = x._version
-        self.surroundings = RngAndAutocastState(x.device)
+        self.rng_and_autocast = RngAndAutocastState(x.device)
         parts = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         self.kept = {storage_key(t) for t in (*parts, x)}
         self.count = 0
@@ -188,7 +188,7 @@ class _Run:
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())
-                stack.enter_context(self.surroundings.again())
+                stack.enter_context(self.rng_and_autocast.again())
                 stack.enter_context(untouched_statistics(norms))
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
                 for module in self.modules:

@@ -78,11 +78,9 @@ def again_in_recomputation(make: Callable[[], AbstractContextManager]) -> Iterat
 
 
 @contextmanager
-def _as_before(
-    norms: Sequence[_BatchNorm], surroundings: Sequence[Callable[[], AbstractContextManager]]
-) -> Iterator[None]:
+def _as_before(norms: Sequence[_BatchNorm], contexts: Sequence[Callable[[], AbstractContextManager]]) -> Iterator[None]:
     with untouched_statistics(norms), ExitStack() as stack:
-        for make in surroundings:
+        for make in contexts:
             stack.enter_context(make())
         yield
 
@@ -158,7 +156,7 @@ class CheckpointFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Any], count: int, *tensors: Tensor) -> Any:
         ctx.function, ctx.count = function, count
-        ctx.surroundings = RngAndAutocastState(tensors[0].device)
+        ctx.rng_and_autocast = RngAndAutocastState(tensors[0].device)
         ctx.save_for_backward(*tensors)
         with torch.no_grad():
             return function(*tensors[:count])
@@ -168,7 +166,7 @@ class CheckpointFunction(torch.autograd.Function):
         saved = ctx.saved_tensors
         inputs = [x.detach().requires_grad_(x.requires_grad) for x in saved[: ctx.count]]
         tensors = [*inputs, *saved[ctx.count :]]
-        with torch.enable_grad(), ctx.surroundings.again():
+        with torch.enable_grad(), ctx.rng_and_autocast.again():
             outputs = ctx.function(*inputs)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         wanted = [x for x in tensors if x.requires_grad]

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from configs.errors import CheckpointError
 from utils.atomic_file import clear_leftovers, write_atomically
+from utils.renamed_keys import todays_figures
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best_model.pth"
 _CONFIG, _METRICS, _LOCK = "config.yaml", "metrics.jsonl", ".lock"
@@ -199,7 +200,9 @@ def _last_written(folder: Path) -> float:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a killed run left half written is dropped."""
+    """The records of a metrics.jsonl, under today's keys; a last line that a killed run left half written is
+    dropped.
+    """
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -207,7 +210,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
         if isinstance(row, dict):
-            rows.append(row)
+            rows.append(todays_figures(row))
     return rows
 
 
