@@ -1,27 +1,36 @@
 # make demo    set up, then train on the built-in sample data
 # make test    set up, then check and test; make test-slow: what it leaves out
+# make test-part PART=2/6 MINUTES=15    a sixth of what it leaves out, as long as there is time
 # make bench   set up, then measure: pages of docs/benchmarks that need no GPU
 # VENV=path chooses the environment, PYTHON=python3.12 what it is made from, PROCESSES=1 how many test at once.
 VENV ?= .venv
 PYTHON ?= python3
 PROCESSES ?= 2
+PART ?= 1/6
+MINUTES ?= 15
 BIN := $(VENV)/bin
 CODE := configs models data training evaluation inference explain deployment utils benchmarks tests *.py
 # Each prints its page, writes it, and fails where something wanted is missed; the others are measured all the same.
 BENCHMARKS := model precision data loop scaling startup inference evaluation export quantization selective_scan \
 	gradient_checkpointing
 
-.PHONY: demo test test-slow bench check format clean
+# Each process begins with a run of neighbouring cases and takes over half of what another has left when it has none.
+PYTEST = $(BIN)/python -m pytest -q -n $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: demo test test-slow test-part bench check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py --config configs/quickstart.yaml
 
 test: check
-	$(BIN)/python -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-tests
-	$(BIN)/python -m pytest -q -m slow -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) -m slow
+
+test-part: $(VENV)/.installed-tests
+	$(PYTEST) -m slow --part $(PART) --minutes $(MINUTES)
 
 bench: $(VENV)/.installed-benchmarks
 	failed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; done; \

@@ -14,38 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.data import _utils
 
+from tests.selection import pytest_addoption, pytest_configure  # noqa: F401  --part and --minutes
+
 SAVEFIG = Figure.savefig
-# These take longest and go first, so that with a process a file none works long after the others.
-LONGEST = (
-    "test_modern_models.py",
-    "tests/test_train.py",
-    "tests/models/test_checkpointing.py",
-    "tests/data/loading/test_worker_failures.py",
-    "tests/models/test_backbones.py",
-    "tests/models/test_hybrid_med_net.py",
-    "tests/test_kills.py",
-    "tests/explain/test_cam.py",
-    "tests/test_evaluate.py",
-    "tests/test_predict.py",
-    "tests/test_memory.py",
-    "tests/data/cache/test_faults.py",
-    "tests/deployment/test_formats.py",
-    "tests/models/test_selective_scan_triton.py",
-    "tests/test_resume.py",
-    "tests/test_export.py",
-    "tests/models/test_convnext3d.py",
-    "tests/training/test_state_check.py",
-    "tests/data/cache/test_reader.py",
-    "tests/data/phantom/test_radiographs.py",
-    "tests/test_full_disk.py",
-    "tests/models/test_weights.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of files is that in which they are given to processes."""
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
 
 
 def pytest_collection_finish() -> None:
