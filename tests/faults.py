@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.waiting import LIMIT_S
+
 ROOT = Path(__file__).resolve().parents[1]
 _ADDRESS_SPACE = 6 * 2**30  # what runs away ends here, before the machine does
 _STATUS = Path("/proc/self/status")
@@ -20,7 +22,7 @@ _WATCHED = ("open", "os.listdir", "os.scandir")
 _FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "socket.connect")
 
 
-def in_child(module: str, function: str, warm: Any, payload: Any, timeout_s: float = 120) -> dict[str, Any]:
+def in_child(module: str, function: str, warm: Any, payload: Any, timeout_s: float = LIMIT_S) -> dict[str, Any]:
     """Run function(warm), then function(payload), in a process of its own.
 
     Returns {'result', 'grown_mb': peak memory of the second over the first, 'opened': paths, 'forbidden': events}.

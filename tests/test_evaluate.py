@@ -29,6 +29,7 @@ from evaluation import evaluation_folder
 from evaluation.calibration import Calibration
 from models import HybridMedNet
 from models.saved_model import load_model
+from tests.waiting import LIMIT_S
 from utils.checkpoint import load_checkpoint, save_checkpoint, write_safetensors
 
 ROOT = Path(evaluate.__file__).resolve().parent
@@ -489,7 +490,7 @@ def test_help_needs_no_torch():
         "except SystemExit as leave:\n    assert leave.code == 0\n"
         "print('heavy:', sorted({'torch', 'timm', 'cv2', 'scipy', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0 and "--calibrate" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stderr
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S, wait_until
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness forks and kills process groups")
 
 SHORT = {"TRAIN.epochs": 2}
@@ -46,16 +48,24 @@ def metrics(folder: Path) -> list[str]:
 
 
 def hang_in_a_step(location: Path):
-    """What a process does first that will never end its first step."""
+    """What a process does first whose first step ends only by an exception; it says when a signal was noted."""
 
     def patch() -> None:
         from training.trainer import Trainer
+        from utils.interrupt import StopRequest
+
+        handle = StopRequest._handle
+
+        def handled(request, number, frame) -> None:
+            handle(request, number, frame)
+            (location / "the signal is noted").touch()
 
         def hang(*_) -> None:
             (location / "in the step").touch()
-            time.sleep(60)
+            while True:
+                time.sleep(0.02)
 
-        Trainer.train_step = hang
+        StopRequest._handle, Trainer.train_step = handled, hang
 
     return patch
 
@@ -64,13 +74,17 @@ def hang_in_a_step(location: Path):
 def test_the_first_signal_waits_for_the_step_and_the_second_leaves_at_once(tmp_path, harness, number, code):
     harness.write_phantom(tmp_path / "data", 40, 64)
     arguments = harness.arguments_of(tmp_path / "data", tmp_path / "run", {})
-    process = harness.launch(arguments, tmp_path / "log.txt", hang_in_a_step(tmp_path))
-    while not (tmp_path / "in the step").exists():
-        assert harness.wait(process, 0.05) is None, (tmp_path / "log.txt").read_text()
-    os.kill(process, number)
-    assert harness.wait(process, 1.0) is None, "the step is not over"
-    os.kill(process, number)
-    assert harness.wait(process, 10) == code
+    process, ended = harness.launch(arguments, tmp_path / "log.txt", hang_in_a_step(tmp_path)), None
+    try:
+        for what in ("in the step", "the signal is noted"):
+            wait_until((tmp_path / what).exists, what)
+            os.kill(process, number)
+        ended = harness.wait(process, LIMIT_S)
+        assert ended == code, (tmp_path / "log.txt").read_text()
+    finally:
+        print((tmp_path / "log.txt").read_text())
+        if ended is None:
+            harness.kill_group(process)
     log = (tmp_path / "log.txt").read_text()
     assert "Traceback" not in log and "stopped by" in log
     assert not (tmp_path / "run" / "last.pth").exists()

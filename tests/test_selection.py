@@ -45,7 +45,7 @@ def test_each_case_is_in_exactly_one_part(folder, processes):
     found = [pytest_of(folder, "--part", f"{number}/3", *processes) for number in (1, 2, 3)]
     assert [code for code, _ in found] == [0, 0, 0]
     parts = [ran(output) for _, output in found]
-    assert all(parts) and sorted(sum(parts, [])) == list(range(12))
+    assert all(parts) and sorted(number for part in parts for number in part) == list(range(12))
     for number, (_, output) in enumerate(found, 1):
         assert f"part {number} of 3: {12 - len(parts[number - 1])} cases are in the other parts" in output
 

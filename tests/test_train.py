@@ -24,6 +24,7 @@ from data.splits.assignment import read_split
 from data.transforms.images import Preprocess
 from models import HybridMedNet
 from tests.kill_harness import flatten, identical
+from tests.waiting import LIMIT_S
 from training import probe
 from utils.checkpoint import load_checkpoint
 
@@ -314,7 +315,7 @@ def test_help_needs_no_torch():
         "except SystemExit as leave:\n    assert leave.code == 0\n"
         "print('heavy:', sorted({'torch', 'timm', 'cv2', 'albumentations', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0 and "--resume" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stderr
 
 
@@ -481,9 +482,9 @@ def stopped(args: list[str], cwd: Path, name: str) -> tuple[int, list[str]]:
     """
     process, stepped, lines = launch(args, cwd)
     try:
-        assert stepped.wait(120), "no first step in two minutes"
+        assert stepped.wait(LIMIT_S), "no first step"
         os.killpg(process.pid, getattr(signal, name))
-        return process.wait(60), lines
+        return process.wait(LIMIT_S), lines
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -214,7 +214,8 @@ class ImageLoader:
         join: Callable[[list[Tensor]], Tensor] = _stack,
     ) -> ImageLoader:
         """A loader of something else with as many workers, watched in the same way."""
-        failures = WorkerFailures(self._loader.failures.limit, self._loader.failures.timeout)
+        watched = self._loader.failures
+        failures = WorkerFailures(watched.limit, watched.timeout, watched.times)
         return ImageLoader(dataset, self.labels, batches, bad, self._loader.num_workers, failures=failures, join=join)
 
     def names(self, index: Tensor) -> list[str]:

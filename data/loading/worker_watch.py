@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -27,14 +27,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_FILE = -1
-# Seconds between two looks at what the workers do.
-LOOK_EVERY = 1.0
-# Seconds that new workers have, beyond the timeout, before their first file: spawned ones import torch.
-START_SECONDS = 60.0
-# Seconds by which the exit of a process may follow the loss of its connections.
-EXIT_SECONDS = 1.0
-# Seconds to wait for a killed process; the kernel may keep one that waits for a disk.
-JOIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class WorkerTimes:
+    """How long workers are waited for, in seconds of a machine that may be busy.
+
+    start: beyond the timeout, before their first file: spawned ones import torch.
+    look: between two looks at what the workers do.
+    exit: by which the exit of a process may follow the loss of its connections.
+    join: for the end of a killed process; the kernel may keep one that waits for a disk.
+    sleep: lets so many seconds pass.
+    """
+
+    start: float = 60.0
+    look: float = 1.0
+    exit: float = 5.0
+    join: float = 10.0
+    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass
@@ -42,11 +52,12 @@ class WorkerFailures:
     """How often workers were killed or hung, shared by all loaders of a run.
 
     limit: how often is tolerated (DATA.max_worker_failures). timeout: seconds for one file (DATA.worker_timeout), or
-    None.
+    None. times: how long else they are waited for.
     """
 
     limit: int = 0
     timeout: float | None = None
+    times: WorkerTimes = WorkerTimes()
     reasons: list[str] = field(default_factory=list)
 
     def add(self, reason: str, batch: int) -> None:
@@ -98,8 +109,10 @@ class WorkerPool:
     begun or ended a file for that long. Time is counted in looks, so that a stopped run (Ctrl-Z) does not hang.
     """
 
-    def __init__(self, processes: Sequence[BaseProcess], table: Tensor, timeout: float | None) -> None:
-        self.processes, self.table = processes, table.numpy()
+    def __init__(
+        self, processes: Sequence[BaseProcess], table: Tensor, timeout: float | None, times: WorkerTimes
+    ) -> None:
+        self.processes, self.table, self.times = processes, table.numpy(), times
         self._is_waited_for = False
         self._hung: dict[int, float] = {}
         if timeout is not None and processes:
@@ -133,11 +146,11 @@ class WorkerPool:
         for process in self.processes:
             process.kill()
         for process in self.processes:
-            process.join(JOIN_SECONDS)
+            process.join(self.times.join)
 
     def _end(self, number: int) -> str:
         process = self.processes[number]
-        process.join(EXIT_SECONDS)
+        process.join(self.times.exit)
         code = process.exitcode
         if number in self._hung:
             return f"hung for {self._hung[number]:.0f} s"
@@ -149,11 +162,11 @@ class WorkerPool:
 
     def _watch(self, timeout: float) -> None:
         """Runs in a thread: the training process may be held up by a worker that is frozen while it hands over."""
-        look = min(LOOK_EVERY, timeout / 4)
-        unmoved, silence = np.zeros(len(self.processes)), -START_SECONDS
+        look = min(self.times.look, timeout / 4)
+        unmoved, silence = np.zeros(len(self.processes)), -self.times.start
         before = self.table.copy()
         while not all(map(self._is_over, range(len(self.processes)))):
-            time.sleep(look)
+            self.times.sleep(look)
             now = self.table.copy()
             moved, before = (now != before).any(1), now
             unmoved = np.where(moved, 0, unmoved + look)
@@ -194,7 +207,7 @@ class ResilientLoader:
     def _start_workers(self) -> None:
         """A new DataLoader; its workers start with its first epoch."""
         self._table = torch.tensor([[NO_FILE, 0]] * self.num_workers, dtype=torch.int64).share_memory_()
-        self._pool = WorkerPool([], self._table, None)
+        self._pool = WorkerPool([], self._table, None, self.failures.times)
         self._iterator: Any = None
         self._loader = DataLoader(
             TrackedDataset(self.dataset, self._table),
@@ -218,7 +231,7 @@ class ResilientLoader:
             except StopIteration:
                 return
             except Exception:
-                if not self._pool.has_ended(within=EXIT_SECONDS):
+                if not self._pool.has_ended(within=self.failures.times.exit):
                     if self._pool.processes:
                         self._terminate_workers()  # torch would wait 5 s for each, whenever the iterator is collected
                     raise
@@ -236,7 +249,7 @@ class ResilientLoader:
         with self._pool.waited_for():
             self._iterator = iter(self._loader)
         if self.num_workers and not self._pool.processes:
-            self._pool = WorkerPool(self._iterator._workers, self._table, self.failures.timeout)
+            self._pool = WorkerPool(self._iterator._workers, self._table, self.failures.timeout, self.failures.times)
         return self._iterator
 
     def _replace_workers(self, number: int) -> None:

@@ -129,16 +129,16 @@ OVERRIDES = (
 
 
 def attempt(tasks: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """In the child: load each; [message or None, seconds]."""
+    """In the child: load each; [message or None, seconds of the processor]."""
     found = {}
     for task in tasks:
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             load_config(task["path"], task["overrides"])
             message = None
         except ConfigError as error:
             message = str(error)
-        found[task["name"]] = [message, time.perf_counter() - start]
+        found[task["name"]] = [message, time.process_time() - start]
     return found
 
 
@@ -164,7 +164,7 @@ def test_each_is_a_config_error_in_bounded_time_and_memory(tmp_path):
         path.write_text(text.replace("{canary}", str(canary)).replace("{{", "{").replace("}}", "}"), encoding="utf-8")
         tasks.append({"name": name, "path": str(path), "overrides": []})
     tasks += [{"name": f"override {text[:40]!a}", "path": None, "overrides": [text]} for text in OVERRIDES]
-    answer = in_child(__name__, "attempt", tasks[:1], tasks, timeout_s=4 * ALLOWED_S)
+    answer = in_child(__name__, "attempt", tasks[:1], tasks)
     result = answer["result"]
     slowest = max(result, key=lambda name: result[name][1])
     total = sum(seconds for _, seconds in result.values())

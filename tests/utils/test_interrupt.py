@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -20,8 +19,7 @@ def stop():
 
 
 def send(number: int) -> None:
-    os.kill(os.getpid(), number)
-    time.sleep(0.01)  # Python runs the handler between two bytecodes
+    signal.raise_signal(number)  # to this thread; Python's handler has run when it returns
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
@@ -55,8 +53,7 @@ def test_a_forked_worker_dies_of_the_signal_instead_of_noting_it(stop):
     stop.save_before_leaving = True
     child = os.fork()
     if child == 0:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        send(signal.SIGTERM)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 143 and stop() == 0

@@ -26,6 +26,7 @@ from data.loading.worker_watch import WorkerFailures
 from data.study import DatasetIndex, Reader, Study
 from data.transforms.images import Preprocess
 from tests.data.cache.cached_sources import COUNT, all_inputs, cache_files, loaders_of, write_mixed
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAIN, DISK = "DATA.augment=false", "DATA.cache=disk"
@@ -205,7 +206,7 @@ def test_two_runs_may_build_at_once(own):
     expected = all_inputs(reader)
     content = next(path for path in cache_files(own) if path.suffix == ".cache").read_bytes()
     for process in (first, second):
-        process.communicate("\n" * 9, timeout=100)
+        process.communicate("\n" * 9, timeout=LIMIT_S)
         assert process.returncode == 0
         assert equal(expected, all_inputs(reader)) and equal(expected, all_inputs(loaders_of(own, PLAIN, DISK)))
     assert [path.read_bytes() == content for path in cache_files(own)] == [True]

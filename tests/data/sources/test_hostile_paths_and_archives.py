@@ -203,7 +203,7 @@ def test_nothing_outside_data_dir_is_opened(tmp_path, around):
         trap(root / name, around)
         harmless.append({"name": name, "folder": root / name})
     tasks = [{**task, "folder": str(task["folder"])} for task in (good, *bad, *harmless)]
-    answer = in_child(__name__, "attempt", [tasks[0]], tasks, timeout_s=60)
+    answer = in_child(__name__, "attempt", [tasks[0]], tasks)
     strays = outside(answer["opened"], root)
     print(f"{len(tasks)} sources, {len(answer['opened'])} files and folders opened, outside data_dir {len(strays)}")
     print(f"memory grew by {answer['grown_mb']:.0f} MB; started, unpickled or connected: {len(answer['forbidden'])}")
@@ -319,7 +319,7 @@ def test_archives_and_tables(tmp_path):
     good = npz(folder / "good.npz", array_file((2, 3, 3), bytes(18)))
     tasks = [{"name": name, "folder": str(folder), "labels": path.name} for name, path in found.items()]
     warm = {"name": "good", "folder": str(folder), "labels": good.name}
-    answer = in_child(__name__, "attempt", [warm], [warm, *tasks], timeout_s=100)
+    answer = in_child(__name__, "attempt", [warm], [warm, *tasks])
     result = answer["result"]
     print(f"{len(tasks)} archives and tables made to do harm: memory grew by {answer['grown_mb']:.0f} MB")
     print("\n".join(f"  {name}: {errors[0].rpartition('/')[2][:110]}" for name, errors in result.items() if errors))
