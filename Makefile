@@ -15,7 +15,7 @@ BENCHMARKS := model precision data loop scaling startup inference evaluation exp
 	gradient_checkpointing
 
 # Each process begins with a run of neighbouring cases and takes over half of what another has left when it has none.
-PYTEST = $(BIN)/python -m pytest -q -n $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
+PYTEST = $(BIN)/python -m pytest -q -n $(PROCESSES) --dist worksteal
 
 .PHONY: demo test test-slow test-part bench check format clean
 .DELETE_ON_ERROR:
@@ -24,13 +24,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python train.py --config configs/quickstart.yaml
 
 test: check
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-tests
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 test-part: $(VENV)/.installed-tests
-	$(PYTEST) -m slow --part $(PART) --minutes $(MINUTES)
+	$(PYTEST) -m slow --part $(PART) --minutes $(MINUTES) $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-benchmarks
 	failed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; done; \
