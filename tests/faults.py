@@ -22,9 +22,10 @@ _WATCHED = ("open", "os.listdir", "os.scandir")
 _FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "socket.connect")
 
 
-def in_child(module: str, function: str, warm: Any, payload: Any, timeout_s: float = LIMIT_S) -> dict[str, Any]:
+def in_child(module: str, function: str, warm: Any, payload: Any, timeout_s: float = 5 * LIMIT_S) -> dict[str, Any]:
     """Run function(warm), then function(payload), in a process of its own.
 
+    timeout_s ends a child that hangs: one that imports much and shares two cores with ten others took two minutes.
     Returns {'result', 'grown_mb': peak memory of the second over the first, 'opened': paths, 'forbidden': events}.
     Peak memory is the VmHWM of the new program: ru_maxrss would begin with that of the parent.
     """
