@@ -84,7 +84,7 @@ def test_the_kernel_agrees_with_the_plain_scan_in_float64(case):
     inputs, dy = arguments(*CASES[case])
     inputs = [x.detach().to(CUDA).requires_grad_() for x in inputs]
     found, again = results(triton_scan, inputs, dy.to(CUDA)), results(triton_scan, inputs, dy.to(CUDA))
-    assert all(torch.equal(x, y) for x, y in zip(found, again)), "two runs differ"
+    assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True)), "two runs differ"
     exact = results(plain_scan, [x.detach().double().cpu().requires_grad_() for x in inputs], dy.double())
     pairs = zip(NAMES, (x.double().cpu() for x in found), exact)
     errors = {n: ((x - e).abs().max() / e.abs().max().clamp(min=1e-30)).item() for n, x, e in pairs}
@@ -101,7 +101,7 @@ def test_attention_in_windows_agrees_with_the_plain_form_in_float64(case, dtype)
     arguments_ = [x.detach().to(CUDA).requires_grad_() for x in (qkv, bias)]
     arguments_ += [mask if mask is None else mask.to(CUDA), *rest]
     found, again = (window_results(triton_window_attention, arguments_, dy.to(CUDA)) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(found, again)), "two runs differ"
+    assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True)), "two runs differ"
     exact = window_results(plain_window_attention, wide(arguments_), dy.to(CUDA).double())
     errors = [((x.double() - e).abs().max() / e.abs().max()).item() for x, e in zip(found, exact)]
     print(case, dtype, [f"{error:.1e}" for error in errors])

@@ -76,8 +76,10 @@ def test_uncertain_labels_in_training_and_evaluation(folder, rows, policy):
     known = codes(rows)
     _, loaders = loaders_of(config_of(folder, f"DATA.uncertain_labels={policy}"))
     for loader, train in ((loaders.train, True), (loaders.val, False), (loaders.test, False)):
-        for _, batch in loader.epoch(0):
-            for target, mask, index in zip(batch.target.numpy(), batch.mask.numpy(), batch.index.tolist()):
+        batches = [batch for _, batch in loader.epoch(0)]
+        assert sum(map(len, batches)) == len(loader.indices) > 0
+        for batch in batches:
+            for target, mask, index in zip(batch.target.numpy(), batch.mask.numpy(), batch.index.tolist(), strict=True):
                 unsure, certain = known[index] == -1, np.isin(known[index], [0, 1])
                 assert mask[certain].all() and (target[certain] == known[index][certain]).all()
                 assert not mask[np.isnan(known[index])].any()
@@ -153,8 +155,10 @@ def test_settings_of_images_arrive(folder):
     dataset_index, loaders = loaders_of(config_of(folder, *overrides, "MODEL.in_channels=1"))
     reference = Preprocess((16, 16), 1, [0.1], [2.0], "letterbox")
     assert loaders.preprocess.as_dict() == reference.as_dict()
-    for _, batch in loaders.train.epoch(0):
-        for image, row in zip(batch.image.numpy(), batch.index.tolist()):
+    batches = [batch for _, batch in loaders.train.epoch(0)]
+    assert sum(map(len, batches)) == len(loaders.train.indices) > 0
+    for batch in batches:
+        for image, row in zip(batch.image.numpy(), batch.index.tolist(), strict=True):
             assert (image == reference(dataset_index.read(row))).all()
 
 
@@ -204,8 +208,8 @@ def test_seed_changes_order_and_augmentation(folder):
         [batch for _, batch in loaders_of(config_of(folder, f"TRAIN.seed={seed}"))[1].train.epoch(0)]
         for seed in (0, 0, 1)
     )
-    assert all(torch.equal(a.image, b.image) for a, b in zip(first, same))
-    assert not all(torch.equal(a.index, b.index) for a, b in zip(first, other))
+    assert all(torch.equal(a.image, b.image) for a, b in zip(first, same, strict=True)) and first
+    assert not all(torch.equal(a.index, b.index) for a, b in zip(first, other, strict=True))
 
 
 def test_bad_images_are_counted_over_all_splits(tmp_path, rows):

@@ -98,6 +98,7 @@ def test_the_area_under_the_drawn_steps_is_the_average_precision():
     scored = scored_split(("Mass", "Nodule", "Hernia"))
     results = results_of(scored)
     figures = draw_figures(scored, [0.5, 0.5, math.nan], results, None)
+    assert len(figures["pr"].axes) >= 2
     for k, axes in enumerate(figures["pr"].axes[:2]):
         recall, precision = axes.lines[1].get_xdata(), axes.lines[1].get_ydata()
         area = -np.sum(np.diff(recall) * np.asarray(precision)[:-1])

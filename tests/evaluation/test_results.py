@@ -120,6 +120,7 @@ def test_comparing_with_itself_finds_nothing(scored):
     values = compare_scores(scored, scored.probabilities.copy(), "itself", SETTINGS)
     json.dumps(values, allow_nan=False)
     assert values["mean"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert len(values["classes"]) == len(scored.class_names) > 0
     for row in values["classes"]:
         assert row["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} and row["p"] == row["p_holm"] == 1.0
 

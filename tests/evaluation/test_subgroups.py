@@ -67,6 +67,7 @@ def test_figures_of_a_group_are_those_of_its_images():
     scored, group = split_of_two()
     found = subgroup_figures(scored, np.full(3, 0.6), "site", group.tolist(), SETTINGS)
     json.dumps(found, allow_nan=False)
+    assert {row["name"] for row in found["groups"]} == set(group.tolist()) and len(found["groups"]) == 2
     for row in found["groups"]:
         rows = group == row["name"]
         metrics = classification_metrics(
@@ -74,7 +75,7 @@ def test_figures_of_a_group_are_those_of_its_images():
         )
         assert row["images"] == rows.sum() and row["patients"] == rows.sum() / 2 and row["used_for_gap"]
         assert row["mean"]["figures"]["auroc"]["value"] == metrics.mean_auroc
-        for k, (one, expected) in enumerate(zip(row["classes"], metrics.per_class)):
+        for k, (one, expected) in enumerate(zip(row["classes"], metrics.per_class, strict=True)):
             assert (one["name"], one["positives"], one["negatives"]) == (
                 expected.name,
                 expected.positives,

@@ -60,6 +60,7 @@ def test_three_slices_through_the_maximum(tmp_path):
     figure = volume_figure(volume, heatmap, "Nodule", 0.4, (3.0, 1.0, 1.0))
     assert all(f"slice {n} of {total}" in texts(figure) for n, total in [(8, 10), (6, 20), (23, 30)])
     positions = []
+    assert len(figure.axes) >= 6
     for axes in figure.axes[3:6]:
         grey = np.asarray(axes.images[0].get_array())
         assert grey.max() == 1, "the slice misses the maximum"

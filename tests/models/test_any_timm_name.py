@@ -32,7 +32,9 @@ def test_they_give_four_levels_of_one_channel_images(name):
     assert (backbone.feature_channels, backbone.feature_strides) == (channels, strides)
     x = torch.randn(2, 1, 64, 64)
     maps = backbone.forward_features(x)
-    assert [y.shape[1:] for y in maps] == [(c, -(-64 // s), -(-64 // s)) for c, s in zip(channels, strides)]
+    assert [y.shape[1:] for y in maps] == [
+        (c, -(-64 // s), -(-64 // s)) for c, s in zip(channels, strides, strict=True)
+    ]
     assert backbone(x).shape == (2, 7)
     assert len(timm.create_model(name.removeprefix("timm/")).feature_info) == maps_of_timm
     (sum(y.square().mean() for y in maps) + backbone(x).sum()).backward()

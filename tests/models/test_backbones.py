@@ -115,7 +115,7 @@ def test_no_parameter_is_left_over(name):
     maps = build(name).forward_features(image(name, 1))
     parameters = dict(build(name).named_parameters())
     gradients = torch.autograd.grad(sum(x.sum() for x in maps), list(parameters.values()), allow_unused=True)
-    assert [key for key, gradient in zip(parameters, gradients) if gradient is None] == []
+    assert [key for key, gradient in zip(parameters, gradients, strict=True) if gradient is None] == []
 
 
 @pytest.mark.parametrize("name", mostly_slow(SMALL))
@@ -161,7 +161,7 @@ def test_maps_are_those_of_timms_own_wrapper(name):
         theirs = reference_maps(name, backbone, x)
         mine = backbone.forward_features(x)
     assert len(mine) == 4 and len(theirs) >= 3
-    assert all(torch.equal(a, b) for a, b in zip(mine[-len(theirs) :], theirs))
+    assert all(torch.equal(a, b) for a, b in zip(mine[-len(theirs) :], theirs, strict=True))
 
 
 def wake(backbone: nn.Module) -> nn.Module:

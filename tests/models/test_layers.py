@@ -52,7 +52,9 @@ def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_buffers(module: nn.Module, expected: dict[str, torch.Tensor]) -> None:
-    for name, tensor in module.named_buffers():
+    found = dict(module.named_buffers())
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
 
 

@@ -92,7 +92,7 @@ def test_the_chunk_changes_no_bit_but_of_the_gradient_of_A(chunk):
     """That one is a sum over all steps, chunk by chunk."""
     inputs = arguments()
     found, expected = (results(lambda *x, c=c: plain_scan(*x, c), inputs) for c in (chunk, 7))
-    assert [n for n, x, e in zip(("y", *NAMES), found, expected) if not torch.equal(x, e)] in ([], ["A"])
+    assert [n for n, x, e in zip(("y", *NAMES), found, expected, strict=True) if not torch.equal(x, e)] in ([], ["A"])
     assert_near(found, expected, 1e-6)
 
 
@@ -161,11 +161,11 @@ def test_autocast_changes_nothing_within(bf16):
     expected = results(selective_scan, bf16)
     with torch.autocast("cpu", torch.bfloat16):
         found = results(selective_scan, bf16)
-    assert all(torch.equal(x, e) for x, e in zip(found, expected))
+    assert all(torch.equal(x, e) for x, e in zip(found, expected, strict=True))
     wide = arguments()
     expected = results(selective_scan, wide)
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(torch.equal(x, e) for x, e in zip(results(selective_scan, wide), expected))
+        assert all(torch.equal(x, e) for x, e in zip(results(selective_scan, wide), expected, strict=True))
 
 
 # ---- memory
@@ -214,7 +214,7 @@ def test_meta_tensors_have_shapes(monkeypatch):
 def test_recomputation_gives_the_same_bits():
     inputs = arguments()
     recomputed = results(lambda *x: checkpoint(selective_scan, *x, use_reentrant=False), inputs)
-    assert all(torch.equal(x, e) for x, e in zip(recomputed, results(selective_scan, inputs)))
+    assert all(torch.equal(x, e) for x, e in zip(recomputed, results(selective_scan, inputs), strict=True))
 
 
 # ---- the choice of a kernel, with kernels made up for the CPU
@@ -282,7 +282,7 @@ def test_a_kernel_that_is_wrong_is_set_aside_with_a_warning(kernel, words, kerne
     with caplog.at_level(logging.WARNING):
         results(selective_scan, inputs)
         found = results(selective_scan, inputs)
-    assert all(torch.equal(x, e) for x, e in zip(found, results(plain_scan, inputs)))
+    assert all(torch.equal(x, e) for x, e in zip(found, results(plain_scan, inputs), strict=True))
     (record,) = caplog.records
     assert words in record.getMessage()
     assert "wrong" in record.getMessage() and "the plain scan is used instead" in record.getMessage()
@@ -322,7 +322,7 @@ def test_the_check_disturbs_nothing_of_the_caller(kernels):
     assert saved_bytes(inputs) == saved
     SCAN.chosen.clear()
     recomputed = results(lambda *x: checkpoint(selective_scan, *x, use_reentrant=False), inputs)
-    assert all(torch.equal(x, e) for x, e in zip(recomputed, results(plain_scan, inputs)))
+    assert all(torch.equal(x, e) for x, e in zip(recomputed, results(plain_scan, inputs), strict=True))
 
 
 def test_an_unchecked_kernel_is_not_compiled_in(kernels, monkeypatch):

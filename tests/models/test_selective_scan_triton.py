@@ -46,7 +46,7 @@ def deviations(case: str) -> dict[str, float]:
 
     inputs, dy = arguments(*CASES[case])
     found, again = results(triton_scan, inputs, dy), results(triton_scan, inputs, dy)
-    assert all(torch.equal(x, y) for x, y in zip(found, again)), "two runs differ"
+    assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True)), "two runs differ"
     assert [x.dtype for x in found] == [dy.dtype, *(x.dtype for x in inputs)]
     exact = results(plain_scan, [x.detach().double().requires_grad_() for x in inputs], dy.double())
     pairs = zip(NAMES, found, exact)  # after one step the gradient of A is zero

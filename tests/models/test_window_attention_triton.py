@@ -59,7 +59,7 @@ def deviations(case: str) -> dict[str, float]:
     module.PROGRAMS = 4  # so that one program has several windows
     inputs, dy = arguments(*CASES[case])
     found, again = (results(module.triton_window_attention, inputs, dy) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(found, again)), "two runs differ"
+    assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True)), "two runs differ"
     assert [x.dtype for x in found] == [dy.dtype, dy.dtype, torch.float32]
     exact = results(plain_window_attention, wide(inputs), dy.double())
     counts = [

@@ -203,6 +203,20 @@ def test_masked_targets_and_logits_touch_neither_loss_nor_gradient(elementwise):
     assert all(torch.equal(v, results[0][0]) and torch.equal(g, results[0][1]) for v, g in results)
 
 
+@pytest.mark.parametrize("known", [1, 2, 3])
+def test_the_sum_is_divided_by_the_number_of_known_labels_however_few(known):
+    logits, targets = random_logits(), random_targets()
+    mask = torch.zeros_like(targets, dtype=torch.bool)
+    mask.view(-1)[:known] = True
+    value = mean_loss(TrainingLoss(binary_cross_entropy), logits, batch_of(targets, mask))
+    close(value, F.binary_cross_entropy_with_logits(logits[mask], targets[mask]), 1e-6)
+
+
+def test_a_term_without_known_labels_adds_nothing():
+    loss = TrainingLoss(binary_cross_entropy, {"one": 0.5, "other": 2.0})
+    assert float(loss.total({"one": torch.tensor(3.0), "other": torch.tensor(0.0)}, {"one": 1, "other": 0})) == 1.5
+
+
 def test_exclusive_classes_leave_out_whole_rows():
     logits, targets = random_logits(), one_hot()
     mask = torch.ones(ROWS, CLASSES, dtype=torch.bool)

@@ -72,7 +72,7 @@ def test_a_moving_average_leaves_out_what_was_skipped():
     late, _ = trained(100, (3, 5))
     own = [late.ema.shadow[name] for name, _ in late.model.named_parameters()]
     expected = [at_once.ema.shadow[name] for name, _ in at_once.model.named_parameters()]
-    assert max(float((a - b).abs().max()) for a, b in zip(own, expected)) < 5e-3
+    assert max(float((a - b).abs().max()) for a, b in zip(own, expected, strict=True)) < 5e-3
     assert max_difference(late.model, at_once.model) == 0
 
 
@@ -159,7 +159,7 @@ def test_a_first_step_of_sgd_that_is_skipped_leaves_no_momentum():
     layer.weight.grad, layer.bias.grad = torch.full((64, 64), math.nan), torch.zeros(64)
     before = [p.detach().clone() for p in layer.parameters()]
     conditional_step(optimizer, torch.tensor(False))
-    assert all(p.equal(b) for p, b in zip(layer.parameters(), before))
+    assert all(p.equal(b) for p, b in zip(layer.parameters(), before, strict=True))
     layer.weight.grad, layer.bias.grad = torch.ones(64, 64), torch.ones(64)
     conditional_step(optimizer, torch.tensor(True))
     stepped = [p.detach().clone() for p in layer.parameters()]
@@ -167,7 +167,7 @@ def test_a_first_step_of_sgd_that_is_skipped_leaves_no_momentum():
         for parameter, value in zip(layer.parameters(), before):
             parameter.copy_(value)
     reference.step()
-    assert all(torch.equal(a, b) for a, b in zip(stepped, layer.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(stepped, layer.parameters(), strict=True))
     assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
 
 

@@ -74,6 +74,14 @@ def order(loader, epoch: int) -> list[int]:
     return [index for _, batch in loader.epoch(epoch) for index in batch.index.tolist()]
 
 
+def batches_of(loader, epoch: int, left_out: tuple[int, ...] = ()) -> list:
+    """The batches of an epoch, which hold every image but those."""
+    batches = [batch for _, batch in loader.epoch(epoch)]
+    rows = sorted(index for batch in batches for index in batch.index.tolist())
+    assert rows == sorted(set(loader.indices.tolist()) - set(left_out)) and rows
+    return batches
+
+
 # ---- order
 
 
@@ -135,8 +143,8 @@ def test_global_random_numbers_are_left_alone(folder, workers):
 def test_each_image_is_its_file_preprocessed(folder, augment):
     augmentation = LightAugmentation() if augment else None
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=augmentation)
-    for _, batch in make_loader(folder, augment=augment).epoch(2):
-        for image, index in zip(batch.image, batch.index.tolist()):
+    for batch in batches_of(make_loader(folder, augment=augment), 2):
+        for image, index in zip(batch.image, batch.index.tolist(), strict=True):
             pixels = np.asarray(Image.open(folder / NAMES[index]))
             expected = preprocess(pixels, sample_rng(SEED, 2, index) if augment else None)
             assert (image.numpy() == expected).all()
@@ -144,7 +152,7 @@ def test_each_image_is_its_file_preprocessed(folder, augment):
 
 def test_labels_and_names_belong_to_the_images(folder):
     labels, loader = random_labels(), make_loader(folder)
-    for _, batch in loader.epoch(0):
+    for batch in batches_of(loader, 0):
         assert batch.index.dtype == torch.int64
         for row, index in enumerate(batch.index.tolist()):
             for name in ("target", "mask", "coarse_target", "coarse_mask"):
@@ -184,7 +192,7 @@ def test_bad_images_are_left_out_named_and_counted_once(damaged, folder, caplog,
 def test_the_others_of_a_batch_with_a_bad_image_are_unchanged(damaged, folder):
     whole = {int(i): image for _, b in make_loader(folder).epoch(0) for i, image in zip(b.index, b.image)}
     labels = random_labels()
-    for _, batch in make_loader(damaged(3, 9), bad=UnreadableImages(2)).epoch(0):
+    for batch in batches_of(make_loader(damaged(3, 9), bad=UnreadableImages(2)), 0, left_out=(3, 9)):
         assert len(batch) == len(batch.image) == len(batch.target) == len(batch.coarse_mask)
         for row, index in enumerate(batch.index.tolist()):
             assert torch.equal(batch.image[row], whole[index])

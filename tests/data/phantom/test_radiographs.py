@@ -129,10 +129,12 @@ def test_findings_go_together_as_in_patients():
 
 
 def test_labels_are_those_of_what_is_drawn(series, many):
+    assert len(series) == 100
     assert [image.labels for image in series] == [image.labels for image in many[: len(series)]]
 
 
 def test_masks_are_the_labels_and_not_empty(series):
+    assert {name for image in series for name in image.masks} == set(FINDINGS)
     for image in series:
         assert tuple(image.masks) == image.labels
         assert all(mask.any() and not mask.all() for mask in image.masks.values())

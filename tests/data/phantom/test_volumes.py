@@ -26,12 +26,14 @@ def folder(tmp_path_factory):
 
 
 def alone(drawn, finding):
-    """Volumes with this finding, or with none of them."""
-    return [item for item in drawn if (finding in item.labels if finding else not item.labels)]
+    """Volumes with this finding, or with none of them; there are some."""
+    found = [item for item in drawn if (finding in item.labels if finding else not item.labels)]
+    assert found, f"no volume was drawn with {finding or 'no finding'}"
+    return found
 
 
 def test_the_same_arguments_draw_the_same_volumes(drawn):
-    for one, other in zip(drawn[:6], draw_volumes(6)):
+    for one, other in zip(drawn[:6], draw_volumes(6), strict=True):
         np.testing.assert_array_equal(one.volume.voxels, other.volume.voxels)
         np.testing.assert_array_equal(one.volume.affine, other.volume.affine)
         assert (one.labels, one.patient_id, one.axes, one.flips, one.storage) == (

@@ -204,13 +204,15 @@ def moved(loader: ImageLoader, epoch: int, start: int = 0) -> list[Batch]:
 
 def test_a_moved_batch_is_finished_once_and_is_the_preprocesses():
     loader = loader_of()
-    for _, batch in loader.epoch(2):
+    batches = [batch for _, batch in loader.epoch(2)]
+    assert sum(map(len, batches)) == len(loader.indices) > 0
+    for batch in batches:
         assert batch.image.dtype == torch.uint8 and batch.image.shape[1:] == (1, 24, 32)
         ready = batch.to(CPU, torch.channels_last)
         assert ready.image.shape[1:] == (3, 24, 32) and ready.device_transform is ready.augmentation_params is None
         assert ready.image.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(ready.to(CPU).image, ready.image) and torch.equal(ready.target, batch.target)
-        for image, row in zip(ready.image.numpy(), ready.index.tolist()):
+        for image, row in zip(ready.image.numpy(), ready.index.tolist(), strict=True):
             by_worker = loader.dataset.preprocess.preprocess(
                 loader.dataset.dataset_index.read(row), sample_rng(4, 2, row)
             )
@@ -228,7 +230,9 @@ def test_workers_and_where_an_epoch_begins_change_no_bit():
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_a_cut_batch_is_finished_part_by_part(parts):
-    for _, batch in loader_of(batch=6).epoch(0):
+    batches = [batch for _, batch in loader_of(batch=6).epoch(0)]
+    assert len(batches) > 0
+    for batch in batches:
         pieces = split_batch(batch, parts)
         assert len(pieces) == min(parts, len(batch))
         assert torch.equal(torch.cat([piece.to(CPU).image for piece in pieces]), batch.to(CPU).image)

@@ -85,7 +85,7 @@ def step(model, x: Tensor, seed: int = 0, autocast: bool = False) -> list[Tensor
 
 
 def assert_same(mine: list[Tensor], theirs: list[Tensor]) -> None:
-    assert len(mine) == len(theirs) and all(torch.equal(a, b) for a, b in zip(mine, theirs))
+    assert len(mine) == len(theirs) and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def peak(model, x: Tensor) -> int:
