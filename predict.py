@@ -13,6 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
+from configs.section import settled
 from utils.command_line import run_script
 from utils.runs.folder import model_file
 
@@ -95,7 +96,7 @@ def open_models(options: argparse.Namespace, device):
         preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
         preprocesses.setdefault(str(preprocess.as_dict()), preprocess)
         precision = choose_available_precision(settings.TRAIN.mixed_precision, device)
-        point = stored_point(metadata.get("operating_point"), settings.MODEL.num_classes)
+        point = stored_point(metadata.get("operating_point"), settled(settings.MODEL.num_classes, "MODEL.num_classes"))
         preprocess_index = list(preprocesses).index(str(preprocess.as_dict()))
         layout = choose_memory_format(settings.TRAIN.channels_last, backbone.prefers_channels_last)
         members.append(make_member(file, saved, point, preprocess_index, device, precision, layout, options.tta))

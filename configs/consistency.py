@@ -1,56 +1,76 @@
-"""What settings mean together: contradictions, and what follows from the data."""
+"""What settings mean together: rules over plain values, which `Config.problems` and `Config.resolve` put to its own.
+
+Every rule gives sentences for the user, none where the values go together. A value that is None is still open.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import PureWindowsPath
-from typing import Any
 
-from configs.default_config import Config
 from configs.errors import ConfigError
+
+Shape = tuple[int, ...]
 
 _LARGEST = {2: (89_478_485, "pixels"), 3: (1 << 29, "voxels")}  # as data take them; a network's input is no larger
 _LONGEST_NAME = 100  # a file system takes 255 bytes; the backbone and the time are added to a model's name
 
 
-def find_problems(config: Config) -> list[str]:
-    """Contradictions between settings that are each fine alone; empty where there are none."""
+def split_problems(train: float, val: float, test: float) -> list[str]:
+    """Shares of the patients that do not add up."""
+    total = train + val + test
+    if abs(total - 1) <= 1e-6:
+        return []
+    return [f"DATA.train_split + val_split + test_split is {total:g}: they must add up to 1"]
+
+
+def task_problems(task: str | None, loss: str | None, hierarchical: bool) -> list[str]:
+    """A loss or a head that is not for the task."""
     found = []
-    total = config.DATA.train_split + config.DATA.val_split + config.DATA.test_split
-    if abs(total - 1) > 1e-6:
-        found.append(f"DATA.train_split + val_split + test_split is {total:g}: they must add up to 1")
-    multi_class = config.MODEL.task == "multi_class"
-    if config.LOSS.is_set("type") and multi_class != (config.LOSS.type == "cross_entropy"):
-        fit = "cross_entropy" if multi_class else "bce, focal or asymmetric"
-        found.append(f"LOSS.type: '{config.LOSS.type}' does not fit MODEL.task '{config.MODEL.task}': use {fit}")
-    if config.LOSS.pos_weight is not None and config.LOSS.type != "bce":
-        found.append(f"LOSS.pos_weight works with LOSS.type 'bce' only, not '{config.LOSS.type}'")
-    if config.MODEL.hierarchical and config.MODEL.task != "multi_label":
-        found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{config.MODEL.task}'")
-    if config.MODEL.init_from is not None and isinstance(config.MODEL.pretrained, str):
+    exclusive = task == "multi_class"
+    if task is not None and loss is not None and exclusive != (loss == "cross_entropy"):
+        fit = "cross_entropy" if exclusive else "bce, focal or asymmetric"
+        found.append(f"LOSS.type: '{loss}' does not fit MODEL.task '{task}': use {fit}")
+    if hierarchical and task not in (None, "multi_label"):
+        found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{task}'")
+    return found
+
+
+def weight_problems(pos_weight: str | Sequence[float] | None, loss: str | None) -> list[str]:
+    """Weights of positives that the loss does not take, or that are none."""
+    found = []
+    if pos_weight is not None and loss not in (None, "bce"):
+        found.append(f"LOSS.pos_weight works with LOSS.type 'bce' only, not '{loss}'")
+    if isinstance(pos_weight, list) and min(pos_weight, default=0) <= 0:
+        found.append(f"LOSS.pos_weight {pos_weight}: weights must be positive")
+    return found
+
+
+def weights_problems(pretrained: bool | str, init_from: str | None, pruning: str) -> list[str]:
+    """Two sources of weights, or pruning without any."""
+    found = []
+    if init_from is not None and isinstance(pretrained, str):
         found.append(
             "MODEL.init_from and a file in MODEL.pretrained: the first brings the backbone too, set one of them"
         )
-    if config.TRAIN.pruning.method != "none" and config.MODEL.init_from is None:
+    if pruning != "none" and init_from is None:
         found.append("TRAIN.pruning is for trained weights: name them by MODEL.init_from")
-    if config.TRAIN.quantization_aware and config.TRAIN.compile:
-        found.append("TRAIN.quantization_aware and TRAIN.compile do not go together: set one of them to false")
-    if config.DATA.cache_dir is not None and config.DATA.cache != "disk":
-        found.append(f"DATA.cache_dir is for DATA.cache 'disk', not '{config.DATA.cache}': set one of them")
-    for key in ("mean", "std"):
-        values = config.DATA[key]
-        if values is not None and len(values) not in (1, config.MODEL.in_channels):
-            found.append(f"DATA.{key} has {len(values)} values for MODEL.in_channels={config.MODEL.in_channels}")
-    if isinstance(config.LOSS.pos_weight, list) and min(config.LOSS.pos_weight, default=0) <= 0:
-        found.append(f"LOSS.pos_weight {config.LOSS.pos_weight}: weights must be positive")
-    if config.DATA.std and min(config.DATA.std) <= 0:
-        found.append(f"DATA.std {config.DATA.std} must be positive")
-    return found + _problems_of_size(config) + _problems_of_names(config)
+    return found
 
 
-def _problems_of_names(config: Config) -> list[str]:
-    """Names that become a folder's: neither paths nor what no file system takes."""
-    names = {"MODEL.name": config.MODEL.name.replace("/", "_"), "LOGGING.run_name": config.LOGGING.run_name}
+def channel_problems(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[str]:
+    """A normalisation for another number of channels, or by nothing."""
+    found = [
+        f"DATA.{key} has {len(values)} values for MODEL.in_channels={channels}"
+        for key, values in (("mean", mean), ("std", std))
+        if values is not None and len(values) not in (1, channels)
+    ]
+    return [*found, f"DATA.std {std} must be positive"] if std and min(std) <= 0 else found
+
+
+def name_problems(names: Mapping[str, str | None]) -> list[str]:
+    """Names that become a folder's (key → name): neither paths nor what no file system takes."""
     return [
         f"{key}: {name!r} is not allowed: one folder's name, without a path, of at most {_LONGEST_NAME} characters"
         for key, name in names.items()
@@ -62,68 +82,83 @@ def _too_long(name: str) -> bool:
     return len(name.encode()) > _LONGEST_NAME
 
 
-def _problems_of_size(config: Config) -> list[str]:
-    """Sizes that differ, and settings of images for volumes or the reverse."""
-    data = config.DATA
-    window = data.window
-    found = [] if window is None or window[0] < window[1] else [f"DATA.window {window}: low must be below high"]
-    try:
-        volumes, shape = config.has_volumes(), config.image_shape()
-    except ConfigError as error:
-        return [*found, str(error)]
+def size_problems(shape: Shape) -> list[str]:
+    """An input that is larger than any image the data may give."""
     most, what = _LARGEST[len(shape)]
-    if prod(shape) > most:
-        found.append(f"DATA.image_size {shape} has {prod(shape):,} {what}: at most {most:,} are possible")
-    if volumes and data.resize != "stretch":
-        found.append(f"DATA.resize '{data.resize}' is for images: DATA.spacing_mm keeps a volume's proportions")
-    if volumes and config.TRAIN.channels_last is True:
+    if prod(shape) <= most:
+        return []
+    return [f"DATA.image_size {shape} has {prod(shape):,} {what}: at most {most:,} are possible"]
+
+
+def volume_problems(
+    resize: str, channels_last: str | bool, albumentations: bool, window: tuple[float, float] | None
+) -> list[str]:
+    """Settings of images where the data are volumes, and a window that is none."""
+    found = window_problems(window)
+    if resize != "stretch":
+        found.append(f"DATA.resize '{resize}' is for images: DATA.spacing_mm keeps a volume's proportions")
+    if channels_last is True:
         found.append("TRAIN.channels_last true is for images: leave it auto or false with volumes")
-    if volumes and data.use_albumentations:
+    if albumentations:
         found.append("DATA.use_albumentations is for images: leave it false with volumes")
-    if data.augment_on == "device" and (volumes or data.use_albumentations):
-        other = "volumes" if volumes else "DATA.use_albumentations"
-        found.append(f"DATA.augment_on 'device' is for the light augmentation of images, not {other}: use auto or cpu")
-    for key in ("spacing_mm", "window"):
-        if not volumes and data[key] is not None:
-            found.append(f"DATA.{key} is for volumes: set DATA.image_size=[depth, height, width], or {key} to null")
     return found
 
 
-def resolve(given: Config, class_names: tuple[str, ...], exclusive: bool = False) -> Config:
-    """A copy in which what depends on the data and on other settings is written out.
+def image_problems(window: tuple[float, float] | None, spacing_mm: tuple[float, ...] | None) -> list[str]:
+    """Settings of volumes where the data are images."""
+    return window_problems(window) + [
+        f"DATA.{key} is for volumes: set DATA.image_size=[depth, height, width], or {key} to null"
+        for key, value in (("spacing_mm", spacing_mm), ("window", window))
+        if value is not None
+    ]
 
-    class_names: the classes the data have; exclusive: each image has exactly one of them.
-    Raises ConfigError where they contradict the settings.
+
+def window_problems(window: tuple[float, float] | None) -> list[str]:
+    """A window without values in it."""
+    return [] if window is None or window[0] < window[1] else [f"DATA.window {window}: low must be below high"]
+
+
+def augmentation_problems(augment_on: str, volumes: bool, albumentations: bool) -> list[str]:
+    """An augmentation that the device cannot do."""
+    if augment_on != "device" or not (volumes or albumentations):
+        return []
+    other = "volumes" if volumes else "DATA.use_albumentations"
+    return [f"DATA.augment_on 'device' is for the light augmentation of images, not {other}: use auto or cpu"]
+
+
+def shape_of(image_size: int | Shape | None, input_size: int | Shape | None, fallback: Shape) -> Shape:
+    """The input's shape from DATA.image_size and MODEL.input_size, either of which may be open.
+
+    Raises ConfigError where both are given and differ.
     """
-    config = given.model_copy(deep=True)
-    count = len(class_names)
-    if given.MODEL.is_set("num_classes") and given.MODEL.num_classes != count:
+    data, model = _shape(image_size), _shape(input_size)
+    if data and model and data != model:
+        raise ConfigError(f"DATA.image_size {data} and MODEL.input_size {model} differ: set one, or both alike")
+    return data or model or fallback
+
+
+def _shape(size: int | Shape | None) -> Shape | None:
+    return (size, size) if isinstance(size, int) else size
+
+
+def check_classes(num_classes: int | None, wanted: Sequence[str] | None, class_names: Sequence[str]) -> None:
+    """ConfigError where MODEL.num_classes or DATA.class_names (`wanted`) are given and the data have other classes."""
+    if wanted is not None and list(wanted) != list(class_names):
         raise ConfigError(
-            f"MODEL.num_classes is {given.MODEL.num_classes}, but the data have {count} classes "
-            f"({', '.join(class_names[:20])}): leave it unset, or name the classes in DATA.class_names"
+            f"DATA.class_names are {', '.join(wanted[:20])}, but the data have {', '.join(class_names[:20])}: "
+            "leave them null, or name those of the data"
         )
-    if not given.MODEL.is_set("task"):
-        config.MODEL.task = "multi_class" if exclusive else "binary" if count == 1 else "multi_label"
-    if config.MODEL.task == "binary" and count != 1:
-        raise ConfigError(f"MODEL.task 'binary' needs one class, the data have {count}: use multi_class")
-    config.MODEL.num_classes = count
-    config.DATA.class_names = list(class_names)
-    size: Any = given.image_shape()
-    config.MODEL.input_size = config.DATA.image_size = size
-    if config.MODEL.task == "multi_class" and not given.LOSS.is_set("type"):
-        config.LOSS.type = "cross_entropy"
-    if not given.TRAIN.is_set("warmup_epochs") and given.TRAIN.warmup_epochs > given.TRAIN.epochs / 2:
-        config.TRAIN.warmup_epochs = given.TRAIN.epochs / 10  # the default would leave a short run no training
-    if config.MODEL.hierarchical:
-        config.MODEL.num_coarse_classes = _coarse_count(config, class_names)
-    problems = config.problems()
-    if problems:
-        raise ConfigError("with these data the configuration has problems:\n  " + "\n  ".join(problems))
-    return config
+    if num_classes not in (None, len(class_names)):
+        raise ConfigError(
+            f"MODEL.num_classes is {num_classes}, but the data have {len(class_names)} classes "
+            f"({', '.join(class_names[:20])}): leave it null, or name the classes in DATA.class_names"
+        )
 
 
-def _coarse_count(config: Config, class_names: tuple[str, ...]) -> int:
-    groups = config.MODEL.coarse_groups
+def check_groups(
+    groups: Mapping[str, Sequence[str]] | None, num_coarse_classes: int | None, class_names: Sequence[str]
+) -> int:
+    """The number of coarse classes; ConfigError where MODEL.coarse_groups or num_coarse_classes contradict the data."""
     for name, members in (groups or {}).items():
         unknown = sorted(set(members) - set(class_names))
         if unknown or not members:
@@ -131,9 +166,9 @@ def _coarse_count(config: Config, class_names: tuple[str, ...]) -> int:
                 f"MODEL.coarse_groups: '{name}' names {unknown or 'nothing'}; the classes are {', '.join(class_names)}"
             )
     count = len(groups) if groups else 2
-    if config.MODEL.is_set("num_coarse_classes") and config.MODEL.num_coarse_classes != count:
+    if num_coarse_classes not in (None, count):
         raise ConfigError(
-            f"MODEL.num_coarse_classes is {config.MODEL.num_coarse_classes}, but MODEL.coarse_groups makes {count}: "
-            "leave num_coarse_classes unset, or name as many groups"
+            f"MODEL.num_coarse_classes is {num_coarse_classes}, but MODEL.coarse_groups makes {count}: "
+            "leave num_coarse_classes null, or name as many groups"
         )
     return count

@@ -1,20 +1,34 @@
 """Every setting of HybridMedNet: its name, type, default and help text stand here and nowhere else.
 
-Edit the defaults below, write a YAML file (see configs/*.yaml), or say `--set SECTION.key=value`.
+Edit the defaults below, write a YAML file (see configs/*.yaml), or say `--set SECTION.key=value`: whatever value
+stands in a Config is meant. Where a setting follows from others or from the data, its default is null, and
+`Config.resolve` fills what is still null then.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from configs import consistency
 from configs.errors import ConfigError
+from configs.loading import RootSection
+from configs.previous_release import restore
 from configs.section import Section
 
 SAMPLE_FOLDER = "./data/sample_chest_xray"
 SAMPLE_VOLUME_FOLDER = "./data/sample_chest_ct"
+
+# What null is where no data say better, as for a network that is built in a notebook: the previous release's defaults.
+FALLBACK_TASK: Literal["multi_label"] = "multi_label"
+FALLBACK_SHAPE = (224, 224)
+FALLBACK_CLASSES, FALLBACK_COARSE_CLASSES = 14, 3
+# What null is otherwise.
+USUAL_WARMUP_EPOCHS = 5
+SAMPLE_COUNT, SAMPLE_SIZE = 1200, 128
+SAMPLE_VOLUME_COUNT, SAMPLE_VOLUME_SIZE = 240, 64
 
 _Flat = tuple[PositiveInt, PositiveInt]
 _Solid = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -47,17 +61,22 @@ class ModelSettings(Section):
     section_name: ClassVar[str] = "MODEL"
 
     name: str = _setting("HybridMedNet", "Name of the model; begins the name of a run's folder.")
-    task: Literal["multi_label", "multi_class", "binary"] = _setting(
-        "multi_label", "multi_label: findings side by side; multi_class: exactly one; binary. Unset: as the data are."
+    task: Literal["multi_label", "multi_class", "binary"] | None = _setting(
+        None, "multi_label: findings side by side; multi_class: exactly one; binary. null: as the data are."
     )
-    input_size: PositiveInt | _Flat | _Solid = _setting(
-        (224, 224),
-        "Height and width (volumes: depth, height, width) the network is built for; follows DATA.image_size where only "
-        "that is set.",
+    input_size: PositiveInt | _Flat | _Solid | None = _setting(
+        None,
+        "Height and width (volumes: depth, height, width) the network is built for; null: DATA.image_size.",
     )
     in_channels: Literal[1, 3] = _setting(3, "Channels of the network's input; images are converted.")
-    num_classes: PositiveInt = _setting(14, "Outputs of the head; taken from the data where it is not set.")
-    num_coarse_classes: PositiveInt = _setting(3, "Coarse outputs; follows coarse_groups where they are used.")
+    num_classes: PositiveInt | None = _setting(
+        None, f"Outputs of the head; null: as many as the data have classes (without data {FALLBACK_CLASSES})."
+    )
+    num_coarse_classes: PositiveInt | None = _setting(
+        None,
+        f"Coarse outputs; null: as many as coarse_groups, of which there are 2 by default (without data "
+        f"{FALLBACK_COARSE_CLASSES}).",
+    )
     coarse_groups: dict[str, list[str]] | None = _setting(
         None, "Coarse class → its findings. Null: 'any finding' and 'no finding'."
     )
@@ -126,8 +145,11 @@ class TrainSettings(Section):
     lr_scheduler: Literal["cosine", "onecycle", "plateau", "constant"] = _setting(
         "cosine", "How the learning rate goes on after the warm-up."
     )
-    warmup_epochs: float = _setting(
-        5, "Epochs of linear warm-up (parts of one are allowed); unset: a tenth of a run shorter than 10.", ge=0
+    warmup_epochs: float | None = _setting(
+        None,
+        f"Epochs of linear warm-up (parts of one are allowed); null: {USUAL_WARMUP_EPOCHS}, and a tenth of a run "
+        f"shorter than {2 * USUAL_WARMUP_EPOCHS}.",
+        ge=0,
     )
     plateau_patience: PositiveInt = _setting(3, "plateau: epochs without a better score before a cut.")
     plateau_factor: float = _setting(0.3, "plateau: what the learning rate is multiplied by.", gt=0, lt=1)
@@ -164,17 +186,16 @@ class DataSettings(Section):
     section_name: ClassVar[str] = "DATA"
 
     data_dir: str | None = _setting(
-        SAMPLE_FOLDER,
-        "Folder or .npz; null or the sample folder: made if missing (volumes: null, this default or "
-        f"{SAMPLE_VOLUME_FOLDER}).",
+        None,
+        f"Folder or .npz; null: the sample data, {SAMPLE_FOLDER} (volumes: {SAMPLE_VOLUME_FOLDER}), made if missing.",
     )
     labels_file: str | None = _setting(None, "Labels CSV; null: labels.csv in data_dir.")
     format: Literal["auto", "csv", "nih", "folders", "medmnist"] = _setting("auto", "auto: recognised.")
     class_names: list[str] | None = _setting(None, "The classes, in order; null: taken from the data.")
-    image_size: PositiveInt | _Flat | _Solid = _setting(
-        224,
+    image_size: PositiveInt | _Flat | _Solid | None = _setting(
+        None,
         "Side, or height and width, of the network's input in pixels; three numbers (depth, height, width) say that "
-        "the data are volumes.",
+        f"the data are volumes. null: MODEL.input_size, or else {FALLBACK_SHAPE[0]}.",
     )
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = _setting(
         None,
@@ -224,11 +245,16 @@ class DataSettings(Section):
     horizontal_flip: float = _setting(
         0.0, "Probability of a mirror image; laterality matters in chest radiographs.", ge=0, le=1
     )
-    sample_count: PositiveInt = _setting(
-        1200, "Images to draw when the sample data are made; unset: 240 where they are volumes."
+    sample_count: PositiveInt | None = _setting(
+        None,
+        f"Images to draw when the sample data are made; null: {SAMPLE_COUNT}, or {SAMPLE_VOLUME_COUNT} volumes.",
     )
-    sample_size: int = _setting(
-        128, "Their side in pixels; unset: 64 for volumes, which have half as many slices.", ge=64, le=512
+    sample_size: int | None = _setting(
+        None,
+        f"Their side in pixels; null: {SAMPLE_SIZE}, or {SAMPLE_VOLUME_SIZE} for volumes, which have half as many "
+        "slices.",
+        ge=64,
+        le=512,
     )
 
 
@@ -237,8 +263,9 @@ class LossSettings(Section):
 
     section_name: ClassVar[str] = "LOSS"
 
-    type: Literal["bce", "focal", "asymmetric", "cross_entropy"] = _setting(
-        "bce", "cross_entropy goes with task: multi_class, and only with it."
+    type: Literal["bce", "focal", "asymmetric", "cross_entropy"] | None = _setting(
+        None,
+        "cross_entropy goes with task: multi_class, and only with it. null: that for multi_class, else bce.",
     )
     pos_weight: Literal["auto"] | list[float] | None = _setting(
         None, "Weight of positives in bce: a list, or auto = negatives / positives of the training split."
@@ -291,7 +318,7 @@ class LoggingSettings(Section):
     run_name: str | None = _setting(None, "Folder of the run; null: name, backbone, attention and time.")
 
 
-class Config(Section):
+class Config(RootSection):
     """All settings; two instances share nothing. See `from_yaml` for files and overrides."""
 
     MODEL: ModelSettings = Field(default_factory=ModelSettings)
@@ -303,42 +330,10 @@ class Config(Section):
 
     def __setstate__(self, state: Any) -> None:
         """From a pickle: of today's Config, which is empty before, or of the previous release's plain object."""
-        if not self.__dict__ and "__pydantic_fields_set__" in state:
+        if not self.__dict__ and "__dict__" in state:
             super().__setstate__(state)
-            return
-        from configs.previous_release import restore
-
-        restore(self, state)
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-        """Read a YAML file, then apply overrides such as 'TRAIN.batch_size=16'.
-
-        Raises ConfigError that lists every problem of file and overrides at once.
-        """
-        from configs.loading import load_config
-
-        return load_config(path, overrides)
-
-    @classmethod
-    def from_overrides(cls, overrides: list[str] | tuple[str, ...]) -> Config:
-        """The defaults with overrides such as 'MODEL.backbone=resnet50'."""
-        from configs.loading import load_config
-
-        return load_config(None, overrides)
-
-    def to_yaml(self) -> str:
-        """Every setting, as YAML that `from_yaml` reads back to an equal Config.
-
-        Settings that follow from others are left out while nobody has set or resolved them.
-        """
-        import yaml
-
-        settings = self.model_dump(mode="json")
-        for section, key in _DERIVED:
-            if not self[section].is_set(key):
-                del settings[section][key]
-        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        else:
+            restore(self, state)
 
     def image_shape(self) -> tuple[int, ...]:
         """(height, width) of the network's input, (depth, height, width) where it is a volume.
@@ -346,10 +341,7 @@ class Config(Section):
         From DATA.image_size and MODEL.input_size; one number is the side of an image, never of a volume.
         Raises ConfigError where both are given and differ.
         """
-        data, model = _shape(self.DATA.image_size), _shape(self.MODEL.input_size)
-        if self.DATA.is_set("image_size") and self.MODEL.is_set("input_size") and data != model:
-            raise ConfigError(f"DATA.image_size {data} and MODEL.input_size {model} differ: set one, or both alike")
-        return model if self.MODEL.is_set("input_size") else data
+        return consistency.shape_of(self.DATA.image_size, self.MODEL.input_size, FALLBACK_SHAPE)
 
     def has_volumes(self) -> bool:
         """Whether the data are volumes: whether `image_shape` has three numbers."""
@@ -364,34 +356,87 @@ class Config(Section):
 
     def problems(self) -> list[str]:
         """Contradictions between settings that are each fine alone; empty where there are none."""
-        from configs.consistency import find_problems
+        model, train, data, loss = self.MODEL, self.TRAIN, self.DATA, self.LOSS
+        found = [
+            *consistency.split_problems(data.train_split, data.val_split, data.test_split),
+            *consistency.task_problems(model.task, loss.type, model.hierarchical),
+            *consistency.weight_problems(loss.pos_weight, self._loss_type()),
+            *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
+            *consistency.channel_problems(data.mean, data.std, model.in_channels),
+            *consistency.name_problems(
+                {"MODEL.name": model.name.replace("/", "_"), "LOGGING.run_name": self.LOGGING.run_name}
+            ),
+        ]
+        if train.quantization_aware and train.compile:
+            found.append("TRAIN.quantization_aware and TRAIN.compile do not go together: set one of them to false")
+        if data.cache_dir is not None and data.cache != "disk":
+            found.append(f"DATA.cache_dir is for DATA.cache 'disk', not '{data.cache}': set one of them")
+        return found + self._problems_of_size()
 
-        return find_problems(self)
+    def _problems_of_size(self) -> list[str]:
+        data, last = self.DATA, self.TRAIN.channels_last
+        try:
+            shape, volumes = self.image_shape(), self.has_volumes()
+        except ConfigError as error:
+            return [*consistency.window_problems(data.window), str(error)]
+        kind = (
+            consistency.volume_problems(data.resize, last, data.use_albumentations, data.window)
+            if volumes
+            else consistency.image_problems(data.window, data.spacing_mm)
+        )
+        augmentation = consistency.augmentation_problems(data.augment_on, volumes, data.use_albumentations)
+        return [*consistency.size_problems(shape), *kind, *augmentation]
 
-    def resolve(self, class_names: tuple[str, ...], exclusive: bool = False) -> Config:
-        """A copy in which what depends on the data and on other settings is written out.
+    def resolve(self, class_names: Sequence[str], exclusive: bool = False) -> Config:
+        """A copy in which what depends on the data and on other settings is written out where it is null.
 
         class_names: the classes the data have; exclusive: each image has exactly one of them.
         Raises ConfigError where they contradict the settings.
         """
-        from configs.consistency import resolve
+        config = self.model_copy(deep=True)
+        model, count = config.MODEL, len(class_names)
+        consistency.check_classes(model.num_classes, config.DATA.class_names, class_names)
+        model.task = model.task or ("multi_class" if exclusive else "binary" if count == 1 else "multi_label")
+        if model.task == "binary" and count != 1:
+            raise ConfigError(f"MODEL.task 'binary' needs one class, the data have {count}: use multi_class")
+        model.num_classes, config.DATA.class_names = count, list(class_names)
+        if model.hierarchical:
+            model.num_coarse_classes = consistency.check_groups(
+                model.coarse_groups, model.num_coarse_classes, class_names
+            )
+        config = config.complete()
+        problems = config.problems()
+        if problems:
+            raise ConfigError("with these data the configuration has problems:\n  " + "\n  ".join(problems))
+        return config
 
-        return resolve(self, class_names, exclusive)
+    def complete(self) -> Config:
+        """A copy without null where that stands for another value: what `resolve` does, without knowing the data.
 
+        Where only the data could tell, DATA.class_names do, or else the fallbacks at the head of this file stand: so
+        HybridMedNet(Config()) has 14 classes. Raises ConfigError where DATA.image_size and MODEL.input_size differ.
+        """
+        config = self.model_copy(deep=True)
+        model, data, train = config.MODEL, config.DATA, config.TRAIN
+        volumes = self.has_volumes()
+        size: Any = self.image_shape()
+        model.input_size = data.image_size = size
+        model.task = model.task or FALLBACK_TASK
+        known = len(data.class_names or ()) or (1 if model.task == "binary" else FALLBACK_CLASSES)
+        model.num_classes = model.num_classes or known
+        model.num_coarse_classes = model.num_coarse_classes or len(model.coarse_groups or ()) or FALLBACK_COARSE_CLASSES
+        if data.data_dir is None:
+            data.data_dir = SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER
+        data.sample_count = data.sample_count or (SAMPLE_VOLUME_COUNT if volumes else SAMPLE_COUNT)
+        data.sample_size = data.sample_size or (SAMPLE_VOLUME_SIZE if volumes else SAMPLE_SIZE)
+        config.LOSS.type = config._loss_type() or "bce"
+        if train.warmup_epochs is None:
+            short = train.epochs < 2 * USUAL_WARMUP_EPOCHS  # the usual warm-up would leave it no training
+            train.warmup_epochs = train.epochs / 10 if short else USUAL_WARMUP_EPOCHS
+        return config
 
-# Settings whose default gives way to the data or to another setting; `resolve` writes them out.
-_DERIVED = (
-    ("MODEL", "task"),
-    ("MODEL", "input_size"),
-    ("MODEL", "num_classes"),
-    ("MODEL", "num_coarse_classes"),
-    ("DATA", "image_size"),
-    ("DATA", "sample_count"),
-    ("DATA", "sample_size"),
-    ("LOSS", "type"),
-    ("TRAIN", "warmup_epochs"),
-)
-
-
-def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    def _loss_type(self) -> Literal["bce", "focal", "asymmetric", "cross_entropy"] | None:
+        """LOSS.type, or what it will be; None while that depends on the data."""
+        if self.LOSS.type is not None or self.MODEL.task is None:
+            return self.LOSS.type
+        return "cross_entropy" if self.MODEL.task == "multi_class" else "bce"

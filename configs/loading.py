@@ -1,20 +1,18 @@
-"""YAML files, both spellings of them, and command-line overrides → a checked Config, all problems told at once."""
+"""YAML files, both spellings of them, and command-line overrides → checked settings, all problems reported at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+import yaml
 
-from configs.default_config import Config
 from configs.errors import ConfigError, shortened
-from configs.section import Section, describe_errors, unknown_name
+from configs.section import Section, unknown_name
 from configs.strict_yaml import MAX_CHARACTERS, parse_yaml
 
-SECTIONS = tuple(Config.model_fields)
-_SECTION_NAMES = {name.lower(): name for name in SECTIONS} | {"training": "TRAIN"}
+_OTHER_NAMES = {"training": "TRAIN"}
 _BACKBONE_KEYS = {
     "type": "backbone",
     "pretrained": "pretrained",
@@ -23,115 +21,190 @@ _BACKBONE_KEYS = {
 }
 _MOST_BASES, _MOST_PARTS, _MOST_PROBLEMS = 20, 8, 50
 Settings = dict[str, dict[str, Any]]
+Root = TypeVar("Root", bound="RootSection")
 
 
-def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """The defaults, then the file with its `base`, then the overrides.
+class RootSection(Section):
+    """Sections that are read from files and overrides as a whole, and written to files."""
 
-    Raises ConfigError with one line for each problem.
-    """
-    problems: list[str] = []
-    settings = _read_with_base(Path(path), problems) if path is not None else {}
-    return _checked(settings, overrides, problems, "" if path is None else f"{path}: ")
+    @classmethod
+    def from_yaml(cls: type[Root], path: str | Path, overrides: Iterable[str] = ()) -> Root:
+        """The defaults, then a YAML file with its `base`, then overrides such as 'TRAIN.batch_size=16'.
+
+        Raises ConfigError that lists every problem of file and overrides at once.
+        """
+        problems: list[str] = []
+        settings = _Reader(cls, problems).file(Path(path))
+        return _checked(cls, settings, overrides, problems, f"{path}: ")
+
+    @classmethod
+    def from_overrides(cls: type[Root], overrides: Iterable[str]) -> Root:
+        """The defaults with overrides such as 'MODEL.backbone=resnet50'. Raises ConfigError."""
+        return _checked(cls, {}, overrides, [], "")
+
+    @classmethod
+    def from_values(cls: type[Root], values: object, overrides: Iterable[str] = (), source: str = "") -> Root:
+        """{'MODEL': {…}, …} as a checkpoint carries it, then the overrides. Raises ConfigError."""
+        problems: list[str] = []
+        settings = _Reader(cls, problems).normalise(values)
+        return _checked(cls, settings, overrides, problems, source and f"{source}: ")
+
+    @classmethod
+    def override_keys(cls, overrides: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Override → the settings it names, in the spelling of the definitions: 'train.epochs=3' → ('TRAIN.epochs',).
+
+        Several where its value is a mapping. Raises ConfigError with one line for each that is wrong in itself;
+        contradictions are not looked for, as they depend on the other settings.
+        """
+        problems: list[str] = []
+        reader = _Reader(cls, problems)
+        named = {text: reader.override(text) for text in overrides}
+        for settings in named.values():
+            build(cls, settings, problems)
+        _raise(problems, "")
+        return {text: tuple(_leaves(cls, settings)) for text, settings in named.items()}
+
+    def to_yaml(self) -> str:
+        """Every setting, as YAML that `from_yaml` reads back to equal settings."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def problems(self) -> list[str]:
+        """Contradictions between settings that are each fine alone; empty where there are none."""
+        return []
 
 
-def config_from_values(values: Any, overrides: Iterable[str] = (), source: str = "") -> Config:
-    """A Config from {'MODEL': {…}, …} as a checkpoint carries it, then the overrides. Raises ConfigError."""
-    problems: list[str] = []
-    return _checked(normalise(values, problems), overrides, problems, source and f"{source}: ")
-
-
-def _checked(settings: Settings, overrides: Iterable[str], problems: list[str], source: str) -> Config:
+def _checked(root: type[Root], settings: Settings, overrides: Iterable[str], problems: list[str], source: str) -> Root:
     for override in overrides:
-        _merge(settings, _parse_override(override, problems))
-    config = build_config(settings, problems)
+        _merge(settings, _Reader(root, problems).override(override))
+    config = build(root, settings, problems)
     problems += config.problems()
-    if problems:
-        lines = [shortened(problem) for problem in problems[:_MOST_PROBLEMS]]
-        if len(problems) > _MOST_PROBLEMS:
-            lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
-        raise ConfigError(source + "\n  ".join(["the configuration has problems:", *lines]))
+    _raise(problems, source)
     return config
 
 
-def build_config(settings: Mapping[str, Any], problems: list[str]) -> Config:
-    """A Config from {'MODEL': {...}, ...}; what is wrong is added to `problems` and left at its default."""
-    sections = {}
+def _raise(problems: list[str], source: str) -> None:
+    """One ConfigError for all problems, if there are any."""
+    if not problems:
+        return
+    lines = [shortened(problem) for problem in problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+    raise ConfigError(source + "\n  ".join(["the configuration has problems:", *lines]))
+
+
+def build(root: type[Root], settings: Mapping[str, Mapping[str, Any]], problems: list[str]) -> Root:
+    """Settings {'MODEL': {...}, ...} over the defaults; what is wrong is added to `problems`, its default stays."""
+    config = root()
     for name, values in settings.items():
-        model = cast(type[Section], Config.model_fields[name].default_factory)
-        try:
-            sections[name] = model(**values)
-        except ValidationError as error:
-            problems += describe_errors(error, model, name)
-            wrong = {str(detail["loc"][0]) for detail in error.errors()}
-            sections[name] = model(**{key: value for key, value in values.items() if key not in wrong})
-    return Config(**cast(Any, sections))
+        section = config[name]
+        for key, value in values.items():
+            try:
+                section[key] = _over(section[key], value)
+            except ConfigError as error:
+                problems.append(str(error))
+    return config
 
 
-def normalise(raw: Any, problems: list[str]) -> Settings:
-    """Section names in either case and the nested spelling → {'MODEL': {'backbone': ...}, ...}."""
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        problems.append(f"a configuration is a mapping of sections, this is {type(raw).__name__}")
-        return {}
-    settings: Settings = {}
-    for key, values in raw.items():
-        section = _SECTION_NAMES.get(str(key).lower())
-        if section is None:
-            problems.append(unknown_name(str(key), str(key), [*SECTIONS, "training", "base"]))
-        elif values is not None and not isinstance(values, dict):
-            problems.append(f"{section}: {values!r} is not allowed: a mapping of settings")
+def _over(default: object, value: Any) -> Any:
+    """A value; a mapping for a sub-section with the defaults of what it leaves out."""
+    return {**default.model_dump(), **value} if isinstance(default, Section) and isinstance(value, dict) else value
+
+
+def _leaves(section: type[Section], settings: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in settings.items():
+        nested = section.model_fields[key].annotation
+        if isinstance(nested, type) and issubclass(nested, Section) and isinstance(value, Mapping):
+            yield from _leaves(nested, value, f"{prefix}{key}.")
         else:
-            _add_section(settings, section, values or {}, problems)
-    return settings
+            yield f"{prefix}{key}"
 
 
-def _add_section(settings: Settings, section: str, values: dict, problems: list[str]) -> None:
-    flat = _flatten_backbone(values, problems) if section == "MODEL" else {str(k): v for k, v in values.items()}
-    target = settings.setdefault(section, {})
-    for key, value in flat.items():
-        if key in target and target[key] != value:
-            problems.append(f"{section}.{key} is given twice: {target[key]!r} and {value!r}")
-        target[key] = value
+class _Reader:
+    """Reads what users write for the sections of `root`; what is wrong is added to `problems`."""
 
+    def __init__(self, root: type[Section], problems: list[str]) -> None:
+        self.names = {name.lower(): name for name in root.model_fields} | _OTHER_NAMES
+        self.problems = problems
 
-def _flatten_backbone(values: dict, problems: list[str]) -> dict[str, Any]:
-    """backbone: {type, pretrained, feature_dim, gradient_checkpointing} → the flat keys of MODEL."""
-    flat = {str(key): value for key, value in values.items()}
-    nested = flat.get("backbone")
-    if not isinstance(nested, dict):
+    def normalise(self, raw: object) -> Settings:
+        """Section names in either case and the nested spelling → {'MODEL': {'backbone': ...}, ...}."""
+        if raw is None:
+            return {}
+        if not isinstance(raw, dict):
+            self.problems.append(f"a configuration is a mapping of sections, this is {type(raw).__name__}")
+            return {}
+        settings: Settings = {}
+        for key, values in raw.items():
+            section = self.names.get(str(key).lower())
+            if section is None:
+                known = [*dict.fromkeys(self.names.values()), *_OTHER_NAMES, "base"]
+                self.problems.append(unknown_name(str(key), str(key), known))
+            elif values is not None and not isinstance(values, dict):
+                self.problems.append(f"{section}: {values!r} is not allowed: a mapping of settings")
+            else:
+                self._add_section(settings, section, values or {})
+        return settings
+
+    def _add_section(self, settings: Settings, section: str, values: dict) -> None:
+        flat = self._flatten_backbone(values) if section == "MODEL" else {str(k): v for k, v in values.items()}
+        target = settings.setdefault(section, {})
+        for key, value in flat.items():
+            if key in target and target[key] != value:
+                self.problems.append(f"{section}.{key} is given twice: {target[key]!r} and {value!r}")
+            target[key] = value
+
+    def _flatten_backbone(self, values: dict) -> dict[str, Any]:
+        """backbone: {type, pretrained, feature_dim, gradient_checkpointing} → the flat keys of MODEL."""
+        flat = {str(key): value for key, value in values.items()}
+        nested = flat.get("backbone")
+        if not isinstance(nested, dict):
+            return flat
+        del flat["backbone"]
+        for key, value in nested.items():
+            name = _BACKBONE_KEYS.get(str(key))
+            if name is None:
+                self.problems.append(unknown_name(f"MODEL.backbone.{key}", str(key), _BACKBONE_KEYS))
+            elif name in flat and flat[name] != value:
+                self.problems.append(f"MODEL.{name} and MODEL.backbone.{key} differ: {flat[name]!r} and {value!r}")
+            else:
+                flat[name] = value
         return flat
-    del flat["backbone"]
-    for key, value in nested.items():
-        name = _BACKBONE_KEYS.get(str(key))
-        if name is None:
-            problems.append(unknown_name(f"MODEL.backbone.{key}", str(key), _BACKBONE_KEYS))
-        elif name in flat and flat[name] != value:
-            problems.append(f"MODEL.{name} and MODEL.backbone.{key} differ: {flat[name]!r} and {value!r}")
-        else:
-            flat[name] = value
-    return flat
 
+    def file(self, path: Path, seen: tuple[Path, ...] = ()) -> Settings:
+        """Settings of a YAML file over those of its `base`."""
+        try:
+            resolved = path.resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links that go round in a circle
+            raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from None
+        if resolved in seen or len(seen) == _MOST_BASES:
+            chain = " → ".join(p.name for p in (*seen, resolved))
+            why = "goes round in a circle" if resolved in seen else f"goes through more than {_MOST_BASES} files"
+            raise ConfigError(f"'base' {why}: {chain}")
+        raw = _read_yaml(path)
+        base = raw.pop("base", None) if isinstance(raw, dict) else None
+        settings: Settings = {}
+        if isinstance(base, str) and base.lower().endswith((".yaml", ".yml")):
+            settings = self.file(path.parent / base, (*seen, resolved))
+        elif base is not None:
+            self.problems.append(f"base: {base!r} is not allowed: one file name that ends in .yaml or .yml")
+        _merge(settings, self.normalise(raw))
+        return settings
 
-def _read_with_base(path: Path, problems: list[str], seen: tuple[Path, ...] = ()) -> Settings:
-    try:
-        resolved = path.resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links that go round in a circle
-        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from None
-    if resolved in seen or len(seen) == _MOST_BASES:
-        chain = " → ".join(p.name for p in (*seen, resolved))
-        why = "goes round in a circle" if resolved in seen else f"goes through more than {_MOST_BASES} files"
-        raise ConfigError(f"'base' {why}: {chain}")
-    raw = _read_yaml(path)
-    base = raw.pop("base", None) if isinstance(raw, dict) else None
-    settings: Settings = {}
-    if isinstance(base, str) and base.lower().endswith((".yaml", ".yml")):
-        settings = _read_with_base(path.parent / base, problems, (*seen, resolved))
-    elif base is not None:
-        problems.append(f"base: {base!r} is not allowed: one file name that ends in .yaml or .yml")
-    _merge(settings, normalise(raw, problems))
-    return settings
+    def override(self, text: str) -> Settings:
+        """'TRAIN.batch_size=16' → {'TRAIN': {'batch_size': 16}}; the value is read as YAML."""
+        name, equals, value = text.partition("=")
+        parts = name.strip().split(".")
+        if not equals or not 2 <= len(parts) <= _MOST_PARTS or not all(part.isprintable() and part for part in parts):
+            self.problems.append(f"override {text!r}: write SECTION.key=value, for example TRAIN.batch_size=16")
+            return {}
+        try:
+            nested: Any = parse_yaml(value, f"the value of override '{text}'")
+        except ConfigError as error:
+            self.problems.append(str(error))
+            return {}
+        for part in reversed(parts):
+            nested = {part: nested}
+        return self.normalise(nested)
 
 
 def _read_yaml(path: Path) -> Any:
@@ -147,23 +220,6 @@ def _read_yaml(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file '{path}' cannot be read: {error}") from None
     return parse_yaml(text, f"config file '{path}'")
-
-
-def _parse_override(text: str, problems: list[str]) -> Settings:
-    """'TRAIN.batch_size=16' → {'TRAIN': {'batch_size': 16}}; the value is read as YAML."""
-    name, equals, value = text.partition("=")
-    parts = name.strip().split(".")
-    if not equals or not 2 <= len(parts) <= _MOST_PARTS or not all(part.isprintable() and part for part in parts):
-        problems.append(f"override {text!r}: write SECTION.key=value, for example TRAIN.batch_size=16")
-        return {}
-    try:
-        nested: Any = parse_yaml(value, f"the value of override '{text}'")
-    except ConfigError as error:
-        problems.append(str(error))
-        return {}
-    for part in reversed(parts):
-        nested = {part: nested}
-    return normalise(nested, problems)
 
 
 def _merge(target: dict, update: Mapping) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from configs.default_config import Config
 from configs.errors import ConfigError
+from configs.section import Section
 
 # A file must not say what is opened, fetched or written on the machine that reads it.
 PATHS = {
@@ -23,7 +22,7 @@ PATHS = {
 _MAX_DISPLAYED = 20
 
 
-def restore(config: Config, state: Any) -> None:
+def restore(config: Section, state: object) -> None:
     """Fill a Config that is being unpickled: the defaults, then the settings in `state`, {'MODEL': {...}, …}.
 
     What is unknown, not allowed today or a path keeps its default; one UserWarning names all of it.
@@ -38,7 +37,7 @@ def restore(config: Config, state: Any) -> None:
         )
 
 
-def _take_over(config: Config, state: Any) -> Iterator[str]:
+def _take_over(config: Section, state: object) -> Iterator[str]:
     """Set what can be set; the names of what cannot."""
     if not isinstance(state, Mapping):
         yield f"all, which are not a mapping but {type(state).__name__}"
@@ -52,8 +51,8 @@ def _take_over(config: Config, state: Any) -> Iterator[str]:
                 yield f"{section}.{_display(key)}"
 
 
-def _assign(config: Config, section: str, key: Any, value: Any) -> bool:
-    if key not in config[section] or f"{section}.{key}" in PATHS:
+def _assign(config: Section, section: str, key: object, value: object) -> bool:
+    if not isinstance(key, str) or key not in config[section] or f"{section}.{key}" in PATHS:
         return False
     try:
         config[section][key] = value
@@ -62,5 +61,5 @@ def _assign(config: Config, section: str, key: Any, value: Any) -> bool:
     return True
 
 
-def _display(name: Any) -> str:
+def _display(name: object) -> str:
     return str(name)[:60] if isinstance(name, str) else type(name).__name__

@@ -20,22 +20,25 @@ def with_data_of_run(
 ) -> Config:
     """A copy of the settings that a checkpoint carries, whose DATA section says where to look for images.
 
-    saved: from the checkpoint, with the overrides. folder: where the checkpoint is. data, labels: a folder or .npz, and
-    its table, as the user names them; with `data` the run's labels_file and format are not taken over.
+    saved: from the checkpoint, with the overrides already in it. folder: where the checkpoint is. data, labels: a
+    folder or .npz, and its table, as the user names them; with `data` the run's labels_file and format are not taken
+    over. overrides: the user's, which go before the config.yaml.
     Without `data`, data_dir, labels_file and format are those of the config.yaml in `folder`, which the user put or
     left there; those that stand in the checkpoint itself are never used, as a file may not name what gets opened.
     Raises ConfigError where nobody says where the data are.
     """
-    beside = folder / RUN_CONFIG
-    asked = Config.from_overrides(list(overrides)).DATA
-    source = Config.from_yaml(beside, list(overrides)).DATA if data is None and beside.is_file() else asked
-    if data is None and not source.is_set("data_dir"):
+    beside, config = folder / RUN_CONFIG, saved.model_copy(deep=True)
+    metadata = {key for keys in Config.override_keys(overrides).values() for key in keys}
+    known = data is None and beside.is_file()
+    source = Config.from_yaml(beside).DATA if known else Config().DATA
+    for key in ("data_dir", "labels_file", "format"):
+        if f"DATA.{key}" not in metadata:
+            config.DATA[key] = source[key]
+    if data is None and not known and "DATA.data_dir" not in metadata:
         raise ConfigError(
             f"there is no {RUN_CONFIG} in '{folder}' that says where the data are: name them by --data FOLDER "
             "(paths that stand in a checkpoint are not opened)"
         )
-    config = saved.model_copy(deep=True)
-    config.DATA.data_dir = data or source.data_dir
-    config.DATA.labels_file = labels or source.labels_file
-    config.DATA.format = source.format
+    config.DATA.data_dir = data or config.DATA.data_dir
+    config.DATA.labels_file = labels or config.DATA.labels_file
     return config

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from configs.errors import ConfigError
 
+T = TypeVar("T")
+
 
 class Section(BaseModel):
     """Settings with types, defaults and help; `section.key`, `section['key']` and `section.get('key')` all work.
 
-    Every assignment is checked: an unknown key or a bad value is a ConfigError and changes nothing.
+    Defaults, arguments and assignments are checked alike: an unknown key or a bad value is a ConfigError and changes
+    nothing. A value means the same whichever way it came: nothing tells a default from what was set.
     """
 
     section_name: ClassVar[str] = "Config"
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        validate_default=True,  # a default that somebody edited is checked like any value
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(describe_errors(error, type(self), self.section_name))) from None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -65,9 +80,12 @@ class Section(BaseModel):
         """(name, value) pairs."""
         return [(key, getattr(self, key)) for key in self.keys()]
 
-    def is_set(self, key: str) -> bool:
-        """Whether a file, an override or an assignment gave `key`, rather than its default."""
-        return key in self.model_fields_set
+
+def settled(value: T | None, key: str) -> T:
+    """The value of a setting that `Config.resolve` fills; ConfigError where it is still open."""
+    if value is None:
+        raise ConfigError(f"{key} is still null: call config.resolve(class_names) first, which takes it from the data")
+    return value
 
 
 def unknown_name(where: str, name: str, known: Iterable[str]) -> str:
@@ -137,19 +155,23 @@ _BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "
 
 def allowed_values(field: Any) -> str:
     """What a field takes, in words: 'a whole number at least 1', 'one of cosine, constant', 'text or null'."""
-    words = _type_words(field.annotation)
+    return " or ".join(dict.fromkeys(_type_words(field.annotation))) + _bounds(field.metadata)
+
+
+def _bounds(rules: Iterable[object]) -> str:
+    """' (at least 0 and less than 1)', '' without bounds."""
     bounds = [
         f"{text} {getattr(rule, name):g}"
-        for rule in field.metadata
+        for rule in rules
         for name, text in _BOUND_WORDS.items()
         if getattr(rule, name, None) is not None
     ]
-    return " or ".join(dict.fromkeys(words)) + (f" ({' and '.join(bounds)})" if bounds else "")
+    return f" ({' and '.join(bounds)})" if bounds else ""
 
 
 def _type_words(annotation: Any) -> list[str]:
     if hasattr(annotation, "__metadata__"):  # Annotated[int, Gt(0)]
-        return _type_words(annotation.__origin__)
+        return [word + _bounds(annotation.__metadata__) for word in _type_words(annotation.__origin__)]
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return ["a mapping of settings"]
     if annotation in _TYPE_WORDS:

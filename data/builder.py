@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from configs.default_config import SAMPLE_FOLDER, SAMPLE_VOLUME_FOLDER, Config
+from configs.default_config import SAMPLE_FOLDER, SAMPLE_VOLUME_FOLDER, Config, DataSettings
 from configs.errors import DataError
+from configs.section import settled
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Evaluation keeps no gradients, so that twice the batch fits.
 EVALUATION_BATCH_FACTOR = 2
-# What DATA.sample_count and DATA.sample_size are for volumes while nobody has set them.
-SAMPLE_VOLUMES, SAMPLE_VOLUME_SIZE = 240, 64
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def open_data(config: Config) -> DatasetIndex:
     """The dataset index that the DATA section names; sample data are drawn first where they are asked for and
     missing.
     """
-    data, volumes = config.DATA, config.has_volumes()
+    data, volumes = config.complete().DATA, config.has_volumes()
     folder = _data_folder(data.data_dir, volumes)
-    _draw_sample_data(config, folder, volumes)
+    _draw_sample_data(data, folder, volumes)
     dataset_index = open_source(
         folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes
     )
@@ -75,20 +74,22 @@ def open_data(config: Config) -> DatasetIndex:
 
 
 def _data_folder(data_dir: str | None, volumes: bool) -> Path:
-    """data_dir, or the sample data of the kind that is trained on where it is null or the default."""
+    """data_dir, or the sample data of the kind that is trained on where it is null.
+
+    Runs on volumes of before may name the sample images, which once stood for either kind.
+    """
     if data_dir is None or (volumes and Path(data_dir) == Path(SAMPLE_FOLDER)):
         return Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
     return Path(data_dir)
 
 
-def _draw_sample_data(config: Config, folder: Path, volumes: bool) -> None:
+def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
     """Make the sample data if `folder` is their place and is not there."""
     sample_folder = Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
     if folder.exists() or folder.resolve() != sample_folder.resolve():
         return
-    data = config.DATA
-    count = data.sample_count if data.is_set("sample_count") or not volumes else SAMPLE_VOLUMES
-    size = data.sample_size if data.is_set("sample_size") or not volumes else SAMPLE_VOLUME_SIZE
+    count = settled(data.sample_count, "DATA.sample_count")
+    size = settled(data.sample_size, "DATA.sample_size")
     logger.info("drawing %d sample %s into %s", count, "volumes" if volumes else "images", folder)
     (write_phantom_volumes if volumes else write_phantom)(folder, count, size)
 

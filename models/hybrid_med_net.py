@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from configs.default_config import Config, ModelSettings
 from configs.errors import WeightsUnavailableError
+from configs.section import settled
 from models.attention import CBAMMaps, PyramidAttention, TokenMaps, create_attention
 from models.backbones import BaseVisionBackbone, create_backbone
 from models.fpn import FeaturePyramidNetwork
@@ -31,7 +32,8 @@ CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
 class HybridMedNet(Checkpointable, nn.Module):
     """A classifier of medical images or volumes, built from the MODEL section of a Config.
 
-    MODEL.init_from is not read here but by `create_model`, which notes in `started_from` what came of it.
+    What the section leaves null is as `Config.complete` says: 14 classes of 224 × 224 pixels.
+    MODEL.init_from is not read here but by `create_model`, which records the outcome in `started_from`.
 
     forward: [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
     (coarse logits [B, num_coarse_classes], logits [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
@@ -45,6 +47,7 @@ class HybridMedNet(Checkpointable, nn.Module):
         super().__init__()
         self.started_from = ""
         self.removed_channels: list = []  # by structured pruning, for checkpoints
+        config = config.complete()
         settings = config.MODEL
         self.in_channels, self.image_size = settings.in_channels, config.image_shape()
         self.lacking_weights = ""  # why the published weights are not there
@@ -164,7 +167,8 @@ def attention_mode(settings: ModelSettings, classic: bool) -> str:
 
 
 def _create_head(settings: ModelSettings) -> nn.Module:
-    channels, classes = settings.fusion_channels, settings.num_classes
+    channels, classes = settings.fusion_channels, settled(settings.num_classes, "MODEL.num_classes")
     if settings.hierarchical:
-        return HierarchicalHead(channels, settings.num_coarse_classes, classes, settings.dropout, settings.norm)
+        coarse = settled(settings.num_coarse_classes, "MODEL.num_coarse_classes")
+        return HierarchicalHead(channels, coarse, classes, settings.dropout, settings.norm)
     return MultiLabelHead(channels, classes, settings.dropout, settings.norm)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from configs.default_config import Config
 from configs.errors import CheckpointError, ConfigError, ModelError, WeightsError
-from configs.loading import config_from_values
 from models.channel_pruning import remove_channels
 from models.hybrid_med_net import HybridMedNet
 from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
@@ -47,9 +46,7 @@ def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
     """
     path = Path(path)
     weights, settings, description, source = _read(path)
-    config = config_from_values(settings, overrides, f"the settings in '{path}'").without_pretrained()
-    size: Any = config.image_shape()
-    config.MODEL.input_size = config.DATA.image_size = size
+    config = Config.from_values(settings, overrides, f"the settings in '{path}'").without_pretrained().complete()
     names = description.get("class_names") or config.DATA.class_names
     if names and len(names) != config.MODEL.num_classes:
         raise ConfigError(f"'{path}' has {config.MODEL.num_classes} classes, DATA.class_names names {len(names)}")

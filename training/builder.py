@@ -13,6 +13,7 @@ from torch import nn
 
 from configs.default_config import Config, TrainSettings
 from configs.errors import ConfigError
+from configs.section import settled
 from training.distillation import DistillationLoss, teacher_of
 from training.ema import ExponentialMovingAverage
 from training.losses import (
@@ -140,7 +141,7 @@ def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps: 
         settings.lr_scheduler,
         settings.learning_rate,
         total_steps=steps * settings.epochs,
-        warmup_steps=round(settings.warmup_epochs * steps),
+        warmup_steps=round(settled(settings.warmup_epochs, "TRAIN.warmup_epochs") * steps),
         minimum=settings.min_learning_rate,
         patience=settings.plateau_patience,
         factor=settings.plateau_factor,

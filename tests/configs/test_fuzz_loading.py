@@ -13,24 +13,24 @@ from hypothesis import strategies as st
 
 from configs.default_config import Config
 from configs.errors import ConfigError
-from configs.loading import SECTIONS, load_config
 from tests.faults import ROOT, fuzz
 
 PRESETS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "configs").glob("*.yaml"))]
+SECTIONS = list(Config.model_fields)
 ENDED: Counter[str] = Counter()
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> None:
     """Only a ConfigError may leave; a Config must come back equal from its own YAML."""
     try:
-        config = load_config(path, overrides)
+        config = Config.from_yaml(path, overrides)
     except ConfigError as error:
         assert str(error)
         ENDED["refused"] += 1
         return
     ENDED["loaded"] += 1
     path.write_text(config.to_yaml(), encoding="utf-8")
-    assert load_config(path).model_dump() == config.model_dump()
+    assert Config.from_yaml(path).model_dump() == config.model_dump()
 
 
 @pytest.fixture(scope="module")

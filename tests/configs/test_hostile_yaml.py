@@ -11,7 +11,6 @@ import pytest
 
 from configs.default_config import Config
 from configs.errors import ConfigError, ModelError
-from configs.loading import load_config
 from models import check_backbone
 from tests.faults import in_child, outside
 
@@ -134,7 +133,10 @@ def attempt(tasks: list[dict[str, Any]]) -> dict[str, list[Any]]:
     for task in tasks:
         start = time.process_time()
         try:
-            load_config(task["path"], task["overrides"])
+            if task["path"] is None:
+                Config.from_overrides(task["overrides"])
+            else:
+                Config.from_yaml(task["path"], task["overrides"])
             message = None
         except ConfigError as error:
             message = str(error)

@@ -64,10 +64,6 @@ def test_both_spellings_give_equal_configs(load):
     assert flat == nested
     assert (flat.MODEL.backbone, flat.MODEL.pretrained, flat.MODEL.fusion_channels) == ("resnet18", False, 128)
     assert (flat.TRAIN.batch_size, flat.TRAIN.epochs) == (4, 2)
-    for section in flat:
-        assert [k for k in flat[section] if flat[section].is_set(k)] == [
-            k for k in nested[section] if nested[section].is_set(k)
-        ]
 
 
 @pytest.mark.parametrize("section", Config.model_fields)
@@ -347,7 +343,6 @@ def test_an_override_sets_one_key(override, section, key, value):
     config, expected = Config.from_overrides([override]), Config()
     expected[section][key] = value
     assert config == expected and type(config[section][key]) is type(value)
-    assert config[section].is_set(key)
 
 
 def test_later_overrides_win(load):

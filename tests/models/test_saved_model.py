@@ -234,7 +234,7 @@ def test_inspect_shows_what_a_file_holds(saved, tmp_path, capsys):
 def test_inspect_shows_a_config_of_the_previous_release(capsys):
     with pytest.warns(UserWarning, match="previous release"):
         assert command.main(["inspect", str(LEGACY / "old_config_only.pth")]) == 0
-    assert "config: a Config of the previous release, which holds no settings" in capsys.readouterr().out
+    assert "config: a Config of the previous release, which changes no settings" in capsys.readouterr().out
 
 
 def test_verify_names_the_damaged_ones(saved, tmp_path, capsys):

@@ -75,10 +75,11 @@ def _display(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"tensor {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Config):
-        given = [f"{name}.{key}" for name, section in value.items() for key in section if section.is_set(key)]
-        return (
-            f"a Config of the previous release, which holds {', '.join(given[:_MAX_DISPLAYED_NAMES]) or 'no settings'}"
-        )
+        today = Config()
+        other = [
+            f"{name}.{key}" for name, section in value.items() for key in section if section[key] != today[name][key]
+        ]
+        return f"a Config of the previous release, which changes {', '.join(other[:_MAX_DISPLAYED_NAMES]) or 'no settings'}"
     if isinstance(value, Mapping):
         return f"{len(value)} entries: {', '.join(str(key)[:40] for key in list(value)[:_MAX_DISPLAYED_NAMES])}"
     if isinstance(value, (list, tuple)) and (len(value) > 20 or any(isinstance(v, (Mapping, list)) for v in value)):
