@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from configs.errors import EvaluationError
-from utils.command_line import run_script
+from configs.followed import EVALUATE
+from utils.command_line import add_overrides, run_script
 from utils.runs.folder import model_file
 
 logger = logging.getLogger("evaluate")
@@ -36,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="PATH", help="folder or .npz; without it where the config.yaml beside the checkpoint says")
     add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
     add("--split", choices=("test", "val", "train", "all"), default="test", help="what to evaluate (test)")
-    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    add_overrides(parser, EVALUATE)
     add("--threshold", metavar="RULE", help="youden, f1, sensitivity=0.9 or specificity=0.95, chosen on val")
     add("--calibrate", metavar="METHOD", help="temperature, platt or none, fitted on val")
     add("--subgroups", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns of the labels table")
@@ -62,12 +63,13 @@ def evaluate(options: argparse.Namespace) -> None:
     from evaluation.results import evaluate_scores
     from evaluation.results_table import format_results_table
     from evaluation.scored_split import ScoredSplit
-    from models.saved_model import load_model
+    from models.saved_model import load_models
     from utils.checkpoint import keep_operating_point
 
     fit_options, settings = FitOptions.parse(options.threshold, options.calibrate), bootstrap_settings(options.draws)
     path = model_file(Path(options.checkpoint))
-    saved = load_model(path, options.set)
+    others = [model_file(Path(options.compare))] if options.compare else []
+    saved, *compared = load_models([path, *others], options.set, EVALUATE)
     config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
     metadata = saved.description
     data = open_evaluation_data(
@@ -85,7 +87,7 @@ def evaluate(options: argparse.Namespace) -> None:
     probabilities = point.probabilities(logits, exclusive)
     scored = ScoredSplit(probabilities, *data.known(index), data.groups(index), names, options.split, exclusive)
     results = evaluate_scores(scored, point, data.columns(options.subgroups, index), settings)
-    results["comparison"], notes = compare(options, config, data, index, scored, settings)
+    results["comparison"], notes = compare(options, compared, config, data, index, scored, settings)
     if fitted:
         keep_operating_point(path, point.as_dict(), data.split.own)
     about = about_evaluation(path, saved, data, options.split, index, execution, notes)
@@ -118,16 +120,14 @@ def scorer(saved, config, data):
     return score, (str(device), precision.name)
 
 
-def compare(options: argparse.Namespace, config, data, index, scored, settings):
+def compare(options: argparse.Namespace, compared, config, data, index, scored, settings):
     """(--compare's model beside this one, notes); it has its own preprocessing and calibration."""
-    if not options.compare:
+    if not compared:
         return None, []
     from evaluation.comparison import compare_by_name
     from evaluation.fitting import stored_point
-    from models.saved_model import load_model
 
-    path = model_file(Path(options.compare))
-    other = load_model(path, [text for text in options.set if text.startswith("TRAIN.")])
+    path, (other,) = model_file(Path(options.compare)), compared
     if other.config.has_volumes() != config.has_volumes():
         raise EvaluationError(f"--compare: of the two models one is for volumes, the other for images ('{path}')")
     (logits,), other_index = scorer(other, config, data)[0](options.split)

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from configs.errors import ConfigError, ExportError
-from utils.command_line import run_script
+from configs.followed import EXPORT
+from utils.command_line import add_overrides, run_script
 from utils.runs.folder import model_file
 
 logger = logging.getLogger("export")
@@ -51,7 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--calibrated", action="store_true", help="insist on calibrated probabilities")
     output.add_argument("--logits", action="store_true", help="logits instead of probabilities")
-    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    add_overrides(parser, EXPORT)
     return parser.parse_args(arguments)
 
 
@@ -75,10 +76,10 @@ def export(options: argparse.Namespace) -> None:
     from deployment.onnx_format import OPSET
     from deployment.verification import random_images
     from evaluation.fitting import stored_point
-    from models.saved_model import load_model
+    from models.saved_model import load_models
 
     begin = time.perf_counter()
-    saved = load_model(path, options.set)
+    (saved,) = load_models([path], options.set, EXPORT)
     if saved.class_names is None:
         raise ConfigError(f"'{path}' does not name its classes: --set DATA.class_names=[…], in the order of training")
     model, names = saved.model, saved.class_names
@@ -90,9 +91,9 @@ def export(options: argparse.Namespace) -> None:
     metadata = export_metadata(saved.config, names, coarse, preprocess.as_dict(), stored, output, path)
     image_shape = (model.in_channels, *model.image_size)
     request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
-    real, origin = real_images(saved.config, path.parent, preprocess)
+    real, origin = real_images(saved.config, path.parent, preprocess, options.set)
     images = np.concatenate([random_images(image_shape), real])
-    settings = saved.config, path.parent, preprocess, options.calibration_count
+    settings = saved.config, path.parent, preprocess, options.calibration_count, options.set
     calibration = training_images(*settings) if options.quantize == "static" else None
 
     difference = export_file(network, options.format, target, request, images)

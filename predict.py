@@ -13,8 +13,9 @@ import logging
 import sys
 from pathlib import Path
 
+from configs.followed import PREDICT
 from configs.section import settled
-from utils.command_line import run_script
+from utils.command_line import add_overrides, run_script
 from utils.runs.folder import model_file
 
 logger = logging.getLogger("predict")
@@ -40,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
     add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 images, at most 4")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    add_overrides(parser, PREDICT)
     return parser.parse_args(arguments)
 
 
@@ -85,13 +86,13 @@ def open_models(options: argparse.Namespace, device):
     from evaluation.fitting import stored_point
     from inference.ensemble import Ensemble
     from inference.members import make_member
-    from models.saved_model import load_model
+    from models.saved_model import load_models
     from training.precision import choose_available_precision, choose_memory_format
 
     members, profiles = [], []
     preprocesses: dict = {}
-    for file in [model_file(Path(name)) for name in options.checkpoint]:
-        saved = load_model(file, options.set)
+    files = [model_file(Path(name)) for name in options.checkpoint]
+    for file, saved in zip(files, load_models(files, options.set, PREDICT)):
         metadata, settings, backbone = saved.description, saved.config, saved.model.backbone
         preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
         preprocesses.setdefault(str(preprocess.as_dict()), preprocess)

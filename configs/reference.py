@@ -8,7 +8,8 @@ from configs.section import Section, allowed_values, default_text
 HEAD = """# Every setting
 
 Made by `python -m configs.reference`; the definitions are in `configs/default_config.py`.
-A YAML file, `--set SECTION.key=value` and `config.SECTION['key'] = value` all go through the same checks.
+An edited default, a YAML file, `--set SECTION.key=value` and `config.SECTION['key'] = value` count alike and go through
+the same checks. `null` where a value follows from others or from the data: it is filled when a run begins.
 """
 
 

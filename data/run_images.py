@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,29 @@ logger = logging.getLogger("export")
 COUNT = 8
 
 
-def real_images(saved: Config, folder: Path, preprocess: Any) -> tuple[np.ndarray, str]:
+def real_images(saved: Config, folder: Path, preprocess: Any, overrides: Sequence[str] = ()) -> tuple[np.ndarray, str]:
     """(float32 [8, C, *spatial], where they are from), of less than 8 all there are.
 
     Those of the run's data where they are at hand, else the drawn sample data's, made in memory.
-    saved: the settings in the checkpoint. folder: where it lies. preprocess: the checkpoint's.
+    saved: the settings in the checkpoint, with the overrides. folder: where it lies. preprocess: the checkpoint's.
+    overrides: the user's, see with_data_of_run.
     """
     try:
-        found, origin = images_of_run(saved, folder, preprocess), "the run's data"
+        found, origin = images_of_run(saved, folder, preprocess, overrides), "the run's data"
     except (ConfigError, DataError) as error:
         logger.info("the run's images are not at hand (%s): drawn ones are compared", error)
         found, origin = drawn_images(saved.has_volumes()), "drawn sample data"
     return np.stack([preprocess(image) for image in found]), origin
 
 
-def training_images(saved: Config, folder: Path, preprocess: Any, count: int) -> Iterator[np.ndarray]:
+def training_images(
+    saved: Config, folder: Path, preprocess: Any, count: int, overrides: Sequence[str] = ()
+) -> Iterator[np.ndarray]:
     """`count` of the run's training split, float32 [1, C, *spatial] each, spread over it, read as they are needed.
 
     Raises ConfigError and DataError where the run's data or its split.csv are not at hand.
     """
-    config, split = with_data_of_run(saved, folder), folder / "split.csv"
+    config, split = with_data_of_run(saved, folder, overrides=overrides), folder / "split.csv"
     if not split.is_file():
         raise DataError(
             f"--quantize static needs the run's '{split}', which says what it was trained on: or use dynamic"
@@ -50,12 +53,12 @@ def training_images(saved: Config, folder: Path, preprocess: Any, count: int) ->
     return (preprocess(preprocess.read(dataset_index, int(row)))[None] for row in spread(rows, count))
 
 
-def images_of_run(saved: Config, folder: Path, preprocess: Any) -> list:
+def images_of_run(saved: Config, folder: Path, preprocess: Any, overrides: Sequence[str] = ()) -> list:
     """Some of those that the config.yaml in the checkpoint's folder names, spread over all, as preprocess reads them.
 
     Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
     """
-    config = with_data_of_run(saved, folder)
+    config = with_data_of_run(saved, folder, overrides=overrides)
     origin = Path(config.DATA.data_dir or "")
     if config.DATA.data_dir is None or not origin.exists():  # open_data would draw sample data there
         raise DataError(f"there is no '{origin}'")

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import ExplanationError
-from utils.command_line import run_script
+from configs.followed import EXPLAIN
+from utils.command_line import add_overrides, run_script
 from utils.runs.folder import RunFolder, model_file
 
 logger = logging.getLogger("explain")
@@ -42,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="PATH", help="folder or .npz; without it where the config.yaml beside the checkpoint says")
     add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
     add("--split", choices=("test", "val", "train", "all"), default="test", help="which images (test)")
-    add("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings")
+    add_overrides(parser, EXPLAIN)
     add("--method", metavar="NAME", nargs="+", default=["grad_cam"], help="one or more, or all (grad_cam)")
     add("--level", type=parse_level, default="auto", help="0 (finest) to -1 (coarsest), fused or auto (auto)")
     add("--boxes", metavar="FILE", help="table of boxes: image, finding, x, y, w, h; or NIH's BBox_List_2017.csv")
@@ -107,11 +108,12 @@ class Session:
         from configs.run_data import with_data_of_run
         from data.builder import saved_preprocess
         from data.evaluation_data import open_evaluation_data
-        from models.saved_model import load_model
+        from models.saved_model import load_models
         from training.precision import choose_device
 
         self.options, self.path = options, model_file(Path(options.checkpoint))
-        saved = self.saved = load_model(self.path, options.set)
+        (saved,) = load_models([self.path], options.set, EXPLAIN)
+        self.saved = saved
         self.config = with_data_of_run(saved.config, self.path.parent, options.data, options.labels, options.set)
         folder, digest = self.path.parent, saved.description.get("split_sha256")
         self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from configs.default_config import Config
 from configs.errors import CheckpointError, ConfigError, ModelError, WeightsError
+from configs.followed import CLASS_NAMES, COARSE_GROUPS, PREPROCESSING, TASK, Followed
 from models.channel_pruning import remove_channels
 from models.hybrid_med_net import HybridMedNet
 from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
@@ -36,6 +37,17 @@ class SavedModel:
     description: Mapping[str, Any] = field(default_factory=dict)
 
 
+def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Followed) -> list[SavedModel]:
+    """`load_model` of each, with those overrides that the command follows for it.
+
+    Raises ConfigError where an override has an effect with none of them, and what `load_model` raises.
+    """
+    named = Config.override_keys(overrides)
+    files = [_read(path) for path in paths]
+    followed.check(named, [file.silent() for file in files])
+    return [_build(path, file, followed.of(named, file.silent())) for path, file in zip(paths, files)]
+
+
 def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
     """Build the network that a file's weights are of, and load them.
 
@@ -45,7 +57,11 @@ def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
     today's, ModelError where its backbone is unknown, WeightsError where its weights are not of its settings.
     """
     path = Path(path)
-    weights, settings, description, source = _read(path)
+    return _build(path, _read(path), overrides)
+
+
+def _build(path: Path, file: _File, overrides: Sequence[str]) -> SavedModel:
+    weights, settings, description, source = file
     config = Config.from_values(settings, overrides, f"the settings in '{path}'").without_pretrained().complete()
     names = description.get("class_names") or config.DATA.class_names
     if names and len(names) != config.MODEL.num_classes:
@@ -98,15 +114,28 @@ def load_teacher(config: Config) -> SavedModel | None:
 _BUFFERS_AT_MOST = 1 << 29
 # What only training needs of a checkpoint.
 _TRAINING = ("model", "ema", "optimizer", "optimizer_kind", "schedule", "scaler", "random", "progress", "scalars")
-_Read = tuple[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Any], str]
 
 
-def _read(path: Path) -> _Read:
-    """(weights, settings by section, what else is said, where it comes from)."""
+class _File(NamedTuple):
+    """settings: by section. description: what else is said. source: where it comes from."""
+
+    weights: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    description: Mapping[str, Any]
+    source: str
+
+    def silent(self) -> list[str]:
+        """The facts of configs.followed that the file does not say."""
+        found = [PREPROCESSING] if self.description.get("preprocessing") is None else []
+        found += [] if self.description.get("class_names") else [CLASS_NAMES]
+        return found + ([TASK, COARSE_GROUPS] if self.source == "previous release" else [])
+
+
+def _read(path: Path) -> _File:
     if path.suffix == ".safetensors":
         tensors, description = read_safetensors(path)
         if isinstance(description.get("config"), dict):
-            return tensors, description["config"], description, "safetensors"
+            return _File(tensors, description["config"], description, "safetensors")
         return _previous_release(path, tensors)
     content = read_file(path)
     if not isinstance(content, Mapping) or "format_version" not in content:
@@ -115,10 +144,10 @@ def _read(path: Path) -> _Read:
     weights = find_weights(content["ema"]["shadow"] if content.get("ema") else content.get("model"))
     if weights is None or not isinstance(content.get("config"), dict):
         raise CheckpointError(f"'{path}' is a checkpoint without weights or without its settings")
-    return weights, content["config"], content, "checkpoint"
+    return _File(weights, content["config"], content, "checkpoint")
 
 
-def _previous_release(path: Path, weights: Mapping[str, Tensor] | None) -> _Read:
+def _previous_release(path: Path, weights: Mapping[str, Tensor] | None) -> _File:
     renamed = rename_previous_release(rename_each(plain_name, weights)) if weights is not None else {}
     settings = settings_of_previous_release(renamed)
     if settings is None:
@@ -126,4 +155,4 @@ def _previous_release(path: Path, weights: Mapping[str, Tensor] | None) -> _Read
             f"'{path}' is no model of this program, of today or of the previous release; MODEL.pretrained=<file> takes "
             "the weights of a backbone"
         )
-    return renamed, {"MODEL": settings}, {}, "previous release"
+    return _File(renamed, {"MODEL": settings}, {}, "previous release")

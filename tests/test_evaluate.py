@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 import evaluate
 from configs.default_config import Config
 from configs.errors import CheckpointError
+from configs.followed import EVALUATE
 from data.builder import open_data, split_data
 from data.phantom.radiographs import write_phantom
 from data.splits.assignment import write_split
@@ -29,7 +30,8 @@ from evaluation import evaluation_folder
 from evaluation.calibration import Calibration
 from models import HybridMedNet
 from models.saved_model import load_model
-from tests.waiting import LIMIT_S
+from tests.settings_read import DRAWING, settings_read
+from training.precision import Precision
 from utils.checkpoint import load_checkpoint, save_checkpoint, write_safetensors
 
 ROOT = Path(evaluate.__file__).resolve().parent
@@ -492,6 +494,51 @@ def test_help_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0 and "--calibrate" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stderr
+
+
+def test_settings_without_effect_are_refused(complaint, run):
+    for override, key in {
+        "DATA.image_size=64": "DATA.image_size",
+        "data.mean=[0.5]": "DATA.mean",
+        "DATA.window=[0, 1]": "DATA.window",
+        "MODEL.dropout=0.1": "MODEL.dropout",
+        "model.backbone.type=resnet18": "MODEL.backbone",
+        "training.epochs=3": "TRAIN.epochs",
+        "DATA.class_names=[a, b, c, d]": "DATA.class_names",
+    }.items():
+        messages = complaint(run, "--set", override)
+        assert f"--set {key}: no effect in evaluate.py" in messages and "TRAIN.device" in messages, override
+    assert "did you mean 'num_workers'" in complaint(run, "--set", "DATA.num_worker=1")
+    assert not (run / "evaluation-test").exists()
+
+
+def test_every_followed_setting_is_read(run, monkeypatch):
+    read = settings_read(lambda: call(run), monkeypatch)
+    assert read >= {*EVALUATE.keys, "MODEL.task"} - DRAWING
+    assert not {"DATA.window", "DATA.resize", "DATA.mean", "LOGGING.format", "TRAIN.epochs"} & read
+
+
+def test_overrides_reach_the_compared_model_in_any_spelling(run, first, monkeypatch):
+    devices = []
+    monkeypatch.setattr(
+        "training.precision.choose_available_precision",
+        lambda wanted, _: devices.append(wanted) or Precision("cpu", None),
+    )
+    assert call(run, "--compare", first, "--set", "train.mixed_precision=true") == 0
+    assert devices == [True, True]
+
+
+def test_a_setting_that_fits_the_checkpoint_alone(tmp_path):
+    """A window is for volumes: a file of volumes that is silent about its preprocessing takes one."""
+    data = write_volumes(tmp_path / "data")
+    run = write_run(tmp_path / "run", data, "MODEL.backbone=convnext3d_tiny", size=[8, 32, 32])
+    content = load_checkpoint(run / "best_model.pth")
+    del content["preprocessing"]
+    save_checkpoint(content, run / "best_model.pth")
+    for override in (["--set", "DATA.window=[-1, 1]"], []):
+        assert call(run, "--output", tmp_path / f"out{len(override)}", *override) == 0
+    names = [one["name"] for one in metrics_of(tmp_path / "out0")["classes"]]
+    assert not np.array_equal(table_of(tmp_path / "out0", names)[1], table_of(tmp_path / "out2", names)[1])
 
 
 def test_wishes_that_cannot_be(complaint, run):

@@ -15,6 +15,7 @@ import torch
 
 import export
 from configs.default_config import Config
+from configs.followed import EXPORT
 from data.builder import saved_preprocess
 from data.phantom.radiographs import draw_images, save_png
 from data.readers.images import read_image
@@ -25,6 +26,7 @@ from evaluation.fitting import stored_point
 from inference.predictor import Predictor
 from models import HybridMedNet
 from models.saved_model import load_model
+from tests.settings_read import DRAWING, settings_read
 from training.precision import Precision
 from utils.checkpoint import save_checkpoint
 
@@ -89,6 +91,16 @@ def onnx_file(run) -> Path:
     """best_model.onnx of the run; the one ONNX export of this file."""
     assert export.main([str(run)]) == 0
     return run / "best_model.onnx"
+
+
+def test_settings_are_followed_or_refused(run, tmp_path, capsys, monkeypatch):
+    arguments = [run, "--output", tmp_path / "x.onnx", "--set"]
+    for override, key in {"DATA.image_size=64": "DATA.image_size", "train.device=cpu": "TRAIN.device"}.items():
+        code, _, err = run_export(capsys, *arguments, override)
+        assert code == 2 and f"--set {key}: no effect in export.py" in err
+    monkeypatch.setattr("deployment.formats.export_file", lambda *_: 0.0)
+    read = settings_read(lambda: run_export(capsys, *arguments, f"data.data_dir={run / 'data'}"), monkeypatch)
+    assert read >= {*EXPORT.keys, "MODEL.task"} - DRAWING
 
 
 def test_the_file_agrees_with_prediction(onnx_file, run):

@@ -16,6 +16,7 @@ from PIL import Image
 
 import predict
 from configs.default_config import Config
+from configs.followed import PREDICT
 from data.builder import build_loaders, open_data, saved_preprocess, split_data
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
@@ -25,10 +26,11 @@ from inference.views import IMAGE_TRANSFORMS, show
 from models import HybridMedNet
 from models.saved_model import load_model
 from tests.data.readers import bad_images
+from tests.settings_read import settings_read
 from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 SIZE, COUNT = 32, 20
 SETTINGS = [
@@ -350,6 +352,32 @@ def test_a_file_of_the_previous_release(phantom, tmp_path, capsys):
 
 
 # ---- the user's errors
+
+
+def test_settings_are_followed_or_refused(phantom, checkpoint, tmp_path, capsys, monkeypatch):
+    given = [str(phantom / "images"), "--checkpoint", str(checkpoint), "--output", str(tmp_path), "--device", "cpu"]
+    for override, key in {
+        "DATA.image_size=32": "DATA.image_size",
+        "train.device=cpu": "TRAIN.device",
+        "DATA.class_names=[a]": "DATA.class_names",
+        "MODEL.task=multi_class": "MODEL.task",
+    }.items():
+        assert predict.main([*given, "--set", override]) == 2
+        assert f"--set {key}: no effect in predict.py" in capsys.readouterr().err
+    read = settings_read(lambda: predict.main([*given, "--set", "training.mixed_precision=false"]), monkeypatch)
+    assert read >= {*PREDICT.keys, "MODEL.task"}
+
+
+def test_a_setting_for_one_of_two_models(phantom, checkpoint, tmp_path, capsys):
+    """Classes named for a file that does not name them, beside one that does."""
+    held = load_checkpoint(checkpoint)
+    names = held.pop("class_names")
+    held["config"]["DATA"]["class_names"] = None
+    save_checkpoint(held, tmp_path / "nameless.pth")
+    image = sorted((phantom / "images").iterdir())[0]
+    both = ["--checkpoint", checkpoint, tmp_path / "nameless.pth"]
+    (row,) = run(tmp_path / "out", image, *both, "--set", f"data.class_names={json.dumps(names)}")
+    assert {f"probability {name}" for name in names} <= row.keys()
 
 
 @pytest.mark.parametrize(

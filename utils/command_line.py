@@ -1,12 +1,26 @@
-"""How a script ends: an exit code, and one line where something is to be corrected."""
+"""What scripts share: the option --set, and how they end: an exit code, and one line where something is wrong."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
 from configs.errors import HybridMedNetError
+from configs.followed import Followed
 from utils.log import setup_logging
+
+
+def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
+    """--set for a script that works with a saved model; its help names the settings that have an effect."""
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.key=value",
+        nargs="+",
+        action="extend",
+        default=[],
+        help=f"override settings: {followed.describe()}",
+    )
 
 
 def run_script(work: Callable[[], int | None]) -> int:

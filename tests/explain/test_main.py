@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.followed import EXPLAIN
 from data.builder import open_data
 from data.phantom.radiographs import write_phantom
 from data.transforms.images import Preprocess
 from explain import __main__ as script
 from tests.explain.networks import network
+from tests.settings_read import DRAWING, settings_read
 from utils.checkpoint import save_checkpoint
 
 DRAWN = True  # see blank_figures in tests/conftest.py
@@ -105,6 +107,15 @@ def test_errors_are_one_line(run, tmp_path, capsys, arguments, message):
     assert script.main([str(run), "--output", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+def test_settings_are_followed_or_refused(run, tmp_path, capsys, monkeypatch):
+    arguments = [str(run), "--split", "all", "--count", "1", "--limit", "1", "--output", str(tmp_path)]
+    for override, key in {"DATA.image_size=64": "DATA.image_size", "train.batch_size=4": "TRAIN.batch_size"}.items():
+        assert script.main([*arguments, "--set", override]) == 2
+        assert f"--set {key}: no effect in python -m explain" in capsys.readouterr().err
+    read = settings_read(lambda: script.main([*arguments, "--set", "training.device=cpu"]), monkeypatch)
+    assert read >= {*EXPLAIN.keys} - DRAWING
 
 
 def test_help_needs_no_torch():

@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 
 from configs.errors import CheckpointError, HybridMedNetError
+from configs.followed import CONVERT
+from utils.command_line import add_overrides
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     convert = commands.add_parser("convert", help="write today's format or safetensors")
     convert.add_argument("file", type=Path)
     convert.add_argument("new", type=Path)
-    convert.add_argument("--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[])
+    add_overrides(convert, CONVERT)
     options = parser.parse_args(arguments)
     try:
         return {"inspect": _inspect, "verify": _verify, "convert": _convert}[options.command](options)
@@ -57,11 +59,11 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     from data.transforms.images import Preprocess
-    from models.saved_model import load_model
+    from models.saved_model import load_models
     from utils.checkpoint.files import save_checkpoint
     from utils.checkpoint.safetensors_files import write_safetensors
 
-    saved = load_model(options.file, options.set)
+    (saved,) = load_models([options.file], options.set, CONVERT)
     model, config = saved.model, saved.config
     preprocessing = saved.preprocessing
     if preprocessing is None:
