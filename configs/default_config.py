@@ -113,7 +113,7 @@ class ModelSettings(Section):
 
     @field_validator("pretrained", mode="before")
     @classmethod
-    def _bool_words(cls, value: Any) -> Any:
+    def _bool_words(cls, value: object) -> object:
         return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 # Settings that a resumed run may change and end with the same weights. TRAIN.epochs and the like do matter: the
 # learning rate follows them.
@@ -38,15 +37,15 @@ class Difference:
     """A setting that is not what it was; matters: whether the weights will be others than without the change."""
 
     key: str
-    before: Any
-    now: Any
+    before: object
+    now: object
     matters: bool
 
     def __str__(self) -> str:
         return f"{self.key} {self.before!r} → {self.now!r}"
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[Difference]:
     """What differs between two dumped configs ({'TRAIN': {'batch_size': 32, …}, …}), in their order."""
     old, new = dict(_flatten(before)), dict(_flatten(now))
     absent = "(unknown)"
@@ -61,9 +60,11 @@ def _within(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _flatten(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
     for key, value in settings.items():
-        nested = isinstance(value, Mapping) and f"{prefix}{key}" != "MODEL.coarse_groups"
-        rows += _flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+        if isinstance(value, Mapping) and f"{prefix}{key}" != "MODEL.coarse_groups":
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
     return rows

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from configs.errors import ConfigError
@@ -38,8 +39,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_as_number(cls, value: Any, info) -> Any:
-        annotation = cls.model_fields[info.field_name].annotation
+    def _no_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("true and false are no numbers")
         if isinstance(value, (list, tuple)) and any(isinstance(item, bool) for item in value):
@@ -134,7 +135,7 @@ def _describe(detail: ErrorDetails, model: type[BaseModel], where: str, key: str
     return f"{where}: {value!r} is not allowed: {allowed}{hint}"
 
 
-def _choices(annotation: Any) -> list[str]:
+def _choices(annotation: object) -> list[str]:
     """The strings that an annotation lists as literals, however deep in unions."""
     found = [arg for arg in get_args(annotation) if isinstance(arg, str)]
     for arg in get_args(annotation):
@@ -153,7 +154,7 @@ _TYPE_WORDS = {
 _BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
-def allowed_values(field: Any) -> str:
+def allowed_values(field: FieldInfo) -> str:
     """What a field takes, in words: 'a whole number at least 1', 'one of cosine, constant', 'text or null'."""
     return " or ".join(dict.fromkeys(_type_words(field.annotation))) + _bounds(field.metadata)
 
@@ -187,7 +188,7 @@ def _type_words(annotation: Any) -> list[str]:
     return [word for argument in arguments for word in _type_words(argument)] or ["a valid value"]
 
 
-def default_text(field: Any) -> str:
+def default_text(field: FieldInfo) -> str:
     """The default as YAML would write it."""
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined or value is None:
