@@ -31,6 +31,7 @@ from evaluation.calibration import Calibration
 from models import HybridMedNet
 from models.saved_model import load_model
 from tests.settings_read import DRAWING, settings_read
+from tests.waiting import LIMIT_S
 from training.precision import Precision
 from utils.checkpoint import load_checkpoint, save_checkpoint, write_safetensors
 

@@ -79,7 +79,8 @@ def _display(value: Any) -> str:
         other = [
             f"{name}.{key}" for name, section in value.items() for key in section if section[key] != today[name][key]
         ]
-        return f"a Config of the previous release, which changes {', '.join(other[:_MAX_DISPLAYED_NAMES]) or 'no settings'}"
+        changed = ", ".join(other[:_MAX_DISPLAYED_NAMES]) or "no settings"
+        return f"a Config of the previous release, which changes {changed}"
     if isinstance(value, Mapping):
         return f"{len(value)} entries: {', '.join(str(key)[:40] for key in list(value)[:_MAX_DISPLAYED_NAMES])}"
     if isinstance(value, (list, tuple)) and (len(value) > 20 or any(isinstance(v, (Mapping, list)) for v in value)):
