@@ -47,7 +47,7 @@ def prune_channels(model: Any, amount: float) -> tuple[Removed, str]:
             "TRAIN.pruning: no layer of this network has channels that can be taken out, or amount is too small"
         )
     model.removed_channels = [*model.removed_channels, *removed]
-    return removed, _told(before, after)
+    return removed, _change(before, after)
 
 
 def remove_channels(model: Any, removed: Sequence[Any]) -> None:
@@ -137,7 +137,7 @@ def _traceable(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _told(before: tuple[float, float], after: tuple[float, float]) -> str:
+def _change(before: tuple[float, float], after: tuple[float, float]) -> str:
     millions = [f"{count / 1e6:.2f}" for count in (before[1], after[1])]
     operations = [f"{count / 2 / 1e9:.3f}" for count in (before[0], after[0])]  # of a batch of two
     return f"{' → '.join(millions)} M parameters, {' → '.join(operations)} G multiply-adds per image"

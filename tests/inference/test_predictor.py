@@ -170,7 +170,7 @@ def test_batches_are_halved_until_they_fit(model, caplog):
     (logits,) = predictor.logits(x)
     assert narrow.sizes == [8, 4, 2, 2, 2, 2]
     np.testing.assert_allclose(logits, Predictor([model], FLOAT32).logits(x)[0], atol=TOLERANCE)
-    assert [record.getMessage()[-15:] for record in caplog.records] == ["8 images -> 4", "4 images -> 2"]
+    assert [record.getMessage()[-13:] for record in caplog.records] == ["8 images -> 4", "4 images -> 2"]
     narrow.sizes.clear()
     predictor.logits(x)
     assert narrow.sizes == [2] * 4  # it is remembered

@@ -75,7 +75,7 @@ def stripped(trainer) -> dict:
 def figures(state: dict) -> dict:
     """What is counted: steps, windows, schedule, updates of the average."""
     progress = {k: v for k, v in state["progress"].items() if k != "sums"}
-    sums = {k: v for k, v in state["progress"]["sums"].items() if k not in ("loss", "seconds", "waited")}
+    sums = {k: v for k, v in state["progress"]["sums"].items() if k not in ("loss", "seconds", "data_wait_seconds")}
     return {"progress": progress, "sums": sums, "schedule": state["schedule"], "updates": state["ema"]["updates"]}
 
 

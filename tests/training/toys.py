@@ -80,7 +80,7 @@ def snapshot(trainer: Trainer) -> dict:
 
 def differences(one, other, path: str = "") -> list[str]:
     """Where two nested states differ; tensors are compared bit by bit, NaN equal to NaN, times left out."""
-    if path.endswith((".seconds", ".waited")):
+    if path.endswith((".seconds", ".data_wait_seconds")):
         return []
     if isinstance(one, dict) and isinstance(other, dict):
         keys = one.keys() | other.keys()
