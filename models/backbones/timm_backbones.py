@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from configs.errors import ModelError
@@ -297,21 +298,39 @@ def _create_from(name: str, timm_name: str, weights: bool | Mapping[str, Tensor]
     return _create_with_weights(name, timm_name, dict(weights), options)
 
 
-# What the last linear layer is called in the files that timm's loaders understand.
-_CLASSIFIERS = ("head.fc.weight", "head.weight", "fc.weight", "classifier.weight", "heads.0.weight")
+# Names of the last layer in files that timm's loaders convert, where they differ from the model's own.
+_CONVERTED_CLASSIFIERS = ("head.fc", "head", "fc", "classifier", "heads.0")
 
 
 def _create_with_weights(name: str, timm_name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> Any:
     """Let timm convert and load the weights; as many classes as the file has make its loading strict."""
-    classes = next((len(weights[key]) for key in _CLASSIFIERS if key in weights and weights[key].ndim == 2), 0)
-    overlay = {"state_dict": dict(weights), "num_classes": classes}
-    try:
-        return timm.create_model(
-            timm_name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **options
-        )
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        expected = timm.create_model(timm_name, pretrained=False, num_classes=classes, **options).state_dict()
-        raise ModelError(f"these weights do not fit {name}: {_difference(expected, weights, error)}") from None
+    published = timm.get_pretrained_cfg(timm_name) or PretrainedCfg()
+    errors = []
+    for classes in _possible_classes(weights, published):
+        overlay = {"state_dict": dict(weights), "num_classes": classes}
+        try:
+            return timm.create_model(
+                timm_name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **options
+            )
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            errors.append((classes, error))
+    classes, error = errors[0]
+    expected = timm.create_model(timm_name, pretrained=False, num_classes=classes, **options).state_dict()
+    raise ModelError(f"these weights do not fit {name}: {_difference(expected, weights, error)}") from None
+
+
+def _possible_classes(weights: Mapping[str, Tensor], published: PretrainedCfg) -> list[int]:
+    """How many classes a file's classifier may have, the likeliest first.
+
+    Its rows, where a layer has the classifier's name: timm's own for the architecture, or another that timm converts.
+    Otherwise the file has no classifier, or one under a name that only timm's conversion knows, which is then that of
+    the published weights.
+    """
+    own = published.classifier or ()
+    names = [*([own] if isinstance(own, str) else own), *_CONVERTED_CLASSIFIERS]
+    layers = [weights[f"{layer}.weight"] for layer in names if f"{layer}.weight" in weights]
+    found = next((len(weight) for weight in layers if weight.ndim in (2, 4)), None)  # 4: a 1×1 convolution
+    return [found] if found is not None else list(dict.fromkeys([0, published.num_classes]))
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], error: Exception) -> str:

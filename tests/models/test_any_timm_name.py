@@ -6,7 +6,7 @@ import torch
 
 from configs.errors import ModelError
 from models.backbones import create_backbone
-from models.backbones.timm_backbones import _Levels
+from models.backbones.timm_backbones import _create_with_weights, _Levels
 
 # Channels, strides and how many maps timm has.
 WORKING = {
@@ -80,3 +80,51 @@ def test_one_whose_maps_are_not_as_announced_is_refused(monkeypatch):
     monkeypatch.setattr(timm, "create_model", mistaken)
     with pytest.raises(ModelError, match=r"maps of \[.*168\] channels where timm says \[.*5\]"):
         create_backbone("timm/edgenext_xx_small", image_size=(64, 64))
+
+
+# One a way in which timm names a classifier: nested, of several layers, a 1×1 convolution, none at all.
+NAMED_CLASSIFIERS = (
+    "caformer_s18",
+    "levit_128s",
+    "efficientvit_b0",
+    "repvit_m0_9",
+    "deit_tiny_distilled_patch16_224",
+    "resnetv2_50",
+    "dpn48b",
+    "mobilenetv4_conv_small",
+    "vit_small_patch14_dinov2",
+)
+PUBLISHED = [name for name in timm.list_models() if (cfg := timm.get_pretrained_cfg(name)) and cfg.has_weights]
+
+
+def takes_published_weights(name: str) -> str:
+    """'' where a file with the names and shapes of the published weights is loaded, else the error; no memory used."""
+    with torch.device("meta"):
+        published = timm.create_model(name, num_classes=timm.get_pretrained_cfg(name).num_classes).state_dict()
+        try:
+            body = _create_with_weights(name, name, published, {})
+        except ModelError as error:
+            return str(error)
+    return "" if body.state_dict().keys() == published.keys() else "it was loaded without its classifier"
+
+
+@pytest.mark.parametrize("name", NAMED_CLASSIFIERS)
+def test_the_classifier_of_published_weights_is_found(name):
+    assert takes_published_weights(name) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(12))
+def test_all_published_weights_of_timm_are_taken(part):
+    names = PUBLISHED[part::12]
+    assert len(names) > 80
+    assert {name: why for name in names if (why := takes_published_weights(name))} == {}
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_nested_classifier_of_other_classes_is_loaded_bit_for_bit(classes, tmp_path):
+    torch.manual_seed(0)
+    weights = timm.create_model("repvit_m0_9", num_classes=classes).state_dict()
+    torch.save(weights, tmp_path / "w.pth")
+    body = create_backbone("timm/repvit_m0_9", str(tmp_path / "w.pth"), image_size=(64, 64)).body.state_dict()
+    assert len(body) > 50 and all(torch.equal(tensor, weights[key]) for key, tensor in body.items())
