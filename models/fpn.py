@@ -30,19 +30,27 @@ class FeaturePyramidNetwork(nn.Module):
         self.feature_channels = [out_channels] * len(in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return list(run_plainly(self.steps(), tuple(features)))
+        return list(run_plainly(self.steps(), State(levels=tuple(features))).levels)
 
     def steps(self) -> list[Block]:
         """One step per level, coarsest first: levels in → levels out."""
-        return [Block(f"fpn level {i}", partial(self._reach, i)) for i in reversed(range(len(self.lateral_convs)))]
+        return [
+            Block(f"fpn level {i}", partial(self._reach, i), self._called_for(i))
+            for i in reversed(range(len(self.lateral_convs)))
+        ]
+
+    def _called_for(self, i: int) -> tuple[nn.Module, ...]:
+        """The convolution of level i, and those of the outputs that it lets finish: p_{i+1}, and p_0 at the end."""
+        finished = [*([self.output_convs[i + 1]] if i + 1 < len(self.output_convs) else []), *self.output_convs[:1][i:]]
+        return (self.lateral_convs[i], *finished)
 
     def _reach(self, i: int, state: State) -> State:
-        """(c_0 … c_i, l_{i+1}, p_{i+2} …) → (c_0 … l_i, p_{i+1}, p_{i+2} …); at i = 0 p_0 takes the place of l_0."""
-        levels = list(state)
-        lateral = self.lateral_convs[i](levels[i])
-        if i + 1 < len(levels):
-            above = levels[i + 1]
-            lateral = lateral + F.interpolate(above, size=lateral.shape[2:], mode="nearest")
-            levels[i + 1] = self.output_convs[i + 1](above)
-        levels[i] = lateral if i else self.output_convs[0](lateral)
-        return tuple(levels)
+        """levels c_0 … c_i, x = l_{i+1}, outputs p_{i+2} … → c_0 … c_{i-1}, l_i, p_{i+1} …; at i = 0 levels p_0 …"""
+        *finer, level = state.levels
+        lateral, outputs = self.lateral_convs[i](level), state.outputs
+        if state.x is not None:
+            lateral = lateral + F.interpolate(state.x, size=lateral.shape[2:], mode="nearest")
+            outputs = (self.output_convs[i + 1](state.x), *outputs)
+        if finer:
+            return State(lateral, tuple(finer), outputs)
+        return State(levels=(self.output_convs[0](lateral), *outputs))

@@ -13,6 +13,24 @@ from models.resize_norm_relu_sum import add_rectified, can_add_rectified
 from utils.blocks import Block, State, run_plainly
 
 
+class FusionLevel(nn.Sequential):
+    """1×1 convolution, normalisation and activation of one level, called with the sum that it is added to.
+
+    Shapes: x [B, C, *spatial], weights [B], total [B, out_channels, *size] or None for zero → [B, out_channels, *size].
+    """
+
+    def forward(  # type: ignore[override]  # nn.Sequential's has one argument
+        self, x: Tensor, weights: Tensor, total: Tensor | None, size: Sequence[int]
+    ) -> Tensor:
+        """total + weights · ReLU(norm(resize(conv(x))))."""
+        conv, norm, activation = self.children()
+        x = conv(x)
+        if can_add_rectified(norm, x, size):
+            return add_rectified(total, x, norm, weights, size)
+        level = activation(norm(resize_to(x, size))) * weights.reshape(-1, *[1] * (x.ndim - 1))
+        return level if total is None else total + level
+
+
 class DynamicFusion(nn.Module):
     """A weighted sum of all levels at the size of one of them; the weights are a softmax over levels.
 
@@ -37,43 +55,34 @@ class DynamicFusion(nn.Module):
         super().__init__()
         self.target_level = target_level
         self.scale_convs = nn.ModuleList(
-            nn.Sequential(
-                conv_nd(spatial_dims, c, out_channels, 1), norm_nd(norm, spatial_dims, out_channels), nn.ReLU()
-            )
+            FusionLevel(conv_nd(spatial_dims, c, out_channels, 1), norm_nd(norm, spatial_dims, out_channels), nn.ReLU())
             for c in channels
         )
         self.weight_generator = nn.Linear(sum(channels), len(channels))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        (fused,) = run_plainly(self.steps(), tuple(features))
-        return fused
+        return run_plainly(self.steps(), State(levels=tuple(features))).current()
 
     def steps(self) -> list[Block]:
-        """The levels' weights, then one step per level, finest first: levels in → (fused,) out."""
-        levels = [Block(f"fusion level {i}", partial(self._add_level, i)) for i in range(len(self.scale_convs))]
-        return [Block("fusion weights", self._begin), *levels]
+        """The levels' weights, then one step per level, finest first: levels in → x, the fused map, out."""
+        levels = [
+            Block(f"fusion level {i}", partial(self._add_level, i), (level,))
+            for i, level in enumerate(self.scale_convs)
+        ]
+        return [Block("fusion weights", self._begin, (self.weight_generator,)), *levels]
 
-    def _begin(self, levels: State) -> State:
-        """levels → (*levels, weights, an empty map that tells later steps the target's size); none is larger."""
-        target = levels[self.target_level]
-        size = target.shape[2:]
-        levels = tuple(resize_to(x, size) if shrinks(x, size) else x for x in levels)
-        return (*levels, self.level_weights(levels, size), target.new_empty((0, 1, *size)))
+    def _begin(self, state: State) -> State:
+        """levels → levels of which none is larger than the target, their weights, and the target's size."""
+        size = tuple(state.levels[self.target_level].shape[2:])
+        levels = tuple(resize_to(x, size) if shrinks(x, size) else x for x in state.levels)
+        return State(levels=levels, weights=self.level_weights(levels, size), size=size)
 
     def _add_level(self, i: int, state: State) -> State:
-        """(x_i, x_{i+1}, …, weights, sum so far) → (x_{i+1}, …, weights, sum); after the last level → (sum,)."""
-        x, *coarser, weights, fused = state
-        total = self._plus_level(i, x, weights[:, i], fused if i else None, fused.shape[2:])
-        return (*coarser, weights, total) if coarser else (total,)
-
-    def _plus_level(self, i: int, x: Tensor, weights: Tensor, total: Tensor | None, size: Sequence[int]) -> Tensor:
-        """total + weights · ReLU(norm(resize(conv(x)))); total None: zero."""
-        conv, norm, activation = self.scale_convs[i].children()
-        x = conv(x)
-        if can_add_rectified(norm, x, size):
-            return add_rectified(total, x, norm, weights, size)
-        level = activation(norm(resize_to(x, size))) * weights.reshape(-1, *[1] * (x.ndim - 1))
-        return level if total is None else total + level
+        """levels x_i, x_{i+1} …, total → x_{i+1} …, total with level i; after the last level x is the total."""
+        x, *coarser = state.levels
+        assert state.weights is not None
+        total = self.scale_convs[i](x, state.weights[:, i], state.total, state.size)
+        return state._replace(levels=tuple(coarser), total=total) if coarser else State(total)
 
     def level_weights(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """How much each level counts: [B, levels], rows add up to one."""

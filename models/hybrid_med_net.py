@@ -89,8 +89,9 @@ class HybridMedNet(Checkpointable, nn.Module):
         if self.lacking_weights:
             raise WeightsUnavailableError(self.lacking_weights)
         if self.recomputes():
-            logits = self.run_blocks(x)
-            return logits if len(logits) == 2 else logits[0]
+            logits = self.run_blocks(x).logits
+            assert logits is not None
+            return logits
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
@@ -126,10 +127,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         return keys
 
     def blocks(self, x: Tensor) -> list[Block]:
-        """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: (x,) → logits."""
+        """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: x → logits."""
         neck = self.fpn.steps() if isinstance(self.fpn, FeaturePyramidNetwork) else []
         steps = [*neck, *self.attention.steps(), *self.fusion.steps()]
-        return [*self.backbone.blocks(x), *steps, Block("classifier", self._classify)]
+        return [*self.backbone.blocks(x), *steps, Block("classifier", self._classify, (self.classifier,))]
 
     def summary(self) -> str:
         """A line for the log: its size, what is recomputed, whose weights it started from."""
@@ -146,8 +147,7 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.backbone.disable_gradient_checkpointing()
 
     def _classify(self, state: State) -> State:
-        logits = self.classifier(state[-1])
-        return logits if isinstance(logits, tuple) else (logits,)
+        return State(logits=self.classifier(state.current()))
 
     def _fusion_level(self, settings: ModelSettings, classic: bool) -> int:
         """The level whose stride is nearest to the one asked for."""

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.kernels import is_exported
+from utils.torch_private import BatchNorm
 
 NORMS = ("batch", "group")
 
@@ -83,7 +83,7 @@ class GroupNorm32(nn.GroupNorm):
         return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
-class _OneValueBatchNorm(_BatchNorm):
+class _OneValueBatchNorm(BatchNorm):
     """Batch normalisation that also trains on a batch with a single value per channel.
 
     The variance of one value is zero, so PyTorch refuses such a batch. Here it is normalised with the running
@@ -100,7 +100,7 @@ class _OneValueBatchNorm(_BatchNorm):
 @contextmanager
 def running_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, every batch normalisation of `module` uses its running statistics and leaves them as they are."""
-    training = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    training = [norm for norm in module.modules() if isinstance(norm, BatchNorm) and norm.training]
     for norm in training:
         norm.training = False
     try:

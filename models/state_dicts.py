@@ -10,6 +10,7 @@ from typing import Any
 from configs.errors import WeightsError
 from models.legacy import rename_each, rename_previous_release
 from utils.checkpoint.tensors import misfit, not_finite
+from utils.torch_private import with_metadata_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,7 @@ def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: boo
     found = {here.get(name, name): value for name, value in todays_names(given).items()}
     compare(own, found, strict)
     _warn_of_what_is_not_finite(own, found)
-    fitted = OrderedDict(found)
-    fitted._metadata = getattr(given, "_metadata", None)  # type: ignore[attr-defined]  # versions of layers, for torch
-    return fitted
+    return with_metadata_of(given, OrderedDict(found))
 
 
 def todays_names(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of NumPy's libraries and of the
 
 import torch
 from matplotlib.figure import Figure
-from torch.utils.data import _utils
+
+from utils.torch_private import loader_utils
 
 from tests.selection import pytest_addoption, pytest_configure  # noqa: F401  --part and --minutes
 
@@ -40,7 +41,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def workers_leave_soon() -> Iterator[None]:
     """torch gives each data worker 5 s to leave; after an error it has often not been told to, and waits in vain."""
-    with patch.object(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5):
+    with patch.object(loader_utils, "MP_STATUS_CHECK_INTERVAL", 0.5):
         yield
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# Whose fused optimizers can be told by a tensor to change nothing; MPS's refuse it.
+from utils.torch_private import skipping_unless
+
+# Whose fused optimizers take a tensor that makes them skip a step; MPS's refuse it.
 _SKIPPING_DEVICES = ("cpu", "cuda")
 
 
@@ -25,12 +27,8 @@ def conditional_step(optimizer: Optimizer, step_applied: Tensor) -> None:
         if bool(step_applied):
             optimizer.step()
         return
-    # What GradScaler sets for fused kernels.
-    optimizer.grad_scale, optimizer.found_inf = None, (~step_applied).float()  # type: ignore[attr-defined]
-    try:
+    with skipping_unless(optimizer, step_applied):
         optimizer.step()
-    finally:
-        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from torch.utils.data._utils import signal_handling
 
 from configs.errors import DataError
+from utils.torch_private import leave_child_exits_to_us, shut_down_killed_workers, worker_processes
 
 if TYPE_CHECKING:
     from data.loading.loaders import EpochBatchSampler, ImageDataset
@@ -243,13 +243,12 @@ class ResilientLoader:
 
     def _begin(self, epoch: int, start: int) -> Any:
         self.batches.epoch, self.batches.start = epoch, start
-        # Says that torch's SIGCHLD handler is there. It raises wherever the program is when a worker dies, in a forward
-        # pass too; without it a death is found when a batch is asked for.
-        signal_handling._SIGCHLD_handler_set = True
+        leave_child_exits_to_us()  # a death is found when a batch is asked for
         with self._pool.waited_for():
             self._iterator = iter(self._loader)
         if self.num_workers and not self._pool.processes:
-            self._pool = WorkerPool(self._iterator._workers, self._table, self.failures.timeout, self.failures.times)
+            processes = worker_processes(self._iterator)
+            self._pool = WorkerPool(processes, self._table, self.failures.timeout, self.failures.times)
         return self._iterator
 
     def _replace_workers(self, number: int) -> None:
@@ -261,7 +260,5 @@ class ResilientLoader:
     def _terminate_workers(self) -> None:
         """End all workers; others start with the next iterator."""
         self._pool.kill()
-        # A killed worker may have held the lock of the shared event, which the shutdown would wait for.
-        self._iterator._workers_done_event = threading.Event()
-        self._iterator._shutdown_workers()
+        shut_down_killed_workers(self._iterator)
         self._start_workers()

@@ -72,7 +72,7 @@ class PyramidCBAM(PyramidAttention):
         self.cbam_modules = nn.ModuleList(CBAM(c, spatial_dims=spatial_dims) for c in channels)
 
     def steps(self) -> list[Block]:
-        return [level_step(i, cbam) for i, cbam in enumerate(self.cbam_modules)]
+        return [level_step(i, cbam, [cbam]) for i, cbam in enumerate(self.cbam_modules)]
 
     def attention_maps(self, features: Sequence[Tensor]) -> dict[int, CBAMMaps]:
         return {i: cbam.attention_maps(x) for i, (cbam, x) in enumerate(zip(self._cbams(), features))}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention.pooled import PooledAttention, pooled_attentions
-from models.attention.pyramid import PyramidAttention, TokenMaps, grid_of
+from models.attention.pyramid import PyramidAttention, TokenMaps, grid_of, replaced
 from models.layers import pooled_tokens, token_grid
 from utils.blocks import Block, State
 
@@ -42,11 +42,16 @@ class CrossScaleAttention(PyramidAttention):
 
     def steps(self) -> list[Block]:
         """The tokens of all levels, then one step per level: levels in → levels out."""
-        levels = [Block(f"attention level {i}", partial(self._attend, i)) for i in range(len(self.levels))]
-        return [Block("attention tokens", self._append_tokens), *levels]
+        levels = [
+            Block(f"attention level {i}", partial(self._attend, i), (level,)) for i, level in enumerate(self.levels)
+        ]
+        return [
+            Block("attention tokens", self._with_tokens, tuple(self.projections), (self.level_embeddings,)),
+            *levels,
+        ]
 
     def attention_maps(self, features: Sequence[Tensor]) -> dict[int, TokenMaps]:
-        _, *tokens = self._append_tokens(tuple(features))[len(self.levels) - 1 :]
+        tokens = self._tokens(features)
         grids = [(i, token_grid(x, self.grid)) for i, x in enumerate(features)]
         return {
             i: TokenMaps(
@@ -55,20 +60,21 @@ class CrossScaleAttention(PyramidAttention):
             for i, (level, x) in enumerate(zip(pooled_attentions(self.levels), features))
         }
 
-    def _append_tokens(self, levels: State) -> State:
-        """levels → (*levels, *tokens), tokens [B, N_i, width] for each level."""
-        tokens = [
+    def _with_tokens(self, state: State) -> State:
+        return state._replace(tokens=self._tokens(state.levels))
+
+    def _tokens(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """[B, N_i, width] for each level."""
+        return tuple(
             project(pooled_tokens(x, self.grid)) + embedding
             for project, x, embedding in zip(self.projections, levels, self.level_embeddings, strict=True)
-        ]
-        return (*levels, *tokens)
+        )
 
     def _attend(self, i: int, state: State) -> State:
         """Level i sees the tokens of the others; after the last level the tokens go."""
-        count = len(self.levels)
-        levels, tokens = list(state[:count]), state[count:]
-        levels[i] = self.levels[i](levels[i], _others(tokens, i))
-        return tuple(levels) if i + 1 == count else (*levels, *tokens)
+        level = self.levels[i](state.levels[i], _others(state.tokens, i))
+        is_last = i + 1 == len(self.levels)
+        return State(levels=replaced(state.levels, i, level), tokens=() if is_last else state.tokens)
 
 
 def _others(tokens: Sequence[Tensor], i: int) -> Tensor:

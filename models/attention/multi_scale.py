@@ -29,7 +29,10 @@ class MultiScaleAttention(PyramidAttention):
         self.levels = nn.ModuleList(PooledAttention(c, c, num_heads) for c in channels)
 
     def steps(self) -> list[Block]:
-        return [level_step(i, partial(self._attend, i)) for i in range(len(self.levels))]
+        return [
+            level_step(i, partial(self._attend, i), modules)
+            for i, modules in enumerate(zip(self.levels, self.context_norms, strict=True))
+        ]
 
     def attention_maps(self, features: Sequence[Tensor]) -> dict[int, TokenMaps]:
         return {

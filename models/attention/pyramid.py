@@ -46,14 +46,14 @@ class PyramidAttention(nn.Module, ABC):
 
     @abstractmethod
     def steps(self) -> list[Block]:
-        """State in: the levels; state out: the levels. One step per level, so that checkpointing can cut between."""
+        """Levels in → levels out. One step per level, so that checkpointing can cut between them."""
 
     @abstractmethod
     def attention_maps(self, features: Sequence[Tensor]) -> Mapping[int, CBAMMaps | TokenMaps]:
         """The weights that `forward` uses for these levels, by level; nothing where there is no attention."""
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return list(run_plainly(self.steps(), tuple(features)))
+        return list(run_plainly(self.steps(), State(levels=tuple(features))).levels)
 
 
 class NoAttention(PyramidAttention):
@@ -66,13 +66,18 @@ class NoAttention(PyramidAttention):
         return {}
 
 
-def level_step(i: int, function: Callable[[Tensor], Tensor]) -> Block:
-    """The step that replaces level i by function(level i)."""
-    return Block(f"attention level {i}", partial(_replace_level, i, function))
+def level_step(i: int, function: Callable[[Tensor], Tensor], modules: Sequence[nn.Module]) -> Block:
+    """The step that replaces level i by function(level i), which calls `modules`."""
+    return Block(f"attention level {i}", partial(_apply_to_level, i, function), tuple(modules))
 
 
-def _replace_level(i: int, function: Callable[[Tensor], Tensor], state: State) -> State:
-    return (*state[:i], function(state[i]), *state[i + 1 :])
+def _apply_to_level(i: int, function: Callable[[Tensor], Tensor], state: State) -> State:
+    return state._replace(levels=replaced(state.levels, i, function(state.levels[i])))
+
+
+def replaced(levels: tuple[Tensor, ...], i: int, level: Tensor) -> tuple[Tensor, ...]:
+    """The levels with another one in place i."""
+    return (*levels[:i], level, *levels[i + 1 :])
 
 
 def grid_of(spatial_dims: int, grid: int | None) -> int:

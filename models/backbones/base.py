@@ -74,7 +74,7 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
 
     @abstractmethod
     def blocks(self, x: Tensor) -> list[Block]:
-        """The network for input x as a flat list: state (x,) in, the levels of the pyramid out.
+        """The network for input x as a flat list: State(x) in, the levels of the pyramid out.
 
         As fine as the architecture's own blocks, so that checkpointing can cut between any two of them. The same
         number of blocks whatever x is.
@@ -95,7 +95,7 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """[B, in_channels, *spatial] → [B, feature_channels[i], *spatial / stride_i] for each level."""
-        return list(self.run_blocks(x))
+        return list(self.run_blocks(x).levels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, *spatial] → [B, feature_dim]: mean over the coarsest level, projected if asked for."""

@@ -32,5 +32,5 @@ class SimplePyramid(nn.ModuleList):
         )
 
     def blocks(self) -> list[Block]:
-        """State (map,) → (level, level, level, level), finest first."""
+        """The map x → four levels, finest first."""
         return [block(f"pyramid.{i}", identity, tap=level, last=i == len(self) - 1) for i, level in enumerate(self)]

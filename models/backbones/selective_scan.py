@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from utils.kernels import Kernel, KernelChoice, is_exported
+from utils.torch_private import FakeTensor
 
 # Steps between two states that are kept for the backward pass; those between are recomputed.
 CHUNK = 16

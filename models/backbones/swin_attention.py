@@ -14,6 +14,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from utils.kernels import Kernel, KernelChoice
+from utils.torch_private import relative_position_bias
 
 # Places of a window and numbers of a head that one tile of the kernel holds.
 MOST_POSITIONS, HEAD_WIDTHS = 64, (16, 32, 64)
@@ -79,7 +80,7 @@ class SwinBlock(SwinTransformerBlock):
             return super()._attn(x)
         attention = self.attn
         qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))
-        bias = attention._get_rel_pos_bias()[0].float()
+        bias = relative_position_bias(attention)[0].float()
         y = kernel(qkv, bias, self.attn_mask, self.window_size, self.shift_size)
         return attention.proj_drop(attention.proj(y.flatten(-2)))
 

@@ -158,8 +158,8 @@ class TimmBackbone(BaseVisionBackbone):
         padded = self._pad(x)
         parts = parts_of(self.body, padded)
         if parts is not None and padded is not x:
-            parts.insert(0, Part("pad", self._pad))
-        blocks = self._taps(parts) if parts is not None else [Block(self.name, self._forward_intermediates)]
+            parts.insert(0, Part("pad", self._pad, ()))
+        blocks = self._taps(parts) if parts is not None else [self._whole()]
         blocks += [Block(f"pool.{i}", _pool_coarsest) for i in range(self.pooled_levels)]
         # One image whose coarsest map is a single value has no variance to normalise by.
         one_value = self.training and len(x) == 1 and max(x.shape[2:]) <= self.feature_strides[-1]
@@ -185,21 +185,26 @@ class TimmBackbone(BaseVisionBackbone):
         """Blocks up to the last level, a level leaving where its feature is; or into the simple pyramid."""
         last = max(i for i, part in enumerate(parts) if part.feature in self.features)
         if self.pyramid is not None:
-            blocks = [block(part.name, part.function) for part in parts[: last + 1]]
-            blocks.append(block("map", parts[last].tap))
+            blocks = [part.as_block() for part in parts[: last + 1]]
+            blocks.append(block("map", parts[last].tap, modules=parts[last].tap_modules))
             return blocks + self.pyramid.blocks()
         return [
-            block(part.name, part.function, part.tap if part.feature in self.features else None, last=i == last)
+            part.as_block(tapped=part.feature in self.features, last=i == last)
             for i, part in enumerate(parts[: last + 1])
         ]
 
+    def _whole(self) -> Block:
+        """All of a body whose parts are not known, as one block."""
+        return Block(self.name, self._forward_intermediates, (self.body, *(self.pyramid or ())))
+
     def _forward_intermediates(self, state: State) -> State:
-        """All of a body whose parts are not known."""
         single = self.pyramid is not None
         maps = self.body.forward_intermediates(
-            state[-1], indices=self.features, norm=single, intermediates_only=True, output_fmt="NCHW"
+            state.current(), indices=self.features, norm=single, intermediates_only=True, output_fmt="NCHW"
         )
-        return run_plainly(self.pyramid.blocks(), (maps[-1],)) if self.pyramid is not None else tuple(maps)
+        if self.pyramid is not None:
+            return run_plainly(self.pyramid.blocks(), State(maps[-1]))
+        return State(levels=tuple(maps))
 
 
 def _round_up(side: int, size_divisor: int) -> int:
@@ -207,7 +212,8 @@ def _round_up(side: int, size_divisor: int) -> int:
 
 
 def _pool_coarsest(state: State) -> State:
-    return (*state, nn.functional.max_pool2d(state[-1], 2, ceil_mode=True))
+    coarser = nn.functional.max_pool2d(state.levels[-1], 2, ceil_mode=True)
+    return state._replace(levels=(*state.levels, coarser))
 
 
 def _within(context: Any, step: Block) -> Block:
@@ -215,7 +221,7 @@ def _within(context: Any, step: Block) -> Block:
         with context():
             return step.run(state)
 
-    return Block(step.name, run)
+    return step._replace(run=run)
 
 
 @dataclass(frozen=True)
@@ -305,7 +311,7 @@ _CONVERTED_CLASSIFIERS = ("head.fc", "head", "fc", "classifier", "heads.0")
 def _create_with_weights(name: str, timm_name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> Any:
     """Let timm convert and load the weights; as many classes as the file has make its loading strict."""
     published = timm.get_pretrained_cfg(timm_name) or PretrainedCfg()
-    errors = []
+    errors: list[tuple[int, Exception]] = []
     for classes in _possible_classes(weights, published):
         overlay = {"state_dict": dict(weights), "num_classes": classes}
         try:
@@ -314,9 +320,9 @@ def _create_with_weights(name: str, timm_name: str, weights: dict[str, Tensor], 
             )
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             errors.append((classes, error))
-    classes, error = errors[0]
+    classes, first = errors[0]
     expected = timm.create_model(timm_name, pretrained=False, num_classes=classes, **options).state_dict()
-    raise ModelError(f"these weights do not fit {name}: {_difference(expected, weights, error)}") from None
+    raise ModelError(f"these weights do not fit {name}: {_difference(expected, weights, first)}")
 
 
 def _possible_classes(weights: Mapping[str, Tensor], published: PretrainedCfg) -> list[int]:

@@ -5,7 +5,7 @@ The only place that knows how a family is put together. A new family is a functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from utils.blocks import identity
+from utils.blocks import Block, block, identity
+from utils.torch_private import add_position_embedding
 
 Function = Callable[[Tensor], Tensor]
 # The feature inside the stem of a family whose stages alone give too few levels.
@@ -35,12 +36,33 @@ STEM = -1
 
 
 class Part(NamedTuple):
-    """feature: index in the body's feature_info of the map that is there after this part, made so by `tap`."""
+    """feature: index in the body's feature_info of the map that is there after this part, made so by `tap`.
+
+    modules, tap_modules: those that `function` and `tap` call. parameters: those that `function` reads itself.
+    """
 
     name: str
     function: Function
+    modules: tuple[nn.Module, ...]
     feature: int | None = None
     tap: Function = identity
+    tap_modules: tuple[nn.Module, ...] = ()
+    parameters: tuple[nn.Parameter, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, feature: int | None = None) -> Part:
+        """A module as a part."""
+        return cls(name, module, (module,), feature)
+
+    @classmethod
+    def chain(cls, name: str, modules: Sequence[nn.Module], feature: int | None = None) -> Part:
+        """Modules that are called one after another."""
+        return cls(name, chain(*modules), tuple(modules), feature)
+
+    def as_block(self, tapped: bool = False, last: bool = False) -> Block:
+        """tapped: the feature leaves as a level. last: it is the last one."""
+        modules = (*self.modules, *(self.tap_modules if tapped else ()))
+        return block(self.name, self.function, self.tap if tapped else None, last, modules, self.parameters)
 
 
 def parts_of(body: Any, x: Tensor) -> list[Part] | None:
@@ -62,28 +84,40 @@ def chain(*functions: Function) -> Function:
     return run
 
 
+def own_parameters(module: nn.Module) -> tuple[nn.Parameter, ...]:
+    """Those that belong to no module inside of it."""
+    return tuple(module.parameters(recurse=False))
+
+
 def channels_first(x: Tensor) -> Tensor:
     """[B, H, W, C] → [B, C, H, W] as it lies in memory, which is channels_last: attention makes tokens of it again."""
     return rearrange(x, "b h w c -> b c h w")
 
 
-def _sequence(name: str, blocks: Any, feature: int | None, tap: Function = identity) -> Iterator[Part]:
+def _sequence(
+    name: str,
+    blocks: Any,
+    feature: int | None,
+    tap: Function = identity,
+    tap_modules: tuple[nn.Module, ...] = (),
+) -> Iterator[Part]:
     """The blocks of one stage; the last one's output is `feature`."""
     named = list(blocks.named_children())
     for i, (key, module) in enumerate(named):
-        yield Part(f"{name}.{key}", module, feature if i == len(named) - 1 else None, tap)
+        is_last = i == len(named) - 1
+        yield Part(f"{name}.{key}", module, (module,), feature if is_last else None, tap, tap_modules)
 
 
 def _resnet(body: Any, x: Tensor) -> Iterator[Part]:
-    yield Part("stem", chain(body.conv1, body.bn1, body.act1), 0)
-    yield Part("maxpool", body.maxpool)
+    yield Part.chain("stem", [body.conv1, body.bn1, body.act1], 0)
+    yield Part.of("maxpool", body.maxpool)
     for stage in range(1, 5):
         yield from _sequence(f"layer{stage}", getattr(body, f"layer{stage}"), stage)
 
 
 def _efficientnet(body: Any, x: Tensor) -> Iterator[Part]:
     features = {stage: feature for feature, stage in enumerate(body.stage_ends)}
-    yield Part("stem", chain(body.conv_stem, body.bn1), features.get(0))
+    yield Part.chain("stem", [body.conv_stem, body.bn1], features.get(0))
     for stage, blocks in enumerate(body.blocks, start=1):
         yield from _sequence(f"blocks.{stage - 1}", blocks, features.get(stage))
 
@@ -92,28 +126,28 @@ def _stages(body: Any, stages: Any, name: str, tap: Function = identity) -> Iter
     """Stages that are a downsampling and a sequence of blocks."""
     for i, stage in enumerate(stages):
         if not isinstance(stage.downsample, nn.Identity):
-            yield Part(f"{name}.{i}.downsample", stage.downsample)
+            yield Part.of(f"{name}.{i}.downsample", stage.downsample)
         yield from _sequence(f"{name}.{i}.blocks", stage.blocks, i, tap)
 
 
 def _convnext(body: Any, x: Tensor) -> Iterator[Part]:
-    yield Part("stem", body.stem)
+    yield Part.of("stem", body.stem)
     yield from _stages(body, body.stages, "stages")
 
 
 def _swin(body: Any, x: Tensor) -> Iterator[Part]:
-    yield Part("patch_embed", body.patch_embed)
+    yield Part.of("patch_embed", body.patch_embed)
     yield from _stages(body, body.layers, "layers", channels_first)
 
 
 def _regnet(body: Any, x: Tensor) -> Iterator[Part]:
-    yield Part("stem", body.stem, 0)
+    yield Part.of("stem", body.stem, 0)
     for stage in range(1, 5):
         yield from _sequence(f"s{stage}", getattr(body, f"s{stage}"), stage)
 
 
 def _maxvit(body: Any, x: Tensor) -> Iterator[Part]:
-    yield Part("stem", body.stem, 0)
+    yield Part.of("stem", body.stem, 0)
     for i, stage in enumerate(body.stages):
         yield from _sequence(f"stages.{i}.blocks", stage.blocks, i + 1)
 
@@ -123,11 +157,12 @@ def _densenet(body: Any, x: Tensor) -> Iterator[Part]:
     features = {index: feature for feature, index in enumerate(body.feature_ends)}
     for i, (name, module) in enumerate(body.features.named_children()):
         if not isinstance(module, nn.ModuleDict):
-            yield Part(name, module, features.get(i))
+            yield Part.of(name, module, features.get(i))
             continue
         layers = list(module.items())
         for j, (key, layer) in enumerate(layers):
-            yield Part(f"{name}.{key}", partial(_grow, layer), features.get(i) if j == len(layers) - 1 else None)
+            feature = features.get(i) if j == len(layers) - 1 else None
+            yield Part(f"{name}.{key}", partial(_grow, layer), (layer,), feature)
 
 
 def _grow(layer: nn.Module, x: Tensor) -> Tensor:
@@ -141,8 +176,15 @@ def _vit(body: Any, x: Tensor) -> Iterator[Part]:
         tokens = body.norm(tokens)[:, body.num_prefix_tokens :]
         return rearrange(tokens, "b (h w) c -> b c h w", h=height, w=width).contiguous()
 
-    yield Part("patch_embed", chain(body.patch_embed, body._pos_embed, body.patch_drop, body.norm_pre))
-    yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, to_map)
+    yield _vit_embedding(body)
+    yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, to_map, (body.norm,))
+
+
+def _vit_embedding(body: Any) -> Part:
+    """Patches, prefix tokens and positions → tokens."""
+    functions = (body.patch_embed, partial(add_position_embedding, body), body.patch_drop, body.norm_pre)
+    modules = (body.patch_embed, body.pos_drop, body.patch_drop, body.norm_pre)
+    return Part("patch_embed", chain(*functions), modules, parameters=own_parameters(body))
 
 
 def _sam(body: Any, x: Tensor) -> Iterator[Part]:
@@ -155,20 +197,22 @@ def _sam(body: Any, x: Tensor) -> Iterator[Part]:
     def neck(x: Tensor) -> Tensor:
         return body.neck(rearrange(x, "b h w c -> b c h w"))
 
-    yield Part("patch_embed", embed)
-    yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, neck)
+    modules = (body.patch_embed, body.pos_drop, body.patch_drop, body.norm_pre)
+    yield Part("patch_embed", embed, modules, parameters=own_parameters(body))
+    yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, neck, (body.neck,))
 
 
 def _efficientvim(body: Any, x: Tensor) -> Iterator[Part]:
     """The stages alone have three levels; a fourth is the stem's map at stride 8."""
     stem = body.patch_embed.conv
     for i, module in enumerate(stem):
-        yield Part(f"patch_embed.{i}", module, STEM if i == len(stem) - 2 else None)
+        yield Part.of(f"patch_embed.{i}", module, STEM if i == len(stem) - 2 else None)
     for i, stage in enumerate(body.stages):
         for j, module in enumerate(stage.blocks):
-            yield Part(f"stages.{i}.blocks.{j}", partial(_first, module), i if j == stage.depth - 1 else None)
+            feature = i if j == stage.depth - 1 else None
+            yield Part(f"stages.{i}.blocks.{j}", partial(_first, module), (module,), feature)
         if stage.downsample is not None:
-            yield Part(f"stages.{i}.downsample", stage.downsample)
+            yield Part.of(f"stages.{i}.downsample", stage.downsample)
 
 
 def _first(module: nn.Module, x: Tensor) -> Tensor:

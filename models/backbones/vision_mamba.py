@@ -234,7 +234,9 @@ class VisionMamba(BaseVisionBackbone):
     def blocks(self, x: Tensor) -> list[Block]:
         self.refuse_other_sizes(x)
         layers = [block(f"layers.{i}", layer) for i, layer in enumerate(self.body.layers)]
-        return [block("embed", self._embed), *layers, block("map", self.body.to_map), *self.pyramid.blocks()]
+        body = self.body
+        embed = block("embed", self._embed, modules=[body.patch_embed], parameters=[body.cls_token, body.pos_embed])
+        return [embed, *layers, block("map", body.to_map, modules=[body.norm_f]), *self.pyramid.blocks()]
 
     def _embed(self, x: Tensor) -> Tensor:
         bottom, right = (-side % PATCH for side in x.shape[2:])

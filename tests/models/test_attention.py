@@ -21,6 +21,7 @@ from models.attention import (
 )
 from models.attention.pooled import PooledAttention
 from models.layers import pooled_tokens
+from utils.blocks import State, run_plainly
 
 CHANNELS = [8, 16, 24]
 SIZES = [(12, 9), (6, 5), (3, 2)]
@@ -281,12 +282,11 @@ def previous_forward(attention: nn.Module, features: list[torch.Tensor]) -> list
 def test_steps_are_all_levels_at_once_bit_for_bit(mode, spatial_dims, sizes):
     attention = randomised(create_attention(mode, CHANNELS, 4, spatial_dims)).float()
     features = [x.detach().float().requires_grad_() for x in levels(sizes)]
-    state = tuple(features)
-    for step in attention.steps():
-        state = step.run(state)
+    state = run_plainly(attention.steps(), State(levels=tuple(features)))
     expected = previous_forward(attention, features)
     inputs = [*features, *attention.parameters()]
-    for outputs in (state, attention(features)):
+    assert state.tensors() == list(state.levels)
+    for outputs in (state.levels, attention(features)):
         assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
         mine = torch.autograd.grad(sum(y.square().sum() for y in outputs), inputs, retain_graph=True)
         other = torch.autograd.grad(sum(y.square().sum() for y in expected), inputs, retain_graph=True)
@@ -300,8 +300,8 @@ def test_names_of_steps():
         assert names == [f"attention level {i}" for i in range(3)]
     cross_scale = create_attention("cross_scale", CHANNELS, 4)
     assert [step.name for step in cross_scale.steps()] == ["attention tokens", *names]
-    state = cross_scale.float().steps()[0].run(tuple(x.float() for x in levels()))
-    assert len(state) == 6 and [t.shape[1] for t in state[3:]] == [49, 30, 6]
+    state = cross_scale.float().steps()[0].run(State(levels=tuple(x.float() for x in levels())))
+    assert len(state.levels) == 3 and [t.shape[1] for t in state.tokens] == [49, 30, 6]
 
 
 @pytest.mark.parametrize("mode", ATTENTION_MODES)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from configs.errors import ModelError
 from models.backbones.convnext3d import ConvNeXt3D, inflate_convnext
 from models.backbones.inflation import inflate, pad_to_divisor
+from utils.blocks import State, run_plainly
 
 CHANNELS = (96, 192, 384, 768)
 
@@ -85,10 +86,9 @@ def test_away_from_the_ends_zeros_do_not_matter(flat, inflated):
     """The network as it is: three blocks of radius 3 reach 9 slices into the first level's map."""
     x = slices(32)
     model = copy.deepcopy(inflated).double()
-    state = (x[:, :, None].expand(-1, -1, 20 * 4, -1, -1),)
-    for step in model.blocks(state[0])[:4]:
-        state = step.run(state)
-    level, expected = state[0], levels_of(flat, x)[0]
+    volume = x[:, :, None].expand(-1, -1, 20 * 4, -1, -1)
+    (level,) = run_plainly(model.blocks(volume)[:4], State(volume)).levels
+    expected = levels_of(flat, x)[0]
     assert level.shape == (1, 96, 20, 8, 8)
     for i in (9, 10):
         torch.testing.assert_close(level[:, :, i], expected, rtol=1e-6, atol=1e-6)

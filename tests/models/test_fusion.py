@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.fusion import DynamicFusion
+from utils.blocks import State, run_plainly
 
 CHANNELS = [4, 6, 8, 10]
 PYRAMIDS = {
@@ -151,10 +152,8 @@ def previous_forward(fusion: DynamicFusion, features) -> torch.Tensor:
 def test_steps_are_the_loop(spatial_dims, sizes, target_level):
     fusion = used_fusion(target_level, spatial_dims).train()
     other, features = copy.deepcopy(fusion), [x.detach().requires_grad_() for x in pyramid(sizes)]
-    state = tuple(features)
-    for step in fusion.steps():
-        state = step.run(state)
-    (mine,), expected = state, previous_forward(other, features)
+    mine = run_plainly(fusion.steps(), State(levels=tuple(features))).current()
+    expected = previous_forward(other, features)
     first = torch.autograd.grad(mine.square().sum(), [*features, *fusion.parameters()])
     second = torch.autograd.grad(expected.square().sum(), [*features, *other.parameters()])
     found, wanted = [mine, *first, *fusion.buffers()], [expected, *second, *other.buffers()]
@@ -163,13 +162,13 @@ def test_steps_are_the_loop(spatial_dims, sizes, target_level):
 
 
 def test_a_level_is_dropped_once_it_is_added():
-    fusion, state = used_fusion(2), tuple(pyramid(PYRAMIDS["odd"]))
+    fusion, state = used_fusion(2), State(levels=tuple(pyramid(PYRAMIDS["odd"])))
     counts = []
     for step in fusion.steps():
         state = step.run(state)
-        counts.append(len(state))
+        counts.append(len(state.tensors()))
     assert [step.name for step in fusion.steps()] == ["fusion weights", *(f"fusion level {i}" for i in range(4))]
-    assert counts == [6, 5, 4, 3, 1]
+    assert counts == [5, 5, 4, 3, 1]  # levels, weights, sum
 
 
 def test_fusion_is_copied_and_pickled_after_use():

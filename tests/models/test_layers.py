@@ -29,6 +29,7 @@ from models.layers import (
     pooled_tokens,
     resize_to,
 )
+from utils.blocks import State
 
 NORMS = {
     "1d": (BatchNorm1d, nn.BatchNorm1d, ()),
@@ -366,13 +367,13 @@ def test_feature_pyramid_of_a_volume_is_its_formula():
 def test_feature_pyramid_has_a_step_a_level(spatial_dims):
     torch.manual_seed(0)
     fpn = FeaturePyramidNetwork([2, 3, 4], 5, spatial_dims=spatial_dims)
-    state = tuple(torch.randn(1, c, *[s] * spatial_dims) for c, s in zip([2, 3, 4], (8, 4, 2)))
-    expected, steps = fpn(state), fpn.steps()
+    state = State(levels=tuple(torch.randn(1, c, *[s] * spatial_dims) for c, s in zip([2, 3, 4], (8, 4, 2))))
+    expected, steps = fpn(state.levels), fpn.steps()
     assert [step.name for step in steps] == ["fpn level 2", "fpn level 1", "fpn level 0"]
     for step in steps:
         state = step.run(state)
-        assert len(state) == 3
-    assert all(torch.equal(mine, other) for mine, other in zip(state, expected, strict=True))
+        assert len(state.tensors()) == 3
+    assert all(torch.equal(mine, other) for mine, other in zip(state.levels, expected, strict=True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

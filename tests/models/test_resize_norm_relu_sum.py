@@ -150,7 +150,7 @@ def test_where_the_modules_stay():
 
 def test_a_trace_without_values_leaves_nothing_behind():
     """Checkpointing is planned on fake tensors, before the first step of a network in the same process."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from utils.torch_private import FakeTensorMode
 
     with FakeTensorMode():
         network, levels = fusion()

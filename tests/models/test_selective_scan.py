@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from models.backbones import selective_scan as module
 from models.backbones.selective_scan import SCAN, graph_scan, plain_scan, selective_scan
+from utils.torch_private import FakeTensorMode
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 SEQUENCES = ("u", "delta", "B", "C")

@@ -9,7 +9,7 @@ from models.backbones.swin3d import SWIN3D_VARIANTS, Swin3DSpec, SwinTransformer
 from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import MultiLabelHead
-from utils.blocks import run_plainly
+from utils.blocks import State, run_plainly
 
 
 class VolumeNetwork(nn.Module):
@@ -60,7 +60,7 @@ def test_a_step_reaches_every_parameter(attention, norm, batch, size):
 def test_all_steps_in_a_row_are_the_network(attention):
     torch.manual_seed(0)
     network, x = VolumeNetwork(attention, "group", fpn=True), torch.randn(2, 1, 32, 24, 16)
-    (fused,) = run_plainly(network.steps(x), (x,))
+    fused = run_plainly(network.steps(x), State(x)).current()
     assert torch.equal(network.head(fused), network(x))
 
 

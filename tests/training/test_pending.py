@@ -6,7 +6,6 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.errors import TrainingError
 from data.loading.loaders import Batch
@@ -24,6 +23,7 @@ from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy
 from training.optim import create_optimizer
 from training.pending import PendingSteps, conditional_step
 from training.precision import Precision
+from utils.torch_private import DispatchMode
 
 
 def trained(read_every: int, poisoned: tuple[int, ...] = (), kind: str = "adamw", **options):
@@ -101,7 +101,7 @@ def test_batches_are_not_held_until_their_steps_are_read():
     assert len(trainer.pending) == 1 and image() is None
 
 
-class Reads(TorchDispatchMode):
+class Reads(DispatchMode):
     """Counts what makes the host wait for a device: numbers that become Python's, and shapes that depend on values."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")

@@ -9,13 +9,19 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from utils.blocks import Block, State
 from utils.gradient_checkpointing.plan import Storages, Trace
+from utils.torch_private import (
+    DispatchMode,
+    FakeTensor,
+    FakeTensorMode,
+    StorageWeakRef,
+    reparametrize_module,
+    storage_pointer,
+    tree_leaves,
+)
 
 
 def trace_blocks(
@@ -37,7 +43,7 @@ def trace_blocks(
         with reparametrized(model, fakes) as given, torch.enable_grad():
             context = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
             with context:
-                return _Recorder([*given, x]).record(blocks(x), (x,))
+                return _Recorder([*given, x]).record(blocks(x), State(x))
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def reparametrized(model: nn.Module, fakes: FakeTensorMode) -> Iterator[list[Ten
     faked = {
         name: fakes.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad) for name, tensor in state.items()
     }
-    with nn.utils.stateless._reparametrize_module(model, faked, tie_weights=True):
+    with reparametrize_module(model, faked):
         yield list(faked.values())
 
 
@@ -72,13 +78,13 @@ class _Recorder:
         self.alive: list[Tensor] = list(given)
 
     def record(self, blocks: list[Block], state: State) -> Trace:
-        saved, states, flops = [], [self._storages(state)], []
+        saved, states, flops = [], [self._storages(state.tensors())], []
         for step in blocks:
             packed: list[Tensor] = []
             with torch.autograd.graph.saved_tensors_hooks(_keep_in(packed), lambda x: x), FlopCount() as counter:
                 state = step.run(state)
             saved.append(self._storages(packed))
-            states.append(self._storages(state))
+            states.append(self._storages(state.tensors()))
             flops.append(counter.total)
         # Whatever comes after the network, a loss for one, keeps its outputs.
         saved[-1] = {**saved[-1], **states[-1]}
@@ -100,10 +106,10 @@ def _keep_in(packed: list[Tensor]) -> Callable[[Tensor], Tensor]:
 
 def storage_key(tensor: Tensor) -> int:
     """The same for all views of one memory, for as long as one of them lives."""
-    return tensor.untyped_storage()._cdata
+    return storage_pointer(tensor)
 
 
-class FlopCount(TorchDispatchMode):
+class FlopCount(DispatchMode):
     """Counts the operations of matrix products, convolutions and attention, by torch's own formulas."""
 
     total = 0
@@ -134,7 +140,7 @@ def _counts_for_nothing(tensor: Tensor, ignored: set[int]) -> bool:
     return isinstance(tensor, FakeTensor) or storage_key(tensor) in ignored
 
 
-class SavedActivations(TorchDispatchMode):
+class SavedActivations(DispatchMode):
     """Counts on the CPU what a training step really holds for its backward pass.
 
     with SavedActivations(model, x) as memory:
@@ -167,10 +173,10 @@ class SavedActivations(TorchDispatchMode):
             self._look()
         result = func(*args, **(kwargs or {}))
         if forward:
-            for tensor in torch.utils._pytree.tree_leaves(result):
+            for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and not _counts_for_nothing(tensor, self.ignored):
                     storage = tensor.untyped_storage()
-                    self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                    self.made[storage_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())
         return result
 
     def _look(self) -> None:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from configs.errors import ModelError
 from utils.gradient_checkpointing.activation_memory import FlopCount, reparametrized, storage_key
 from utils.gradient_checkpointing.plan import Plan, Storages, Trace, choose_plan
 from utils.gradient_checkpointing.recomputation import RngAndAutocastState, untouched_statistics
+from utils.torch_private import BatchNorm, FakeTensorMode, tensor_version, tree_leaves, tree_map_only
 
 _ATTRIBUTE = "_chain_checkpointing"
 
@@ -132,7 +131,7 @@ class _Run:
 
     def __init__(self, chain: _Chain, modules: list[nn.Module], x: Tensor) -> None:
         self.chain, self.modules, self.input, self.last = chain, modules, x, x
-        self.version = x._version
+        self.version = tensor_version(x)
         self.rng_and_autocast = RngAndAutocastState(x.device)
         parts = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         self.kept = {storage_key(t) for t in (*parts, x)}
@@ -151,7 +150,7 @@ class _Run:
     def close(self) -> None:
         self.hooks.__exit__(None, None, None)
         del self.hooks, self.last  # they refer to this run and to its output, which must not outlive its use
-        if self.input._version != self.version:
+        if tensor_version(self.input) != self.version:
             raise ModelError(
                 f"gradient checkpointing: {type(self.modules[0]).__name__} changes its input in place, from which it "
                 "would be recomputed: build it with inplace=False, or choose another number of segments"
@@ -172,7 +171,7 @@ class _Run:
 
     def _recompute(self) -> None:
         """Call the run's modules again and note what they save, in order."""
-        norms = [m for module in self.modules for m in module.modules() if isinstance(m, _BatchNorm)]
+        norms = [m for module in self.modules for m in module.modules() if isinstance(m, BatchNorm)]
         x = self.input.detach().requires_grad_(self.input.requires_grad)
         self.values.clear()
         number = iter(range(self.count))
@@ -232,8 +231,8 @@ class _Recording:
 
     def _run_on_fakes(self, args: tuple, kwargs: dict) -> None:
         with FakeTensorMode(allow_non_fake_inputs=True) as fakes, reparametrized(self.model, fakes) as tensors:
-            given = torch.utils._pytree.tree_map_only(Tensor, fakes.from_tensor, (args, kwargs))
-            leaves = [x for x in torch.utils._pytree.tree_leaves(given) if isinstance(x, Tensor)]
+            given = tree_map_only(Tensor, fakes.from_tensor, (args, kwargs))
+            leaves = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
             self.given = {storage_key(x) for x in (*tensors, *leaves)}
             self.alive += [*tensors, *leaves]
             try:

@@ -21,6 +21,7 @@ from utils.gradient_checkpointing.activation_memory import SavedActivations, tra
 from utils.gradient_checkpointing.chain import checkpoint_chain, remove_gradient_checkpointing
 from utils.gradient_checkpointing.plan import Plan, choose_plan
 from utils.gradient_checkpointing.recomputation import CheckpointFunction, run_recomputed
+from utils.torch_private import tree_leaves
 
 __all__ = [
     "CheckpointFunction",
@@ -58,7 +59,7 @@ class Checkpointable:
     _plan: Plan | None = None
 
     def blocks(self, x: Tensor) -> list[Block]:
-        """The network for input x: state (x,) in, its outputs out. As many blocks whatever x is."""
+        """The network for input x: State(x) in, its outputs out. As many blocks whatever x is."""
         raise NotImplementedError
 
     def enable_gradient_checkpointing(
@@ -113,9 +114,8 @@ class Checkpointable:
         blocks = self.blocks(x)
         plan = self.checkpointing_plan()
         if plan is None or not self.recomputes():
-            return run_plainly(blocks, (x,))
-        assert isinstance(self, nn.Module)
-        return run_recomputed(blocks, (x,), plan.runs, [self])
+            return run_plainly(blocks, State(x))
+        return run_recomputed(blocks, State(x), plan.runs)
 
 
 def checkpoint_sequential(
@@ -137,10 +137,9 @@ def checkpoint_sequential(
         )
     blocks = [block(str(i), function) for i, function in enumerate(functions)]
     if not torch.is_grad_enabled():
-        return run_plainly(blocks, (input,))[0]
+        return run_plainly(blocks, State(input)).current()
     cuts = [len(functions) * i // segments for i in range(segments)]
-    modules = [function for function in functions if isinstance(function, nn.Module)]
-    return run_recomputed(blocks, (input,), list(itertools.pairwise(cuts)), modules, preserve_rng_state)[0]
+    return run_recomputed(blocks, State(input), list(itertools.pairwise(cuts)), preserve_rng_state).current()
 
 
 class CheckpointedSequential(nn.Sequential):
@@ -162,7 +161,7 @@ class CheckpointedSequential(nn.Sequential):
             return super().forward(input)
         if self._plan is None or self._plan.blocks != len(self):
             self._plan = choose_plan(trace_blocks(self, self._blocks, input.shape, dtype=input.dtype), self.segments)
-        return run_recomputed(self._blocks(input), (input,), self._plan.runs, [self])[0]
+        return run_recomputed(self._blocks(input), State(input), self._plan.runs).current()
 
     def _blocks(self, x: Tensor) -> list[Block]:
         return [block(name, module) for name, module in self.named_children()]
@@ -234,6 +233,6 @@ def _step_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def _sum_of(outputs: Any) -> Tensor:
-    """Of all tensors in whatever a model returns."""
-    leaves = torch.utils._pytree.tree_leaves(outputs)
+    """Of all tensors in a model's outputs."""
+    leaves = tree_leaves(outputs)
     return torch.stack([y.float().sum() for y in leaves if isinstance(y, Tensor)]).sum()

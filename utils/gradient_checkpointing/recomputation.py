@@ -8,45 +8,50 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from utils.blocks import Block, State, run_plainly
 from utils.gradient_checkpointing.activation_memory import recomputation
+from utils.torch_private import BatchNorm, TreeSpec, tree_flatten, tree_unflatten
 
 
 def run_recomputed(
     blocks: Sequence[Block],
     state: State,
     runs: Sequence[tuple[int, int]],
-    modules: Sequence[nn.Module],
     preserve_rng_state: bool = True,
 ) -> State:
     """Run all blocks; those in `runs`, [first, end) from block 0 on, are recomputed in the backward pass.
 
-    modules: where the batch normalisations are that recomputation must not touch.
+    The running statistics of batch normalisations in the blocks' modules are not touched by it.
     """
-    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
     done = 0
     for start, end in runs:
         assert start == done, "runs follow one another from the first block on"
+        # Flat, as torch's checkpoint saves tensors among its arguments and merely holds what is nested in them.
+        leaves, structure = tree_flatten(state)
         state = checkpoint(
-            partial(_run, blocks[start:end]),
-            *state,
+            partial(_run, blocks[start:end], structure),
+            *leaves,
             use_reentrant=False,
             preserve_rng_state=preserve_rng_state,
-            **_contexts(norms),
+            **_contexts(_batch_norms(blocks[start:end])),
         )
         done = end
     return run_plainly(blocks[done:], state)
 
 
-def _run(blocks: Sequence[Block], *state: Tensor) -> State:
-    return run_plainly(blocks, state)
+def _run(blocks: Sequence[Block], structure: TreeSpec, *leaves: object) -> State:
+    return run_plainly(blocks, tree_unflatten(leaves, structure))
 
 
-def _contexts(norms: Sequence[_BatchNorm]) -> dict:
+def _batch_norms(blocks: Sequence[Block]) -> list[BatchNorm]:
+    modules = (part for step in blocks for module in step.modules for part in module.modules())
+    return [module for module in dict.fromkeys(modules) if isinstance(module, BatchNorm)]
+
+
+def _contexts(norms: Sequence[BatchNorm]) -> dict:
     """The option of torch's checkpoint for a context around the recomputation.
 
     None under torch.compile: its backward pass repeats values only, and statistics are written once.
@@ -78,7 +83,7 @@ def again_in_recomputation(make: Callable[[], AbstractContextManager]) -> Iterat
 
 
 @contextmanager
-def _as_before(norms: Sequence[_BatchNorm], contexts: Sequence[Callable[[], AbstractContextManager]]) -> Iterator[None]:
+def _as_before(norms: Sequence[BatchNorm], contexts: Sequence[Callable[[], AbstractContextManager]]) -> Iterator[None]:
     with untouched_statistics(norms), ExitStack() as stack:
         for make in contexts:
             stack.enter_context(make())
@@ -86,7 +91,7 @@ def _as_before(norms: Sequence[_BatchNorm], contexts: Sequence[Callable[[], Abst
 
 
 @contextmanager
-def untouched_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def untouched_statistics(norms: Sequence[BatchNorm]) -> Iterator[None]:
     """Inside, batch normalisation computes what it did, and leaves its running statistics as they are.
 
     A momentum of zero keeps them (switching track_running_stats off would change what is saved for the backward
@@ -100,7 +105,7 @@ def untouched_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
 
 
 @contextmanager
-def _untouched(norm: _BatchNorm) -> Iterator[None]:
+def _untouched(norm: BatchNorm) -> Iterator[None]:
     momentum, counter = norm.momentum, norm.num_batches_tracked
     norm.momentum = 0.0
     norm.num_batches_tracked = None if counter is None else counter.clone()

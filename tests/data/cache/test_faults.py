@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchIterator
 
 from configs.errors import ConfigError, DataError
 from data.cache import building as cache_building
@@ -27,6 +26,7 @@ from data.study import DatasetIndex, Reader, Study
 from data.transforms.images import Preprocess
 from tests.data.cache.cached_sources import COUNT, all_inputs, cache_files, loaders_of, write_mixed
 from tests.waiting import LIMIT_S
+from utils.torch_private import LoaderIterator
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAIN, DISK = "DATA.augment=false", "DATA.cache=disk"
@@ -35,7 +35,7 @@ PLAIN, DISK = "DATA.augment=false", "DATA.cache=disk"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """torch looks after its workers every 5 s."""
-    monkeypatch.setattr(TorchIterator._try_get_data, "__defaults__", (0.2,))
+    monkeypatch.setattr(LoaderIterator._try_get_data, "__defaults__", (0.2,))
 
 
 @pytest.fixture

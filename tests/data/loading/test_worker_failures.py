@@ -17,9 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import _utils
-from torch.utils.data._utils import pin_memory
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as TorchIterator
 
 from configs.default_config import Config
 from configs.errors import DataError
@@ -29,6 +26,7 @@ from data.loading.worker_watch import WorkerFailures, WorkerTimes
 from data.study import DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess
 from tests.waiting import wait_until
+from utils.torch_private import LoaderIterator, loader_utils, pinning
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes by /proc")
 
@@ -128,7 +126,7 @@ def tally():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """torch looks after its workers every 5 s; that is tested once, and waited for no more."""
-    monkeypatch.setattr(TorchIterator._try_get_data, "__defaults__", (0.2,))
+    monkeypatch.setattr(LoaderIterator._try_get_data, "__defaults__", (0.2,))
 
 
 @pytest.fixture(autouse=True)
@@ -220,12 +218,12 @@ def test_the_thread_that_pins_memory_ends_with_its_workers(fault, tmp_path, undi
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
-    monkeypatch.setattr(pin_memory, "pin_memory", lambda data, device=None: data)
+    monkeypatch.setattr(pinning, "pin_memory", lambda data, device=None: data)
     failures = tolerant(1, timeout=1.0)
     loader = make_loader(Images(tmp_path, (13,), fault), failures=failures, pin_memory=True)
     assert NAMES[13] in check(loader, failures, undisturbed[1], tally)[0]
-    pinning = [thread for thread in threading.enumerate() if "pin_memory_loop" in thread.name]
-    assert len(pinning) == 1
+    pinning_threads = [thread for thread in threading.enumerate() if "pin_memory_loop" in thread.name]
+    assert len(pinning_threads) == 1
 
 
 def test_spawned_workers(tmp_path, undisturbed, tally):
@@ -286,7 +284,7 @@ def test_a_frozen_worker_leaves_with_one_that_died(tmp_path, undisturbed, tally,
     failures = tolerant(1)
     loader = make_loader(Images(tmp_path), failures=failures)
     assert epoch(loader, 0) == undisturbed[0]
-    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", torchs)
+    monkeypatch.setattr(loader_utils, "MP_STATUS_CHECK_INTERVAL", torchs)
     monkeypatch.setattr(BaseProcess, "join", observed)
     os.kill(pool()[0], signal.SIGSTOP)
     os.kill(pool()[1], signal.SIGKILL)

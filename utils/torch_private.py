@@ -1,0 +1,136 @@
+"""What torch and timm keep private and this program uses all the same; no other file of it touches such a name.
+
+A release of theirs may change any of it without a word, so torch has an upper bound in requirements.txt: the release
+after the newest in CHECKED_TORCH. To raise it, run `make test test-slow` with the new release and add it here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.utils import stateless
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_map_only
+from torch.utils.data import _utils as loader_utils
+from torch.utils.data._utils import pin_memory as pinning
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as LoaderIterator
+
+__all__ = [
+    "CHECKED_TIMM",
+    "CHECKED_TORCH",
+    "BatchNorm",
+    "DispatchMode",
+    "FakeTensor",
+    "FakeTensorMode",
+    "LoaderIterator",
+    "StorageWeakRef",
+    "TreeSpec",
+    "add_position_embedding",
+    "leave_child_exits_to_us",
+    "loader_utils",
+    "pinning",
+    "relative_position_bias",
+    "reparametrize_module",
+    "shut_down_killed_workers",
+    "skipping_unless",
+    "storage_pointer",
+    "tensor_version",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "tree_unflatten",
+    "with_metadata_of",
+    "worker_processes",
+]
+
+# Releases on which the tests of all that is below passed.
+CHECKED_TORCH = ("2.14",)
+CHECKED_TIMM = ("1.0.31",)
+
+# BatchNorm: the class that the three public ones share; there is no other test for "a batch normalisation".
+# FakeTensor, FakeTensorMode: shapes, types and storages without values, for planning what a network saves; the meta
+#     device shares no storages and its tensors name no real device.
+# StorageWeakRef: whether a storage still lives, without holding it.
+# DispatchMode: sees every operation, also those of the backward pass; hooks of modules do not.
+# tree_*, TreeSpec: nested tuples of tensors as flat lists, since checkpoint() saves only tensors that are arguments.
+# loader_utils, LoaderIterator, pinning: for tests, which shorten the loader's waits and watch its threads.
+
+
+def tree_unflatten(leaves: Sequence[Any], structure: TreeSpec) -> Any:
+    """What `tree_flatten` took apart."""
+    return pytree.tree_unflatten(leaves, structure)
+
+
+def storage_pointer(tensor: Tensor) -> int:
+    """The same for all views of one memory. data_ptr() is 0 for every fake tensor."""
+    return tensor.untyped_storage()._cdata
+
+
+def tensor_version(tensor: Tensor) -> int:
+    """Goes up with every change in place, by which autograd itself finds out about it."""
+    return tensor._version
+
+
+def reparametrize_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    """Inside, the module's parameters and buffers are these, tied ones too; torch.func.functional_call is one call."""
+    return stateless._reparametrize_module(module, dict(tensors), tie_weights=True)
+
+
+@contextmanager
+def skipping_unless(optimizer: Optimizer, applied: Tensor) -> Iterator[None]:
+    """Inside, a fused optimizer's step changes nothing where `applied`, a bool on the device, is false.
+
+    These attributes are how GradScaler tells the fused kernels; its own way scales the loss as well.
+    """
+    optimizer.grad_scale, optimizer.found_inf = None, (~applied).float()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def with_metadata_of(given: Mapping[str, Any], fitted: Any) -> Any:
+    """`fitted` with the versions of layers that torch keeps beside a state dict, and reads when it loads one."""
+    fitted._metadata = getattr(given, "_metadata", None)
+    return fitted
+
+
+def leave_child_exits_to_us() -> None:
+    """Keep torch from installing its SIGCHLD handler, which raises wherever the program is when a worker dies."""
+    signal_handling._SIGCHLD_handler_set = True
+
+
+def worker_processes(iterator: Any) -> list[BaseProcess]:
+    """The processes of an iterator of a DataLoader, [] where it has none."""
+    return list(getattr(iterator, "_workers", ()))
+
+
+def shut_down_killed_workers(iterator: Any) -> None:
+    """Free what an iterator of a DataLoader has, whose worker processes were killed.
+
+    One may have held the lock of the event that they share, for which the shutdown would wait: it gets another event.
+    """
+    iterator._workers_done_event = threading.Event()
+    iterator._shutdown_workers()
+
+
+def add_position_embedding(body: Any, tokens: Tensor) -> Tensor:
+    """timm's VisionTransformer: positions and prefix tokens, resized for its input; a part of its forward pass only."""
+    return body._pos_embed(tokens)
+
+
+def relative_position_bias(attention: Any) -> Tensor:
+    """timm's WindowAttention: its table as [1, heads, places, places]."""
+    return attention._get_rel_pos_bias()
