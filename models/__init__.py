@@ -22,6 +22,7 @@ from models.backbones import (
 from models.hybrid_med_net import HybridMedNet
 from models.initial_weights import create_model, start_from
 from models.saved_model import load_teacher
+from utils.checkpoint.old_config import allow_old_config
 
 __all__ = [
     "BaseVisionBackbone",
@@ -46,3 +47,5 @@ __all__ = [
     "load_teacher",
     "start_from",
 ]
+
+allow_old_config()  # torch.load(file of the previous release) after `import models`, as its guide says

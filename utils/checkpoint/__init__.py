@@ -1,6 +1,5 @@
 """Checkpoints: written whole, verified when read (files), found again after damage (recovery)."""
 
-from utils.checkpoint import old_config  # noqa: F401  # torch.load takes the previous release's files from here on
 from utils.checkpoint.files import (
     FORMAT_VERSION,
     find_weights,

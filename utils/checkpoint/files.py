@@ -24,6 +24,7 @@ from torch import Tensor
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.atomic_file import keep_as, replacing
 from utils.checkpoint.integrity import check_digest, digest_comment, first_line, verify
+from utils.checkpoint.old_config import old_config_allowed
 from utils.checkpoint.safetensors_files import has_digest, read_safetensors
 from utils.checkpoint.tensors import check_storages, tensors_in
 from utils.renamed_keys import todays_content
@@ -98,8 +99,7 @@ def read_file(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     # Published files carry their command line as a Namespace, which holds values and does nothing.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = _safe_load(path, "cpu")
+    content = _safe_load(path, "cpu", allowed=(argparse.Namespace,))
     if isinstance(content, Mapping) and "format_version" in content and not check_digest(path):
         raise DamagedCheckpointError(f"'{path}' is damaged: its digest is missing")
     return content
@@ -191,11 +191,18 @@ def _size_of(content: Any) -> int:
     return sum(storages.values()) + 512 * len(storages) + 2**16
 
 
-def _safe_load(path: Path, map_location: str | torch.device, mmap: bool = False, checked: bool = False) -> Any:
+def _safe_load(
+    path: Path,
+    map_location: str | torch.device,
+    mmap: bool = False,
+    checked: bool = False,
+    allowed: tuple[type, ...] = (),
+) -> Any:
     if not checked:
         verify(path)
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        with old_config_allowed(*allowed):
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"'{path}' holds more than tensors and plain values, and is not opened for safety: {_unsafe_part(error)}"

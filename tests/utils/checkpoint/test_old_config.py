@@ -1,5 +1,6 @@
 """Files of the previous release with a pickled Config: read safely, as today's Config, with a warning."""
 
+import argparse
 import copy
 import pickle
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import utils.checkpoint  # noqa: F401  # as `models` and `train` do
 from configs import default_config
 from configs.default_config import Config
 from configs.previous_release import PATHS
+from utils.checkpoint import read_file
+from utils.checkpoint.old_config import allow_old_config
 
 ROOT = Path(__file__).resolve().parents[3]
 REAL = ROOT.parent / "shared" / "legacy" / "old_config_only.pth"
@@ -52,6 +54,15 @@ def write_old(path: Path, **attributes) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def models_are_imported() -> Iterator[None]:
+    before = torch.serialization.get_safe_globals()
+    allow_old_config()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
 def read(path: Path) -> tuple[Config, list[str]]:
     """The Config of a file, by torch.load as users call it, and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
@@ -77,6 +88,27 @@ def test_importing_models_is_enough():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == f"{Config().MODEL.backbone}\n", done.stderr
     assert done.stderr.count(DEFAULTS) == 1
+
+
+def test_importing_utils_changes_nothing_in_torch():
+    code = (
+        "import torch, utils.checkpoint, utils.checkpoint.files, utils.checkpoint.recovery, utils.torch_private; "
+        "print([name for name in torch.serialization.get_safe_globals() if 'onfig' in str(name)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("already", [[], [argparse.Namespace]], ids=["nothing", "a class that is used"])
+def test_reading_a_file_leaves_torchs_list_as_it_was(already, tmp_path):
+    path = write_old(tmp_path / "old.pth")
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(already)
+    with pytest.warns(UserWarning, match=DEFAULTS):
+        assert read_file(path)["config"] == Config()
+    assert set(torch.serialization.get_safe_globals()) == set(already)
+    with pytest.raises(pickle.UnpicklingError, match="default_config"):
+        torch.load(path)
 
 
 def test_the_files_written_here_are_like_the_real_one(tmp_path):
