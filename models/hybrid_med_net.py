@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from configs.default_config import Config, ModelSettings
-from configs.errors import WeightsUnavailableError
+from configs.errors import ModelError, WeightsUnavailableError
 from configs.section import settled
 from models.attention import CBAMMaps, PyramidAttention, TokenMaps, create_attention
 from models.backbones import BaseVisionBackbone, create_backbone
+from models.builder import network_arguments
 from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
 from models.state_dicts import fit_state_dict
 from utils.blocks import Block, State
 from utils.evaluation_mode import evaluating
-from utils.gradient_checkpointing import Checkpointable, checkpointing_options
+from utils.gradient_checkpointing import PLANNED_BATCH, Checkpointable, checkpointing_options
 from utils.gradient_checkpointing.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,12 @@ CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
 class HybridMedNet(Checkpointable, nn.Module):
     """A classifier of medical images or volumes, built from the MODEL section of a Config.
 
-    What the section leaves null is as `Config.complete` says: 14 classes of 224 × 224 pixels.
+    settings: that section; or a whole Config, which says the other arguments too, and in which null is as
+        `Config.complete` says: 14 classes of 224 × 224 pixels.
+    image_size: (height, width) or (depth, height, width) of the input.
+    planned_batch, planned_autocast: the micro-batch and the type of mixed precision (None: float32) that
+        MODEL.gradient_checkpointing is planned for.
+
     MODEL.init_from is not read here but by `create_model`, which records the outcome in `started_from`.
 
     forward: [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
@@ -43,13 +49,33 @@ class HybridMedNet(Checkpointable, nn.Module):
     Raises ModelError where the backbone cannot be built, or cannot be checkpointed as asked.
     """
 
-    def __init__(self, config: Config) -> None:
+    @overload
+    def __init__(self, settings: Config) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        settings: ModelSettings,
+        image_size: Sequence[int],
+        planned_batch: int = PLANNED_BATCH,
+        planned_autocast: torch.dtype | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        settings: ModelSettings | Config,
+        image_size: Sequence[int] | None = None,
+        planned_batch: int = PLANNED_BATCH,
+        planned_autocast: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(settings, Config):
+            settings, image_size, planned_batch, planned_autocast = network_arguments(settings)
+        if image_size is None:
+            raise ModelError("HybridMedNet(settings) needs image_size: (height, width) or (depth, height, width)")
         super().__init__()
         self.started_from = ""
         self.removed_channels: list = []  # by structured pruning, for checkpoints
-        config = config.complete()
-        settings = config.MODEL
-        self.in_channels, self.image_size = settings.in_channels, config.image_shape()
+        self.in_channels, self.image_size = settings.in_channels, tuple(image_size)
         self.lacking_weights = ""  # why the published weights are not there
         self.backbone = self._create_backbone(settings)
         spatial_dims, norm = self.backbone.spatial_dims, settings.norm
@@ -66,10 +92,8 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.fusion = DynamicFusion(channels, settings.fusion_channels, level, spatial_dims, norm)
         self.classifier = _create_head(settings)
         if settings.gradient_checkpointing.enabled:
-            # The trainer, which knows the device, plans again for the precision that it really has.
-            autocast = None if config.TRAIN.mixed_precision is False else torch.bfloat16
             options = checkpointing_options(settings.gradient_checkpointing)
-            self.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=autocast)
+            self.enable_gradient_checkpointing(**options, batch_size=planned_batch, autocast=planned_autocast)
 
     def _create_backbone(self, settings: ModelSettings) -> BaseVisionBackbone:
         make = partial(

@@ -313,3 +313,20 @@ def test_a_network_for_volumes_is_built_trained_and_checkpointed():
     total_loss(model(torch.randn(2, 1, 16, 32, 32))).backward()
     assert parameters_without_gradient(model) == []
     assert model.enable_gradient_checkpointing(4).segments == 4
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": {"enabled": True, "segments": 3}}])
+def test_it_is_built_from_the_model_section_alone(settings):
+    """A whole Config says the same as its MODEL section, the input's size, and what recomputation is planned for."""
+    config = config_of(**settings)
+    config.TRAIN.batch_size, config.TRAIN.mixed_precision = 6, False
+    torch.manual_seed(0)
+    whole = HybridMedNet(config)
+    torch.manual_seed(0)
+    alone = HybridMedNet(config.MODEL, (64, 64), planned_batch=6)
+    assert whole.checkpointing_plan() == alone.checkpointing_plan()
+    assert (whole.checkpointing_plan() is None) == (not settings)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, alone.state_dict()[name]), name
+    with pytest.raises(ModelError, match="needs image_size"):
+        HybridMedNet(config.MODEL)
