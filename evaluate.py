@@ -103,9 +103,11 @@ def scorer(saved, config, data):
     from data.builder import build_evaluation_loader, saved_preprocess
     from inference.predictor import Predictor
     from training.precision import choose_available_precision, choose_device, choose_memory_format
+    from utils.process import prepare_process
 
     settings, backbone = saved.config.TRAIN, saved.model.backbone
     device = choose_device(settings.device)
+    prepare_process(device)
     layout = choose_memory_format(settings.channels_last, backbone.prefers_channels_last)
     precision = choose_available_precision(settings.mixed_precision, device)
     predictor = Predictor([saved.model.to(device=device, memory_format=layout)], precision, layout)

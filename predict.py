@@ -59,8 +59,10 @@ def predict(options: argparse.Namespace) -> int:
     from inference.prediction import predict_rows
     from inference.results import Row, make_folder, report, write_results
     from training.precision import choose_device
+    from utils.process import prepare_process
 
     device = choose_device(options.device)
+    prepare_process(device)
     ensemble, preprocesses, profiles = open_models(options, device)
     dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3)
     for note in dataset_index.notes:

@@ -72,12 +72,12 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     from training.precision import choose_device
     from training.resume import resume
     from utils.checkpoint import load_resumable
+    from utils.process import prepare_process
     from utils.runs.recorder import Recorder
-    from utils.seed import seed_everything
 
     check_backbone(config.MODEL.backbone, config.image_shape())
     device = choose_device(config.TRAIN.device)
-    seed_everything(config.TRAIN.seed)
+    prepare_process(device, config.TRAIN.seed)
     checkpoint = load_resumable(resumed) if resumed else None
     dataset_index = open_data(config)
     config = config.resolve(dataset_index.class_names, dataset_index.exclusive)

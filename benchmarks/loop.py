@@ -38,8 +38,8 @@ from benchmarks.training_loops import (
 )
 from configs.default_config import Config
 from training.trainer import Trainer
-from utils.allocator import keep_freed_memory
 from utils.environment import describe_environment
+from utils.process import prepare_process
 from utils.runs.folder import RunFolder
 from utils.runs.recorder import Recorder
 
@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     if find_spec("lightning") is None:
         print("error: lightning is missing: pip install -r benchmarks/requirements.txt", file=sys.stderr)
         return 2
-    keep_freed_memory()  # as train.py does
+    prepare_process(torch.device("cpu"))  # as train.py does
     sizes = QUICK if options.quick else ON_CUDA if options.device == "cuda" else FULL
     sizes = replace(sizes, turns=options.turns or sizes.turns)
     figures = measure(sizes, torch.device(options.device))

@@ -27,8 +27,8 @@ from benchmarks.gradient_checkpointing import build, saved_bytes, seconds_of, st
 from benchmarks.pages import markdown_table, write_page
 from models.backbones import list_backbones
 from models.backbones.timm_backbones import TIMM_BACKBONES
-from utils.allocator import keep_freed_memory
 from utils.environment import describe_environment
+from utils.process import prepare_process
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "model.md"
 MODES = ("none", "cbam", "multi_scale", "cross_scale")
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args(arguments)
-    keep_freed_memory()  # as the scripts do
+    prepare_process(torch.device("cpu"))  # as the scripts do
     pairs = [name.partition("+")[::2] for name in options.backbone]
     wrong = [f"{b}+{m}" for b, m in pairs if b not in TIMM_BACKBONES or m not in MODES]
     if wrong:

@@ -32,6 +32,7 @@ from training.builder import resolve_precision
 from training.precision import Precision, choose_device, choose_precision, has_bf16
 from training.probe import MARGIN, Candidate
 from utils.environment import describe_environment
+from utils.process import prepare_process
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "precision.md"
 NAMES = ("resnet50", "convnext_tiny", "swin_tiny", "efficientnetv2_s", "vit_small", "densenet121")
@@ -85,6 +86,7 @@ def alternated(steps: dict[str, Callable[[], None]], device: torch.device, repea
 def measure(name: str, options: argparse.Namespace, compiling: bool) -> dict[str, Any]:
     """Seconds a step by variant, what auto takes, and what its probe took, of one network."""
     device = choose_device(options.device)
+    prepare_process(device)
     config = settings_of(name, options.size, options.batch, str(device))
     torch.manual_seed(0)
     model = HybridMedNet(config).to(device)
@@ -210,6 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write; 1 where something wanted was missed."""
     options = parse(arguments)
     device = choose_device(options.device)
+    prepare_process(device)
     options.batch = options.batch or (4 if device.type == "cpu" else 64)
     rows: list[dict[str, Any]] = []
     begin = time.perf_counter()

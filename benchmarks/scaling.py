@@ -27,6 +27,7 @@ from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from models.attention.cross_scale import CrossScaleAttention
 from training.precision import choose_device
 from utils.environment import describe_environment
+from utils.process import prepare_process
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "scaling.md"
 NETWORKS = ("resnet18", "resnet50", "convnext_tiny")
@@ -215,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.sizes and (len(options.sizes) < 3 or any(size < 64 or size % 32 for size in options.sizes)):
         parser.error("--sizes: three at least, multiples of 32 from 64 on")
     device = choose_device(options.device)
+    prepare_process(device)
     networks = tuple(options.backbone or (QUICK_NETWORKS if options.quick else NETWORKS))
     sizes = tuple(sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES)))
     repeats = options.repeats or (2 if options.quick else 3)

@@ -75,12 +75,12 @@ def stages(overrides: list[str]) -> dict[str, float]:
     from models import create_model
     from training.builder import build_trainer, resolve_precision
     from training.precision import choose_device
+    from utils.process import prepare_process
     from utils.runs.recorder import Recorder  # noqa: F401 - train.py needs it, so its import counts
-    from utils.seed import seed_everything
 
     done("imports")
     device = choose_device(config.TRAIN.device)
-    seed_everything(config.TRAIN.seed)
+    prepare_process(device, config.TRAIN.seed)
     dataset_index = open_data(config)
     config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
     assignment = split_data(config, dataset_index, None)

@@ -36,10 +36,10 @@ from data.builder import build_loaders, open_data, split_data
 from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
 from training.builder import build_trainer
-from training.precision import choose_device
 from training.state import EpochSums
 from utils.environment import describe_environment
 from utils.kernels import prepare_kernels
+from utils.process import prepare_process
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "throughput.md"
 NAMES = ("resnet50", "convnext_base", "swin_base", "vit_base", "vim_small")
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("error: this benchmark needs a CUDA device", file=sys.stderr)
         return 2
-    choose_device("cuda")  # cuDNN as in training
+    prepare_process(torch.device("cuda"))  # cuDNN as in training
     modes = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compile]
     names = options.backbone or [*NAMES, *(f"{n}+{'cbam' if n == 'resnet50' else 'cross_scale'}" for n in NAMES)]
     rows: list[Row] = []

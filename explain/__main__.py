@@ -110,6 +110,7 @@ class Session:
         from data.evaluation_data import open_evaluation_data
         from models.saved_model import load_models
         from training.precision import choose_device
+        from utils.process import prepare_process
 
         self.options, self.path = options, model_file(Path(options.checkpoint))
         (saved,) = load_models([self.path], options.set, EXPLAIN)
@@ -120,6 +121,7 @@ class Session:
         self.rows = self.data.split.rows(options.split)
         self.dataset_index, self.class_names = self.data.dataset_index, self.data.dataset_index.class_names
         self.device = choose_device(saved.config.TRAIN.device)
+        prepare_process(self.device)
         self.model = saved.model.to(self.device)
         backbone = self.model.backbone
         self.preprocess: Any = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
@@ -161,10 +163,10 @@ class Session:
         """The same architecture as it is before training."""
         from models import HybridMedNet
         from models.channel_pruning import remove_channels
-        from utils.seed import seed_everything
+        from utils.seed import seeded
 
-        seed_everything(0)
-        network = HybridMedNet(self.saved.config.without_pretrained()).eval()
+        with seeded(0):
+            network = HybridMedNet(self.saved.config.without_pretrained()).eval()
         remove_channels(network, self.model.removed_channels)
         return network.to(self.device)
 

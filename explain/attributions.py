@@ -11,6 +11,7 @@ from torch import Tensor
 from configs.errors import ExplanationError
 from explain.cam import to_unit
 from explain.network import check_classes, class_logits, explaining, ordinary
+from utils.seed import seeded
 
 # Images in a forward pass, so that memory does not grow with the number of steps or samples.
 INTERNAL_BATCH = 16
@@ -94,9 +95,7 @@ def _smooth_grad(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tenso
     from captum.attr import NoiseTunnel, Saliency
 
     spread = NOISE_LEVEL * float(x.max() - x.min())
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
+    with seeded(0, x.device):
         return NoiseTunnel(Saliency(logits)).attribute(
             x,
             nt_type="smoothgrad",

@@ -49,7 +49,7 @@ def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Follo
 
 
 def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
-    """Build the network that a file's weights are of, and load them.
+    """Build the network that a file's weights are of, and load them; torch's random stream is left as it is.
 
     overrides: 'SECTION.key=value' on top of the file's settings, such as DATA.class_names of an old file. No path that
     a file names is opened: MODEL.pretrained and MODEL.init_from of its settings are not followed.
@@ -67,9 +67,10 @@ def _build(path: Path, file: _File, overrides: Sequence[str]) -> SavedModel:
     if names and len(names) != config.MODEL.num_classes:
         raise ConfigError(f"'{path}' has {config.MODEL.num_classes} classes, DATA.class_names names {len(names)}")
     removed = description.get("removed_channels") or ()
-    _compare_before_building(config, weights, removed)
-    model = HybridMedNet(config)
-    remove_channels(model, removed)
+    with torch.random.fork_rng(devices=[]):  # initial values, which the file's replace
+        _compare_before_building(config, weights, removed)
+        model = HybridMedNet(config)
+        remove_channels(model, removed)
     model.load_state_dict(weights)
     names, preprocessing = tuple(names) if names else None, description.get("preprocessing")
     metadata = {key: value for key, value in description.items() if key not in _TRAINING}
@@ -97,15 +98,14 @@ def _compare_before_building(config: Config, weights: Mapping[str, Tensor], remo
 
 
 def load_teacher(config: Config) -> SavedModel | None:
-    """The network in LOSS.teacher, None where there is none; torch's random stream is left as it is.
+    """The network in LOSS.teacher, None where there is none.
 
     Raises what `load_model` does, naming the setting.
     """
     if config.LOSS.teacher is None:
         return None
     try:
-        with torch.random.fork_rng(devices=[]):
-            return load_model(config.LOSS.teacher)
+        return load_model(config.LOSS.teacher)
     except (CheckpointError, ConfigError, ModelError) as error:
         raise type(error)(f"LOSS.teacher: {error}") from None
 

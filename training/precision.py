@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from configs.errors import ConfigError
-from utils.allocator import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -88,21 +87,10 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def choose_device(setting: str) -> torch.device:
-    """TRAIN.device; 'auto' is CUDA, then MPS, then the CPU, whose memory is kept from step to step.
+    """TRAIN.device; 'auto' is CUDA, then MPS, then the CPU. `prepare_process` sets the process up for it.
 
-    On CUDA cuDNN tries its convolutions for every new shape and keeps the fastest, which batches of one size repay;
-    not where torch was asked for deterministic algorithms, for which one wins may differ from run to run.
     Raises ConfigError for a device that is not there.
     """
-    device = _available_device(setting)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-    return device
-
-
-def _available_device(setting: str) -> torch.device:
     if setting == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

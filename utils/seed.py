@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,35 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still use it
     torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, torch's generators of the CPU and of `device` begin at `seed`; afterwards they go on where they were.
+
+    torch.manual_seed seeds those of all devices, of which nobody else would put the others back.
+    """
+    kind = "cpu" if device is None else device.type
+    with (
+        torch.random.fork_rng([device] if kind == "cuda" else []),
+        _mps_state_kept() if kind == "mps" else nullcontext(),
+    ):
+        torch.default_generator.manual_seed(seed)
+        if kind == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        if kind == "mps":
+            torch.mps.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _mps_state_kept() -> Iterator[None]:
+    state = torch.mps.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(state)
 
 
 def random_state() -> dict:

@@ -185,9 +185,13 @@ def _jitter(image: np.ndarray, brightness: float, gain: float) -> np.ndarray:
     return np.clip(image * np.float32(gain) + np.float32(offset), 0.0, 1.0)
 
 
+_NO_UPDATE = "NO_ALBUMENTATIONS_UPDATE"
+
+
 def _import_albumentations() -> Any:
     # Without this it asks the package index for its newest release whenever it is imported.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    given = os.environ.get(_NO_UPDATE)
+    os.environ[_NO_UPDATE] = given or "1"
     try:
         return importlib.import_module("albumentations")
     except ImportError as error:
@@ -195,6 +199,9 @@ def _import_albumentations() -> Any:
             f"DATA.use_albumentations is on, but albumentations cannot be imported ({error}): "
             "run `pip install albumentations`, or set DATA.use_albumentations=false"
         ) from error
+    finally:
+        if given is None:
+            del os.environ[_NO_UPDATE]
 
 
 class AlbumentationsAugmentation:

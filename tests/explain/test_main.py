@@ -17,6 +17,7 @@ from explain import __main__ as script
 from tests.explain.networks import network
 from tests.settings_read import DRAWING, settings_read
 from utils.checkpoint import save_checkpoint
+from utils.seed import random_state
 
 DRAWN = True  # see blank_figures in tests/conftest.py
 
@@ -121,3 +122,16 @@ def test_settings_are_followed_or_refused(run, tmp_path, capsys, monkeypatch):
 def test_help_needs_no_torch():
     code = "import sys\nfrom explain.__main__ import parse_arguments\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_world_is_not_reseeded(run, tmp_path, monkeypatch):
+    """Torch's, NumPy's and Python's streams go on where they were, with random networks and noise in between."""
+    monkeypatch.setattr(script, "SANITY_IMAGES", 1)
+
+    def streams() -> dict:
+        return {name: state.tolist() if name == "cpu" else state for name, state in random_state().items()}
+
+    before = streams()
+    arguments = [str(run), "--split", "all", "--count", "1", "--limit", "1", "--sanity", "--output", str(tmp_path)]
+    assert script.main([*arguments, "--method", "grad_cam", "smooth_grad"]) == 0
+    assert streams() == before
