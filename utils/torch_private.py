@@ -7,7 +7,7 @@ after the newest in CHECKED_TORCH. To raise it, run `make test test-slow` with t
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -18,9 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import stateless
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 from torch.utils.data import _utils as loader_utils
 from torch.utils.data._utils import pin_memory as pinning
 from torch.utils.data._utils import signal_handling
@@ -66,11 +65,7 @@ CHECKED_TIMM = ("1.0.31",)
 # DispatchMode: sees every operation, also those of the backward pass; hooks of modules do not.
 # tree_*, TreeSpec: nested tuples of tensors as flat lists, since checkpoint() saves only tensors that are arguments.
 # loader_utils, LoaderIterator, pinning: for tests, which shorten the loader's waits and watch its threads.
-
-
-def tree_unflatten(leaves: Sequence[Any], structure: TreeSpec) -> Any:
-    """What `tree_flatten` took apart."""
-    return pytree.tree_unflatten(leaves, structure)
+# Elsewhere only by inheritance: models/backbones/swin_attention.py overrides timm's SwinTransformerBlock._attn.
 
 
 def storage_pointer(tensor: Tensor) -> int:

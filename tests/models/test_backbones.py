@@ -13,6 +13,7 @@ from configs.errors import ModelError
 from models.backbones import BaseVisionBackbone, backbone_dims, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
 from models.backbones.timm_backbones import TIMM_BACKBONES
+from utils.torch_private import BatchNorm
 
 SMALL = smallest_of_each_family(list_backbones())
 LARGER = [name for name in list_backbones() if name not in SMALL]
@@ -170,7 +171,7 @@ def wake(backbone: nn.Module) -> nn.Module:
     BatchNorm goes to eval mode, so that nothing but drop-path can make two passes differ.
     """
     for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNorm):
             module.eval()
         if isinstance(getattr(module, "gamma", None), nn.Parameter):
             nn.init.ones_(module.gamma)

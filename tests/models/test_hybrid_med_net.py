@@ -16,6 +16,7 @@ from models.backbones.families import smallest_of_each_family
 from models.fpn import FeaturePyramidNetwork
 from models.hybrid_med_net import attention_mode
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.torch_private import BatchNorm
 
 FAMILIES = smallest_of_each_family(list_backbones())
 # Every family and every mode, without all pairs: test_modern_models.py has those, saved and read again too.
@@ -225,7 +226,7 @@ def test_dropout_and_drop_path_reach_the_model():
     def two_passes(**settings) -> bool:
         model = build("timm/test_convnext", attention="none", **settings).train()
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, BatchNorm):
                 module.eval()
             if isinstance(getattr(module, "gamma", None), nn.Parameter):
                 nn.init.ones_(module.gamma)
