@@ -6,46 +6,14 @@ import difflib
 from typing import Any
 
 from configs.errors import ModelError
-from models.backbones.base import BaseVisionBackbone, check_size
+from models.backbones.base import BaseVisionBackbone as BaseVisionBackbone
+from models.backbones.base import check_size
 from models.backbones.convnext3d import CONVNEXT3D_VARIANTS, ConvNeXt3D
-from models.backbones.named import (
-    ConvNeXtBackbone,
-    DenseNetBackbone,
-    EfficientNetBackbone,
-    EfficientNetV2Backbone,
-    MaxViTBackbone,
-    MobileNetBackbone,
-    RegNetBackbone,
-    ResNetBackbone,
-    SwinTransformer2DBackbone,
-    SwinTransformer3DBackbone,
-    VisionMambaBackbone,
-    ViTBackbone,
-)
+from models.backbones.named import *  # noqa: F403
 from models.backbones.swin3d import SWIN3D_VARIANTS, SwinTransformer3D
 from models.backbones.timm_backbones import ANY, TIMM_BACKBONES, TimmBackbone, timm_spec
 from models.backbones.vision_mamba import VIM_VARIANTS, VisionMamba
 from models.backbones.weights import given_weights
-
-__all__ = [
-    "BaseVisionBackbone",
-    "ConvNeXtBackbone",
-    "DenseNetBackbone",
-    "EfficientNetBackbone",
-    "EfficientNetV2Backbone",
-    "MaxViTBackbone",
-    "MobileNetBackbone",
-    "RegNetBackbone",
-    "ResNetBackbone",
-    "SwinTransformer2DBackbone",
-    "SwinTransformer3DBackbone",
-    "ViTBackbone",
-    "VisionMambaBackbone",
-    "backbone_dims",
-    "check_backbone",
-    "create_backbone",
-    "list_backbones",
-]
 
 # Backbones that are not timm's: the class, and its first argument. The others are those of TimmBackbone.
 OWN_BACKBONES: dict[str, tuple[Any, str]] = {

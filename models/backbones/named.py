@@ -25,6 +25,22 @@ from models.backbones.timm_backbones import TIMM_BACKBONES, TimmBackbone
 from models.backbones.vision_mamba import VisionMamba
 from models.backbones.weights import given_weights
 
+# `models` and `models.backbones` have them all from here, without naming them again.
+__all__ = [
+    "ConvNeXtBackbone",
+    "DenseNetBackbone",
+    "EfficientNetBackbone",
+    "EfficientNetV2Backbone",
+    "MaxViTBackbone",
+    "MobileNetBackbone",
+    "RegNetBackbone",
+    "ResNetBackbone",
+    "SwinTransformer2DBackbone",
+    "SwinTransformer3DBackbone",
+    "ViTBackbone",
+    "VisionMambaBackbone",
+]
+
 Size = int | Sequence[int] | None
 
 

@@ -8,7 +8,7 @@ import torch
 
 import models
 from configs.errors import ModelError
-from models.backbones import BaseVisionBackbone, create_backbone, list_backbones
+from models.backbones import BaseVisionBackbone, create_backbone, list_backbones, named
 from models.backbones.named import SwinTransformer3DBackbone, TimmFamily
 
 CLASSES = {cls.__name__: cls for cls in TimmFamily.__subclasses__()}
@@ -37,7 +37,10 @@ def build(kind: str, **options) -> BaseVisionBackbone:
 
 
 def test_every_family_is_exported():
-    assert {*CLASSES, "SwinTransformer3DBackbone"} == set(SMALLEST) <= set(models.__all__)
+    exported = {name for name in vars(models) if name.endswith("Backbone")} - {"BaseVisionBackbone"}
+    assert {*CLASSES, "SwinTransformer3DBackbone"} == set(SMALLEST)
+    assert exported == {*SMALLEST, "VisionMambaBackbone"} == set(named.__all__)
+    assert all(getattr(models.backbones, name) is getattr(models, name) for name in exported)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in QUICK else SLOW) for kind in SMALLEST])
