@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from configs.default_config import Config
 from configs.errors import CheckpointError, WeightsError, WeightsUnavailableError
 from models.channel_pruning import prune_channels, remove_channels
@@ -91,9 +93,10 @@ def _start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | Non
     return f"weights of '{path}' but for its head: that is {why}"
 
 
-def _class_counts(weights: Mapping[str, Any]) -> dict[str, int]:
+def _class_counts(weights: Mapping[str, object]) -> dict[str, int]:
     """{name of an output's bias: how many classes it has}, of those that are there."""
-    return {name: len(weights[name]) for name in _OUTPUTS if name in weights and weights[name].ndim == 1}
+    found = {name: weights.get(name) for name in _OUTPUTS}
+    return {name: len(bias) for name, bias in found.items() if isinstance(bias, Tensor) and bias.ndim == 1}
 
 
 def _words(counts: Mapping[str, int]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from utils.kernels import is_exported
 from utils.torch_private import BatchNorm
 
 NORMS = ("batch", "group")
+_T = TypeVar("_T")
 
 
 def conv_nd(spatial_dims: int, *args: Any, **kwargs: Any) -> nn.Module:
@@ -64,7 +65,7 @@ def group_count(channels: int) -> int:
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
-def _of_spatial_dims(table: Mapping[int, Any], spatial_dims: int) -> Any:
+def _of_spatial_dims(table: Mapping[int, _T], spatial_dims: int) -> _T:
     if spatial_dims not in table:
         raise ValueError(f"spatial_dims is {spatial_dims!r}: one of {', '.join(map(str, table))}")
     return table[spatial_dims]
@@ -141,7 +142,11 @@ def _adaptive_mean_3d(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool2d(flat, (depth, height * width)).unflatten(-1, (height, width))
 
 
-_ADAPTIVE_MEAN = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: _adaptive_mean_3d}
+_ADAPTIVE_MEAN: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: _adaptive_mean_3d,
+}
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,18 +20,19 @@ _BEGINNINGS = (
     ("feature_extractor.fpn.", "fpn."),
     ("fusion.weight_generator.1.", "fusion.weight_generator."),
 )
+_T = TypeVar("_T")
 _CLASS = re.compile(r"classifier\.classifiers\.(0|[1-9][0-9]{0,5})\.((?:0|3)\.(?:weight|bias))")
 # A part of each class's network → the matrix or vector of all classes.
 _PARTS = {"0.weight": "hidden.weight", "0.bias": "hidden.bias", "3.weight": "weight", "3.bias": "bias"}
 
 
-def rename_previous_release(weights: Mapping[str, Any]) -> dict[str, Any]:
+def rename_previous_release(weights: Mapping[str, object]) -> dict[str, object]:
     """Old names → today's; the flat head's networks, one per class, become rows of one matrix.
 
     Names that are not old pass through unchanged. Raises WeightsError where the classes are not complete, 0 to K − 1.
     """
-    classes: dict[int, dict[str, Any]] = {}
-    others: dict[str, Any] = {}
+    classes: dict[int, dict[str, object]] = {}
+    others: dict[str, object] = {}
     for name, tensor in weights.items():
         match = _CLASS.fullmatch(name)
         if match is None:
@@ -45,9 +46,9 @@ def rename_previous_release(weights: Mapping[str, Any]) -> dict[str, Any]:
     return rename_each(str, renamed, _join_classes(classes))
 
 
-def rename_each(rename: Callable[[str], str], *weights: Mapping[str, Any]) -> dict[str, Any]:
+def rename_each(rename: Callable[[str], str], *weights: Mapping[str, _T]) -> dict[str, _T]:
     """All tensors under their new names. Raises WeightsError where two would have the same one."""
-    renamed: dict[str, Any] = {}
+    renamed: dict[str, _T] = {}
     for name, tensor in ((rename(name), tensor) for part in weights for name, tensor in part.items()):
         if name in renamed:
             raise WeightsError(f"these weights have two tensors that would both be '{name}'")
@@ -62,7 +63,7 @@ def _rename(name: str) -> str:
     return name
 
 
-def _join_classes(classes: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+def _join_classes(classes: Mapping[int, Mapping[str, object]]) -> dict[str, Tensor]:
     """{k: {'0.weight': [h, C], '0.bias': [h], '3.weight': [1, h], '3.bias': [1]}} → [K·h, C], [K·h], [K, h], [K]."""
     if not classes:
         return {}
@@ -75,12 +76,15 @@ def _join_classes(classes: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]
     return {f"classifier.classifiers.{today}": _join(classes, part) for part, today in _PARTS.items()}
 
 
-def _join(classes: Mapping[int, Mapping[str, Any]], part: str) -> Tensor:
+def _join(classes: Mapping[int, Mapping[str, object]], part: str) -> Tensor:
     rows = [classes[k][part] for k in range(len(classes))]
-    kinds = {f"{tuple(row.shape)} {row.dtype}" if is_plain(row) and row.ndim else "no plain numbers" for row in rows}
-    if len(kinds) > 1 or kinds == {"no plain numbers"}:
+    plain = [row for row in rows if is_plain(row) and row.ndim]
+    kinds = {f"{tuple(row.shape)} {row.dtype}" for row in plain}
+    if len(plain) < len(rows):
+        kinds.add("no plain numbers")
+    if len(kinds) > 1 or not plain:
         raise WeightsError(f"the classes of these weights differ: classifiers.*.{part} has {', '.join(sorted(kinds))}")
-    return torch.cat(rows)
+    return torch.cat(plain)
 
 
 # Blocks in each stage, with two or three convolutions in a block.
@@ -92,7 +96,7 @@ _RESNETS: dict[tuple[tuple[int, ...], int], str] = {
 }
 
 
-def settings_of_previous_release(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+def settings_of_previous_release(weights: Mapping[str, Tensor]) -> dict[str, str | int | bool] | None:
     """MODEL settings of the network that weights under today's names are of; None if they are of none like it."""
     body = "backbone.body."
     stages = [{name.split(".")[3] for name in weights if name.startswith(f"{body}layer{n}.")} for n in (1, 2, 3, 4)]

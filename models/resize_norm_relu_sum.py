@@ -9,17 +9,18 @@ again. What is kept is x and two numbers per channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from models.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, along_axes, interpolation_matrix, resize_to
+from utils.torch_private import BatchNorm
 
 _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
-def can_add_rectified(norm: nn.Module, x: Tensor, size: Sequence[int]) -> bool:
+def can_add_rectified(norm: nn.Module, x: Tensor, size: Sequence[int]) -> TypeGuard[BatchNorm]:
     """Whether `add_rectified` may take the place of the modules: in training only, where something is to be saved.
 
     Not with other norms, with one value per channel, which has no variance, and not in graphs that are compiled or
@@ -31,7 +32,7 @@ def can_add_rectified(norm: nn.Module, x: Tensor, size: Sequence[int]) -> bool:
     return several and type(norm) in _NORMS and norm.training and bool(norm.track_running_stats)
 
 
-def add_rectified(total: Tensor | None, x: Tensor, norm: Any, weights: Tensor, size: Sequence[int]) -> Tensor:
+def add_rectified(total: Tensor | None, x: Tensor, norm: BatchNorm, weights: Tensor, size: Sequence[int]) -> Tensor:
     """total + weights · ReLU(norm(resize(x))), as the modules compute it; moves the running statistics.
 
     x: [B, C, *spatial], no axis of which is longer than in `size`. weights: [B], above zero. total: [B, C, *size], or
@@ -47,8 +48,9 @@ def add_rectified(total: Tensor | None, x: Tensor, norm: Any, weights: Tensor, s
 
 
 @torch.no_grad()
-def _move_statistics(norm: Any, mean: Tensor, variance: Tensor, count: int) -> None:
+def _move_statistics(norm: BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
     """As nn.BatchNorm does: the running variance is that of a sample of `count` values."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
     for running, value in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):

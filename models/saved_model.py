@@ -148,7 +148,8 @@ def _read(path: Path) -> _File:
 
 
 def _previous_release(path: Path, weights: Mapping[str, Tensor] | None) -> _File:
-    renamed = rename_previous_release(rename_each(plain_name, weights)) if weights is not None else {}
+    found = rename_previous_release(rename_each(plain_name, weights)) if weights is not None else {}
+    renamed = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     settings = settings_of_previous_release(renamed)
     if settings is None:
         raise CheckpointError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+
+from torch import Tensor
 
 from configs.errors import WeightsError
 from models.legacy import rename_each, rename_previous_release
@@ -17,7 +18,9 @@ logger = logging.getLogger(__name__)
 _MAX_DISPLAYED = 10
 
 
-def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: bool = True) -> OrderedDict[str, Any]:
+def fit_state_dict(
+    own: Mapping[str, Tensor], given: Mapping[str, object], strict: bool = True
+) -> OrderedDict[str, object]:
     """`given` under the names of `own`, ready for torch's load_state_dict.
 
     own: the network's own state dict. given: of today or of the previous release, with or without what wrappers
@@ -34,7 +37,7 @@ def fit_state_dict(own: Mapping[str, Any], given: Mapping[str, Any], strict: boo
     return with_metadata_of(given, OrderedDict(found))
 
 
-def todays_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+def todays_names(weights: Mapping[str, object]) -> dict[str, object]:
     """The same tensors under HybridMedNet's names. WeightsError where two would have one name, or classes lack."""
     if odd := [repr(name)[:60] for name in weights if not isinstance(name, str)]:
         raise WeightsError(
@@ -48,7 +51,7 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module")) or name
 
 
-def compare(own: Mapping[str, Any], found: Mapping[str, Any], strict: bool = True) -> None:
+def compare(own: Mapping[str, Tensor], found: Mapping[str, object], strict: bool = True) -> None:
     """WeightsError where `found` cannot be loaded as `own`, which may be on the meta device; both by today's names."""
     missing = [name for name in own if name not in found] if strict else []
     unexpected = [name for name in found if name not in own] if strict else []
@@ -61,12 +64,13 @@ def compare(own: Mapping[str, Any], found: Mapping[str, Any], strict: bool = Tru
         raise WeightsError(f"these weights do not fit this network, nothing was loaded: {differences}")
 
 
-def _shape(value: Any) -> Any:
+def _shape(value: object) -> object:
     return getattr(value, "shape", None)
 
 
-def _warn_of_what_is_not_finite(own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    names = [name for name in own if name in found and not_finite(found[name], own[name])]
+def _warn_of_what_is_not_finite(own: Mapping[str, Tensor], found: Mapping[str, object]) -> None:
+    pairs = [(name, found[name]) for name in own if name in found]
+    names = [name for name, value in pairs if isinstance(value, Tensor) and not_finite(value, own[name])]
     if names:
         logger.warning("NaN or infinity in the weights: %s", _listed(names, "tensors"))
 

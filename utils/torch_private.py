@@ -7,6 +7,7 @@ after the newest in CHECKED_TORCH. To raise it, run `make test test-slow` with t
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.process import BaseProcess
@@ -96,9 +97,9 @@ def skipping_unless(optimizer: Optimizer, applied: Tensor) -> Iterator[None]:
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
 
 
-def with_metadata_of(given: Mapping[str, Any], fitted: Any) -> Any:
+def with_metadata_of(given: Mapping[str, object], fitted: OrderedDict[str, object]) -> OrderedDict[str, object]:
     """`fitted` with the versions of layers that torch keeps beside a state dict, and reads when it loads one."""
-    fitted._metadata = getattr(given, "_metadata", None)
+    fitted._metadata = getattr(given, "_metadata", None)  # type: ignore[attr-defined]
     return fitted
 
 

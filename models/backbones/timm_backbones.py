@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -216,7 +217,7 @@ def _pool_coarsest(state: State) -> State:
     return state._replace(levels=(*state.levels, coarser))
 
 
-def _within(context: Any, step: Block) -> Block:
+def _within(context: Callable[[], AbstractContextManager[None]], step: Block) -> Block:
     def run(state: State) -> State:
         with context():
             return step.run(state)

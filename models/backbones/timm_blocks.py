@@ -65,7 +65,7 @@ class Part(NamedTuple):
         return block(self.name, self.function, self.tap if tapped else None, last, modules, self.parameters)
 
 
-def parts_of(body: Any, x: Tensor) -> list[Part] | None:
+def parts_of(body: nn.Module, x: Tensor) -> list[Part] | None:
     """The parts of a timm model for input x; None where its family has no line in FAMILIES."""
     for family, parts in FAMILIES.items():
         if isinstance(body, family):
@@ -96,7 +96,7 @@ def channels_first(x: Tensor) -> Tensor:
 
 def _sequence(
     name: str,
-    blocks: Any,
+    blocks: nn.Module,
     feature: int | None,
     tap: Function = identity,
     tap_modules: tuple[nn.Module, ...] = (),
@@ -108,21 +108,21 @@ def _sequence(
         yield Part(f"{name}.{key}", module, (module,), feature if is_last else None, tap, tap_modules)
 
 
-def _resnet(body: Any, x: Tensor) -> Iterator[Part]:
+def _resnet(body: ResNet, x: Tensor) -> Iterator[Part]:
     yield Part.chain("stem", [body.conv1, body.bn1, body.act1], 0)
     yield Part.of("maxpool", body.maxpool)
     for stage in range(1, 5):
         yield from _sequence(f"layer{stage}", getattr(body, f"layer{stage}"), stage)
 
 
-def _efficientnet(body: Any, x: Tensor) -> Iterator[Part]:
+def _efficientnet(body: EfficientNet | MobileNetV3, x: Tensor) -> Iterator[Part]:
     features = {stage: feature for feature, stage in enumerate(body.stage_ends)}
     yield Part.chain("stem", [body.conv_stem, body.bn1], features.get(0))
     for stage, blocks in enumerate(body.blocks, start=1):
         yield from _sequence(f"blocks.{stage - 1}", blocks, features.get(stage))
 
 
-def _stages(body: Any, stages: Any, name: str, tap: Function = identity) -> Iterator[Part]:
+def _stages(stages: Any, name: str, tap: Function = identity) -> Iterator[Part]:
     """Stages that are a downsampling and a sequence of blocks."""
     for i, stage in enumerate(stages):
         if not isinstance(stage.downsample, nn.Identity):
@@ -130,29 +130,29 @@ def _stages(body: Any, stages: Any, name: str, tap: Function = identity) -> Iter
         yield from _sequence(f"{name}.{i}.blocks", stage.blocks, i, tap)
 
 
-def _convnext(body: Any, x: Tensor) -> Iterator[Part]:
+def _convnext(body: ConvNeXt, x: Tensor) -> Iterator[Part]:
     yield Part.of("stem", body.stem)
-    yield from _stages(body, body.stages, "stages")
+    yield from _stages(body.stages, "stages")
 
 
-def _swin(body: Any, x: Tensor) -> Iterator[Part]:
+def _swin(body: SwinTransformer | SwinTransformerV2, x: Tensor) -> Iterator[Part]:
     yield Part.of("patch_embed", body.patch_embed)
-    yield from _stages(body, body.layers, "layers", channels_first)
+    yield from _stages(body.layers, "layers", channels_first)
 
 
-def _regnet(body: Any, x: Tensor) -> Iterator[Part]:
+def _regnet(body: RegNet, x: Tensor) -> Iterator[Part]:
     yield Part.of("stem", body.stem, 0)
     for stage in range(1, 5):
         yield from _sequence(f"s{stage}", getattr(body, f"s{stage}"), stage)
 
 
-def _maxvit(body: Any, x: Tensor) -> Iterator[Part]:
+def _maxvit(body: MaxxVit, x: Tensor) -> Iterator[Part]:
     yield Part.of("stem", body.stem, 0)
     for i, stage in enumerate(body.stages):
-        yield from _sequence(f"stages.{i}.blocks", stage.blocks, i + 1)
+        yield from _sequence(f"stages.{i}.blocks", stage.get_submodule("blocks"), i + 1)
 
 
-def _densenet(body: Any, x: Tensor) -> Iterator[Part]:
+def _densenet(body: DenseNet, x: Tensor) -> Iterator[Part]:
     """A dense layer appends its output to its input, so that the list of maps is one growing tensor."""
     features = {index: feature for feature, index in enumerate(body.feature_ends)}
     for i, (name, module) in enumerate(body.features.named_children()):
@@ -169,7 +169,7 @@ def _grow(layer: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([x, layer(x)], 1)
 
 
-def _vit(body: Any, x: Tensor) -> Iterator[Part]:
+def _vit(body: VisionTransformer, x: Tensor) -> Iterator[Part]:
     height, width = body.patch_embed.dynamic_feat_size(tuple(x.shape[2:]))
 
     def to_map(tokens: Tensor) -> Tensor:
@@ -180,14 +180,14 @@ def _vit(body: Any, x: Tensor) -> Iterator[Part]:
     yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, to_map, (body.norm,))
 
 
-def _vit_embedding(body: Any) -> Part:
+def _vit_embedding(body: VisionTransformer) -> Part:
     """Patches, prefix tokens and positions → tokens."""
     functions = (body.patch_embed, partial(add_position_embedding, body), body.patch_drop, body.norm_pre)
     modules = (body.patch_embed, body.pos_drop, body.patch_drop, body.norm_pre)
     return Part("patch_embed", chain(*functions), modules, parameters=own_parameters(body))
 
 
-def _sam(body: Any, x: Tensor) -> Iterator[Part]:
+def _sam(body: VisionTransformerSAM, x: Tensor) -> Iterator[Part]:
     def embed(x: Tensor) -> Tensor:
         x = body.patch_embed(x)
         if body.pos_embed is not None:
@@ -220,7 +220,7 @@ def _first(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)[0]
 
 
-def attention_weights(body: Any, x: Tensor) -> list[Tensor]:
+def attention_weights(body: nn.Module, x: Tensor) -> list[Tensor]:
     """softmax(q kᵀ / √d) of every block of a plain transformer for input x, [B, heads, tokens, tokens] each.
 
     [] where the body is no sequence of timm's Blocks over all tokens.
@@ -230,7 +230,9 @@ def attention_weights(body: Any, x: Tensor) -> list[Tensor]:
     weights = []
     for part in _vit(body, x):
         if isinstance(part.function, TransformerBlock):
-            weights.append(_softmax_weights(part.function.attn, part.function.norm1(x)))
+            attention = part.function.attn
+            assert isinstance(attention, Attention)
+            weights.append(_softmax_weights(attention, part.function.norm1(x)))
         x = part.function(x)
     return weights
 
@@ -239,7 +241,7 @@ def _attends_globally(block: nn.Module) -> bool:
     return isinstance(block, TransformerBlock) and isinstance(block.attn, Attention)
 
 
-def _softmax_weights(attention: Any, tokens: Tensor) -> Tensor:
+def _softmax_weights(attention: Attention, tokens: Tensor) -> Tensor:
     """What timm's Attention multiplies the values with; its fused path never builds them."""
     qkv = rearrange(attention.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=attention.num_heads)
     query, key = attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
@@ -274,7 +276,7 @@ def width_after_norm(body: Any) -> int:
     return last.get("num_chs_norm", last["num_chs"])
 
 
-def drop_unused(body: Any) -> None:
+def drop_unused(body: nn.Module) -> None:
     """Take away parameters that only the classifier had a use for, and that timm's pruning leaves."""
     if isinstance(body, EfficientViM):
         del body.weights
