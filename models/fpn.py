@@ -41,8 +41,10 @@ class FeaturePyramidNetwork(nn.Module):
 
     def _called_for(self, i: int) -> tuple[nn.Module, ...]:
         """The convolution of level i, and those of the outputs that it lets finish: p_{i+1}, and p_0 at the end."""
-        finished = [*([self.output_convs[i + 1]] if i + 1 < len(self.output_convs) else []), *self.output_convs[:1][i:]]
-        return (self.lateral_convs[i], *finished)
+        called = [self.lateral_convs[i]]
+        if i + 1 < len(self.output_convs):
+            called.append(self.output_convs[i + 1])
+        return (*called, self.output_convs[0]) if i == 0 else tuple(called)
 
     def _reach(self, i: int, state: State) -> State:
         """levels c_0 … c_i, x = l_{i+1}, outputs p_{i+2} … → c_0 … c_{i-1}, l_i, p_{i+1} …; at i = 0 levels p_0 …"""
