@@ -13,9 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of NumPy's libraries and of the
 import torch
 from matplotlib.figure import Figure
 
-from utils.torch_private import loader_utils
-
 from tests.selection import pytest_addoption, pytest_configure  # noqa: F401  --part and --minutes
+from utils.torch_private import loader_utils
 
 SAVEFIG = Figure.savefig
 
