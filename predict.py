@@ -74,7 +74,7 @@ def predict(options: argparse.Namespace) -> int:
     draw = drawer(options.heatmaps, folder, ensemble, joint, dataset_index) if options.heatmaps else None
     rows = [Row(item.name, item.columns) for item in items]
 
-    predict_rows(loader, joint.split, ensemble, rows, unlike(profiles, items), draw)
+    predict_rows(loader, ensemble, rows, unlike(profiles, items), draw)
     for number, reason in unread.reasons.items():
         rows[number].error = reason
     about = about_prediction(options.input, device, ensemble)
@@ -135,7 +135,8 @@ def drawer(method: str, folder: Path, ensemble, joint, dataset_index):
         labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
         title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"
         displayed, more = joint.display_image(dataset_index.read(number))
-        maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_image(displayed, inputs, classes)
+        images = [one.single_images() for one in inputs]
+        maps = heatmaps.of_volume(images, classes) if more else heatmaps.of_image(displayed, images, classes)
         row.heatmaps = heatmaps.draw(number, title, displayed, maps, labels, **more)
 
     return draw

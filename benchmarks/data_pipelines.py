@@ -130,7 +130,7 @@ def our_loader(source: Source, workers: int, cache: str, augment: bool = True) -
 def our_epoch(source: Source, workers: int, cache: str, augment: bool = True) -> Epoch:
     """Epochs of the training loader."""
     loader = our_loader(source, workers, cache, augment)
-    return lambda number: (batch.image for _, batch in loader.epoch(number) if batch)
+    return lambda number: (batch.inputs.image for _, batch in loader.epoch(number) if batch)
 
 
 def our_reader(source: Source, cache: str) -> Any:

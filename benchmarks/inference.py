@@ -24,12 +24,12 @@ from benchmarks.gradient_checkpointing import seconds_of
 from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from benchmarks.training_loops import BatchesInMemory
 from configs.default_config import Config
-from data.loading.loaders import Batch
 from inference.predictor import Predictor
 from models import HybridMedNet
 from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision, choose_memory_format, choose_precision
+from utils.batch import Batch, Inputs, Targets
 from utils.environment import describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "inference.md"
@@ -46,7 +46,10 @@ def in_memory(images: int, batch: int, size: int, pinned: bool) -> BatchesInMemo
     target = torch.randint(0, 2, (images, CLASSES), generator=generator).float()
     known = torch.ones_like(target, dtype=torch.bool)
     return BatchesInMemory(
-        [Batch(image[: len(rows)], target[rows], known[rows], rows) for rows in torch.arange(images).split(batch)]
+        [
+            Batch(Inputs.of_images(image[: len(rows)]), Targets(target[rows], known[rows]), rows)
+            for rows in torch.arange(images).split(batch)
+        ]
     )
 
 
@@ -78,7 +81,7 @@ def ways(
     names = tuple(f"class {k + 1}" for k in range(CLASSES))
     evaluator = Evaluator(model, TrainingLoss(binary_cross_entropy), precision, names, layout, "plain")
     predictor = Predictor([model], precision, layout)
-    there = loader.batches[0].image.to(device).contiguous(memory_format=layout)
+    there = loader.batches[0].inputs.image.to(device).contiguous(memory_format=layout)
 
     @torch.inference_mode()
     def bare() -> list:

@@ -71,12 +71,11 @@ def read_split(path: Path, saved, calibration_count: int) -> Split:
     for which in (rows, np.flatnonzero(assignment == "test")):
         loader = build_evaluation_loader(config, dataset_index, which, preprocess)
         parts.append([batch for _, batch in loader.epoch(0) if batch is not None])
-    images, targets, mask = (
-        np.concatenate([getattr(batch, name).numpy() for batch in parts[1]]) for name in ("image", "target", "mask")
-    )
+    tested = [(batch.inputs.single_images(), batch.targets.labels, batch.targets.mask) for batch in parts[1]]
+    images, targets, mask = (torch.cat(column).numpy() for column in zip(*tested))
     index = np.concatenate([batch.index.numpy() for batch in parts[1]])
     patients = [dataset_index.studies[i].patient_id for i in index]
-    calibration = np.concatenate([batch.image.numpy() for batch in parts[0]])
+    calibration = np.concatenate([batch.inputs.single_images().numpy() for batch in parts[0]])
     return Split(images, targets, mask, patients, calibration)
 
 

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.default_config import Config
-from data.loading.loaders import Batch
 from models import HybridMedNet
 from training.builder import build_trainer, resolve_precision
 from training.optim import create_optimizer
 from training.precision import choose_memory_format, choose_precision
 from training.state import EpochSums
 from training.trainer import Trainer
+from utils.batch import Batch, Inputs, Targets
 
 CLASSES, RATE, DECAY, CLIP = 14, 1e-4, 0.05, 1.0
 Loop = Callable[[], float]
@@ -87,7 +87,8 @@ def random_batches(count: int, size: int, images: int, pinned: bool) -> list[Bat
         target = (torch.rand(images, CLASSES, generator=generator) < 0.2).float()
         index = torch.arange(number * images, (number + 1) * images)
         image = image.pin_memory() if pinned else image
-        found.append(Batch(image, target, torch.ones(images, CLASSES, dtype=torch.bool), index))
+        known = torch.ones(images, CLASSES, dtype=torch.bool)
+        found.append(Batch(Inputs.of_images(image), Targets(target, known), index))
     return found
 
 
@@ -125,7 +126,7 @@ def timed(epoch: Callable[[], None], device: torch.device) -> Loop:
 
 def our_trainer(work: Work) -> tuple[Trainer, Loop]:
     """The Trainer that train.py would have, and an epoch of its own."""
-    known = np.concatenate([batch.target.numpy() for batch in work.batches])
+    known = np.concatenate([batch.targets.labels.numpy() for batch in work.batches])
     labels = SimpleNamespace(target=known, mask=np.ones_like(known, bool))
     model = work.copied_model()
     trainer = build_trainer(work.config, model, len(work.batches), labels)
@@ -150,8 +151,8 @@ def bare_loop(work: Work) -> tuple[nn.Module, Loop]:
         for batch in work.batches:
             batch = batch.to(work.device, work.layout)
             with work.autocast():
-                logits = model(batch.image)
-            F.binary_cross_entropy_with_logits(logits.float(), batch.target).backward()
+                logits = model(batch.inputs)
+            F.binary_cross_entropy_with_logits(logits.float(), batch.targets.labels).backward()
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -181,8 +182,8 @@ def timm_loop(work: Work) -> tuple[nn.Module, Loop]:
         optimizer.zero_grad()
         for number, batch in enumerate(work.batches):
             started = time.perf_counter()
-            image = batch.image.to(work.device, non_blocking=True).contiguous(memory_format=work.layout)
-            target = batch.target.to(work.device, non_blocking=True)
+            image = batch.inputs.image.to(work.device, non_blocking=True).contiguous(memory_format=work.layout)
+            target = batch.targets.labels.to(work.device, non_blocking=True)
             with work.autocast():
                 loss = task(image, target)["loss"]
             loss.backward()
@@ -220,8 +221,8 @@ def lightning_loop(work: Work) -> tuple[nn.Module, Loop]:
 
         def training_step(self, batch: Batch) -> Tensor:
             with work.autocast():
-                logits = self.model(batch.image)
-            return F.binary_cross_entropy_with_logits(logits.float(), batch.target)
+                logits = self.model(batch.inputs)
+            return F.binary_cross_entropy_with_logits(logits.float(), batch.targets.labels)
 
         def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
             return batch.to(device, work.layout)

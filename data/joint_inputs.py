@@ -3,65 +3,73 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from configs.errors import DataError
-from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, StudyLoader, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
-from data.profile import measure
+from data.profile import Traits, measure
 from data.readers.images import to_uint8
 from data.readers.volumes import Volume
-from data.study import DatasetIndex
+from data.study import DatasetIndex, Pixels
 from data.transforms.images import Preprocess
 from data.transforms.volumes import VolumePreprocess, apply_window, regrid
+from utils.batch import Inputs
 
 logger = logging.getLogger(__name__)
 
 _MAX_DISPLAYED = 5
 
 
+class JointStudy(NamedTuple):
+    """One study: its image [C, *spatial] for each preprocessing, and its traits."""
+
+    images: tuple[Tensor, ...]
+    traits: Traits
+
+
+class JointInputs(NamedTuple):
+    """A batch of B: the inputs of each preprocessing, and the traits of each study."""
+
+    inputs: tuple[Inputs, ...]
+    traits: list[Traits]
+
+
 class JointPreprocess:
-    """Takes the place of a preprocessing in a ImageDataset: a file is read once, however many models are asked.
+    """The inputs of several models and the traits of data/profile.py: a file is read once, however many are asked.
 
-    images → float32 [n]: all inputs and the traits of data/profile.py, flat one after another; `split` undoes it.
-    Raises DataError for models of images and of volumes together.
+    An InputTransform of data/transforms. Raises DataError for models of images and of volumes together.
     """
-
-    augmentation = None
 
     def __init__(self, preprocesses: Sequence[Preprocess | VolumePreprocess]) -> None:
         self.preprocesses = tuple(preprocesses)
         if len({len(p.size) for p in self.preprocesses}) > 1:
             raise DataError("some of the models are for images and some for volumes: ask them one by one")
-        self.shapes = [(p.channels, *p.size) for p in self.preprocesses]
 
-    def read(self, dataset_index: DatasetIndex, index: int) -> list[Any]:
-        """The image or volume in full, then as each of the models takes it."""
-        full: Any = dataset_index.read(index)
-        return [full, *(preprocess.read(dataset_index, index, full) for preprocess in self.preprocesses)]
+    def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator | None = None) -> JointStudy:
+        """Read in full, then as each of the models takes it."""
+        full = dataset_index.read(index)
+        images = tuple(preprocess.apply(dataset_index, index, rng, full).image for preprocess in self.preprocesses)
+        return JointStudy(images, measure(full))
 
-    def __call__(self, images: list[Any], rng: np.random.Generator | None = None) -> np.ndarray:
-        full, *own = images
-        inputs = [preprocess(image) for preprocess, image in zip(self.preprocesses, own)]
-        return np.concatenate([*(one.ravel() for one in inputs), measure(full)])
-
-    def split(self, batch: Tensor) -> tuple[list[Tensor], Tensor]:
-        """[B, n] → (an input [B, C, *spatial] for each preprocessing, traits [B, T])."""
-        sizes = [math.prod(shape) for shape in self.shapes]
-        *inputs, traits = batch.split([*sizes, batch.shape[1] - sum(sizes)], dim=1)
-        return [one.reshape(len(batch), *shape) for one, shape in zip(inputs, self.shapes)], traits
+    def collate(self, values: Sequence[JointStudy]) -> JointInputs:
+        """See JointInputs."""
+        images = zip(*(value.images for value in values))
+        return JointInputs(
+            tuple(Inputs.of_images(torch.stack(of_one)) for of_one in images), [value.traits for value in values]
+        )
 
     @property
     def modes(self) -> list[str]:
         """How images are resized for each input: see data.transforms.images.resize."""
         return [p.resize_mode for p in self.preprocesses if isinstance(p, Preprocess)]
 
-    def display_image(self, image: np.ndarray | Volume) -> tuple[np.ndarray, dict[str, Any]]:
+    def display_image(self, image: Pixels) -> tuple[np.ndarray, dict[str, Any]]:
         """(what a heatmap is laid over, what is to be said of it).
 
         Images: uint8 [H, W] or [H, W, 3], as they are. Volumes: [D, H, W] in [0, 1] on the first model's grid, and
@@ -100,15 +108,12 @@ def unlabelled_loader(
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
-) -> ImageLoader:
+) -> StudyLoader[JointInputs]:
     """The loader of all images of a dataset index without classes, in their order. Raises DataError for other
     numbers.
     """
     if batch_size < 1 or num_workers < 0:
         raise DataError(f"--batch-size {batch_size} must be at least 1, --num-workers {num_workers} at least 0")
-    count = len(dataset_index.studies)
-    none = Labels(np.empty((count, 0), np.float32), np.empty((count, 0), bool))
-    dataset = ImageDataset(dataset_index, joint, seed=0)  # type: ignore[arg-type]
-    batches = EpochBatchSampler(np.arange(count), batch_size, False, 0)
+    batches = EpochBatchSampler(np.arange(len(dataset_index.studies)), batch_size, False, 0)
     failures = WorkerFailures(limit=3, timeout=300.0)
-    return ImageLoader(dataset, none, batches, unread, num_workers, pin_memory, failures)
+    return StudyLoader(ImageDataset(dataset_index, joint, seed=0), batches, unread, num_workers, pin_memory, failures)

@@ -8,19 +8,20 @@ depth, colour, view, a negative, another part of the body); it is no test of whe
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from configs.errors import CheckpointError, DataError
-from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, StudyLoader, UnreadableImages
 from data.readers.images import scale_intensity
 from data.readers.volumes import Volume
-from data.study import DatasetIndex
+from data.study import DatasetIndex, Pixels
 from data.transforms.volumes import PERCENTILES
 
 logger = logging.getLogger(__name__)
@@ -77,15 +78,26 @@ VOLUME_TRAITS = (
 _TRAITS = {"images": IMAGE_TRAITS, "volumes": VOLUME_TRAITS}
 
 
-def measure(image: np.ndarray | Volume) -> np.ndarray:
-    """The traits of one decoded image or volume, float32 in the order of IMAGE_TRAITS or VOLUME_TRAITS.
+class Traits(NamedTuple):
+    """What is measured of one image or volume.
+
+    figures: float32 [T], in the order of IMAGE_TRAITS or VOLUME_TRAITS; without an image's likeness, which is told
+    against others. cells: float32 [64], an image's brightness in 8 x 8 cells, from which that follows; [0] of volumes.
+    """
+
+    figures: np.ndarray
+    cells: np.ndarray
+
+
+def measure(image: Pixels) -> Traits:
+    """The traits of one decoded image or volume, in full.
 
     Brightness is in [0, 1] by data/readers/images.py's rule, as preprocessing sees it; of large images every n-th row
-    and column counts. An image stored with three equal channels is grey. Instead of its likeness, which is told
-    against others, an image has its brightness in 8 x 8 cells at the end.
+    and column counts. An image stored with three equal channels is grey.
     """
     if isinstance(image, Volume):
-        return _measure_volume(image)
+        return Traits(_measure_volume(image), np.empty(0, np.float32))
+    assert isinstance(image, np.ndarray), "fitted volumes have lost what would be measured"
     height, width = image.shape[:2]
     few = image[:: -(-height // _LOOKED_AT), :: -(-width // _LOOKED_AT)]
     unit = scale_intensity(few).astype(np.float32) / np.float32(255.0 if few.dtype == np.uint8 else 1.0)
@@ -93,7 +105,7 @@ def measure(image: np.ndarray | Volume) -> np.ndarray:
     figures = (height, width, width / height, unit.mean(), unit.std(), 8 * image.dtype.itemsize, colour)
     grey = unit if unit.ndim == 2 else unit.mean(axis=2)
     cells = cv2.resize(grey, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
-    return np.concatenate([np.array(figures, np.float32), cells.ravel()])
+    return Traits(np.array(figures, np.float32), cells.ravel())
 
 
 def likeness(cells: np.ndarray, pattern: np.ndarray) -> float:
@@ -111,16 +123,15 @@ def _measure_volume(volume: Volume) -> np.ndarray:
 
 
 class Measurement:
-    """Takes the place of a preprocessing in a ImageDataset: an image becomes its traits."""
+    """The traits of images in full: an InputTransform of data/transforms/input_transform.py."""
 
-    augmentation = None
+    def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator) -> Traits:
+        """See `measure`."""
+        return measure(dataset_index.read(index))
 
-    def read(self, dataset_index: DatasetIndex, index: int) -> np.ndarray | Volume:
-        """Images in full."""
-        return dataset_index.read(index)
-
-    def __call__(self, image: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
-        return measure(image)
+    def collate(self, values: Sequence[Traits]) -> list[Traits]:
+        """As they are."""
+        return list(values)
 
 
 class _Skipped(UnreadableImages):
@@ -145,12 +156,13 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
     if len(rows) > MOST_IMAGES:
         rows = np.sort(np.random.default_rng(0).choice(rows, MOST_IMAGES, replace=False))
     dataset_index = loader.dataset.dataset_index if source is None else source
-    dataset = ImageDataset(dataset_index, Measurement(), seed=0)  # type: ignore[arg-type]
+    dataset = ImageDataset(dataset_index, Measurement(), seed=0)
     traits = VOLUME_TRAITS if volumes else IMAGE_TRAITS
-    figures = _read(loader.like(dataset, EpochBatchSampler(rows, BATCH, False, 0), _Skipped()), traits)
-    if not len(figures):
+    found = _read(loader.studies.like(dataset, EpochBatchSampler(rows, BATCH, False, 0), _Skipped()), traits)
+    if not found:
         return {}
-    figures, pattern = (figures, []) if volumes else _with_likeness(figures)
+    figures, cells = (np.stack(column).astype(np.float64) for column in zip(*found))
+    figures, pattern = (figures, []) if volumes else _with_likeness(figures, cells)
     views = Counter(view_name(dataset_index.studies[i].meta.get("view", "")) for i in loader.indices)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
@@ -159,38 +171,34 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
     return {"kind": kind, **seen, "ranges": ranges, "kinds": kinds, "views": known, "pattern": pattern}
 
 
-def _with_likeness(figures: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """([images, traits], the mean image's cells): the likeness of each to the mean of all others."""
-    traits, cells = np.split(figures, [figures.shape[1] - _CELLS**2], axis=1)
+def _with_likeness(figures: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """([images, traits], the mean image's cells): the likeness of each to the mean of all others as one more."""
     total, count = cells.sum(axis=0), len(cells)
     alike = [likeness(one, (total - one) / (count - 1)) if count > 1 else 1.0 for one in cells]
-    return np.column_stack([traits, alike]), np.round(total / count, 4).tolist()
+    return np.column_stack([figures, alike]), np.round(total / count, 4).tolist()
 
 
-def _read(loader: ImageLoader, traits: Sequence[Trait]) -> np.ndarray:
-    """[images, traits], float64."""
-    rows: list[np.ndarray] = []
+def _read(loader: StudyLoader[list[Traits]], traits: Sequence[Trait]) -> list[Traits]:
+    """Of images until there are pixels enough."""
+    found: list[Traits] = []
     pixels = 0.0
     try:
-        for _, batch in loader.epoch(0):
-            if batch is None:
-                continue
-            rows.append(batch.image.numpy().astype(np.float64))
-            pixels += _pixels(rows[-1], traits)
+        for _, _, batch in loader.epoch(0):
+            found += batch or []
+            pixels += sum(_pixels(one, traits) for one in batch or [])
             if pixels > MOST_PIXELS:
                 break
     except DataError as error:  # workers that died too often
         logger.warning("the training data are not described in checkpoints: %s", error)
-        return np.empty((0, len(traits)))
-    return np.concatenate(rows) if rows else np.empty((0, len(traits)))
+        return []
+    return found
 
 
-def _pixels(figures: np.ndarray, traits: Sequence[Trait]) -> float:
-    columns = dict(zip((trait.name for trait in traits), figures.T))
-    if "height" in columns:
-        return float((columns["height"] * columns["width"]).sum())
-    counts = [columns[f"{long}_mm"] / columns[f"spacing_{short}_mm"] for long, short in _AXES]
-    return float(np.prod(counts, axis=0).sum())
+def _pixels(one: Traits, traits: Sequence[Trait]) -> float:
+    values = dict(zip((trait.name for trait in traits), one.figures.tolist()))
+    if "height" in values:
+        return values["height"] * values["width"]
+    return math.prod(values[f"{long}_mm"] / values[f"spacing_{short}_mm"] for long, short in _AXES)
 
 
 _AXES = (("depth", "z"), ("height", "y"), ("width", "x"))
@@ -228,12 +236,11 @@ class TrainingData:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"what a checkpoint says of its training data cannot be read ({error!r})") from None
 
-    def differences(self, figures: Sequence[float] | np.ndarray, view: str = "") -> list[str]:
+    def differences(self, traits: Traits, view: str = "") -> list[str]:
         """In words, how an image with these traits (see `measure`) and this view is unlike the training images."""
-        values = [float(value) for value in figures]
+        values = traits.figures.tolist()
         if len(self.pattern):
-            cut = len(values) - len(self.pattern)
-            values = [*values[:cut], likeness(np.array(values[cut:]), self.pattern)]
+            values.append(likeness(traits.cells, self.pattern))
         found = [self._difference(trait, value) for trait, value in zip(self.traits, values, strict=True)]
         view = view_name(view)
         if view and self.views and view not in self.views:

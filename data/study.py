@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.readers.volumes import Volume
+from data.readers.volumes import FittedVolume, Volume
 
 SPLITS = ("train", "val", "test")
+
+# What is read of an image, [H, W] or [H, W, C], or of a volume, or of one from a cache.
+Pixels = np.ndarray | Volume | FittedVolume
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Reader:
     can.
     """
 
-    def __call__(self, index: int) -> np.ndarray | Volume:
+    def __call__(self, index: int) -> Pixels:
         raise NotImplementedError
 
     def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
@@ -65,7 +68,7 @@ class DatasetIndex:
 
     class_names: tuple[str, ...]
     studies: tuple[Study, ...]
-    read: Reader | Callable[[int], np.ndarray | Volume]
+    read: Reader | Callable[[int], Pixels]
     exclusive: bool = False
     notes: tuple[str, ...] = ()
 

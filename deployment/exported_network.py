@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from utils.batch import Logits
 from utils.evaluation_mode import evaluating
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,11 +45,11 @@ class ExportedNetwork(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        outputs = self.network(image.to(self.dtype))
-        if isinstance(outputs, tuple):
-            coarse, fine = (y.float() for y in outputs)
-            return self._last(fine), coarse if self.gives_logits else coarse.sigmoid()
-        return self._last(outputs.float())
+        coarse, fine = Logits.of(self.network(image.to(self.dtype)))
+        last = self._last(fine.float())
+        if coarse is None:
+            return last
+        return last, coarse.float() if self.gives_logits else coarse.float().sigmoid()
 
     def in_precision(self, precision: str) -> ExportedNetwork:
         """Itself in fp32, else a copy whose network computes in a half type; what is before and behind is float32."""

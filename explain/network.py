@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from configs.errors import ExplanationError
 from explain.alignment import first_centre
 from explain.geometry import cells_to_pixels
+from utils.batch import Logits
 from utils.evaluation_mode import evaluating
 
 FUSED, AUTO = "fused", "auto"
@@ -38,14 +39,9 @@ class PyramidModel(Protocol):
     def forward_head(self, features: list[Tensor]) -> Any: ...
 
 
-def fine_logits(output: Any) -> Tensor:
-    """Logits [B, K] of what a network gives: those themselves, or the second of (coarse, fine)."""
-    return output[-1] if isinstance(output, tuple) else output
-
-
 def class_logits(model: Any, x: Tensor) -> Tensor:
     """[B, C, *spatial] → the logits [B, K] that maps are made for."""
-    return fine_logits(model(x))
+    return Logits.of(model(x)).fine
 
 
 def check_classes(classes: Sequence[int], count: int) -> list[int]:
@@ -93,10 +89,10 @@ class Layer:
     def logits(self, activations: Tensor) -> Tensor:
         """The logits [B, K] that follow from this map, the other levels staying as they are."""
         if self.level == FUSED:
-            return fine_logits(self.model.classifier(activations))
+            return Logits.of(self.model.classifier(activations)).fine
         features = list(self._features)
         features[int(self.level)] = activations
-        return fine_logits(self.model.forward_head(features))
+        return Logits.of(self.model.forward_head(features)).fine
 
     def gradients(self, classes: Sequence[int]) -> Iterator[Tensor]:
         """d logit_k / d activations, [B, C, *cells], for each class k; one forward pass for all of them."""

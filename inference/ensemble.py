@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from configs.errors import PredictionError
 from inference.predictor import Predictor
+from utils.batch import Inputs
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -59,11 +60,11 @@ class Ensemble:
         self.orders = [[m.class_names.index(name) for name in self.class_names] for m in members]
         self.thresholds, self.threshold_source = self._thresholds(threshold)
 
-    def probabilities(self, inputs: Sequence[Tensor]) -> np.ndarray:
-        """An input [B, C, *spatial] for each preprocessing → float64 [B, K], NaN where a model gives NaN."""
+    def probabilities(self, inputs: Sequence[Inputs]) -> np.ndarray:
+        """Inputs of B studies for each preprocessing → float64 [B, K], NaN where a model gives NaN."""
         return self.begin(inputs)()
 
-    def begin(self, inputs: Sequence[Tensor]) -> Callable[[], np.ndarray]:
+    def begin(self, inputs: Sequence[Inputs]) -> Callable[[], np.ndarray]:
         """As `probabilities`, in two steps: what comes back gives them, and only that waits for the device."""
         begun = [member.predictor.begin(inputs[member.input]) for member in self.members]
         return lambda: np.mean([self._of(m, logits()) for m, logits in enumerate(begun)], axis=0)

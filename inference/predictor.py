@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from configs.errors import PredictionError
 from inference.views import TestTimeTransform, show, transforms_for
+from utils.batch import Inputs, Logits, call_model
 from utils.out_of_memory import catch_oom, free_memory, largest_part
 from utils.progress import Progress
 from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
@@ -32,8 +33,8 @@ class Autocast(Protocol):
 class Predictor:
     """Runs members, models of the same classes, over the same batches.
 
-    members: images [B, C, *spatial] → logits [B, K] or (coarse, fine) logits, of which the fine ones are taken; all
-    on one device; they are put into eval mode. tta: the mean of the logits over the views of inference/views.py.
+    members: give logits [B, K] or (coarse, fine) logits, of which the fine ones are taken, see `call_model`; all on
+    one device; they are put into eval mode. tta: the mean of the logits over the views of inference/views.py.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes logits by rounding.
     """
 
@@ -51,22 +52,22 @@ class Predictor:
         self.device = next(members[0].parameters()).device
         self.splits = 1
 
-    def logits(self, image: Tensor) -> list[Tensor]:
-        """[B, C, *spatial], on any device → float64 [B, K] on the CPU, one per member.
+    def logits(self, inputs: Inputs) -> list[Tensor]:
+        """B studies, on any device → float64 [B, K] on the CPU, one per member.
 
         Raises PredictionError where one image does not fit into memory.
         """
-        return self.begin(image)()
+        return self.begin(inputs)()
 
     @torch.inference_mode()
-    def begin(self, image: Tensor) -> Callable[[], list[Tensor]]:
+    def begin(self, inputs: Inputs) -> Callable[[], list[Tensor]]:
         """As `logits`, in two steps: what comes back gives them, and only that waits for the device."""
         while True:
             with catch_oom() as caught:
-                parts = [self._begin(part) for part in image.tensor_split(min(self.splits, max(len(image), 1)))]
+                parts = [self._begin(part) for part in inputs.split(self.splits)]
                 return lambda: [torch.cat(column) for column in zip(*map(self._mean, parts))]
             free_memory(self.device)
-            self._halve(len(image), caught.failure)
+            self._halve(inputs.studies, caught.failure)
 
     def over(self, loader: Any, title: str, progress: str = "auto") -> tuple[np.ndarray, np.ndarray]:
         """(logits float64 [M, N, K], rows of the dataset index int64 [N]) of a loader's epoch 0.
@@ -96,20 +97,21 @@ class Predictor:
     def _begun(self, loader: Any) -> Iterator[tuple[Tensor, Callable[[], list[Tensor]]] | None]:
         """Rows of each batch and what gives its logits; None for a batch without images."""
         batches = (batch for _, batch in loader.epoch(0))
-        pairs = (None if batch is None else (batch.index, batch.image) for batch in batches)
+        pairs = (None if batch is None else (batch.index, batch.inputs) for batch in batches)
         for _, sent in prefetch_to_device(pairs, lambda pair: (pair[0], self._send(pair[1])), self.device):
             yield None if sent is None else (sent[0], self.begin(sent[1]))
 
-    def _send(self, image: Tensor) -> Tensor:
-        return image.to(self.device, non_blocking=True)
+    def _send(self, inputs: Inputs) -> Inputs:
+        return inputs.to(self.device)
 
-    def _begin(self, image: Tensor) -> AsyncHostCopy:
+    def _begin(self, inputs: Inputs) -> AsyncHostCopy:
         """The logits of each transform and member, in this order."""
-        image = self._send(image)
+        inputs = self._send(inputs)
+        transforms = (show(inputs.image, transform) for transform in self._transforms(inputs.image))
         transformed = (
-            show(image, transform).contiguous(memory_format=self.memory_format) for transform in self._transforms(image)
+            inputs._replace(image=image.contiguous(memory_format=self.memory_format)) for image in transforms
         )
-        return AsyncHostCopy([self._forward(member, variant) for variant in transformed for member in self.members])
+        return AsyncHostCopy([self._forward(member, one) for one in transformed for member in self.members])
 
     def _transforms(self, image: Tensor) -> tuple[TestTimeTransform, ...]:
         return transforms_for(image) if self.tta else (TestTimeTransform(),)
@@ -119,10 +121,9 @@ class Predictor:
         found, members = [logits.to(torch.float64) for logits in host_copy.get()], len(self.members)
         return [sum(found[m::members][1:], found[m]) / (len(found) // members) for m in range(members)]
 
-    def _forward(self, member: nn.Module, image: Tensor) -> Tensor:
+    def _forward(self, member: nn.Module, inputs: Inputs) -> Tensor:
         with self.precision.autocast():
-            outputs = member(image)
-        return outputs[1] if isinstance(outputs, tuple) else outputs
+            return Logits.of(call_model(member, inputs)).fine
 
     def _halve(self, size: int, failure: str) -> None:
         before = largest_part(size, self.splits)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import global_average_and_max, norm_nd
+from utils.batch import Logits
 
 
 class PooledFeatures(nn.Sequential):
@@ -59,7 +60,7 @@ class MultiLabelHead(nn.Module):
 
 
 class HierarchicalHead(nn.Module):
-    """Coarse logits first; the fine ones see them. [B, C, *spatial] → ([B, num_coarse], [B, num_classes])."""
+    """Coarse logits first; the fine ones see them. [B, C, *spatial] → Logits([B, num_coarse], [B, num_classes])."""
 
     def __init__(
         self, channels: int, num_coarse_classes: int, num_classes: int, dropout: float = 0.5, norm: str = "batch"
@@ -69,10 +70,10 @@ class HierarchicalHead(nn.Module):
         self.coarse_classifier = _mlp(channels, channels // 2, num_coarse_classes, dropout, norm)
         self.fine_classifier = _mlp(channels + num_coarse_classes, channels // 2, num_classes, dropout, norm)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Logits:
         features = self.feature_fusion(x)
         coarse = self.coarse_classifier(features)
-        return coarse, self.fine_classifier(torch.cat([features, coarse], dim=1))
+        return Logits(coarse, self.fine_classifier(torch.cat([features, coarse], dim=1)))
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, dropout: float, norm: str) -> nn.Sequential:

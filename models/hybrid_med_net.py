@@ -20,6 +20,7 @@ from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
 from models.state_dicts import fit_state_dict
+from utils.batch import Inputs, Logits
 from utils.blocks import Block, State
 from utils.evaluation_mode import evaluating
 from utils.gradient_checkpointing import PLANNED_BATCH, Checkpointable, checkpointing_options
@@ -41,13 +42,16 @@ class HybridMedNet(Checkpointable, nn.Module):
 
     MODEL.init_from is not read here but by `create_model`, which records the outcome in `started_from`.
 
-    forward: [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
-    (coarse logits [B, num_coarse_classes], logits [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
-    for volumes.
-    Where MODEL.pretrained asks for published weights that cannot be had, the network waits for those of a file: until
-    `load_state_dict` has brought them, `forward` raises WeightsUnavailableError (`create_model` does so at once).
+    forward: Inputs of one image a study and no table, or a Tensor, which stands for `Inputs.of_images` of it:
+    [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
+    Logits(coarse [B, num_coarse_classes], fine [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
+    for volumes. Raises ModelError for several views or a table.
+    Where MODEL.pretrained asks for pretrained weights that are not available, the network waits for those of a file:
+    until `load_state_dict` has brought them, `forward` raises WeightsUnavailableError (`create_model` does so at once).
     Raises ModelError where the backbone cannot be built, or cannot be checkpointed as asked.
     """
+
+    takes_inputs = True  # see utils.batch.call_model
 
     @overload
     def __init__(self, settings: Config) -> None: ...
@@ -109,14 +113,15 @@ class HybridMedNet(Checkpointable, nn.Module):
             logger.warning("%s The network is of no use before load_state_dict has brought other weights", error)
             return make(settings.backbone, False)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | Inputs) -> Tensor | Logits:
         if self.lacking_weights:
             raise WeightsUnavailableError(self.lacking_weights)
+        image = x.single_images() if isinstance(x, Inputs) else x
         if self.recomputes():
-            logits = self.run_blocks(x).logits
+            logits = self.run_blocks(image).logits
             assert logits is not None
             return logits
-        return self.forward_head(self.forward_features(x))
+        return self.forward_head(self.forward_features(image))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The backbone's pyramid: [B, in_channels, *spatial] → levels [B, C_i, *spatial_i], finest first."""
@@ -126,7 +131,7 @@ class HybridMedNet(Checkpointable, nn.Module):
         """That pyramid through FPN, attention and fusion: levels → [B, fusion_channels, *spatial_t]."""
         return self.fusion(self.attention(self.fpn(features)))
 
-    def forward_head(self, features: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    def forward_head(self, features: list[Tensor]) -> Tensor | Logits:
         """The rest of `forward`, from the backbone's pyramid on."""
         return self.classifier(self.forward_fused(features))
 

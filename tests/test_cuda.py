@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from configs.default_config import Config
-from data.loading.loaders import Batch
 from inference.predictor import Predictor
 from models import HybridMedNet, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
@@ -27,10 +26,11 @@ from tests.models.test_window_attention_triton import arguments as window_argume
 from tests.models.test_window_attention_triton import results as window_results
 from tests.models.test_window_attention_triton import wide
 from tests.test_resume import prepare
-from tests.training.toys import TensorLoader, make_trainer
+from tests.training.toys import TensorLoader, batch_of, make_trainer
 from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
+from utils.batch import Batch
 from utils.kernels import prepare_kernels
 from utils.out_of_memory import is_out_of_memory
 from utils.transfers import prefetch_to_device
@@ -165,7 +165,7 @@ def test_a_training_step_does_not_wait_for_the_device(kind):
     trainer = make_trainer(model, kind=kind, precision=precision, ema=0.9, read_every=100, print_freq=100)
     trainer.model.train()
     moved = [sent for _, (_, sent) in prefetch_to_device(batches, trainer._send, CUDA)]
-    assert all(batch.image.device.type == "cuda" for batch in moved)
+    assert all(batch.inputs.image.device.type == "cuda" for batch in moved)
     for number, batch in batches[:3]:  # the first ones allocate
         trainer.train_step([batch], [moved[number]])
     torch.cuda.set_sync_debug_mode("error")
@@ -182,7 +182,8 @@ def test_batches_sent_ahead_are_what_was_given():
     trainer = make_trainer(network("resnet18", attention="none").to(CUDA), precision=Precision("cuda", None))
     for (number, batch), ((same, host), (_, sent)) in zip(batches, prefetch_to_device(batches, trainer._send, CUDA)):
         assert number == same and host is batch
-        assert torch.equal(sent.image.cpu(), batch.image) and torch.equal(sent.target.cpu(), batch.target)
+        assert torch.equal(sent.inputs.image.cpu(), batch.inputs.image)
+        assert torch.equal(sent.targets.labels.cpu(), batch.targets.labels)
 
 
 def test_a_real_lack_of_memory_is_survived_with_the_same_step():
@@ -222,9 +223,10 @@ def test_a_real_lack_of_memory_is_survived_with_the_same_step():
 def test_images_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memory_format):
     """Pinned by a loader's thread, sent and finished without one call that waits for the device."""
     loader = loader_of(workers=2, pin_memory=True)
-    expected = {int(i): x for batch in batches_of(loader_of(), 1) for i, x in zip(batch.index, batch.image)}
+    expected = {int(i): x for batch in batches_of(loader_of(), 1) for i, x in zip(batch.index, batch.inputs.image)}
     first = next(loader.epoch(0))[1]
-    assert first.image.is_pinned() and first.augmentation_params.is_pinned() and first.image.dtype == torch.uint8
+    assert all(tensor.is_pinned() for tensor in (*first.inputs[:3], first.augmentation_params))
+    assert first.inputs.image.dtype == torch.uint8
     first.to(CUDA)  # the first one sends mean and deviation, which waits
     for _, batch in loader.epoch(1):
         torch.cuda.set_sync_debug_mode("error")
@@ -232,8 +234,8 @@ def test_images_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memor
             ready = batch.to(CUDA, memory_format)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert ready.image.is_contiguous(memory_format=memory_format)
-        for image, row in zip(ready.image.cpu(), batch.index.tolist()):
+        assert ready.inputs.image.is_contiguous(memory_format=memory_format)
+        for image, row in zip(ready.inputs.image.cpu(), batch.index.tolist()):
             torch.testing.assert_close(image, expected[row], atol=1e-4, rtol=0)
 
 
@@ -241,7 +243,8 @@ def test_images_are_augmented_on_the_device_as_on_the_cpu_and_nobody_waits(memor
 def test_evaluation_on_cuda_waits_for_nothing_but_results_and_scores_alike(hierarchical):
     """Batches sent ahead by a stream, results one late: the scores of a loop that waits."""
     model = network("resnet18", hierarchical=str(hierarchical).lower(), num_coarse_classes=2).eval().to(CUDA)
-    images, target, mask = (getattr(_batch(45, 128), name) for name in ("image", "target", "mask"))
+    whole = _batch(45, 128)
+    images, (target, mask, *_) = whole.inputs.image, whole.targets
     loader = TensorLoader(images.pin_memory(), target, mask, 8, bad=(2,))
     precision, names = Precision("cuda", torch.bfloat16), tuple("abc")
     predictor = Predictor([model], precision)
@@ -251,7 +254,7 @@ def test_evaluation_on_cuda_waits_for_nothing_but_results_and_scores_alike(hiera
     for _, batch in loader.epoch(0):
         if batch is not None:
             with torch.inference_mode(), precision.autocast():
-                outputs = evaluator.forward(batch.image.to(CUDA))
+                outputs = evaluator.forward(batch.inputs.image.to(CUDA))
             expected.append(outputs.double().cpu())
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -304,4 +307,4 @@ def _batch(count: int, size: int) -> Batch:
     g = torch.Generator().manual_seed(0)
     target = torch.randint(0, 2, (count, 3), generator=g).float()
     mask = torch.ones(count, 3, dtype=torch.bool)
-    return Batch(torch.randn(count, 3, size, size, generator=g), target, mask, torch.arange(count))
+    return batch_of(torch.randn(count, 3, size, size, generator=g), target, mask)

@@ -28,6 +28,7 @@ from models import HybridMedNet
 from models.saved_model import load_model
 from tests.settings_read import DRAWING, settings_read
 from training.precision import Precision
+from utils.batch import Inputs
 from utils.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +111,7 @@ def test_the_file_agrees_with_prediction(onnx_file, run):
         saved.preprocessing, saved.config, saved.model.backbone.mean, saved.model.backbone.std
     )
     images = np.stack([preprocess(read_image(run / "data" / f"{i}.png")) for i in range(6)])
-    (logits,) = Predictor([saved.model], Precision("cpu", None)).logits(torch.from_numpy(images))
+    (logits,) = Predictor([saved.model], Precision("cpu", None)).logits(Inputs.of_images(torch.from_numpy(images)))
     expected = stored_point(saved.description["operating_point"], 3).probabilities(logits.numpy(), False)
     found = open_onnx(onnx_file)(images)
     assert found.dtype == np.float32 and np.ptp(expected, axis=0).min() > 1e-3, "all images look alike to it"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from configs.errors import ConfigError
 from training.losses import TrainingLoss, on_device
 from training.precision import Precision
+from utils.batch import Inputs, Logits, Targets, call_model
 
 # The term that is added to a TrainingLoss's.
 _TERM = "teacher"
@@ -47,13 +48,12 @@ class Teacher:
     shift: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> Tensor:
-        """The student's images [B, C, *spatial] → float32 logits [B, K] in the student's order of classes."""
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """The student's inputs → float32 logits [B, K] in the student's order of classes."""
         if self.scale is not None and self.shift is not None:
-            image = image * self.scale + self.shift
+            inputs = inputs._replace(image=inputs.image * self.scale + self.shift)
         with self.precision.autocast():
-            outputs = self.model(image)
-        logits = outputs[1] if isinstance(outputs, tuple) else outputs
+            logits = Logits.of(call_model(self.model, inputs)).fine
         return logits.float().index_select(1, on_device(tuple(self.columns), logits.device))
 
 
@@ -74,16 +74,15 @@ class DistillationLoss:
     def exclusive(self) -> bool:
         return self.labels.exclusive
 
-    def counts(self, batch) -> dict[str, int]:
+    def counts(self, targets: Targets) -> dict[str, int]:
         """Valid labels of each term, and how many values the teacher gives."""
-        values = len(batch) if self.exclusive else batch.target.numel()
-        return {**self.labels.counts(batch), _TERM: values}
+        values = len(targets.labels) if self.exclusive else targets.labels.numel()
+        return {**self.labels.counts(targets), _TERM: values}
 
-    def sums(self, outputs, batch) -> dict[str, Tensor]:
-        """The sum of each term over a batch, float32; asks the teacher."""
-        logits = outputs[1] if isinstance(outputs, tuple) else outputs
-        loss = soft_targets_loss(logits.float(), self.teacher(batch.image), self.temperature, self.exclusive)
-        return {**self.labels.sums(outputs, batch), _TERM: loss.sum()}
+    def sums(self, logits: Logits, targets: Targets, inputs: Inputs) -> dict[str, Tensor]:
+        """The sum of each term over a batch, float32; asks the teacher about its inputs."""
+        loss = soft_targets_loss(logits.fine.float(), self.teacher(inputs), self.temperature, self.exclusive)
+        return {**self.labels.sums(logits, targets), _TERM: loss.sum()}
 
     def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> Tensor:
         """The weighted loss of a window from its parts."""

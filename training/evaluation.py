@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from configs.errors import TrainingError
-from training.losses import TrainingLoss
+from training.losses import Loss
 from training.precision import Precision
+from utils.batch import Batch, Logits, call_model
 from utils.metrics import Metrics, classification_metrics
-from utils.out_of_memory import catch_oom, free_memory, largest_part, split_batch
+from utils.out_of_memory import catch_oom, free_memory, largest_part
 from utils.progress import Progress
 from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
 
@@ -57,7 +58,7 @@ class _Piece:
 class Evaluator:
     """Runs a model over a split; needs no Trainer.
 
-    model: images → logits, or (coarse, fine) logits; on its device. progress: see Progress.
+    model: gives logits, or (coarse, fine) logits, see `call_model`; on its device. progress: see Progress.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes scores by rounding at
     most; adapt: False where that shall be a TrainingError.
     """
@@ -65,7 +66,7 @@ class Evaluator:
     def __init__(
         self,
         model: nn.Module,
-        loss: TrainingLoss,
+        loss: Loss,
         precision: Precision,
         class_names: tuple[str, ...],
         memory_format: torch.memory_format = torch.contiguous_format,
@@ -105,26 +106,26 @@ class Evaluator:
             if batch is None:
                 yield None
             else:
-                labels = (batch.target, batch.mask, batch.index)
-                yield _Begun(labels, self.loss.counts(batch), self._begin(sent, title))
+                labels = (batch.targets.labels, batch.targets.mask, batch.index)
+                assert sent is not None
+                yield _Begun(labels, self.loss.counts(batch.targets), self._begin(sent, title))
 
-    def _send(self, batch):
+    def _send(self, batch: Batch) -> Batch:
         return batch.to(self.device, self.memory_format)
 
-    def _begin(self, batch, title: str) -> list[tuple[list[str], AsyncHostCopy]]:
+    def _begin(self, batch: Batch, title: str) -> list[tuple[list[str], AsyncHostCopy]]:
         while True:
             with catch_oom() as caught:
-                return [self._begin_part(part) for part in split_batch(batch, self.splits)]
+                return [self._begin_part(part) for part in batch.split(self.splits)]
             free_memory(self.device)
             self._halve(len(batch), title, caught.failure)
 
-    def _begin_part(self, batch) -> tuple[list[str], AsyncHostCopy]:
+    def _begin_part(self, batch: Batch) -> tuple[list[str], AsyncHostCopy]:
         batch = self._send(batch)
         with self.precision.autocast():
-            outputs = self.forward(batch.image)
-        logits = outputs[1] if isinstance(outputs, tuple) else outputs
-        sums = self.loss.sums(outputs, batch)
-        return list(sums), AsyncHostCopy([logits, *sums.values()])
+            logits = Logits.of(call_model(self.forward, batch.inputs))
+        sums = self.loss.sums(logits, batch.targets, batch.inputs)
+        return list(sums), AsyncHostCopy([logits.fine, *sums.values()])
 
     def _piece(self, begun: _Begun) -> _Piece:
         arrived = [(names, host_copy.get()) for names, host_copy in begun.parts]

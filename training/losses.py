@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from utils.batch import Inputs, Logits, Targets
 
 ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,6 +80,28 @@ class GroupSpec:
     negated: bool = False
 
 
+class Loss(Protocol):
+    """A training loss: sums over valid labels and their counts, so that a window of micro-batches is averaged exactly.
+
+    exclusive: whether exactly one class is present.
+    """
+
+    @property
+    def exclusive(self) -> bool: ...
+
+    def counts(self, targets: Targets) -> dict[str, int]:
+        """How many values each term has in a batch."""
+        ...
+
+    def sums(self, logits: Logits, targets: Targets, inputs: Inputs) -> dict[str, Tensor]:
+        """The sum of each term over a batch; inputs: what the logits are of, for a loss that asks a teacher."""
+        ...
+
+    def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> Tensor:
+        """The loss of all batches whose sums and counts were added up."""
+        ...
+
+
 @dataclass
 class TrainingLoss:
     """The terms of the training loss, each a sum over valid labels, with its count and weight.
@@ -92,23 +117,26 @@ class TrainingLoss:
     label_smoothing: float = 0.0
     groups: Sequence[GroupSpec] = ()
 
-    def counts(self, batch) -> dict[str, int]:
+    def counts(self, targets: Targets) -> dict[str, int]:
         """How many valid labels each term has in a batch."""
-        labels = int(self._valid(batch.mask).sum())
+        labels = int(self._valid(targets.mask).sum())
         if not self.groups:
             return {"labels": labels}
-        return {"fine": labels, "coarse": int(batch.coarse_mask.sum()), "consistency": batch.coarse_mask.numel()}
+        assert targets.coarse_mask is not None, "a loss with coarse classes needs theirs"
+        return {"fine": labels, "coarse": int(targets.coarse_mask.sum()), "consistency": targets.coarse_mask.numel()}
 
-    def sums(self, outputs, batch) -> dict[str, Tensor]:
-        """The sum of each term over a batch, float32."""
+    def sums(self, logits: Logits, targets: Targets, inputs: Inputs | None = None) -> dict[str, Tensor]:
+        """The sum of each term over a batch, float32. inputs: what the logits are of; not looked at here."""
+        fine = self._labels(logits.fine, targets)
         if not self.groups:
-            return {"labels": self._labels(outputs, batch)}
-        coarse, fine = outputs[0].float(), outputs[1].float()
-        coarse_loss = binary_cross_entropy(coarse, batch.coarse_target)
+            return {"labels": fine}
+        assert logits.coarse is not None and targets.coarse is not None and targets.coarse_mask is not None
+        coarse = logits.coarse.float()
+        coarse_loss = binary_cross_entropy(coarse, targets.coarse)
         return {
-            "fine": self._labels(fine, batch),
-            "coarse": torch.where(batch.coarse_mask, coarse_loss, 0.0).sum(),
-            "consistency": consistency(coarse, fine, self.groups).sum(),
+            "fine": fine,
+            "coarse": torch.where(targets.coarse_mask, coarse_loss, 0.0).sum(),
+            "consistency": consistency(coarse, logits.fine.float(), self.groups).sum(),
         }
 
     def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> Tensor:
@@ -116,10 +144,10 @@ class TrainingLoss:
         terms = [self.weights[name] * value / max(counts[name], 1) for name, value in sums.items()]
         return torch.stack(terms).sum()
 
-    def _labels(self, logits: Tensor, batch) -> Tensor:
-        targets = smooth_targets(batch.target, self.label_smoothing, self.exclusive)
-        loss = self.elementwise(logits.float(), targets)
-        return torch.where(self._valid(batch.mask), loss, 0.0).sum()
+    def _labels(self, logits: Tensor, targets: Targets) -> Tensor:
+        smooth = smooth_targets(targets.labels, self.label_smoothing, self.exclusive)
+        loss = self.elementwise(logits.float(), smooth)
+        return torch.where(self._valid(targets.mask), loss, 0.0).sum()
 
     def _valid(self, mask: Tensor) -> Tensor:
         return mask.all(1, keepdim=True) if self.exclusive else mask

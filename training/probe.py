@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from configs.errors import HybridMedNetError
 from training.precision import Precision
+from utils.batch import Inputs, Logits, call_model
 from utils.out_of_memory import catch_oom, free_memory, is_out_of_memory
 from utils.seed import random_state, set_random_state
 
@@ -189,9 +190,10 @@ class _Steps:
         _wait(images.device)
         begin = self.clock()
         with torch.enable_grad(), candidate.precision.autocast():
-            outputs = network(images.to(memory_format=layout))
-        parts = (outputs,) if isinstance(outputs, Tensor) else outputs
-        torch.stack([part.float().square().mean() for part in parts]).sum().backward()
+            inputs = Inputs.of_images(images.to(memory_format=layout))
+            logits = Logits.of(call_model(network, inputs))
+        parts = [part.float().square().mean() for part in logits if part is not None]
+        torch.stack(parts).sum().backward()
         _wait(images.device)
         seconds = self.clock() - begin
         network.zero_grad(set_to_none=True)

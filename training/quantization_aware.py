@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from utils.batch import Inputs, takes_inputs
 from utils.gradient_checkpointing.recomputation import again_in_recomputation
 
 # Functions with (input, weight, …), and the axis of the weight that counts outputs.
@@ -77,6 +78,11 @@ class QuantizationAware:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    @property
+    def takes_inputs(self) -> bool:
+        """As the model declares it; see `utils.batch.call_model`."""
+        return takes_inputs(self.model)
+
+    def __call__(self, *inputs: Tensor | Inputs) -> Any:
         with again_in_recomputation(Int8Rounding), Int8Rounding():
             return self.model(*inputs)

@@ -26,8 +26,9 @@ from training.precision import Precision
 from training.sparsity import SparseWeights
 from training.state import EpochSums, StepSnapshot, TrainerState
 from training.state_check import check_resumable
+from utils.batch import Batch, Logits, call_model
 from utils.interrupt import Interrupted
-from utils.out_of_memory import catch_oom, free_memory, split_batch
+from utils.out_of_memory import catch_oom, free_memory
 from utils.progress import Progress, peak_memory_mib
 from utils.seed import random_state, set_random_state
 from utils.transfers import prefetch_to_device
@@ -58,8 +59,8 @@ class TrainerOptions:
 class Trainer:
     """Trains a model on batches; knows nothing of files, configs or architectures.
 
-    model: images → logits, or (coarse, fine) logits. should_stop() gives the number of a signal, or 0.
-    on_step(global_step, figures) and on_epoch(trainer, record, is_best) are told what happened; save(trainer) is
+    model: gives logits, or (coarse, fine) logits, see `call_model`. should_stop() gives the number of a signal, or 0.
+    on_step(global_step, figures) and on_epoch(trainer, record, is_best) are called with what happened; save(trainer) is
     asked to write a checkpoint before the loop leaves on a signal, and every options.save_every_steps steps.
     """
 
@@ -202,7 +203,7 @@ class Trainer:
         sum. What does not fit into memory is undone."""
         while True:
             with catch_oom() as caught:
-                micro_batches = (part for batch in window for part in split_batch(batch, self.state.micro_batch_splits))
+                micro_batches = (part for batch in window for part in batch.split(self.state.micro_batch_splits))
                 return [self._backward(part, counts) for part in micro_batches]
             self.optimizer.zero_grad(set_to_none=True)
             start.restore()
@@ -212,15 +213,15 @@ class Trainer:
     def _window_counts(self, window: list) -> dict[str, int]:
         totals: dict[str, int] = {}
         for batch in window:
-            for name, count in self.loss.counts(batch).items():
+            for name, count in self.loss.counts(batch.targets).items():
                 totals[name] = totals.get(name, 0) + count
         return totals
 
-    def _backward(self, batch, counts: dict[str, int]) -> Tensor:
+    def _backward(self, batch: Batch, counts: dict[str, int]) -> Tensor:
         batch = batch.to(self.device, self.options.memory_format)
         with self.precision.autocast():
-            outputs = self.forward(batch.image)
-        loss = self.loss.total(self.loss.sums(outputs, batch), counts)
+            logits = Logits.of(call_model(self.forward, batch.inputs))
+        loss = self.loss.total(self.loss.sums(logits, batch.targets, batch.inputs), counts)
         self.scaler.scale(loss).backward()
         return loss.detach()
 

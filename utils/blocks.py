@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from utils.batch import Logits
 from utils.torch_private import tree_leaves
 
 
@@ -35,7 +36,7 @@ class State(NamedTuple):
     weights: Tensor | None = None
     total: Tensor | None = None
     size: tuple[int, ...] = ()
-    logits: Tensor | tuple[Tensor, Tensor] | None = None
+    logits: Tensor | Logits | None = None
 
     def current(self) -> Tensor:
         """x, which must be there."""

@@ -1,9 +1,8 @@
-"""Out of memory: how it is noticed, and how a batch is cut into smaller ones."""
+"""Out of memory: how it is noticed, and what is then given back."""
 
 from __future__ import annotations
 
 import gc
-from dataclasses import fields, replace
 from types import TracebackType
 
 import torch
@@ -55,16 +54,6 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def split_batch(batch, parts: int) -> list:
-    """A batch (a dataclass; its tensors are [B, …]) in `parts` of nearly equal length, or in B where B is less."""
-    parts = min(parts, len(batch))
-    if parts <= 1:
-        return [batch]
-    columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    pieces = {name: c.tensor_split(parts) for name, c in columns.items() if isinstance(c, torch.Tensor)}
-    return [replace(batch, **{name: p[i] for name, p in pieces.items()}) for i in range(parts)]
-
-
 def largest_part(size: int, parts: int) -> int:
-    """Images in the largest piece that `split_batch` makes of a batch of `size`."""
+    """Studies in the largest piece that `Batch.split` makes of a batch of `size`."""
     return -(-size // min(parts, size))

@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from configs.errors import ConfigError
 from data.cache.file import MAGIC, CacheIndex, SharedBytes, free_memory, open_cache_file, write_index
 from data.cache.reader import (
     AnyPreprocess,
     CachedReader,
+    Encoded,
+    EncodedBatch,
     Encoder,
     Recipe,
     empty_records,
     find,
-    split,
     stamps,
     with_reader,
 )
-from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, UnreadableImages
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, StudyLoader, UnreadableImages
 from data.study import DatasetIndex
 from utils.atomic_file import remove, replacing
 from utils.progress import Progress
@@ -64,31 +64,33 @@ class Builder:
         size = loader.batches.batch_size
         records, end, announced = empty_records(count), 0, False
         with closing(Progress(count, "decoding images", self._style, -(-count // 10), unit="image")) as progress:
-            for number, batch in loader.epoch(0):
+            for number, rows, batch in loader.epoch(0):
                 if batch is not None:
-                    encoded = split(batch.image.numpy(), len(batch), self.preprocess.size)
+                    encoded = batch.split(self.preprocess.size)
                     if not announced:
-                        check_room(sum(len(pixels) for *_, pixels in encoded) * count // len(encoded))
+                        check_room(len(batch.pixels) * count // len(encoded))
                         announced = True
-                    end = _append(records, batch.index.tolist(), encoded, end, write)
+                    end = _append(records, rows.tolist(), encoded, end, write)
                 progress.advance(min(size, count - number * size))
         return CacheIndex(records, {"unreadable": self._unreadable(records)})
 
-    def _encoding_loader(self) -> ImageLoader:
+    def _encoding_loader(self) -> StudyLoader[EncodedBatch]:
         """All rows, each image as the bytes that are kept; the first batch is from all over the dataset index."""
         count, encoder = len(self.dataset_index.studies), Encoder(self.preprocess)
         first = np.unique(
             np.linspace(0, count - 1, max(1, min(_BATCH, _BATCH_BYTES // encoder.most_bytes))).astype(int)
         )
         rows = np.concatenate([first, np.setdiff1d(np.arange(count), first)])
-        dataset = ImageDataset(self.dataset_index, encoder, seed=0)  # type: ignore[arg-type]
-        return self._loader.like(dataset, EpochBatchSampler(rows, len(first), False, 0), self._bad, join=torch.cat)
+        dataset = ImageDataset(self.dataset_index, encoder, seed=0)
+        return self._loader.studies.like(dataset, EpochBatchSampler(rows, len(first), False, 0), self._bad)
 
     def _unreadable(self, records: np.ndarray) -> dict[str, str]:
         return {str(row): self._bad.reasons[row] for row in np.flatnonzero(records["kind"] == 0).tolist()}
 
 
-def _append(records: np.ndarray, rows: list[int], encoded: list, end: int, write: Callable[[np.ndarray], Any]) -> int:
+def _append(
+    records: np.ndarray, rows: list[int], encoded: list[Encoded], end: int, write: Callable[[np.ndarray], Any]
+) -> int:
     """Write images and their records; returns where the next one begins."""
     for row, (kind, spacing, pixels) in zip(rows, encoded):
         write(pixels)

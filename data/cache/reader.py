@@ -15,18 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from configs.errors import ConfigError, DataError
 from data.cache.file import RECORD, CacheIndex, DamagedCache, FileBytes, SharedBytes, open_cache_file
 from data.readers.regular_files import refuse_link
-from data.readers.volumes import Volume
-from data.study import DatasetIndex, Reader
+from data.readers.volumes import FittedVolume
+from data.study import DatasetIndex, Pixels, Reader
 from data.transforms.images import Preprocess
-from data.transforms.volumes import FittedVolume, VolumePreprocess
+from data.transforms.volumes import VolumePreprocess
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,6 @@ DECODING = 1
 FOLDER = ".hybridmednet_cache"
 # Kind of a record: how its numbers are stored, and the channels of its image.
 KINDS = {1: ("u1", 1), 2: ("u1", 3), 3: ("<u2", 1), 4: ("<u2", 3)}
-_HEAD = 1 + 3 * 8  # bytes before an image on its way from a worker: kind and spacing
 _LOOKED_AT = 64
 _LIBRARIES = ("numpy", "pillow", "pydicom", "nibabel", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 _CODECS = ("python-gdcm", "pyjpegls")
@@ -43,52 +44,66 @@ _CODECS = ("python-gdcm", "pyjpegls")
 AnyPreprocess = Preprocess | VolumePreprocess
 
 
-class Encoder:
-    """Takes the place of a preprocessing in a ImageDataset: an image becomes the bytes that are kept of it.
+class Encoded(NamedTuple):
+    """What is kept of one image or volume: its kind, the spacing of its grid in mm (0 of images), its bytes."""
 
-    image → uint8 [25 + n]: kind, spacing in mm (3 float64; 0 of images), the fitted image. `split` undoes it.
+    kind: int
+    spacing: np.ndarray
+    pixels: np.ndarray
+
+
+class EncodedBatch(NamedTuple):
+    """A batch of n on its way from a worker: kind uint8 [n], spacing float64 [n, 3], and all their bytes, uint8.
+
+    The bytes are one tensor, as each tensor is an open file of both processes; a kind says how many are an image's.
     """
 
-    augmentation = None
+    kind: Tensor
+    spacing: Tensor
+    pixels: Tensor
+
+    def split(self, size: Sequence[int]) -> list[Encoded]:
+        """The single ones. size: of their grid."""
+        kinds = self.kind.tolist()
+        pixels = torch.split(self.pixels, [stored_bytes(kind, size) for kind in kinds])
+        return [Encoded(kind, at.numpy(), own.numpy()) for kind, at, own in zip(kinds, self.spacing, pixels)]
+
+
+class Encoder:
+    """What is kept of images: an InputTransform of data/transforms/input_transform.py."""
 
     def __init__(self, preprocess: AnyPreprocess) -> None:
-        self.preprocess: Any = preprocess
+        self.preprocess = preprocess
 
-    def read(self, dataset_index: DatasetIndex, index: int) -> np.ndarray | Volume:
-        """The image as training would get it."""
-        return self.preprocess.read(dataset_index, index)
+    def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator | None = None) -> Encoded:
+        """The image as training would get it before augmentation."""
+        return encode(self.preprocess.fitted(dataset_index, index))
 
-    def __call__(self, image: np.ndarray | Volume, rng: np.random.Generator | None = None) -> np.ndarray:
-        fitted = self.preprocess.fit(image)
-        volume = isinstance(fitted, FittedVolume)
-        pixels = fitted.voxels[..., None] if volume else fitted
-        spacing = np.array(fitted.spacing_mm if volume else (0.0, 0.0, 0.0), np.float64)
-        if pixels.dtype != np.uint8:
-            pixels = np.rint(np.clip(pixels, 0.0, 1.0) * np.float32(65535)).astype("<u2")
-        kind = next(k for k, form in KINDS.items() if form == _form(pixels))
-        parts = (np.array([kind], np.uint8), spacing.view(np.uint8), np.ascontiguousarray(pixels).view(np.uint8))
-        return np.concatenate([part.ravel() for part in parts])
+    def collate(self, values: Sequence[Encoded]) -> EncodedBatch:
+        """See EncodedBatch."""
+        kinds, spacings, pixels = zip(*values)
+        return EncodedBatch(
+            torch.tensor(kinds, dtype=torch.uint8),
+            torch.from_numpy(np.stack(spacings)),
+            torch.from_numpy(np.concatenate(pixels)),
+        )
 
     @property
     def most_bytes(self) -> int:
-        """Of any record."""
-        return _HEAD + int(np.prod(self.preprocess.size)) * self.preprocess.channels * 2
+        """Of any image."""
+        return int(np.prod(self.preprocess.size)) * self.preprocess.channels * 2
 
 
-def _form(pixels: np.ndarray) -> tuple[str, int]:
-    return ("u1" if pixels.dtype == np.uint8 else "<u2", pixels.shape[-1])
-
-
-def split(stream: np.ndarray, count: int, size: Sequence[int]) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """uint8 [n], encoded images one after another → (kind, spacing float64 [3], uint8 bytes) of each."""
-    found, begin = [], 0
-    for _ in range(count):
-        kind = int(stream[begin])
-        spacing = stream[begin + 1 : begin + _HEAD].copy().view(np.float64)
-        end = begin + _HEAD + stored_bytes(kind, size)
-        found.append((kind, spacing, stream[begin + _HEAD : end]))
-        begin = end
-    return found
+def encode(fitted: np.ndarray | FittedVolume) -> Encoded:
+    """A fitted image or volume as it is kept."""
+    volume = fitted if isinstance(fitted, FittedVolume) else FittedVolume(fitted, (0.0, 0.0, 0.0))
+    pixels = volume.voxels[..., None] if volume is fitted else volume.voxels
+    spacing = np.array(volume.spacing_mm, np.float64)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(np.clip(pixels, 0.0, 1.0) * np.float32(65535)).astype("<u2")
+    form = ("u1" if pixels.dtype == np.uint8 else "<u2", pixels.shape[-1])
+    kind = next(k for k, known in KINDS.items() if known == form)
+    return Encoded(kind, spacing, np.ascontiguousarray(pixels).view(np.uint8).ravel())
 
 
 def stored_bytes(kind: int, size: Sequence[int]) -> int:
@@ -110,7 +125,7 @@ class CachedReader(Reader):
         self._unreadable: dict[str, str] = index.about["unreadable"]
         self._checked = np.zeros(len(index.records), bool)
 
-    def __call__(self, index: int) -> Any:
+    def __call__(self, index: int) -> Pixels:
         kind, offset, length = (int(self._fields[name][index]) for name in ("kind", "offset", "length"))
         if kind == 0:
             raise DataError(self._unreadable[str(index)])

@@ -39,6 +39,14 @@ class Volume:
         return z, y, x
 
 
+@dataclass(frozen=True)
+class FittedVolume:
+    """A volume windowed to [0, 1] on a model's grid: float32 [D, H, W], and the grid's spacing in mm (z, y, x)."""
+
+    voxels: np.ndarray
+    spacing_mm: tuple[float, ...]
+
+
 def to_convention(voxels: np.ndarray, affine: np.ndarray) -> Volume:
     """Reorder and flip the axes of a stored array into the convention; nothing is interpolated.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.nn import functional
 
 from data.study import DatasetIndex
 from data.transforms.images import LightAugmentation, Preprocess
+from data.transforms.input_transform import ReadBatch, ReadImage, collate_images
 
 # What `prepare` draws: the sampling matrix [2, 3] row by row, brightness, gain.
 AUGMENTATION_PARAMS = 8
@@ -20,7 +23,7 @@ class DeviceAugmentation:
     `prepare` makes and draws what depends on one image, where the image is read; `device_transform` does the rest for a
     batch, on any device. Together they are the Preprocess's function but for rounding: cv2 rounds a uint8 image to
     whole grey levels after the warp and after the exposure, here nothing is rounded.
-    Raises TypeError for another augmentation.
+    An ImageTransform of data/transforms/input_transform.py. Raises TypeError for another augmentation.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
@@ -29,18 +32,22 @@ class DeviceAugmentation:
         self.preprocess, self.augmentation = preprocess, preprocess.augmentation
         self._normalisation: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def read(self, dataset_index: DatasetIndex, index: int) -> np.ndarray:
-        """See `Preprocess.read`."""
-        return self.preprocess.read(dataset_index, index)
+    def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator) -> ReadImage:
+        """Read an image (see `Preprocess.read`) and do the first half."""
+        return self.prepare(self.preprocess.read(dataset_index, index), rng)
 
-    def prepare(self, image: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A decoded image → (uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; augmentation_params float32
-        [8]).
-        """
+    def collate(self, values: Sequence[ReadImage]) -> ReadBatch:
+        """See `collate_images`."""
+        return collate_images(values)
+
+    def prepare(self, image: np.ndarray, rng: np.random.Generator) -> ReadImage:
+        """A decoded image → uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; numbers float32 [8]."""
         fitted = self.preprocess.fit(image)
         matrix, brightness, gain = self.augmentation.draw(self.preprocess.size, rng)
         augmentation_params = [*sampling_matrix(matrix, self.preprocess.size).ravel(), brightness, gain]
-        return torch.from_numpy(fitted).movedim(-1, 0), torch.tensor(augmentation_params, dtype=torch.float32)
+        return ReadImage(
+            torch.from_numpy(fitted).movedim(-1, 0), torch.tensor(augmentation_params, dtype=torch.float32)
+        )
 
     def device_transform(self, images: Tensor, augmentation_params: Tensor) -> Tensor:
         """uint8 or float32 [B, c, H, W] and [B, 8], on one device → normalised float32 [B, C, H, W].

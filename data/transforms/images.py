@@ -15,10 +15,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from configs.errors import ConfigError
 from data.readers.images import scale_intensity, to_channels
-from data.study import DatasetIndex
+from data.study import DatasetIndex, Pixels
+from data.transforms.input_transform import ReadBatch, ReadImage, collate_images
+from utils.batch import DeviceTransform
 
 RESIZE_MODES = ("stretch", "letterbox")
 
@@ -260,8 +263,10 @@ class Preprocess:
 
     size: (height, width) in pixels. channels: 1 or 3. mean, std: in units of [0, 1], see `normalize`.
     resize_mode: 'stretch' or 'letterbox'. augmentation: called as augmentation(image, rng), or None.
-    Raises ConfigError for values outside these.
+    An ImageTransform of data/transforms/input_transform.py. Raises ConfigError for values outside these.
     """
+
+    device_transform: DeviceTransform | None = None  # nothing is left to be done
 
     def __init__(
         self,
@@ -294,6 +299,24 @@ class Preprocess:
             out = self.augmentation(out, rng)
         return normalize(out, self.mean, self.std, self.channels)
 
+    def apply(
+        self,
+        dataset_index: DatasetIndex,
+        index: int,
+        rng: np.random.Generator | None = None,
+        full: Pixels | None = None,
+    ) -> ReadImage:
+        """Read an image and make the model's input of it; full: see `read`."""
+        return ReadImage(torch.from_numpy(self(self.read(dataset_index, index, full), rng)))
+
+    def collate(self, values: Sequence[ReadImage]) -> ReadBatch:
+        """See `collate_images`."""
+        return collate_images(values)
+
+    def fitted(self, dataset_index: DatasetIndex, index: int) -> np.ndarray:
+        """Read an image and do all before the augmentation."""
+        return self.fit(self.read(dataset_index, index))
+
     def fit(self, image: np.ndarray) -> np.ndarray:
         """All before the augmentation: uint8 or float32 in [0, 1], [height, width, C]; C is 1 for a grey image.
 
@@ -302,7 +325,7 @@ class Preprocess:
         early_channels = 1 if image.ndim == 2 or image.shape[2] == 1 else self.channels
         return resize(to_channels(scale_intensity(image), early_channels), self.size, self.resize_mode)
 
-    def read(self, dataset_index: DatasetIndex, index: int, full: np.ndarray | None = None) -> np.ndarray:
+    def read(self, dataset_index: DatasetIndex, index: int, full: Pixels | None = None) -> np.ndarray:
         """The image to call it with: JPEG files that are large enough come at a scale that leaves twice `size`.
 
         full: what dataset_index.read(index) gave, where that is at hand. Raises DataError as that does.
@@ -310,7 +333,9 @@ class Preprocess:
         small = dataset_index.read_reduced(index, (2 * self.size[0], 2 * self.size[1]))
         if small is not None:
             return small
-        return dataset_index.read(index) if full is None else full  # type: ignore[return-value]
+        image = dataset_index.read(index) if full is None else full
+        assert isinstance(image, np.ndarray), "a source of images"
+        return image
 
     def as_dict(self) -> dict[str, Any]:
         """What a checkpoint carries, in plain lists, numbers and strings; without the augmentation."""

@@ -9,7 +9,6 @@ generator.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,11 @@ import torch
 from torch.nn import functional
 
 from configs.errors import ConfigError
-from data.readers.volumes import Volume
-from data.study import DatasetIndex
+from data.readers.volumes import FittedVolume, Volume
+from data.study import DatasetIndex, Pixels
 from data.transforms.images import channel_statistics
+from data.transforms.input_transform import ReadBatch, ReadImage, collate_images
+from utils.batch import DeviceTransform
 
 PERCENTILES = (0.5, 99.5)
 _COUNTED_VOXELS = 2**21
@@ -172,14 +173,6 @@ def warp(voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return functional.grid_sample(source, grid, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
-@dataclass(frozen=True)
-class FittedVolume:
-    """A volume windowed to [0, 1] on a model's grid: float32 [D, H, W], and the grid's spacing in mm (z, y, x)."""
-
-    voxels: np.ndarray
-    spacing_mm: tuple[float, ...]
-
-
 class VolumePreprocess:
     """A volume to a model's input, for training (with an augmentation) and evaluation alike.
 
@@ -188,8 +181,10 @@ class VolumePreprocess:
     size: (depth, height, width). channels: 1 or 3. mean, std: of the windowed volume, as for images.
     spacing_mm: (z, y, x) of the model's grid, None: the whole volume is fitted to it. window: (low, high) in modality
     units, None: percentiles of each volume. augmentation: called as augmentation(voxels, spacing_mm, rng), or None.
-    Raises ConfigError for values outside these.
+    An ImageTransform of data/transforms/input_transform.py. Raises ConfigError for values outside these.
     """
+
+    device_transform: DeviceTransform | None = None  # nothing is left to be done
 
     def __init__(
         self,
@@ -222,7 +217,7 @@ class VolumePreprocess:
 
         rng: needed by an augmentation, see `sample_rng`; ValueError if there is one and rng is None.
         """
-        fitted = volume if isinstance(volume, FittedVolume) else self.fit(volume)
+        fitted = self.fit(volume)
         out = fitted.voxels
         if self.augmentation is not None:
             if rng is None:
@@ -231,14 +226,36 @@ class VolumePreprocess:
         mean, std = (np.array(values, np.float32).reshape(-1, 1, 1, 1) for values in (self.mean, self.std))
         return np.ascontiguousarray((out[None] - mean) / std)
 
-    def fit(self, volume: Volume) -> FittedVolume:
-        """All before the augmentation."""
+    def apply(
+        self,
+        dataset_index: DatasetIndex,
+        index: int,
+        rng: np.random.Generator | None = None,
+        full: Pixels | None = None,
+    ) -> ReadImage:
+        """Read a volume and make the model's input of it; full: see `read`."""
+        return ReadImage(torch.from_numpy(self(self.read(dataset_index, index, full), rng)))
+
+    def collate(self, values: Sequence[ReadImage]) -> ReadBatch:
+        """See `collate_images`."""
+        return collate_images(values)
+
+    def fitted(self, dataset_index: DatasetIndex, index: int) -> FittedVolume:
+        """Read a volume and do all before the augmentation."""
+        return self.fit(self.read(dataset_index, index))
+
+    def fit(self, volume: Volume | FittedVolume) -> FittedVolume:
+        """All before the augmentation; what it gives it leaves as it is."""
+        if isinstance(volume, FittedVolume):
+            return volume
         windowed = apply_window(volume.voxels, self.window)
         return FittedVolume(*regrid(windowed, self.size, volume.spacing_mm, self.spacing_mm))
 
-    def read(self, dataset_index: DatasetIndex, index: int, full: Volume | None = None) -> Volume:
+    def read(self, dataset_index: DatasetIndex, index: int, full: Pixels | None = None) -> Volume | FittedVolume:
         """The volume to call it with; full: what dataset_index.read(index) gave, where that is at hand."""
-        return dataset_index.read(index) if full is None else full  # type: ignore[return-value]
+        volume = dataset_index.read(index) if full is None else full
+        assert isinstance(volume, (Volume, FittedVolume)), "a source of volumes"
+        return volume
 
     def as_dict(self) -> dict[str, Any]:
         """What a checkpoint carries, in plain lists, numbers and None; without the augmentation."""

@@ -79,7 +79,8 @@ def test_uncertain_labels_in_training_and_evaluation(folder, rows, policy):
         batches = [batch for _, batch in loader.epoch(0)]
         assert sum(map(len, batches)) == len(loader.indices) > 0
         for batch in batches:
-            for target, mask, index in zip(batch.target.numpy(), batch.mask.numpy(), batch.index.tolist(), strict=True):
+            columns = (batch.targets.labels.numpy(), batch.targets.mask.numpy(), batch.index.tolist())
+            for target, mask, index in zip(*columns, strict=True):
                 unsure, certain = known[index] == -1, np.isin(known[index], [0, 1])
                 assert mask[certain].all() and (target[certain] == known[index][certain]).all()
                 assert not mask[np.isnan(known[index])].any()
@@ -111,7 +112,7 @@ def test_coarse_labels(folder, rows, own):
     columns = [[2, 0], [1]] if own else [[0, 1, 2], [0, 1, 2]]
     seen = 0
     for _, batch in loaders.train.epoch(0):
-        for target, mask, index in zip(batch.coarse_target, batch.coarse_mask, batch.index.tolist()):
+        for target, mask, index in zip(batch.targets.coarse, batch.targets.coarse_mask, batch.index.tolist()):
             for g, members in enumerate(columns):
                 values = [float(known[index, k]) for k in members]
                 present, complete = 1.0 in values, all(value in (0.0, 1.0) for value in values)
@@ -124,7 +125,7 @@ def test_coarse_labels(folder, rows, own):
 
 def test_a_flat_model_has_no_coarse_labels(folder):
     _, loaders = loaders_of(config_of(folder))
-    assert loaders.coarse_groups == () and next(loaders.train.epoch(0))[1].coarse_target is None
+    assert loaders.coarse_groups == () and next(loaders.train.epoch(0))[1].targets.coarse is None
 
 
 # ---- images
@@ -144,10 +145,10 @@ def test_splits_batches_and_images(folder):
         assert sorted(index) == list(rows_of) and (index == list(rows_of)) is not train
         assert max(len(batch) for batch in batches) == min(size, len(rows_of)) and len(loader) == len(batches)
         for batch in batches:
-            for image, row in zip(batch.image.numpy(), batch.index.tolist()):
+            for image, row in zip(batch.inputs.image.numpy(), batch.index.tolist()):
                 assert (image == reference(dataset_index.read(row))).all() is np.bool_(not train)
-    again = [batch.image for _, batch in loaders.train.epoch(4)]
-    assert not torch.equal(again[0], next(loaders.train.epoch(3))[1].image)
+    again = [batch.inputs.image for _, batch in loaders.train.epoch(4)]
+    assert not torch.equal(again[0], next(loaders.train.epoch(3))[1].inputs.image)
 
 
 def test_settings_of_images_arrive(folder):
@@ -158,7 +159,7 @@ def test_settings_of_images_arrive(folder):
     batches = [batch for _, batch in loaders.train.epoch(0)]
     assert sum(map(len, batches)) == len(loaders.train.indices) > 0
     for batch in batches:
-        for image, row in zip(batch.image.numpy(), batch.index.tolist(), strict=True):
+        for image, row in zip(batch.inputs.image.numpy(), batch.index.tolist(), strict=True):
             assert (image == reference(dataset_index.read(row))).all()
 
 
@@ -169,7 +170,7 @@ def test_mirror_images_only_where_asked_for(folder):
         plain = {i: loaders.preprocess(dataset_index.read(i)) for i in range(12)}
         votes = []
         for _, batch in loaders.train.epoch(0):
-            for image, row in zip(batch.image.numpy(), batch.index.tolist()):
+            for image, row in zip(batch.inputs.image.numpy(), batch.index.tolist()):
                 kept, mirrored = (np.abs(image - p).mean() for p in (plain[row], plain[row][:, :, ::-1]))
                 votes.append(mirrored < kept)
         assert sum(votes) >= 9 if nearer else sum(votes) <= 3
@@ -190,16 +191,16 @@ def test_mirror_images_only_where_asked_for(folder):
 def test_where_images_are_augmented(folder, settings, device_type, on_device):
     dataset_index, config = open_data(config_of(folder)), config_of(folder, *settings)
     loaders = build_loaders(config, dataset_index, split_data(config, dataset_index), MEAN, STD, device_type)
-    assert (loaders.train.dataset.device_transform is not None) is on_device
-    assert loaders.val.dataset.device_transform is None and loaders.test.dataset.device_transform is None
+    assert (loaders.train.dataset.transform.device_transform is not None) is on_device
+    assert loaders.val.dataset.transform.device_transform is loaders.test.dataset.transform.device_transform is None
 
 
 def test_on_the_device_the_same_images_are_augmented_alike(folder):
     """Workers round 16 x 16 grey levels of noise; normalised, half a level is 0.01."""
     by_device, by_worker = (loaders_of(config_of(folder, f"DATA.augment_on={on}"))[1] for on in ("device", "cpu"))
     for (_, one), (_, other) in zip(by_device.train.epoch(3), by_worker.train.epoch(3), strict=True):
-        assert one.image.dtype == torch.uint8 and torch.equal(one.index, other.index)
-        assert float((one.to(torch.device("cpu")).image - other.image).abs().mean()) < 0.01
+        assert one.inputs.image.dtype == torch.uint8 and torch.equal(one.index, other.index)
+        assert float((one.to(torch.device("cpu")).inputs.image - other.inputs.image).abs().mean()) < 0.01
     assert by_device.describe() == by_worker.describe()
 
 
@@ -208,7 +209,7 @@ def test_seed_changes_order_and_augmentation(folder):
         [batch for _, batch in loaders_of(config_of(folder, f"TRAIN.seed={seed}"))[1].train.epoch(0)]
         for seed in (0, 0, 1)
     )
-    assert all(torch.equal(a.image, b.image) for a, b in zip(first, same, strict=True)) and first
+    assert all(torch.equal(a.inputs.image, b.inputs.image) for a, b in zip(first, same, strict=True)) and first
     assert not all(torch.equal(a.index, b.index) for a, b in zip(first, other, strict=True))
 
 

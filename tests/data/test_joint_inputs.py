@@ -30,13 +30,14 @@ def dataset_index_of(count: int) -> DatasetIndex:
 def test_every_model_gets_its_own_input(workers, caplog):
     joint, unread = JointPreprocess([SMALL, LARGE]), UnreadableInputs()
     seen = []
-    for _, batch in unlabelled_loader(dataset_index_of(30), joint, unread, 4, workers).epoch(0):
-        (small, large), traits = joint.split(batch.image)
+    for _, rows, (inputs, traits) in unlabelled_loader(dataset_index_of(30), joint, unread, 4, workers).epoch(0):
+        small, large = (one.single_images() for one in inputs)
         assert small.shape[1:] == (3, 16, 16) and large.shape[1:] == (1, 24, 20)
-        for position, index in enumerate(batch.index.tolist()):
+        for position, index in enumerate(rows.tolist()):
             assert torch.equal(small[position], torch.from_numpy(SMALL(image(index))))
             assert torch.equal(large[position], torch.from_numpy(LARGE(image(index))))
-            assert torch.equal(traits[position], torch.from_numpy(measure(image(index))))
+            for found, expected in zip(traits[position], measure(image(index)), strict=True):
+                np.testing.assert_array_equal(found, expected)
             seen.append(index)
     assert seen == [i for i in range(30) if i % 4 != 3]
     assert unread.reasons == {i: f"cannot read image {i}" for i in range(3, 30, 4)}

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from configs.errors import CheckpointError
-from data import profile
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
-from data.profile import IMAGE_TRAITS, VOLUME_TRAITS, TrainingData, describe_images, likeness, measure
+from data.profile import IMAGE_TRAITS, VOLUME_TRAITS, TrainingData, Traits, describe_images, likeness, measure
 from data.readers.volumes import Volume
 from data.sources.formats import open_source
 from data.study import DatasetIndex, Study
+from data.transforms.images import Preprocess
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 COUNT = 70
@@ -21,7 +21,7 @@ COUNT = 70
 def loader_of(dataset_index: DatasetIndex, workers: int = 0) -> ImageLoader:
     count, classes = len(dataset_index.studies), max(len(dataset_index.class_names), 1)
     labels = Labels(np.zeros((count, classes), np.float32), np.ones((count, classes), bool))
-    dataset = ImageDataset(dataset_index, profile.Measurement(), 0)
+    dataset = ImageDataset(dataset_index, Preprocess((8, 8), 1, [0.5], [0.5]), 0)
     return ImageLoader(dataset, labels, EpochBatchSampler(np.arange(count), 4, True, 0), UnreadableImages(0), workers)
 
 
@@ -37,8 +37,8 @@ def described(phantom) -> dict:
     return describe_images(loader_of(phantom), volumes=False)
 
 
-def named(figures: np.ndarray) -> dict[str, float]:
-    return dict(zip((trait.name for trait in IMAGE_TRAITS), figures.tolist()))
+def named(traits: Traits) -> dict[str, float]:
+    return dict(zip((trait.name for trait in IMAGE_TRAITS), traits.figures.tolist()))
 
 
 def test_the_traits_of_an_image():
@@ -68,7 +68,7 @@ def test_of_a_large_image_a_part_is_looked_at():
 def test_the_traits_of_a_volume():
     affine = np.diag([0.7, 0.8, 2.5, 1.0])
     voxels = np.random.default_rng(0).normal(40, 200, (30, 50, 60)).astype(np.float32)
-    figures = dict(zip((trait.name for trait in VOLUME_TRAITS), measure(Volume(voxels, affine)).tolist()))
+    figures = dict(zip((trait.name for trait in VOLUME_TRAITS), measure(Volume(voxels, affine)).figures.tolist()))
     assert [figures[f"spacing_{axis}_mm"] for axis in "zyx"] == pytest.approx([2.5, 0.8, 0.7])
     assert [figures[f"{axis}_mm"] for axis in ("depth", "height", "width")] == pytest.approx([75, 40, 42])
     assert [figures["low"], figures["high"]] == pytest.approx(np.percentile(voxels, (0.5, 99.5)), rel=0.03)
@@ -131,7 +131,7 @@ def test_images_of_the_training_data_are_not_unlike_it(described, phantom):
 def test_likeness_is_the_correlation_of_cells(described, phantom):
     one, other = (phantom.read(i).astype(float).reshape(8, 8, 8, 8).mean(axis=(1, 3)).ravel() for i in (0, 1))
     assert likeness(one, other) == pytest.approx(np.corrcoef(one, other)[0, 1], abs=1e-12)
-    np.testing.assert_allclose(measure(phantom.read(0))[-64:], one / 255, atol=1e-6)
+    np.testing.assert_allclose(measure(phantom.read(0)).cells, one / 255, atol=1e-6)
     assert likeness(one, -other) == -likeness(one, other) and likeness(one, np.ones(64)) == 0.0
     low, high = described["ranges"]["likeness"]
     print(f"likeness of the training images to the mean of all others: {low:.2f} to {high:.2f}")

@@ -13,10 +13,11 @@ from torch import nn
 from configs.errors import ExplanationError
 from explain.cam import CAM_METHODS, class_activation_maps
 from explain.geometry import cells_to_pixels
-from explain.network import Layer, explaining, fine_logits, resolve_level
+from explain.network import Layer, explaining, resolve_level
 from models import list_backbones
 from models.backbones.families import smallest_of_each_family
 from tests.explain.networks import PlainResNet, images, network, size_for
+from utils.batch import Logits
 
 SMALL = smallest_of_each_family(list_backbones())
 LARGER = [name for name in list_backbones() if name not in SMALL]
@@ -133,7 +134,7 @@ def slow_grad_cam(model, x: torch.Tensor, k: int, level: int) -> np.ndarray:
             moved = list(features)
             moved[level] = moved[level].clone()
             moved[level][:, channel] += sign * step
-            values.append(float(fine_logits(model.forward_head(moved))[0, k].detach()))
+            values.append(float(Logits.of(model.forward_head(moved)).fine[0, k].detach()))
         result += (values[0] - values[1]) / (2 * step) / cells * features[level][0, channel]
     return result.numpy()
 

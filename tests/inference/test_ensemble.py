@@ -12,6 +12,7 @@ from evaluation.calibration import Calibration, uncalibrated
 from inference.ensemble import Ensemble, Member
 from inference.predictor import Predictor
 from training.precision import Precision
+from utils.batch import Inputs
 
 NAMES = ("heart", "lung", "bone")
 X = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -36,13 +37,13 @@ def logits(one: Member, x: torch.Tensor = X) -> np.ndarray:
 
 def test_one_model_is_itself():
     one = member(0)
-    np.testing.assert_allclose(Ensemble([one]).probabilities([X]), sigmoid(logits(one)), atol=1e-15)
+    np.testing.assert_allclose(Ensemble([one]).probabilities([Inputs.of_images(X)]), sigmoid(logits(one)), atol=1e-15)
 
 
 def test_the_mean_of_calibrated_probabilities_by_name():
     calibration = Calibration("platt", False, (0.5, 2.0, 1.0), (0.3, -1.0, 0.0), ("",) * 3)
     one, other = member(0, to_probabilities=calibration.probabilities), member(1, ("bone", "heart", "lung"), input=1)
-    got = Ensemble([one, other]).probabilities([X, X * 2])
+    got = Ensemble([one, other]).probabilities([Inputs.of_images(X), Inputs.of_images(X * 2)])
     first, second = logits(one), logits(other, X * 2)
     for i in range(4):
         for k, name in enumerate(NAMES):
@@ -53,7 +54,7 @@ def test_the_mean_of_calibrated_probabilities_by_name():
 
 def test_exclusive_classes_have_one_finding():
     ensemble = Ensemble([member(0, exclusive=True), member(1, exclusive=True)])
-    probabilities = ensemble.probabilities([X])
+    probabilities = ensemble.probabilities([Inputs.of_images(X)])
     np.testing.assert_allclose(probabilities.sum(1), 1)
     assert [ensemble.findings(row) for row in probabilities] == [[int(row.argmax())] for row in probabilities]
 
@@ -101,4 +102,4 @@ def test_models_of_other_classes_are_refused():
 
 def test_nan_of_one_model_is_nan():
     broken = member(1, to_probabilities=lambda values: values * np.nan)
-    assert np.isnan(Ensemble([member(0), broken]).probabilities([X])).all()
+    assert np.isnan(Ensemble([member(0), broken]).probabilities([Inputs.of_images(X)])).all()

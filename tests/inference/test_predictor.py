@@ -14,6 +14,7 @@ from tests.training.toys import TensorLoader, random_data
 from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
+from utils.batch import Inputs
 
 FLOAT32 = Precision("cpu", None)
 # Matrix products of other sizes are added up in another order.
@@ -38,7 +39,7 @@ def images(count: int, *shape: int) -> torch.Tensor:
 
 def test_logits_are_the_models_own_in_float64(model):
     x = images(5)
-    (logits,) = Predictor([model], FLOAT32).logits(x)
+    (logits,) = Predictor([model], FLOAT32).logits(Inputs.of_images(x))
     with torch.no_grad():
         assert logits.dtype == torch.float64 and torch.equal(logits, model(x).double())
 
@@ -52,7 +53,7 @@ def test_logits_are_the_models_own_in_float64(model):
 )
 def test_test_time_transforms_are_averaged_as_by_hand(settings, shape, transforms):
     model, x = network(*settings), images(2, *shape)
-    (logits,) = Predictor([model], FLOAT32, tta=True).logits(x)
+    (logits,) = Predictor([model], FLOAT32, tta=True).logits(Inputs.of_images(x))
     with torch.no_grad():
         by_hand = sum(model(show(x, transform)).double() for transform in transforms) / len(transforms)
         np.testing.assert_allclose(logits, by_hand, atol=1e-12)
@@ -63,34 +64,34 @@ def test_test_time_transforms_are_averaged_as_by_hand(settings, shape, transform
 def test_an_image_does_not_care_about_its_batch(model, tta):
     x = images(7)
     predictor = Predictor([model], FLOAT32, tta=tta)
-    (together,) = predictor.logits(x)
-    alone = torch.cat([predictor.logits(one[None])[0] for one in x])
+    (together,) = predictor.logits(Inputs.of_images(x))
+    alone = torch.cat([predictor.logits(Inputs.of_images(one[None]))[0] for one in x])
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    (shuffled,) = predictor.logits(x[order])
+    (shuffled,) = predictor.logits(Inputs.of_images(x[order]))
     differences = [(alone - together).abs().max(), (shuffled - together[order]).abs().max()]
     print(f"tta {tta}: alone {differences[0]:.1e}, in another order {differences[1]:.1e}")
     assert max(differences) < TOLERANCE
-    assert torch.equal(together, predictor.logits(x)[0])  # and twice the same
+    assert torch.equal(together, predictor.logits(Inputs.of_images(x))[0])  # and twice the same
 
 
 def test_members_are_asked_one_by_one(model):
     other, x = network(seed=1), images(3)
-    logits = Predictor([model, other], FLOAT32).logits(x)
+    logits = Predictor([model, other], FLOAT32).logits(Inputs.of_images(x))
     for got, member in zip(logits, (model, other)):
-        assert torch.equal(got, Predictor([member], FLOAT32).logits(x)[0])
+        assert torch.equal(got, Predictor([member], FLOAT32).logits(Inputs.of_images(x))[0])
 
 
 def test_the_fine_logits_of_hierarchical_models():
     model, x = network("MODEL.hierarchical=true", "MODEL.num_coarse_classes=2"), images(2)
-    (logits,) = Predictor([model], FLOAT32).logits(x)
+    (logits,) = Predictor([model], FLOAT32).logits(Inputs.of_images(x))
     with torch.no_grad():
         assert torch.equal(logits, model(x)[1].double())
 
 
 def test_channels_last_is_the_same_but_for_rounding(model):
     x = images(3)
-    (plain,) = Predictor([model], FLOAT32, tta=True).logits(x)
-    (last,) = Predictor([model], FLOAT32, torch.channels_last, tta=True).logits(x)
+    (plain,) = Predictor([model], FLOAT32, tta=True).logits(Inputs.of_images(x))
+    (last,) = Predictor([model], FLOAT32, torch.channels_last, tta=True).logits(Inputs.of_images(x))
     np.testing.assert_allclose(plain, last, atol=TOLERANCE)
 
 
@@ -98,7 +99,7 @@ def test_models_are_put_into_eval_mode_and_no_random_number_is_drawn(model):
     model.train()
     before = torch.get_rng_state()
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    Predictor([model], FLOAT32, tta=True).logits(images(2))
+    Predictor([model], FLOAT32, tta=True).logits(Inputs.of_images(images(2)))
     assert not model.training and torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
 
@@ -167,21 +168,21 @@ class Narrow(nn.Module):
 def test_batches_are_halved_until_they_fit(model, caplog):
     x, narrow = images(8), Narrow(model, 2)
     predictor = Predictor([narrow], FLOAT32)
-    (logits,) = predictor.logits(x)
+    (logits,) = predictor.logits(Inputs.of_images(x))
     assert narrow.sizes == [8, 4, 2, 2, 2, 2]
-    np.testing.assert_allclose(logits, Predictor([model], FLOAT32).logits(x)[0], atol=TOLERANCE)
+    np.testing.assert_allclose(logits, Predictor([model], FLOAT32).logits(Inputs.of_images(x))[0], atol=TOLERANCE)
     assert [record.getMessage()[-13:] for record in caplog.records] == ["8 images -> 4", "4 images -> 2"]
     narrow.sizes.clear()
-    predictor.logits(x)
+    predictor.logits(Inputs.of_images(x))
     assert narrow.sizes == [2] * 4  # it is remembered
-    assert len(predictor.logits(x[:1])[0]) == 1
+    assert len(predictor.logits(Inputs.of_images(x[:1]))[0]) == 1
 
 
 def test_one_image_that_does_not_fit_is_an_error(model):
     with pytest.raises(PredictionError, match="out of memory with one image"):
-        Predictor([Narrow(model, 0)], FLOAT32).logits(images(3))
+        Predictor([Narrow(model, 0)], FLOAT32).logits(Inputs.of_images(images(3)))
 
 
 def test_other_failures_are_not_taken_for_a_lack_of_memory(model):
     with pytest.raises(RuntimeError, match="expected input"):
-        Predictor([model], FLOAT32).logits(images(2, 5, 32, 32))
+        Predictor([model], FLOAT32).logits(Inputs.of_images(images(2, 5, 32, 32)))

@@ -12,6 +12,7 @@ from torch import nn
 from configs.default_config import Config
 from configs.errors import ConfigError
 from training.builder import build_loss, build_trainer
+from utils.batch import Logits, Targets
 
 CPU = torch.device("cpu")
 LABELS = SimpleNamespace(
@@ -30,8 +31,8 @@ def trainer_of(*overrides: str, batches: int = 10, model: nn.Module | None = Non
 
 def loss_value(config: Config, logits, target, mask, groups=()) -> float:
     loss = build_loss(config, LABELS, groups, CPU)
-    batch = SimpleNamespace(target=target, mask=mask, coarse_target=target[:, :2], coarse_mask=mask[:, :2])
-    return float(loss.total(loss.sums(logits, batch), loss.counts(batch)))
+    targets = Targets(target, mask, target[:, :2], mask[:, :2])
+    return float(loss.total(loss.sums(Logits.of(logits), targets), loss.counts(targets)))
 
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))

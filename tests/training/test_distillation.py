@@ -24,6 +24,7 @@ from tests.training.toys import (
 from training.distillation import DistillationLoss, Teacher, soft_targets_loss, teacher_of
 from training.losses import TrainingLoss, binary_cross_entropy, cross_entropy
 from training.precision import Precision
+from utils.batch import Inputs, Logits
 
 PLAIN = Precision("cpu", None)
 NAMES = ("a", "b", "c")
@@ -96,28 +97,28 @@ def batch_of(count: int, seed: int = 0):
 
 def test_value_is_the_weighted_sum_over_known_labels_and_over_all_the_teacher_says():
     loss, batch, student = distilling(), batch_of(10), full_model(1).eval()
-    outputs = student(batch.image).detach()
-    teachers = loss.teacher.model(batch.image).detach()
+    outputs = student(batch.inputs.image).detach()
+    teachers = loss.teacher.model(batch.inputs.image).detach()
     pairs = [(i, k) for i in range(10) for k in range(CLASSES)]
-    known = [(i, k) for i, k in pairs if batch.mask[i, k]]
+    known = [(i, k) for i, k in pairs if batch.targets.mask[i, k]]
     assert 0 < len(known) < len(pairs)
-    labels = binary_cross_entropy(outputs.double(), batch.target.double())
+    labels = binary_cross_entropy(outputs.double(), batch.targets.labels.double())
     hard = math.fsum(float(labels[i, k]) for i, k in known) / len(known)
     soft = math.fsum(slow_findings(float(outputs[i, k]), float(teachers[i, k]), 2.0) for i, k in pairs) / len(pairs)
-    value = loss.total(loss.sums(outputs, batch), loss.counts(batch))
+    value = loss.total(loss.sums(Logits(None, outputs), batch.targets, batch.inputs), loss.counts(batch.targets))
     assert float(value) == pytest.approx(0.7 * hard + 0.3 * 4 * soft, rel=1e-5)
-    assert loss.counts(batch) == {"labels": len(known), "teacher": len(pairs)}
+    assert loss.counts(batch.targets) == {"labels": len(known), "teacher": len(pairs)}
 
 
 def test_exclusive_classes_and_hierarchical_outputs():
     batch, outputs = batch_of(10), random_logits(3, 10).float()
     loss = distilling(weight=1.0, temperature=3.0, exclusive=True)
-    teachers = loss.teacher(batch.image).tolist()
+    teachers = loss.teacher(batch.inputs).tolist()
     expected = 9 * np.mean([slow_exclusive(outputs[i].tolist(), teachers[i], 3.0) for i in range(10)])
-    value = loss.total(loss.sums(outputs, batch), loss.counts(batch))
-    assert float(value) == pytest.approx(expected, rel=1e-5) and loss.counts(batch)["teacher"] == 10
-    fine = Teacher(Pair(), PLAIN, range(CLASSES))(batch.image)
-    torch.testing.assert_close(fine, batch.image.mean((2, 3)).repeat(1, CLASSES))
+    value = loss.total(loss.sums(Logits(None, outputs), batch.targets, batch.inputs), loss.counts(batch.targets))
+    assert float(value) == pytest.approx(expected, rel=1e-5) and loss.counts(batch.targets)["teacher"] == 10
+    fine = Teacher(Pair(), PLAIN, range(CLASSES))(batch.inputs)
+    torch.testing.assert_close(fine, batch.inputs.image.mean((2, 3)).repeat(1, CLASSES))
 
 
 class Pair(nn.Module):
@@ -222,16 +223,16 @@ def ask(saved, names=NAMES, preprocessing=PREPARED, exclusive=False) -> Teacher:
 def test_classes_are_matched_by_name():
     images = random_data(4)[0]
     logits = full_model(5).eval()(images).detach()
-    torch.testing.assert_close(ask(saved_teacher())(images), logits)
-    torch.testing.assert_close(ask(saved_teacher(), ("c", "a", "b"))(images), logits[:, [2, 0, 1]])
-    torch.testing.assert_close(ask(saved_teacher(), ("b",))(images), logits[:, [1]])
+    torch.testing.assert_close(ask(saved_teacher())(Inputs.of_images(images)), logits)
+    torch.testing.assert_close(ask(saved_teacher(), ("c", "a", "b"))(Inputs.of_images(images)), logits[:, [2, 0, 1]])
+    torch.testing.assert_close(ask(saved_teacher(), ("b",))(Inputs.of_images(images)), logits[:, [1]])
 
 
 def test_images_are_brought_to_the_teachers_normalisation():
     raw = torch.rand(4, 1, SIDE, SIDE, dtype=torch.float64)
     other = {**PREPARED, "mean": [0.3], "std": [0.1]}
     expected = full_model(5).eval()(((raw - 0.3) / 0.1).float()).detach()
-    found = ask(saved_teacher(preprocessing=other))(((raw - 0.5) / 0.25).float())
+    found = ask(saved_teacher(preprocessing=other))(Inputs.of_images(((raw - 0.5) / 0.25).float()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     volumes = {"size": [4, 8, 8], "channels": 1, "mean": [0.5], "std": [0.2], "spacing_mm": None, "window": None}
     teacher = ask(saved_teacher(preprocessing={**volumes, "mean": [0.1]}), preprocessing=volumes)

@@ -24,12 +24,14 @@ from tests.training.toys import (
     random_data,
     tanh_model,
     warnings,
+    with_coarse,
 )
 from training import evaluation
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy, cross_entropy
 from training.precision import Precision
+from utils.batch import Logits
 
 
 def test_metrics_and_loss_of_an_evaluation():
@@ -102,12 +104,13 @@ def read_at_once(model, loss: TrainingLoss, loader) -> tuple[np.ndarray, float]:
         if batch is None:
             continue
         with torch.no_grad():
-            outputs = model(batch.image)
-        logits = (outputs[1] if isinstance(outputs, tuple) else outputs).double()
-        scores.append((logits.softmax(1) if loss.exclusive else logits.sigmoid()).numpy())
-        for name, value in loss.sums(outputs, batch).items():
+            outputs = model(batch.inputs.image)
+        logits = Logits(*outputs) if isinstance(outputs, tuple) else Logits(None, outputs)
+        fine = logits.fine.double()
+        scores.append((fine.softmax(1) if loss.exclusive else fine.sigmoid()).numpy())
+        for name, value in loss.sums(logits, batch.targets).items():
             terms[name] = terms.get(name, 0.0) + float(value)
-            counts[name] = counts.get(name, 0) + loss.counts(batch)[name]
+            counts[name] = counts.get(name, 0) + loss.counts(batch.targets)[name]
     sums = {name: torch.tensor(value) for name, value in terms.items()}
     return np.concatenate(scores), float(loss.total(sums, counts))
 
@@ -146,9 +149,7 @@ def test_scores_and_loss_are_those_of_a_loop_that_waits_bit_for_bit(model, loss,
     class Loader(TensorLoader):
         def epoch(self, epoch: int, start: int = 0):
             for number, batch in super().epoch(epoch, start):
-                if batch is not None:
-                    batch.coarse_target, batch.coarse_mask = batch.target[:, :2], batch.mask[:, :2]
-                yield number, batch
+                yield number, None if batch is None else with_coarse(batch)
 
     loader, network = Loader(images, target, mask, 6, bad), model().eval()
     found = Evaluator(network, loss, Precision("cpu", None), tuple("abc"))(loader, "test")

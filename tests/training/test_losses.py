@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from training.losses import (
     focal,
     smooth_targets,
 )
+from utils.batch import Logits, Targets
 
 ROWS, CLASSES = 7, 5
 
@@ -172,12 +172,8 @@ def test_balanced_pos_weight_counts_known_labels():
 # ---- masks, sums, windows
 
 
-def batch_of(target, mask, coarse_target=None, coarse_mask=None) -> SimpleNamespace:
-    return SimpleNamespace(target=target, mask=mask, coarse_target=coarse_target, coarse_mask=coarse_mask)
-
-
-def mean_loss(loss: TrainingLoss, outputs, batch) -> torch.Tensor:
-    return loss.total(loss.sums(outputs, batch), loss.counts(batch))
+def mean_loss(loss: TrainingLoss, outputs, targets: Targets) -> torch.Tensor:
+    return loss.total(loss.sums(Logits.of(outputs), targets), loss.counts(targets))
 
 
 @pytest.mark.parametrize("elementwise", [binary_cross_entropy, focal, asymmetric])
@@ -185,9 +181,9 @@ def test_mean_over_known_labels_only(elementwise):
     logits, targets, mask = random_logits(), random_targets(), random_mask()
     expected = [float(elementwise(logits, targets)[i, k]) for i in range(ROWS) for k in range(CLASSES) if mask[i, k]]
     loss = TrainingLoss(elementwise)
-    batch = batch_of(targets.float(), mask)
-    assert loss.counts(batch) == {"labels": len(expected)}
-    assert float(mean_loss(loss, logits, batch)) == pytest.approx(math.fsum(expected) / len(expected), rel=1e-6)
+    known = Targets(targets.float(), mask)
+    assert loss.counts(known) == {"labels": len(expected)}
+    assert float(mean_loss(loss, logits, known)) == pytest.approx(math.fsum(expected) / len(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("elementwise", [binary_cross_entropy, focal, asymmetric])
@@ -196,7 +192,7 @@ def test_masked_targets_and_logits_touch_neither_loss_nor_gradient(elementwise):
     for filler in (0.0, -1.0, 1.0):
         logits = random_logits().float().requires_grad_()
         targets = torch.where(mask, random_targets().float(), filler)
-        value = mean_loss(TrainingLoss(elementwise), logits, batch_of(targets, mask))
+        value = mean_loss(TrainingLoss(elementwise), logits, Targets(targets, mask))
         (gradient,) = torch.autograd.grad(value, logits)
         assert (gradient[~mask] == 0).all() and (gradient[mask] != 0).any()
         results.append((value, gradient))
@@ -208,7 +204,7 @@ def test_the_sum_is_divided_by_the_number_of_known_labels_however_few(known):
     logits, targets = random_logits(), random_targets()
     mask = torch.zeros_like(targets, dtype=torch.bool)
     mask.view(-1)[:known] = True
-    value = mean_loss(TrainingLoss(binary_cross_entropy), logits, batch_of(targets, mask))
+    value = mean_loss(TrainingLoss(binary_cross_entropy), logits, Targets(targets, mask))
     close(value, F.binary_cross_entropy_with_logits(logits[mask], targets[mask]), 1e-6)
 
 
@@ -223,16 +219,16 @@ def test_exclusive_classes_leave_out_whole_rows():
     mask[2, 1] = mask[5] = False
     kept = [0, 1, 3, 4, 6]
     loss = TrainingLoss(cross_entropy, exclusive=True, label_smoothing=0.1)
-    batch = batch_of(targets.float(), mask)
+    known = Targets(targets.float(), mask)
     expected = F.cross_entropy(logits[kept], targets.argmax(1)[kept], label_smoothing=0.1)
-    assert loss.counts(batch) == {"labels": 5}
-    assert float(mean_loss(loss, logits, batch)) == pytest.approx(float(expected), rel=1e-6)
+    assert loss.counts(known) == {"labels": 5}
+    assert float(mean_loss(loss, logits, known)) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_multi_label_smoothing_in_the_loss():
     logits, targets, mask = random_logits(), random_targets(), random_mask()
     expected = F.binary_cross_entropy_with_logits(logits[mask], targets[mask] * 0.8 + 0.1)
-    value = mean_loss(TrainingLoss(binary_cross_entropy, label_smoothing=0.2), logits, batch_of(targets.float(), mask))
+    value = mean_loss(TrainingLoss(binary_cross_entropy, label_smoothing=0.2), logits, Targets(targets.float(), mask))
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -255,17 +251,17 @@ def test_hierarchical_loss_is_the_weighted_sum_of_three_means():
         + 0.4 * float(F.binary_cross_entropy_with_logits(coarse[coarse_mask], coarse_targets[coarse_mask]))
         + 0.2 * math.fsum(disagreement) / len(disagreement)
     )
-    batch = batch_of(targets.float(), mask, coarse_targets.float(), coarse_mask)
-    assert float(mean_loss(loss, (coarse, fine), batch)) == pytest.approx(expected, rel=1e-6)
+    known = Targets(targets.float(), mask, coarse_targets.float(), coarse_mask)
+    assert float(mean_loss(loss, (coarse, fine), known)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_sums_of_parts_add_up_to_the_whole():
     logits, targets, mask = random_logits(), random_targets(), random_mask()
     mask[4:] = False  # the second part knows nothing
     loss = TrainingLoss(binary_cross_entropy)
-    parts = [batch_of(targets[rows].float(), mask[rows]) for rows in (slice(0, 4), slice(4, 7))]
+    parts = [Targets(targets[rows].float(), mask[rows]) for rows in (slice(0, 4), slice(4, 7))]
     counts = {"labels": sum(loss.counts(part)["labels"] for part in parts)}
-    sums = [loss.sums(logits[rows], part) for rows, part in zip((slice(0, 4), slice(4, 7)), parts)]
+    sums = [loss.sums(Logits(None, logits[rows]), part) for rows, part in zip((slice(0, 4), slice(4, 7)), parts)]
     total = sum(float(loss.total(part, counts)) for part in sums)
     assert total == pytest.approx(float(F.binary_cross_entropy_with_logits(logits[mask], targets[mask])), rel=1e-6)
     assert float(loss.total(sums[1], loss.counts(parts[1]))) == 0.0
@@ -275,12 +271,12 @@ def test_sums_of_parts_add_up_to_the_whole():
 def test_losses_of_half_precision_logits_are_computed_in_float32(dtype):
     logits, coarse = random_logits().to(dtype), random_logits(5, 2).to(dtype)
     targets, mask = random_targets().float(), random_mask()
-    flat = TrainingLoss(binary_cross_entropy).sums(logits, batch_of(targets, mask))
+    flat = TrainingLoss(binary_cross_entropy).sums(Logits(None, logits), Targets(targets, mask))
     assert flat["labels"].dtype == torch.float32
     expected = F.binary_cross_entropy_with_logits(logits.double()[mask], targets.double()[mask], reduction="sum")
     assert float(flat["labels"]) == pytest.approx(float(expected), rel=1e-6)
     loss = TrainingLoss(focal, {"fine": 1, "coarse": 1, "consistency": 1}, groups=[GroupSpec([0]), GroupSpec([1])])
-    sums = loss.sums((coarse, logits), batch_of(targets, mask, targets[:, :2], mask[:, :2]))
+    sums = loss.sums(Logits(coarse, logits), Targets(targets, mask, targets[:, :2], mask[:, :2]))
     assert {value.dtype for value in sums.values()} == {torch.float32}
     expected = ((coarse.double().sigmoid() - logits.double()[:, :2].sigmoid()) ** 2).sum()
     assert float(sums["consistency"]) == pytest.approx(float(expected), rel=1e-5)

@@ -13,19 +13,17 @@ from tests.training.toys import (
     by_the_cpu,
     random_data,
 )
-from utils.out_of_memory import catch_oom, is_out_of_memory, largest_part, split_batch
+from utils.out_of_memory import catch_oom, is_out_of_memory, largest_part
 
 
 @pytest.mark.parametrize(("size", "parts"), list(itertools.product([1, 2, 5, 8, 9], [1, 2, 4, 16])))
 def test_a_cut_batch_is_the_batch(size, parts):
     (_, batch) = next(TensorLoader(*random_data(size), size).epoch(0))
-    batch.coarse_target = batch.target[:, :2]
-    pieces = split_batch(batch, parts)
+    pieces = batch.split(parts)
     assert len(pieces) == min(size, parts) and max(map(len, pieces)) == largest_part(size, parts)
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
-    for name in ("image", "target", "mask", "index", "coarse_target"):
-        assert torch.cat([getattr(piece, name) for piece in pieces]).equal(getattr(batch, name))
-    assert all(piece.coarse_mask is None for piece in pieces)
+    for of in (lambda b: b.inputs.image, lambda b: b.targets.labels, lambda b: b.targets.mask, lambda b: b.index):
+        assert torch.cat([of(piece) for piece in pieces]).equal(of(batch))
 
 
 @pytest.mark.parametrize("refuse", [by_cuda, by_the_cpu])

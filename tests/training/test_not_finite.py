@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from configs.errors import TrainingError
-from data.loading.loaders import Batch
 from tests.training.toys import (
     CLASSES,
     TensorLoader,
+    batch_of,
     differences,
     full_model,
     make_trainer,
@@ -22,6 +22,7 @@ from tests.training.toys import (
 )
 from training.precision import Precision
 from training.trainer import Trainer
+from utils.batch import Batch
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WINDOW, POISONED = 3, 1  # micro-batches in a window, and which of the windows gets NaN or Inf
@@ -47,7 +48,7 @@ def windows_of(count: int) -> list[list[Batch]]:
 def poison(trainer: Trainer, window: list[Batch], site: str, value: float, position: int) -> list:
     """Put the value into an image of micro-batch `position`, or into a gradient that it makes; gives the hooks."""
     if site == "image":
-        window[position].image[1, 0, 3, 3] = value
+        window[position].inputs.image[1, 0, 3, 3] = value
         return []
     passes = itertools.count()
 
@@ -161,5 +162,5 @@ def test_unreadable_batches_count_in_the_window_but_train_nothing():
     other = make_trainer(plain_model())
     for rows in (slice(0, 2), slice(8, 12)):
         other.model.train()
-        other.train_step([Batch(images[rows], target[rows], mask[rows], torch.arange(len(images[rows])))])
+        other.train_step([batch_of(images[rows], target[rows], mask[rows])])
     assert max_difference(trainer.model, other.model) < 1e-6

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from configs.errors import TrainingError
-from data.loading.loaders import Batch
 from tests.training.toys import (
     CLASSES,
     TensorLoader,
+    batch_of,
     differences,
     full_model,
     make_trainer,
@@ -95,7 +95,7 @@ def test_all_is_read_before_anything_is_saved():
 def test_batches_are_not_held_until_their_steps_are_read():
     trainer = make_trainer(full_model(1), read_every=100, print_freq=100)
     batch = next(TensorLoader(*random_data(4), 4).epoch(0))[1]
-    image = weakref.ref(batch.image)
+    image = weakref.ref(batch.inputs.image)
     trainer.train_step([batch])
     del batch
     assert len(trainer.pending) == 1 and image() is None
@@ -137,8 +137,8 @@ def test_a_step_waits_for_nothing(kind, precision, hierarchical, monkeypatch):
     options = {"loss": TrainingLoss(binary_cross_entropy, weights, groups=groups), "ema": 0.9, "read_every": 100}
     model = TwoHeads() if hierarchical else full_model(1)
     trainer = make_trainer(model, kind, print_freq=100, precision=Precision("cpu", precision), **options)
-    coarse = (target[:, :2], mask[:, :2]) if hierarchical else (None, None)
-    window = [Batch(images, target, mask, torch.arange(8), *coarse)]
+    coarse = (target[:, :2], mask[:, :2]) if hierarchical else ()
+    window = [batch_of(images, target, mask, None, *coarse)]
     counts = trainer._window_counts(window)
     monkeypatch.setattr(trainer, "_window_counts", lambda window: counts)  # of the host's masks
     trainer.model.train()

@@ -21,6 +21,7 @@ from tests.training.toys import (
     max_difference,
     plain_model,
     random_data,
+    with_coarse,
 )
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy
 from training.precision import Precision, choose_precision
@@ -61,8 +62,7 @@ def test_accumulation_of_a_hierarchical_loss():
     class CoarseLoader(TensorLoader):
         def epoch(self, epoch, start=0):
             for number, batch in super().epoch(epoch, start):
-                batch.coarse_target, batch.coarse_mask = batch.target[:, :2], batch.mask[:, 1:]
-                yield number, batch
+                yield number, with_coarse(batch)
 
     groups = [GroupSpec([0, 1]), GroupSpec([0, 1, 2], negated=True)]
     weights = {"fine": 0.6, "coarse": 0.4, "consistency": 0.2}

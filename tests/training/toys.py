@@ -1,17 +1,18 @@
 """What the tests of training share: small networks, loaders over tensors, trainers, and how states differ."""
 
 import copy
+import dataclasses
 import math
 
 import torch
 from torch import nn
 
-from data.loading.loaders import Batch
 from training.ema import ExponentialMovingAverage
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.optim import LearningRateSchedule, create_optimizer
 from training.precision import Precision
 from training.trainer import Trainer, TrainerOptions
+from utils.batch import Batch, Inputs, Targets
 
 CLASSES, SIDE = 3, 8
 
@@ -31,7 +32,19 @@ class TensorLoader:
     def epoch(self, epoch: int, start: int = 0):
         parts = list(zip(*(tensor.split(self.batch_size) for tensor in self.tensors)))
         for number in range(start, len(parts)):
-            yield number, None if number in self.bad else Batch(*parts[number])
+            yield number, None if number in self.bad else batch_of(*parts[number])
+
+
+def batch_of(images, target, mask, index=None, *coarse) -> Batch:
+    """A batch of single images; coarse: targets and mask of coarse classes."""
+    index = torch.arange(len(images)) if index is None else index
+    return Batch(Inputs.of_images(images), Targets(target, mask, *coarse), index)
+
+
+def with_coarse(batch: Batch) -> Batch:
+    """The same batch with coarse classes: two of the labels."""
+    labels, mask, *_ = batch.targets
+    return dataclasses.replace(batch, targets=Targets(labels, mask, labels[:, :2], mask[:, -2:]))
 
 
 def random_data(count: int, seed: int = 0, known: float = 0.6):

@@ -67,7 +67,7 @@ def loaders_of(folder: Path | None, *overrides: str) -> Loaders:
 def inputs(loader, epoch: int = 0, start: int = 0) -> dict[int, torch.Tensor]:
     """Row of the dataset index → the network's input, in the epoch's order."""
     batches = [batch for _, batch in loader.epoch(epoch, start) if batch is not None]
-    return {index: image for batch in batches for index, image in zip(batch.index.tolist(), batch.image)}
+    return {index: image for batch in batches for index, image in zip(batch.index.tolist(), batch.inputs.image)}
 
 
 def all_inputs(loaders: Loaders) -> dict[int, torch.Tensor]:

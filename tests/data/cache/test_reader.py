@@ -12,7 +12,7 @@ import torch
 from configs.errors import ConfigError, DataError
 from data.cache import building as cache_building
 from data.cache import reader as cache_reader
-from data.cache.reader import CachedReader, Encoder, split
+from data.cache.reader import CachedReader, Encoder, encode
 from data.transforms.images import Preprocess
 from data.transforms.volumes import VolumePreprocess
 from tests.data.cache.cached_sources import (
@@ -94,7 +94,7 @@ def test_a_resumed_run_from_the_same_cache_is_bit_for_bit_the_same(own):
         first, again = (loaders_of(own, f"DATA.cache={kind}") for _ in range(2))
         whole, rest = list(first.train.epoch(2)), list(again.train.epoch(2, 1))
         assert len(rest) == len(whole) - 1 > 0
-        assert all(torch.equal(a.image, b.image) for (_, a), (_, b) in zip(whole[1:], rest, strict=True))
+        assert all(torch.equal(a.inputs.image, b.inputs.image) for (_, a), (_, b) in zip(whole[1:], rest, strict=True))
 
 
 def test_what_describes_the_data_is_measured_on_the_files(own):
@@ -156,9 +156,9 @@ def test_what_is_kept_of_an_image():
     floats = rng.random((*size, 1)).astype(np.float32)
     floats[0, :, 0] = 0, 1, -1e-7, 1 + 1e-6
     encoder = Encoder(Preprocess(size, 3, [0.5], [0.5]))
-    stream = np.concatenate([encoder(image) for image in (grey, floats, colour)])
-    kinds, spacings, kept = zip(*split(stream, 3, size))
-    assert kinds == (1, 3, 2) and not np.any(spacings) and max(map(len, kept)) < encoder.most_bytes
+    batch = encoder.collate([encode(encoder.preprocess.fit(image)) for image in (grey, floats, colour)])
+    kinds, spacings, kept = zip(*batch.split(size))
+    assert kinds == (1, 3, 2) and not np.any(spacings) and max(map(len, kept)) <= encoder.most_bytes
     np.testing.assert_array_equal(kept[0].reshape(5, 4, 1), grey)
     np.testing.assert_array_equal(kept[2].reshape(5, 4, 3), colour)
     values = kept[1].view("<u2").reshape(5, 4, 1).astype(np.float64) / 65535

@@ -63,9 +63,8 @@ def make_loader(root: Path, workers=0, indices=None, batch=4, shuffle=True, augm
 
 def contents(loader, epoch: int, start: int = 0) -> list[tuple]:
     """Everything an epoch gives, as bytes that == compares bit by bit."""
-    fields = ("image", "target", "mask", "index", "coarse_target", "coarse_mask")
     return [
-        (number, *(getattr(batch, name).numpy().tobytes() for name in fields))
+        (number, *(tensor.numpy().tobytes() for tensor in (*batch.inputs, *batch.targets, batch.index)))
         for number, batch in loader.epoch(epoch, start)
     ]
 
@@ -144,7 +143,7 @@ def test_each_image_is_its_file_preprocessed(folder, augment):
     augmentation = LightAugmentation() if augment else None
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=augmentation)
     for batch in batches_of(make_loader(folder, augment=augment), 2):
-        for image, index in zip(batch.image, batch.index.tolist(), strict=True):
+        for image, index in zip(batch.inputs.image, batch.index.tolist(), strict=True):
             pixels = np.asarray(Image.open(folder / NAMES[index]))
             expected = preprocess(pixels, sample_rng(SEED, 2, index) if augment else None)
             assert (image.numpy() == expected).all()
@@ -155,17 +154,24 @@ def test_labels_and_names_belong_to_the_images(folder):
     for batch in batches_of(loader, 0):
         assert batch.index.dtype == torch.int64
         for row, index in enumerate(batch.index.tolist()):
-            for name in ("target", "mask", "coarse_target", "coarse_mask"):
-                assert (getattr(batch, name)[row].numpy() == getattr(labels, name)[index]).all()
+            known = (labels.target, labels.mask, labels.coarse_target, labels.coarse_mask)
+            for found, expected in zip(batch.targets, known, strict=True):
+                assert (found[row].numpy() == expected[index]).all()
         assert loader.names(batch.index) == [NAMES[index] for index in batch.index.tolist()]
 
 
 def test_without_coarse_classes_there_are_no_coarse_labels(folder):
     _, batch = next(make_loader(folder, labels=random_labels(coarse=False)).epoch(0))
     moved = batch.to(torch.device("cpu"), torch.channels_last)
-    assert batch.coarse_target is batch.coarse_mask is moved.coarse_target is moved.coarse_mask is None
-    assert moved.image.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(moved.image, batch.image) and torch.equal(moved.mask, batch.mask) and len(moved) == 4
+    assert (
+        batch.targets.coarse is batch.targets.coarse_mask is moved.targets.coarse is moved.targets.coarse_mask is None
+    )
+    assert moved.inputs.image.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        torch.equal(moved.inputs.image, batch.inputs.image)
+        and torch.equal(moved.targets.mask, batch.targets.mask)
+        and len(moved) == 4
+    )
 
 
 # ---- images that cannot be read
@@ -190,13 +196,13 @@ def test_bad_images_are_left_out_named_and_counted_once(damaged, folder, caplog,
 
 
 def test_the_others_of_a_batch_with_a_bad_image_are_unchanged(damaged, folder):
-    whole = {int(i): image for _, b in make_loader(folder).epoch(0) for i, image in zip(b.index, b.image)}
+    whole = {int(i): image for _, b in make_loader(folder).epoch(0) for i, image in zip(b.index, b.inputs.image)}
     labels = random_labels()
     for batch in batches_of(make_loader(damaged(3, 9), bad=UnreadableImages(2)), 0, left_out=(3, 9)):
-        assert len(batch) == len(batch.image) == len(batch.target) == len(batch.coarse_mask)
+        assert len(batch) == len(batch.inputs.image) == len(batch.targets.labels) == len(batch.targets.coarse_mask)
         for row, index in enumerate(batch.index.tolist()):
-            assert torch.equal(batch.image[row], whole[index])
-            assert (batch.target[row].numpy() == labels.target[index]).all()
+            assert torch.equal(batch.inputs.image[row], whole[index])
+            assert (batch.targets.labels[row].numpy() == labels.target[index]).all()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -350,7 +350,7 @@ def test_the_bound_is_for_the_run(tmp_path):
     keys = ["DATA.max_worker_failures=1", "DATA.worker_timeout=33.5", "DATA.num_workers=1", "DATA.image_size=16"]
     assignment = np.array(["train"] * 8 + ["val"] * 8 + ["test"] * 8)
     loaders = build_loaders(Config.from_overrides(keys), dataset_index, assignment, (0.5,) * 3, (0.5,) * 3)
-    failures = {id(loader._loader.failures): loader._loader.failures for loader in (loaders.train, loaders.val)}
+    failures = {id(own): own for own in (loader.studies._loader.failures for loader in (loaders.train, loaders.val))}
     assert [(one.limit, one.timeout) for one in failures.values()] == [(1, 33.5)]
     assert [number for number, _ in loaders.train.epoch(0)] == [0]
     with pytest.raises(DataError, match=f"(?s){NAMES[1]}.*{NAMES[10]}"):

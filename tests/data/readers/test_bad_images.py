@@ -136,7 +136,7 @@ def test_the_loader_names_each_bad_image_once_and_delivers_the_rest(cases, walke
     for epoch in range(2):
         for _, batch in loader.epoch(epoch):
             if batch is not None:
-                assert np.isfinite(batch.image.numpy()).all()
+                assert np.isfinite(batch.inputs.image.numpy()).all()
                 delivered.update(batch.index.tolist())
     refused = {names.index(name) for name in walked["result"]}
     print(f"two epochs: {len(bad.reasons)} images named once each, {len(delivered)} delivered twice")

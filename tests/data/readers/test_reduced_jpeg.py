@@ -113,14 +113,14 @@ def test_training_and_prediction_get_the_same_input(tmp_path):
     loader = ImageLoader(
         ImageDataset(dataset_index, one, 0), labels, EpochBatchSampler(range(3), 3, False, 0), UnreadableImages(0)
     )
-    trained = next(loader.epoch(0))[1].image
+    trained = next(loader.epoch(0))[1].inputs.image
     joint, (unlabelled, _) = JointPreprocess([one, other]), open_unlabelled([tmp_path], False)
-    batch = next(unlabelled_loader(unlabelled, joint, UnreadableInputs(), 3, 0).epoch(0))[1]
-    (first, second), traits = joint.split(batch.image)
-    assert torch.equal(first, trained)
+    _, _, ((first, second), traits) = next(unlabelled_loader(unlabelled, joint, UnreadableInputs(), 3, 0).epoch(0))
+    assert torch.equal(first.single_images(), trained)
     for i, name in enumerate(names):
         full = read_image(tmp_path / name)
-        np.testing.assert_array_equal(second[i], other(full))  # 400 px do not leave twice 190 at half the scale
-        np.testing.assert_array_equal(traits[i], measure(full))
+        np.testing.assert_array_equal(second.image[i], other(full))  # 400 px do not leave twice 190 at half the scale
+        for found, expected in zip(traits[i], measure(full), strict=True):
+            np.testing.assert_array_equal(found, expected)
         assert not np.array_equal(trained[i], one(full))
         np.testing.assert_array_equal(trained[i], one(read_reduced(tmp_path / name, (96, 96))))

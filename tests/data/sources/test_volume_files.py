@@ -164,15 +164,15 @@ def test_batches_of_volumes(folder):
         batches = [batch for _, batch in loader.epoch(0)]
         assert sum(len(batch) for batch in batches) == count
         for batch in batches:
-            assert batch.image.shape[1:] == (1, 6, 10, 12) and batch.image.dtype == torch.float32
-            for image, row in zip(batch.image.numpy(), batch.index.tolist()):
+            assert batch.inputs.image.shape[1:] == (1, 6, 10, 12) and batch.inputs.image.dtype == torch.float32
+            for image, row in zip(batch.inputs.image.numpy(), batch.index.tolist()):
                 plain = reference(dataset_index.read(row))
                 assert (image == plain).all() is np.bool_(loader is not loaders.train)
 
 
 def test_three_channels_repeat_the_volume(folder):
     _, loaders = loaders_of(config_of(folder, "DATA.augment=false"))
-    image = next(loaders.train.epoch(0))[1].image * torch.tensor(STD).view(1, 3, 1, 1, 1)
+    image = next(loaders.train.epoch(0))[1].inputs.image * torch.tensor(STD).view(1, 3, 1, 1, 1)
     image = image + torch.tensor(MEAN).view(1, 3, 1, 1, 1)
     assert image.shape == (3, 3, 6, 10, 12)
     torch.testing.assert_close(image[:, 0], image[:, 2])
@@ -185,7 +185,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_began(folder):
 
     here, there, later = batches(0), batches(2), batches(0, 1)
     for one, other in (*zip(here, there), *zip(here[1:], later)):
-        assert torch.equal(one.image, other.image) and torch.equal(one.index, other.index)
+        assert torch.equal(one.inputs.image, other.inputs.image) and torch.equal(one.index, other.index)
 
 
 def test_mirror_images_only_where_asked_for(folder):
@@ -193,7 +193,7 @@ def test_mirror_images_only_where_asked_for(folder):
         dataset_index, loaders = loaders_of(config_of(folder, f"DATA.horizontal_flip={flip}"))
         votes = []
         for _, batch in loaders.train.epoch(0):
-            for image, row in zip(batch.image.numpy(), batch.index.tolist()):
+            for image, row in zip(batch.inputs.image.numpy(), batch.index.tolist()):
                 plain = loaders.preprocess(dataset_index.read(row))
                 kept, mirrored = (np.abs(image - p).mean() for p in (plain, plain[..., ::-1]))
                 votes.append(mirrored < kept)
@@ -222,7 +222,7 @@ def test_the_presets_data_are_drawn_and_load(tmp_path, monkeypatch):
     dataset_index, loaders = loaders_of(config)
     assert (tmp_path / "data" / "sample_chest_ct" / "labels.csv").is_file() and len(dataset_index.studies) == 24
     _, batch = next(loaders.train.epoch(0))
-    assert batch.image.shape == (8, 1, 32, 64, 64) and torch.isfinite(batch.image).all()
+    assert batch.inputs.image.shape == (8, 1, 32, 64, 64) and torch.isfinite(batch.inputs.image).all()
     for override in ("DATA.data_dir=null", "DATA.data_dir=./data/sample_chest_xray"):
         size = ["DATA.image_size=[32, 64, 64]", override]
         assert len(open_data(Config.from_overrides(size)).studies) == 24

@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.loading.loaders import (
-    Batch,
-    EpochBatchSampler,
-    ImageDataset,
-    ImageLoader,
-    Item,
-    Labels,
-    UnreadableImages,
-    _collate,
-)
+from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.study import DatasetIndex, Study
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, sample_rng
-from utils.out_of_memory import split_batch
+from utils.batch import Batch
 
 CPU = torch.device("cpu")
 NO_LIMITS = dict.fromkeys(("rotation_degrees", "scale", "translate", "brightness", "contrast"), 0.0)
@@ -59,13 +50,8 @@ def halves(limits: dict, size: tuple[int, int], channels: int, mean=PLAIN[0], st
 
 def finished(device: DeviceAugmentation, images: list[np.ndarray], epoch: int = 0) -> torch.Tensor:
     made = [device.prepare(image, sample_rng(4, epoch, i)) for i, image in enumerate(images)]
-    read = _collate(
-        [
-            Item(i, fitted, augmentation_params=augmentation_params)
-            for i, (fitted, augmentation_params) in enumerate(made)
-        ]
-    )
-    return device.device_transform(read.images, read.augmentation_params)
+    read = device.collate(made)
+    return device.device_transform(read.inputs.image, read.augmentation_params)
 
 
 def exact(unit: np.ndarray, limits: dict, rng: np.random.Generator) -> np.ndarray:
@@ -207,13 +193,15 @@ def test_a_moved_batch_is_finished_once_and_is_the_preprocesses():
     batches = [batch for _, batch in loader.epoch(2)]
     assert sum(map(len, batches)) == len(loader.indices) > 0
     for batch in batches:
-        assert batch.image.dtype == torch.uint8 and batch.image.shape[1:] == (1, 24, 32)
+        assert batch.inputs.image.dtype == torch.uint8 and batch.inputs.image.shape[1:] == (1, 24, 32)
         ready = batch.to(CPU, torch.channels_last)
-        assert ready.image.shape[1:] == (3, 24, 32) and ready.device_transform is ready.augmentation_params is None
-        assert ready.image.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(ready.to(CPU).image, ready.image) and torch.equal(ready.target, batch.target)
-        for image, row in zip(ready.image.numpy(), ready.index.tolist(), strict=True):
-            by_worker = loader.dataset.preprocess.preprocess(
+        image = ready.inputs.image
+        assert image.shape[1:] == (3, 24, 32) and image.is_contiguous(memory_format=torch.channels_last)
+        assert ready.device_transform is ready.augmentation_params is None
+        assert torch.equal(ready.to(CPU).inputs.image, image)
+        assert torch.equal(ready.targets.labels, batch.targets.labels)
+        for image, row in zip(ready.inputs.image.numpy(), ready.index.tolist(), strict=True):
+            by_worker = loader.dataset.transform.preprocess(
                 loader.dataset.dataset_index.read(row), sample_rng(4, 2, row)
             )
             assert 255 * np.abs(image - by_worker).mean() < 0.5
@@ -224,8 +212,8 @@ def test_workers_and_where_an_epoch_begins_change_no_bit():
     whole = moved(alone, 1)
     for start in (0, 1, 2):
         for one, other in zip(whole[start:], moved(shared, 1, start), strict=True):
-            assert torch.equal(one.image, other.image) and torch.equal(one.index, other.index)
-    assert not torch.equal(whole[0].image, moved(alone, 2)[0].image)
+            assert torch.equal(one.inputs.image, other.inputs.image) and torch.equal(one.index, other.index)
+    assert not torch.equal(whole[0].inputs.image, moved(alone, 2)[0].inputs.image)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
@@ -233,9 +221,9 @@ def test_a_cut_batch_is_finished_part_by_part(parts):
     batches = [batch for _, batch in loader_of(batch=6).epoch(0)]
     assert len(batches) > 0
     for batch in batches:
-        pieces = split_batch(batch, parts)
+        pieces = batch.split(parts)
         assert len(pieces) == min(parts, len(batch))
-        assert torch.equal(torch.cat([piece.to(CPU).image for piece in pieces]), batch.to(CPU).image)
+        assert torch.equal(torch.cat([piece.to(CPU).inputs.image for piece in pieces]), batch.to(CPU).inputs.image)
 
 
 def test_it_can_be_pickled_and_copied_after_use():
