@@ -87,7 +87,8 @@ def make_loader(images: Images, workers: int = 2, failures: WorkerFailures | Non
 
 def content(entry) -> tuple:
     number, batch = entry
-    return (number, *(getattr(batch, name).numpy().tobytes() for name in ("image", "target", "mask", "index")))
+    tensors = (batch.inputs.image, batch.targets.labels, batch.targets.mask, batch.index)
+    return (number, *(tensor.numpy().tobytes() for tensor in tensors))
 
 
 def epoch(loader, number: int, start: int = 0) -> list[tuple]:
