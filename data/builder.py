@@ -238,7 +238,7 @@ def _as_exclusive(dataset_index: DatasetIndex) -> DatasetIndex:
     labels = dataset_index.label_matrix()
     wrong = np.flatnonzero(~(((labels == 1).sum(1) == 1) & ((labels == 0).sum(1) == labels.shape[1] - 1)))
     if len(wrong):
-        names = ", ".join(dataset_index.studies[i].image for i in wrong[:5])
+        names = ", ".join(dataset_index.studies[i].name for i in wrong[:5])
         raise DataError(
             f"MODEL.task 'multi_class' needs exactly one class an image; {len(wrong)} of {len(labels)} have none, "
             f"several or an unsure one ({names}, …): use MODEL.task=multi_label, or mend the labels"

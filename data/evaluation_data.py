@@ -36,7 +36,7 @@ class EvaluationData:
 
     def images(self, index: np.ndarray) -> list[str]:
         """What n images are called."""
-        return [self.dataset_index.studies[row].image for row in index]
+        return [self.dataset_index.studies[row].name for row in index]
 
     def patients(self, index: np.ndarray) -> list[str]:
         """Whose n images are, '' where nobody says."""
@@ -52,7 +52,7 @@ class EvaluationData:
 
     def columns(self, names: Sequence[str], index: np.ndarray) -> dict[str, list[str]]:
         """Name → n texts of further columns of the labels table. Raises DataError for one that is not there."""
-        there = sorted({name for study in self.dataset_index.studies for name in study.meta})
+        there = sorted({name for study in self.dataset_index.studies for name in study.table})
         for name in names:
             if name not in there:
                 near = difflib.get_close_matches(name, there, 1)
@@ -60,7 +60,7 @@ class EvaluationData:
                     f"the data have no column {name!r}{f': did you mean {near[0]!r}?' if near else ''} "
                     f"(there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'})"
                 )
-        return {name: [self.dataset_index.studies[row].meta.get(name, "") for row in index] for name in names}
+        return {name: [self.dataset_index.studies[row].table.get(name, "") for row in index] for name in names}
 
 
 def open_evaluation_data(

@@ -163,7 +163,7 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
         return {}
     figures, cells = (np.stack(column).astype(np.float64) for column in zip(*found))
     figures, pattern = (figures, []) if volumes else _with_likeness(figures, cells)
-    views = Counter(view_name(dataset_index.studies[i].meta.get("view", "")) for i in loader.indices)
+    views = Counter(view_name(dataset_index.studies[i].table.get("view", "")) for i in loader.indices)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
     seen = {"images": len(figures), "of": len(loader.indices)}

@@ -1,4 +1,4 @@
-"""What the data folder agrees on: one record per image, and the dataset index that a labels source becomes."""
+"""What the data folder agrees on: one record a study, and the dataset index that a labels source becomes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,39 @@ SPLITS = ("train", "val", "test")
 Pixels = np.ndarray | Volume | FittedVolume
 
 
+# The kind of a study's view where it is of one image, whatever that shows.
+IMAGE = "image"
+
+
 @dataclass(frozen=True)
 class Study:
-    """One image or volume and what is known about it.
+    """What belongs to one prediction: images and what is known about them.
 
-    image: name that errors, split.csv and predictions show (path relative to data_dir, or 'train[17]' of an .npz).
+    name: its identity, which split.csv, boxes, caches, predictions and errors show; unique within a source.
+    views: kind of view → where its file is: a path relative to data_dir, or 'train[17]' of an .npz. One for now.
     labels: float32 [num_classes]; 1 present, 0 absent, -1 uncertain, NaN unknown. Multi-class: one-hot.
-    patient_id: '' where the source names none; such an image is a patient of its own.
+    patient_id: '' where the source names none; such a study is a patient of its own.
     split: 'train', 'val', 'test', or None where the source does not say.
-    meta: what else the source says ('view', 'age', 'sex', any further column), as strings.
+    table: what else the source says ('view', 'age', 'sex', any further column), as strings.
     """
 
-    image: str
+    name: str
+    views: Mapping[str, str]
     labels: np.ndarray
     patient_id: str = ""
     split: str | None = None
-    meta: Mapping[str, str] = field(default_factory=dict)
+    table: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """Where its one view is."""
+        (file,) = self.views.values()
+        return file
 
     @property
     def group(self) -> str:
-        """What may not be torn between splits: the patient, or the image itself where no patient is named."""
-        return self.patient_id or f"image:{self.image}"
+        """What must stay within one split: the patient, or the study itself where no patient is named."""
+        return self.patient_id or f"image:{self.name}"  # drawn splits depend on this text
 
 
 class Reader:

@@ -196,7 +196,7 @@ class Session:
         for row, k in islice(self._in_turn(), count):
             image, x = self.image(row)
             maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
-            file = self.dataset_index.studies[row].image
+            file = self.dataset_index.studies[row].name
             path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
             caption: dict[str, Any] = {
                 "class_name": name,

@@ -112,7 +112,7 @@ def test_predictions_are_those_of_evaluation(phantom, checkpoint, tmp_path):
     loaders = build_loaders(saved.config, dataset_index, np.full(COUNT, "test"), backbone.mean, backbone.std)
     evaluator = Evaluator(saved.model, TrainingLoss(binary_cross_entropy), Precision("cpu", None), saved.class_names)
     scores = evaluator(loaders.test, "test").scores
-    assert [row["image"] for row in rows] == [study.image for study in dataset_index.studies]
+    assert [row["image"] for row in rows] == [study.name for study in dataset_index.studies]
     difference = np.abs(probabilities(rows, saved.class_names) - scores).max()
     print(f"largest difference to evaluation: {difference:.1e}; probabilities {scores.min():.3f} to {scores.max():.3f}")
     assert difference < 1e-6 and np.ptp(scores) > 0.1

@@ -164,7 +164,7 @@ class Recipe:
     def of(cls, dataset_index: DatasetIndex, preprocess: AnyPreprocess, source: Path) -> Recipe:
         """How `preprocess` fits the images of a dataset index."""
         fitting = {key: value for key, value in preprocess.as_dict().items() if key not in ("mean", "std")}
-        names = tuple(study.image for study in dataset_index.studies)
+        names = tuple(study.name for study in dataset_index.studies)
         return cls({"decoding": DECODING, **fitting}, _libraries(), names, source.resolve())
 
     def file_name(self) -> str:
@@ -193,7 +193,7 @@ def stamps(dataset_index: DatasetIndex) -> np.ndarray:
     for row, study in enumerate(dataset_index.studies):
         files = dataset_index.files(row)
         if not files:
-            raise ConfigError(f"DATA.cache: nobody knows which files '{study.image}' is read from: set it to none")
+            raise ConfigError(f"DATA.cache: nobody knows which files '{study.name}' is read from: set it to none")
         text = "\n".join(seen[path] if path in seen else seen.setdefault(path, _stamp(path)) for path in files)
         found[row] = np.frombuffer(
             hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest(), "<u8"

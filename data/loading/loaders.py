@@ -188,7 +188,7 @@ class ImageLoader:
 
     def names(self, index: Tensor) -> list[str]:
         """What the images of a batch are called."""
-        return [self.dataset.dataset_index.studies[i].image for i in index.tolist()]
+        return [self.dataset.dataset_index.studies[i].name for i in index.tolist()]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch | None]]:
         """(number of the batch in its epoch, the batch); None where none of its images could be read."""

@@ -158,7 +158,7 @@ class WorkerPool:
 
     def _position(self, number: int, dataset_index) -> str:
         index = int(self.table[number, 0])
-        return "between two files" if index == NO_FILE else f"while it read {dataset_index.studies[index].image}"
+        return "between two files" if index == NO_FILE else f"while it read {dataset_index.studies[index].name}"
 
     def _watch(self, timeout: float) -> None:
         """Runs in a thread: the training process may be held up by a worker that is frozen while it hands over."""

@@ -30,7 +30,7 @@ class Regions:
         """The classes that have a region in an image: those of the table, or its labels where it has a mask."""
         study, names = self.dataset_index.studies[row], self.dataset_index.class_names
         if self.boxes is not None:
-            found = set(self.boxes.findings(study.image))
+            found = set(self.boxes.findings(study.name))
             return tuple(k for k, name in enumerate(names) if name in found)
         return tuple(np.flatnonzero(study.labels == 1).tolist()) if self._mask_file(row).is_file() else ()
 
@@ -41,7 +41,7 @@ class Regions:
         """
         name = self.dataset_index.class_names[k]
         if self.boxes is not None:
-            boxes = self.boxes.of(self.dataset_index.studies[row].image, name, shape)
+            boxes = self.boxes.of(self.dataset_index.studies[row].name, name, shape)
             return region_of_boxes(boxes, shape), boxes
         mask = read_mask(self._mask_file(row), name)
         if mask is None or mask.shape != tuple(shape):
@@ -51,7 +51,7 @@ class Regions:
 
     def _mask_file(self, row: int) -> Path:
         assert self.masks is not None
-        return self.masks / Path(self.dataset_index.studies[row].image).name
+        return self.masks / Path(self.dataset_index.studies[row].file).name
 
 
 def open_regions(

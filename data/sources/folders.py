@@ -16,7 +16,7 @@ from data.readers.regular_files import read_head, refuse_link
 from data.readers.tables import SPLIT_NAMES, some
 from data.sources.image_files import FileReader
 from data.sources.volume_files import VOLUME_WORDS, VolumeReader, check_names
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 
 # A folder with one of these has its labels elsewhere: it is not a folder per class.
 _NOT_CLASSES = ("images", "image", "masks", "labels", "annotations")
@@ -47,7 +47,7 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
             if not images:
                 notes.append(f"class folder '{(folder / name).relative_to(root).as_posix()}' is empty")
             label = np.eye(len(names), dtype=np.float32)[position]
-            studies += [Study(image, label, split=split) for image in images]
+            studies += [Study(image, {IMAGE: image}, label, split=split) for image in images]
     if skipped:
         what = "volumes" if volumes else "images"
         notes.append(f"{len(skipped)} files are no {what} and left out: {some(sorted(skipped))}")
@@ -55,7 +55,7 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
         check_names(data_dir, skipped, volumes)
         expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the class folders of '{data_dir}' hold no {expected}")
-    reader = (VolumeReader if volumes else FileReader)(root, tuple(study.image for study in studies))
+    reader = (VolumeReader if volumes else FileReader)(root, tuple(study.file for study in studies))
     return DatasetIndex(names, tuple(studies), reader, exclusive=True, notes=tuple(notes))
 
 

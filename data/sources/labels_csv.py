@@ -14,7 +14,7 @@ from data.labels import NIH_FINDINGS, is_no_finding, nearest, parse_cell, split_
 from data.readers.tables import Table, column_roles, parse_split, raise_problems, read_table, some
 from data.sources.image_files import FileReader, ImageFiles, missing_files_error, missing_files_note
 from data.sources.volume_files import VolumeReader, check_names
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from utils.csv_cells import is_number
 
 _MOST_CLASSES = 10_000
@@ -30,8 +30,8 @@ def open_csv(
     """The dataset index of a labels CSV.
 
     Columns: `image` (also 'Image Index', 'path', 'filename', 'file'), then either `labels` ('Mass|Nodule'; empty or
-    'No Finding' for none), or one column a class with 1, 0, -1 (uncertain) and empty (unknown). Optional patient_id,
-    split, view, age, sex; any further column is meta. Where both forms are there, `labels` counts.
+    'No Finding' for none), or one column per class with 1, 0, -1 (uncertain) and empty (unknown). Optional patient_id,
+    split, view, age, sex; any further column is one of its studies' table. Where both forms are there, `labels` counts.
     Class columns are class_names, or else all whose values are 1, 0, -1 and empty; joined names without class_names
     are sorted, unless all are NIH's: then its 14 in NIH's order.
     Files are looked for in data_dir, data_dir/images and, if inside data_dir, the folder of the CSV. With volumes an
@@ -49,7 +49,7 @@ def open_csv(
     files = ImageFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
     studies, row_notes = build_studies(table, roles, labels, paths)
-    reader = (VolumeReader if volumes else FileReader)(files.root, tuple(study.image for study in studies))
+    reader = (VolumeReader if volumes else FileReader)(files.root, tuple(study.file for study in studies))
     return DatasetIndex(labels.names, studies, reader, notes=(*labels.notes, *file_notes, *row_notes))
 
 
@@ -96,7 +96,7 @@ def build_studies(
     """(samples, notes): rows that have a file, repeated ones once; DataError where repetitions disagree."""
     keep = [index for index in range(len(table.header)) if index not in labels.columns and index not in _own(roles)]
     named = {index: role for role, index in roles.items() if role in ("view", "age", "sex")}
-    meta_columns = [(index, named.get(index, table.header[index])) for index in keep]
+    further_columns = [(index, named.get(index, table.header[index])) for index in keep]
     splits = _splits(table, roles.get("split"))
     patient = roles.get("patient_id")
     studies: dict[str, Study] = {}
@@ -106,8 +106,8 @@ def build_studies(
     for (line, cells), codes, path, split in zip(table.rows, labels.codes, paths, splits):
         if path is None:
             continue
-        meta = {name: cells[index] for index, name in meta_columns}
-        study = Study(path, codes, "" if patient is None else cells[patient], split, meta)
+        further = {name: cells[index] for index, name in further_columns}
+        study = Study(path, {IMAGE: path}, codes, "" if patient is None else cells[patient], split, further)
         if path not in studies:
             studies[path], lines[path] = study, line
             continue
@@ -247,7 +247,7 @@ def _count_codes(table: Table, column: int) -> tuple[int, list[str]]:
 
 
 def _own(roles: Mapping[str, int]) -> set[int]:
-    """Columns that become fields of a Study, not meta."""
+    """Columns that become fields of a Study, not of its table."""
     return {index for role, index in roles.items() if role in ("image", "labels", "patient_id", "split")}
 
 
@@ -271,7 +271,7 @@ def _agree(one: Study, other: Study) -> bool:
 
 
 def _patient_notes(studies: Sequence[Study]) -> tuple[str, ...]:
-    nameless = [study.image for study in studies if not study.patient_id]
+    nameless = [study.name for study in studies if not study.patient_id]
     if not nameless:
         return ()
     return (

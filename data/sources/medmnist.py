@@ -15,7 +15,7 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from configs.errors import DataError
 from data.readers.regular_files import check_swelling, read_head
 from data.readers.tables import some
-from data.study import SPLITS, DatasetIndex, Reader, Study
+from data.study import IMAGE, SPLITS, DatasetIndex, Reader, Study
 
 
 class NpzReader(Reader):
@@ -56,7 +56,9 @@ def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Datas
     codes, exclusive = _codes(path, {split: labels for split, (_, labels) in arrays.items()})
     names = _names(path, codes[SPLITS[0]].shape[1], exclusive, class_names)
     studies = tuple(
-        Study(f"{split}[{index}]", labels, split=split) for split in SPLITS for index, labels in enumerate(codes[split])
+        Study(f"{split}[{index}]", {IMAGE: f"{split}[{index}]"}, labels, split=split)
+        for split in SPLITS
+        for index, labels in enumerate(codes[split])
     )
     if not studies:
         raise DataError(f"'{path}' holds no images")

@@ -42,8 +42,8 @@ def open_nih(
     images/, images/images/ and images_001/ … images_012/, with or without images/ below, and the official lists
     train_val_list.txt and test_list.txt; tables and lists also as .gz.
     With the lists, images of test_list have split 'test' and all others None: assign_splits cuts 'val' from those
-    by patient and leaves the official test list as it is. meta['official_list'] is 'train_val', 'test' or ''.
-    meta also has view, age, sex, follow_up, width, height (pixels of the original), spacing_x, spacing_y (mm).
+    by patient and leaves the official test list as it is. table['official_list'] is 'train_val', 'test' or ''.
+    The table also has view, age, sex, follow_up, width, height (pixels of the original), spacing_x, spacing_y (mm).
 
     Raises DataError as open_csv does, and for a list file without its fellow or an image on both lists.
     """
@@ -57,7 +57,7 @@ def open_nih(
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
     studies, row_notes = build_studies(table, roles, labels, paths)
     studies, list_notes = _with_official_lists(studies, data_dir)
-    reader = FileReader(files.root, tuple(study.image for study in studies))
+    reader = FileReader(files.root, tuple(study.file for study in studies))
     return DatasetIndex(labels.names, studies, reader, notes=(*file_notes, *row_notes, *list_notes))
 
 
@@ -86,7 +86,7 @@ def _find_list(data_dir: Path, name: str) -> Path | None:
 
 
 def _with_official_lists(studies: tuple[Study, ...], data_dir: Path) -> tuple[tuple[Study, ...], tuple[str, ...]]:
-    """(samples with split and meta['official_list'], notes); unchanged where there are no lists."""
+    """(studies with split and table['official_list'], notes); unchanged where there are no lists."""
     paths = {kind: _find_list(data_dir, name) for kind, name in _LISTS.items()}
     found = [path for path in paths.values() if path]
     if not found:
@@ -103,12 +103,12 @@ def _with_official_lists(studies: tuple[Study, ...], data_dir: Path) -> tuple[tu
 def _mark(studies: tuple[Study, ...], listed: dict[str, set[str]]) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     marked, unlisted = [], []
     for study in studies:
-        name = study.image.rpartition("/")[2]
+        name = study.file.rpartition("/")[2]
         kind = next((kind for kind, names in listed.items() if name in names), "")
         if not kind:
             unlisted.append(name)
-        meta = {**study.meta, "official_list": kind}
-        marked.append(dataclasses.replace(study, split="test" if kind == "test" else None, meta=meta))
+        columns = {**study.table, "official_list": kind}
+        marked.append(dataclasses.replace(study, split="test" if kind == "test" else None, table=columns))
     if not unlisted:
         return tuple(marked), ()
     return tuple(marked), (

@@ -18,7 +18,7 @@ from data.readers.volumes import Volume
 from data.sources.folders import is_dicom_file, is_volume, visible_files
 from data.sources.image_files import ImageFiles
 from data.sources.volume_files import VOLUME_WORDS, read_volume
-from data.study import DatasetIndex, Reader, Study
+from data.study import IMAGE, DatasetIndex, Reader, Study
 
 _TABLE_SUFFIXES = (".csv", ".csv.gz")
 _NO_LABELS = np.empty(0, np.float32)
@@ -86,7 +86,7 @@ def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Datase
             items += _from_folder(path, prefix, volumes, notes)
         else:
             items.append(_named(Item(str(name) if prefix else path.name, path)))
-    studies = tuple(Study(item.name, _NO_LABELS) for item in items)
+    studies = tuple(Study(item.name, {IMAGE: str(item.path)}, _NO_LABELS) for item in items)
     return DatasetIndex((), studies, ItemReader(tuple(items), volumes), notes=tuple(notes)), tuple(items)
 
 

@@ -88,7 +88,7 @@ def read_split(path: Path, dataset_index: DatasetIndex) -> np.ndarray:
     Raises DataError for a missing or damaged file, and where its images or their patients are not the dataset index's.
     """
     saved = _verified_rows(path)
-    images = [study.image for study in dataset_index.studies]
+    images = [study.name for study in dataset_index.studies]
     lacking = [image for image in images if image not in saved]
     beyond = sorted(set(saved).difference(images))
     if lacking or beyond:
@@ -97,7 +97,7 @@ def read_split(path: Path, dataset_index: DatasetIndex) -> np.ndarray:
             f"({some(lacking, 3) or 'none'}), {len(beyond)} of its {len(saved)} are not in the data "
             f"({some(beyond, 3) or 'none'}). Use the data it was made from, or start a new run"
         )
-    moved = [study.image for study in dataset_index.studies if saved[study.image][0] != study.patient_id]
+    moved = [study.name for study in dataset_index.studies if saved[study.name][0] != study.patient_id]
     if moved:
         raise DataError(f"'{path}' names another patient for {len(moved)} images: {some(moved, 3)}")
     return np.array([saved[image][1] for image in images])
@@ -129,7 +129,7 @@ def _fill_in(dataset_index: DatasetIndex, fractions: Sequence[float], seed: int)
     if not known:
         return _draw(dataset_index, np.arange(len(given)), SPLITS, fractions, seed)
     if "train" in known and unnamed.any():
-        names = some([dataset_index.studies[index].image for index in np.flatnonzero(unnamed)])
+        names = some([dataset_index.studies[index].name for index in np.flatnonzero(unnamed)])
         raise DataError(f"{unnamed.sum()} of {len(given)} images have no split while others have: {names}")
     given[unnamed] = "train"
     if "val" not in known:
@@ -183,7 +183,7 @@ def _content(dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_HEADER)
     writer.writerows(
-        sorted((study.image, study.patient_id, str(split)) for study, split in zip(dataset_index.studies, assignment))
+        sorted((study.name, study.patient_id, str(split)) for study, split in zip(dataset_index.studies, assignment))
     )
     return text.getvalue()
 

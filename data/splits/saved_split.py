@@ -60,7 +60,7 @@ class SavedSplit:
             shared = patient_overlap(self.dataset_index, self.assignment).get(("train", split), [])
             return [f"{len(shared):,} patients are in train and {split}: figures are flattered."] if shared else []
         studies = [self.dataset_index.studies[row] for row in self.rows(split)]
-        known = sum(s.image in self.trained_images or s.patient_id in self.trained_patients for s in studies)
+        known = sum(s.name in self.trained_images or s.patient_id in self.trained_patients for s in studies)
         text = f"{known:,} of these images or their patients have names that the model was trained on"
         return [f"{text}: if they are the same, the figures are flattered."] if known else []
 

@@ -8,7 +8,7 @@ from configs.errors import DataError
 from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
 from data.profile import measure
 from data.readers.volumes import Volume
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.images import Preprocess
 from data.transforms.volumes import VolumePreprocess
 
@@ -23,7 +23,9 @@ def image(index: int) -> np.ndarray:
 
 
 def dataset_index_of(count: int) -> DatasetIndex:
-    return DatasetIndex((), tuple(Study(f"{i}.png", np.empty(0, np.float32)) for i in range(count)), image)
+    return DatasetIndex(
+        (), tuple(Study(f"{i}.png", {IMAGE: f"{i}.png"}, np.empty(0, np.float32)) for i in range(count)), image
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -11,7 +11,7 @@ from data.phantom.volumes import write_phantom_volumes
 from data.profile import IMAGE_TRAITS, VOLUME_TRAITS, TrainingData, Traits, describe_images, likeness, measure
 from data.readers.volumes import Volume
 from data.sources.formats import open_source
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.images import Preprocess
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
@@ -80,7 +80,7 @@ def test_a_description_is_of_at_most_64_images(described, phantom):
         "bits": {"8 bits": 64},
         "colour": {"grey": 64},
     }
-    views = [study.meta["view"] for study in phantom.studies]
+    views = [study.table["view"] for study in phantom.studies]
     assert (
         described["views"] == {view: views.count(view) for view in described["views"]}
         and sum(described["views"].values()) == COUNT
@@ -102,17 +102,17 @@ def test_unreadable_images_are_skipped_in_silence(tmp_path, caplog):
     write_phantom(tmp_path / "p", 12, 64)
     dataset_index = open_source(tmp_path / "p")
     for study in dataset_index.studies[:5]:
-        (tmp_path / "p" / study.image).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+        (tmp_path / "p" / study.name).write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     described = describe_images(loader_of(dataset_index), volumes=False)
     assert (described["images"], described["of"]) == (7, 12) and not caplog.records
     for study in dataset_index.studies:
-        (tmp_path / "p" / study.image).write_bytes(b"")
+        (tmp_path / "p" / study.name).write_bytes(b"")
     assert describe_images(loader_of(dataset_index), volumes=False) == {}
 
 
 def test_huge_images_end_it_early():
     image = np.zeros((5000, 4000), np.uint8)
-    studies = tuple(Study(f"{i}.png", np.zeros(1, np.float32)) for i in range(40))
+    studies = tuple(Study(f"{i}.png", {IMAGE: f"{i}.png"}, np.zeros(1, np.float32)) for i in range(40))
     dataset_index = DatasetIndex(("a",), studies, lambda index: image)
     assert describe_images(loader_of(dataset_index), volumes=False)["images"] == 8
 
@@ -123,7 +123,7 @@ def warnings_of(described: dict, image: np.ndarray, view: str = "") -> list[str]
 
 def test_images_of_the_training_data_are_not_unlike_it(described, phantom):
     data = TrainingData.from_dict(described, volumes=False)
-    found = [data.differences(measure(phantom.read(i)), study.meta["view"]) for i, study in enumerate(phantom.studies)]
+    found = [data.differences(measure(phantom.read(i)), study.table["view"]) for i, study in enumerate(phantom.studies)]
     print(f"warned of {sum(map(bool, found))} of {COUNT} images, 6 of them not in the description")
     assert not any(found)
 

@@ -13,7 +13,7 @@ import torch
 from configs.errors import CheckpointError
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess
 from tests.training.toys import (
     CLASSES,
@@ -49,7 +49,7 @@ def make_loaders(root: Path) -> tuple[ImageLoader, ImageLoader]:
     rng = np.random.default_rng(1)
     target, mask = (rng.random((20, CLASSES)) < 0.5).astype(np.float32), rng.random((20, CLASSES)) < 0.9
     target[14:], mask[14:] = np.arange(6)[:, None] % 2, True
-    studies = tuple(Study(name, row) for name, row in zip(names, target))
+    studies = tuple(Study(name, {IMAGE: name}, row) for name, row in zip(names, target))
     dataset_index = DatasetIndex(("a", "b", "c"), studies, FileReader(root, names))
 
     def loader(indices, augmentation) -> ImageLoader:

@@ -22,7 +22,7 @@ from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.file import MAGIC, CacheIndex, DamagedCache, SharedBytes, free_memory, open_cache_file, write_index
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
-from data.study import DatasetIndex, Reader, Study
+from data.study import IMAGE, DatasetIndex, Reader, Study
 from data.transforms.images import Preprocess
 from tests.data.cache.cached_sources import COUNT, all_inputs, cache_files, loaders_of, write_mixed
 from tests.waiting import LIMIT_S
@@ -249,7 +249,7 @@ class Images(Reader):
 
 def builder_of(folder: Path, limit: int) -> tuple[Builder, Preprocess]:
     count = 150
-    studies = tuple(Study(f"{i}.png", np.zeros(1, np.float32)) for i in range(count))
+    studies = tuple(Study(f"{i}.png", {IMAGE: f"{i}.png"}, np.zeros(1, np.float32)) for i in range(count))
     dataset_index, preprocess = DatasetIndex(("a",), studies, Images(folder)), Preprocess((16, 16), 1, [0.5], [0.25])
     labels = Labels(np.zeros((count, 1), np.float32), np.ones((count, 1), bool))
     bad, batches = UnreadableImages(0), EpochBatchSampler(range(count), 8, True, 0)

@@ -12,7 +12,7 @@ from PIL import Image
 from configs.errors import DataError
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.sources.image_files import FileReader
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess, sample_rng
 
 COUNT, SEED = 23, 5
@@ -51,7 +51,7 @@ def random_labels(coarse: bool = True) -> Labels:
 
 
 def make_loader(root: Path, workers=0, indices=None, batch=4, shuffle=True, augment=True, seed=SEED, bad=None, **other):
-    studies = tuple(Study(name, np.zeros(3, np.float32)) for name in NAMES)
+    studies = tuple(Study(name, {IMAGE: name}, np.zeros(3, np.float32)) for name in NAMES)
     dataset_index = DatasetIndex(("a", "b", "c"), studies, FileReader(root, NAMES))
     augmentation = LightAugmentation() if augment else None
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=augmentation)

@@ -23,7 +23,7 @@ from configs.errors import DataError
 from data.builder import build_loaders
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures, WorkerTimes
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.images import LightAugmentation, Preprocess
 from tests.waiting import wait_until
 from utils.torch_private import LoaderIterator, loader_utils, pinning
@@ -76,7 +76,9 @@ class Images:
 
 
 def make_loader(images: Images, workers: int = 2, failures: WorkerFailures | None = None, batch: int = BATCH, **other):
-    dataset_index = DatasetIndex(("a",), tuple(Study(name, np.zeros(1, np.float32)) for name in NAMES), images)
+    dataset_index = DatasetIndex(
+        ("a",), tuple(Study(name, {IMAGE: name}, np.zeros(1, np.float32)) for name in NAMES), images
+    )
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=LightAugmentation())
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
@@ -345,7 +347,7 @@ def test_what_is_given_before_the_end_is_right(tmp_path, undisturbed):
 def test_the_bound_is_for_the_run(tmp_path):
     dataset_index = DatasetIndex(
         ("a",),
-        tuple(Study(name, np.array([index % 2], np.float32)) for index, name in enumerate(NAMES)),
+        tuple(Study(name, {IMAGE: name}, np.array([index % 2], np.float32)) for index, name in enumerate(NAMES)),
         Images(tmp_path, (1, 10), "exit"),
     )
     keys = ["DATA.max_worker_failures=1", "DATA.worker_timeout=33.5", "DATA.num_workers=1", "DATA.image_size=16"]

@@ -105,7 +105,7 @@ def test_a_folder_reads_back_exactly_what_was_drawn(folder, drawn):
         volume, study = dataset_index.read(index), dataset_index.studies[index]
         np.testing.assert_array_equal(volume.voxels, item.volume.voxels)
         np.testing.assert_allclose(volume.affine, item.volume.affine, atol=1e-3)
-        assert study.patient_id == item.patient_id and study.meta == {"age": str(item.age), "sex": item.sex}
+        assert study.patient_id == item.patient_id and study.table == {"age": str(item.age), "sex": item.sex}
         labels = {name for name, code in zip(dataset_index.class_names, study.labels) if code}
         assert labels == set(item.labels)
     assert set(dataset_index.class_names) == {name for item in drawn[:30] for name in item.labels}

@@ -15,7 +15,7 @@ from configs.errors import DataError
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.readers.images import read_image
 from data.sources.image_files import FileReader
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.images import Preprocess
 from tests.data.readers.bad_images import COLOUR, GREY, Case, all_cases, encoded, noise, png
 from tests.faults import in_child, outside
@@ -125,7 +125,7 @@ def test_the_loader_names_each_bad_image_once_and_delivers_the_rest(cases, walke
     folder, found = cases
     names = tuple(case.name for case in found)
     dataset_index = DatasetIndex(
-        ("a",), tuple(Study(name, np.zeros(1, np.float32)) for name in names), FileReader(folder, names)
+        ("a",), tuple(Study(name, {IMAGE: name}, np.zeros(1, np.float32)) for name in names), FileReader(folder, names)
     )
     ones = np.ones((len(names), 1))
     bad = UnreadableImages(len(names))

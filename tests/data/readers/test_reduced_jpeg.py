@@ -16,7 +16,7 @@ from data.profile import measure
 from data.readers.images import read_image, read_reduced
 from data.sources.image_files import FileReader
 from data.sources.unlabelled import open_unlabelled
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.images import Preprocess
 
 TO_GREY = {"mean": [0.0], "std": [1 / 255]}
@@ -107,7 +107,7 @@ def test_training_and_prediction_get_the_same_input(tmp_path):
         save(tmp_path / name, np.roll(image(), 30 * i, 1))
     one, other = Preprocess((48, 48), 1, **TO_GREY), Preprocess((190, 150), 1, **TO_GREY)
     dataset_index = DatasetIndex(
-        ("a",), tuple(Study(n, np.zeros(1, np.float32)) for n in names), FileReader(tmp_path, names)
+        ("a",), tuple(Study(n, {IMAGE: n}, np.zeros(1, np.float32)) for n in names), FileReader(tmp_path, names)
     )
     labels = Labels(np.zeros((3, 1), np.float32), np.ones((3, 1), bool))
     loader = ImageLoader(

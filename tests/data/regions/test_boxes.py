@@ -40,8 +40,8 @@ def test_which_of_the_sample_images_have_boxes():
     """Each boxed finding is a label of its image."""
     dataset_index = open_source(shared("nih_sample"), class_names=NIH_FINDINGS)
     table = read_boxes(shared("nih_tables/BBox_List_2017.csv.gz"))
-    boxed = [study for study in dataset_index.studies if table.findings(study.image)]
-    pairs = [(study, name) for study in boxed for name in table.findings(study.image)]
+    boxed = [study for study in dataset_index.studies if table.findings(study.name)]
+    pairs = [(study, name) for study in boxed for name in table.findings(study.name)]
     print(f"{len(boxed)} of {len(dataset_index.studies)} images have boxes, of {len(pairs)} findings")
     assert len(boxed) > 0
     labelled = [study.labels[NIH_FINDINGS.index(name)] == 1 for study, name in pairs]
@@ -55,17 +55,17 @@ def test_the_sample_datas_boxes_and_masks(tmp_path):
     table = read_boxes(find_boxes(folder), FINDINGS)
     seen = 0
     for study, image in zip(open_source(folder).studies, draw_images(12, 64)):
-        assert set(table.findings(study.image)) == set(image.masks)
+        assert set(table.findings(study.name)) == set(image.masks)
         for name, mask in image.masks.items():
-            assert [tuple(map(int, box)) for box in table.of(study.image, name, (64, 64))] == boxes(mask)
-            assert np.array_equal(read_mask(folder / "masks" / Path(study.image).name, name), mask)
+            assert [tuple(map(int, box)) for box in table.of(study.name, name, (64, 64))] == boxes(mask)
+            assert np.array_equal(read_mask(folder / "masks" / Path(study.name).name, name), mask)
             seen += 1
         absent = next(name for name in FINDINGS if name not in image.masks)
         if image.masks:
-            assert read_mask(folder / "masks" / Path(study.image).name, absent) is None
+            assert read_mask(folder / "masks" / Path(study.name).name, absent) is None
     assert seen > 10
     with pytest.raises(DataError, match="no mask of the sample data"):
-        read_mask(folder / study.image, "Mass")
+        read_mask(folder / study.name, "Mass")
     with pytest.raises(DataError, match="no finding 'Fracture'"):
         read_mask(folder / "masks" / f"{stem(next(iter(table.by_image)))}.png", "Fracture")
 

@@ -76,7 +76,7 @@ def test_one_column_a_class(three):
     dataset_index = opened(three, text)
     assert dataset_index.class_names == ("Mass", "Edema")
     np.testing.assert_array_equal(dataset_index.label_matrix(), [[1, NAN], [-1, 0], [NAN, 1]])
-    assert dataset_index.studies[0].meta == {"age": "50", "site": "1", "remark": "x"}
+    assert dataset_index.studies[0].table == {"age": "50", "site": "1", "remark": "x"}
     assert any("Mass, Edema; not as classes: site, remark" in note for note in dataset_index.notes)
     chosen = opened(three, text, class_names=["Edema"])
     assert chosen.class_names == ("Edema",)
@@ -97,30 +97,30 @@ def test_aliases_and_fields(three, alias):
     )
     dataset_index = opened(three, text)
     study = dataset_index.studies[0]
-    assert (study.image, study.patient_id, study.split) == ("a.png", "1", "train")
-    assert study.meta == {"view": "PA", "sex": "F", "site": "x"}
+    assert (study.name, study.patient_id, study.split) == ("a.png", "1", "train")
+    assert study.table == {"view": "PA", "sex": "F", "site": "x"}
     assert [study.split for study in dataset_index.studies] == ["train", "val", "val"]
     assert not dataset_index.notes
 
 
 def test_image_counts_before_path(three):
     dataset_index = opened(three, "path,image,labels\nx,a.png,Mass\ny,b.png,\nz,c.png,\n")
-    assert dataset_index.studies[0].image == "a.png" and dataset_index.studies[0].meta == {"path": "x"}
+    assert dataset_index.studies[0].name == "a.png" and dataset_index.studies[0].table == {"path": "x"}
 
 
 def test_bom_crlf_quotes_and_blank_lines(three):
     raw = '\ufeffimage,labels,remark\r\n"a.png","Mass","x, ""y"""\r\n\r\nb.png,,\r\n'
     (three / "labels.csv").write_bytes(raw.encode())
     dataset_index = open_csv(three, three / "labels.csv")
-    assert [study.image for study in dataset_index.studies] == ["a.png", "b.png"]
-    assert dataset_index.studies[0].meta["remark"] == 'x, "y"'
+    assert [study.name for study in dataset_index.studies] == ["a.png", "b.png"]
+    assert dataset_index.studies[0].table["remark"] == 'x, "y"'
 
 
 def test_gz_and_pandas_index(three):
     with gzip.open(three / "labels.csv.gz", "wt") as file:
         file.write(",image,labels\n0,a.png,Mass\n1,b.png,\n")
     dataset_index = open_source(three)
-    assert len(dataset_index.studies) == 2 and not dataset_index.studies[0].meta
+    assert len(dataset_index.studies) == 2 and not dataset_index.studies[0].table
 
 
 def test_where_images_are_found(tmp_path):
@@ -128,7 +128,7 @@ def test_where_images_are_found(tmp_path):
     (tmp_path / "lists").mkdir(exist_ok=True)
     path = table(tmp_path / "lists", "image,labels\na.png,M\nb.png,\n./c.png,\nsub/d.png,\n")
     dataset_index = open_csv(tmp_path, path)
-    assert [study.image for study in dataset_index.studies] == [
+    assert [study.name for study in dataset_index.studies] == [
         "a.png",
         "images/b.png",
         "lists/c.png",
@@ -210,7 +210,7 @@ def test_missing_files(three):
     with pytest.raises(DataError, match=r"(?s)2 of 3 images.*x\.png, y\.png.*allow_missing_images"):
         opened(three, text)
     dataset_index = opened(three, text, allow_missing=True)
-    assert [study.image for study in dataset_index.studies] == ["a.png"]
+    assert [study.name for study in dataset_index.studies] == ["a.png"]
     assert any(note.startswith("2 of 3 listed images are missing") for note in dataset_index.notes)
     with pytest.raises(DataError, match="2 of 2 images"):
         opened(three, "image,labels\nx.png,Mass\ny.png,\n", allow_missing=True)
@@ -228,13 +228,13 @@ def test_links_that_leave_data_dir(tmp_path):
             opened(inside, f"image,labels\n{name},Mass\n")
     assert opened(inside, "image,labels\nown.png,Mass\n").read(0).shape == (4, 5)
     (tmp_path / "alias").symlink_to(inside)
-    assert open_csv(tmp_path / "alias", inside / "labels.csv").studies[0].image == "own.png"
+    assert open_csv(tmp_path / "alias", inside / "labels.csv").studies[0].name == "own.png"
 
 
 def test_labels_file_beside_but_outside(tmp_path):
     """A CSV outside data_dir is fine; images beside it are not data_dir's."""
     images(tmp_path, "data/a.png b.png")
-    assert open_csv(tmp_path / "data", table(tmp_path, "image,labels\na.png,Mass\n")).studies[0].image == "a.png"
+    assert open_csv(tmp_path / "data", table(tmp_path, "image,labels\na.png,Mass\n")).studies[0].name == "a.png"
     with pytest.raises(DataError, match="missing"):
         open_csv(tmp_path / "data", table(tmp_path, "image,labels\nb.png,Mass\n"))
 
@@ -265,13 +265,13 @@ def nih_folder(folder: Path, header: str = NIH_2017, name: str = "Data_Entry_201
 def test_nih_in_several_folders(tmp_path):
     dataset_index = open_source(nih_folder(tmp_path))
     assert dataset_index.class_names == NIH_FINDINGS
-    assert [study.image for study in dataset_index.studies] == [
+    assert [study.name for study in dataset_index.studies] == [
         "images_001/images/1_000.png",
         "images_012/images/2_000.png",
     ]
     study = dataset_index.studies[0]
     assert study.patient_id == "1" and study.split is None
-    assert study.meta["width"] == "2682" and study.meta["spacing_y"] == "0.143" and study.meta["view"] == "PA"
+    assert study.table["width"] == "2682" and study.table["spacing_y"] == "0.143" and study.table["view"] == "PA"
     assert {NIH_FINDINGS[index] for index in np.flatnonzero(study.labels)} == {"Mass", "Hernia"}
     assert any("no official lists" in note for note in dataset_index.notes)
     assert (dataset_index.read(1) == 1).all()
@@ -284,7 +284,7 @@ def test_nih_other_folders(tmp_path, where):
         (tmp_path / "images_001/images").joinpath(f"{index}_000.png").unlink(missing_ok=True)
         (tmp_path / "images_012/images").joinpath(f"{index}_000.png").unlink(missing_ok=True)
         image(tmp_path / f"{where}{index}_000.png")
-    assert open_nih(tmp_path).studies[1].image == f"{where}2_000.png"
+    assert open_nih(tmp_path).studies[1].name == f"{where}2_000.png"
 
 
 def test_nih_official_lists(tmp_path):
@@ -295,7 +295,7 @@ def test_nih_official_lists(tmp_path):
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"1_000.png\n"))
     studies = open_nih(tmp_path).studies
     assert [study.split for study in studies] == [None, "test"]
-    assert [study.meta["official_list"] for study in studies] == ["train_val", "test"]
+    assert [study.table["official_list"] for study in studies] == ["train_val", "test"]
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"3_000.png\n"))
     assert any("1 images stand on neither" in note for note in open_nih(tmp_path).notes)
     (tmp_path / "train_val_list.txt.gz").write_bytes(gzip.compress(b"2_000.png\n"))
@@ -320,7 +320,7 @@ def test_folders(tmp_path):
     (tmp_path / "ill" / ".DS_Store").write_bytes(b"x")
     dataset_index = open_source(tmp_path)
     assert dataset_index.exclusive and dataset_index.class_names == ("healthy", "ill")
-    assert [study.image for study in dataset_index.studies] == ["healthy/a.png", "ill/b.png", "ill/deep/c.png"]
+    assert [study.name for study in dataset_index.studies] == ["healthy/a.png", "ill/b.png", "ill/deep/c.png"]
     np.testing.assert_array_equal(dataset_index.label_matrix(), [[1, 0], [0, 1], [0, 1]])
     assert any("1 files are no images" in note and "Thumbs.db" in note for note in dataset_index.notes)
     assert {study.split for study in dataset_index.studies} == {None}
@@ -398,7 +398,7 @@ def test_medmnist_reads_the_right_image_also_after_pickling(tmp_path):
     again = pickle.loads(pickle.dumps(dataset_index))
     assert len(pickle.dumps(dataset_index.read)) < 1000
     for index, study in enumerate(dataset_index.studies):
-        split, number = study.image.rstrip("]").split("[")
+        split, number = study.name.rstrip("]").split("[")
         want = np.load(path)[f"{split}_images"][int(number)]
         np.testing.assert_array_equal(dataset_index.read(index), want)
         np.testing.assert_array_equal(again.read(index), want)
@@ -517,7 +517,7 @@ def test_nih_sample():
     val = np.array([study.split == "val" for study in dataset_index.studies])
     assert dataset_index.label_matrix()[val, NIH_FINDINGS.index("Hernia")].sum() == 5
     assert dataset_index.read(0).shape == (320, 320) and dataset_index.read(0).dtype == np.uint8
-    assert dataset_index.studies[0].meta == {"view": "PA", "age": "57", "sex": "M"}
+    assert dataset_index.studies[0].table == {"view": "PA", "age": "57", "sex": "M"}
 
 
 @needs_data

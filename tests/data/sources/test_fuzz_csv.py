@@ -66,7 +66,7 @@ def check(folder: Path, content: bytes) -> None:
     codes = dataset_index.label_matrix()
     assert codes.shape == (len(dataset_index.studies), len(dataset_index.class_names)) and len(codes)
     assert np.isin(codes[~np.isnan(codes)], (-1, 0, 1)).all()
-    assert all((folder / study.image).resolve().is_relative_to(folder.resolve()) for study in dataset_index.studies)
+    assert all((folder / study.name).resolve().is_relative_to(folder.resolve()) for study in dataset_index.studies)
     split = attempt(assign_splits, dataset_index, allow_patient_overlap=True)
     if split is not None:
         write_split(folder / "split.csv", dataset_index, split)

@@ -46,7 +46,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(images):
     dataset_index, items = open_unlabelled([images], volumes=False)
     found = [item.name for item in items]
     assert found == ["IM_1.2.3", "a.jpg", "b.png", "d.dcm", "deep/er/c.PNG", "noname"]
-    assert [study.image for study in dataset_index.studies] == found and dataset_index.class_names == ()
+    assert [study.name for study in dataset_index.studies] == found and dataset_index.class_names == ()
     assert all(dataset_index.read(index).shape == (6, 8) for index in range(6))
     assert (
         len(dataset_index.notes) == 1 and "3 files" in dataset_index.notes[0] and "pipe.png" in dataset_index.notes[0]

@@ -89,7 +89,7 @@ def test_files_series_and_folders_of_a_csv(tmp_path, one_slice):
     slices(tmp_path / "images" / "series", one_slice)
     (tmp_path / "labels.csv").write_text("image,labels\nscans/a.nii.gz,Mass\nseries,Zebra\nseries/,Zebra\n")
     dataset_index = open_source(tmp_path, volumes=True)
-    assert [study.image for study in dataset_index.studies] == ["scans/a.nii.gz", "images/series"]
+    assert [study.name for study in dataset_index.studies] == ["scans/a.nii.gz", "images/series"]
     first, second = dataset_index.read(0), dataset_index.read(1)
     assert isinstance(first, Volume) and first.voxels.shape == (7, 8, 9)
     assert second.voxels.shape == (4, 4, 6) and second.spacing_mm == (5, 1, 1)
@@ -145,7 +145,7 @@ def test_class_folders_of_files_and_series(tmp_path, one_slice):
     assert recognise(tmp_path) == "folders"
     dataset_index = open_source(tmp_path, volumes=True)
     names = ["ill/a.nii.gz", "ill/patient/series", "well/b.nii", "well/deeper/c.nii"]
-    assert [study.image for study in dataset_index.studies] == names and dataset_index.exclusive
+    assert [study.name for study in dataset_index.studies] == names and dataset_index.exclusive
     assert [dataset_index.read(index).voxels.ndim for index in range(4)] == [3] * 4
     assert any("1 files are no volumes" in note and "notes.txt" in note for note in dataset_index.notes)
     (tmp_path / "ill" / "patient" / "series").rename(tmp_path.parent / f"{tmp_path.name}_series")

@@ -15,7 +15,7 @@ from configs.errors import DataError
 from data.sources.formats import open_source
 from data.splits.assignment import assign_splits, patient_overlap, read_split, split_hash, write_split
 from data.splits.stratify import stratify_groups
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here")
@@ -30,7 +30,7 @@ def dataset_index_of(labels, patients=None, splits=None) -> DatasetIndex:
     patients = [""] * len(labels) if patients is None else patients
     splits = [None] * len(labels) if splits is None else splits
     studies = tuple(
-        Study(f"{index:04d}.png", row, str(patient), split)
+        Study(f"{index:04d}.png", {IMAGE: f"{index:04d}.png"}, row, str(patient), split)
         for index, (row, patient, split) in enumerate(zip(labels, patients, splits))
     )
     return DatasetIndex(tuple(f"c{index}" for index in range(labels.shape[1])), studies, no_images)
@@ -206,7 +206,8 @@ def test_split_file_round_trip(tmp_path):
 
 def test_split_file_with_awkward_names(tmp_path):
     studies = tuple(
-        Study(name, np.ones(1, np.float32), "p,1") for name in ('a,"b".png', "# sha256: x", "new\nline", "胸.png")
+        Study(name, {IMAGE: name}, np.ones(1, np.float32), "p,1")
+        for name in ('a,"b".png', "# sha256: x", "new\nline", "胸.png")
     )
     dataset_index = DatasetIndex(("c",), studies, no_images)
     assignment = np.array(["train", "val", "test", "train"])

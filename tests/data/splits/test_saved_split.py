@@ -6,12 +6,12 @@ import pytest
 from configs.errors import DataError
 from data.splits.assignment import write_split
 from data.splits.saved_split import saved_split
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 
 
 def dataset_index(splits: list[str | None], start: int = 0, patients: int = 2) -> DatasetIndex:
     studies = tuple(
-        Study(f"{n}.png", np.array([n % 2], np.float32), f"p{n // patients}", split)
+        Study(f"{n}.png", {IMAGE: f"{n}.png"}, np.array([n % 2], np.float32), f"p{n // patients}", split)
         for n, split in enumerate(splits, start)
     )
     return DatasetIndex(("Mass",), studies, lambda index: np.zeros((2, 2), np.uint8))

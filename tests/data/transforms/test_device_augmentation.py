@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
-from data.study import DatasetIndex, Study
+from data.study import IMAGE, DatasetIndex, Study
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, sample_rng
 from utils.batch import Batch
@@ -175,7 +175,9 @@ COUNT = 11
 def loader_of(workers: int = 0, batch: int = 4, pin_memory: bool = False) -> ImageLoader:
     images = [smooth(30, 40, 1, i)[:, :, 0] for i in range(COUNT)]
     dataset_index = DatasetIndex(
-        ("a",), tuple(Study(f"{i}.png", np.zeros(1, np.float32)) for i in range(COUNT)), images.__getitem__
+        ("a",),
+        tuple(Study(f"{i}.png", {IMAGE: f"{i}.png"}, np.zeros(1, np.float32)) for i in range(COUNT)),
+        images.__getitem__,
     )
     rng = np.random.default_rng(0)
     labels = Labels(rng.random((COUNT, 1)).astype(np.float32), rng.random((COUNT, 1)) < 0.5)
