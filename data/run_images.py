@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,15 +12,19 @@ from configs.default_config import Config
 from configs.errors import ConfigError, DataError
 from configs.run_data import with_data_of_run
 from data.builder import open_data, split_data
+from data.cache.reader import AnyPreprocess
 from data.phantom.radiographs import draw_images
 from data.phantom.volumes import draw_volumes
+from data.study import IMAGE, DatasetIndex, Study
 
 logger = logging.getLogger("export")
 
 COUNT = 8
 
 
-def real_images(saved: Config, folder: Path, preprocess: Any, overrides: Sequence[str] = ()) -> tuple[np.ndarray, str]:
+def real_images(
+    saved: Config, folder: Path, preprocess: AnyPreprocess, overrides: Sequence[str] = ()
+) -> tuple[np.ndarray, str]:
     """(float32 [8, C, *spatial], where they are from), of less than 8 all there are.
 
     Those of the run's data where they are at hand, else the drawn sample data's, made in memory.
@@ -29,15 +32,16 @@ def real_images(saved: Config, folder: Path, preprocess: Any, overrides: Sequenc
     overrides: the user's, see with_data_of_run.
     """
     try:
-        found, origin = images_of_run(saved, folder, preprocess, overrides), "the run's data"
+        index = dataset_index_of_run(saved, folder, overrides)
+        found, origin = _some_of(index, preprocess), "the run's data"
     except (ConfigError, DataError) as error:
         logger.info("the run's images are not at hand (%s): drawn ones are compared", error)
-        found, origin = drawn_images(saved.has_volumes()), "drawn sample data"
-    return np.stack([preprocess(image) for image in found]), origin
+        found, origin = _some_of(drawn_dataset_index(saved.has_volumes()), preprocess), "drawn sample data"
+    return found, origin
 
 
 def training_images(
-    saved: Config, folder: Path, preprocess: Any, count: int, overrides: Sequence[str] = ()
+    saved: Config, folder: Path, preprocess: AnyPreprocess, count: int, overrides: Sequence[str] = ()
 ) -> Iterator[np.ndarray]:
     """`count` of the run's training split, float32 [1, C, *spatial] each, spread over it, read as they are needed.
 
@@ -50,27 +54,33 @@ def training_images(
         )
     dataset_index = open_data(config)
     rows = np.flatnonzero(split_data(config, dataset_index, split) == "train")
-    return (preprocess(preprocess.read(dataset_index, int(row)))[None] for row in spread(rows, count))
+    return (preprocess.apply(dataset_index, int(row)).image[None].numpy() for row in spread(rows, count))
 
 
-def images_of_run(saved: Config, folder: Path, preprocess: Any, overrides: Sequence[str] = ()) -> list:
-    """Some of those that the config.yaml in the checkpoint's folder names, spread over all, as preprocess reads them.
+def dataset_index_of_run(saved: Config, folder: Path, overrides: Sequence[str] = ()) -> DatasetIndex:
+    """The data that the config.yaml in the checkpoint's folder names.
 
-    Raises ConfigError where nothing names them, DataError where they are not there or cannot be read.
+    Raises ConfigError where nothing names them, DataError where they are not there.
     """
     config = with_data_of_run(saved, folder, overrides=overrides)
     origin = Path(config.DATA.data_dir or "")
     if config.DATA.data_dir is None or not origin.exists():  # open_data would draw sample data there
         raise DataError(f"there is no '{origin}'")
-    dataset_index = open_data(config)
-    return [preprocess.read(dataset_index, int(row)) for row in spread(np.arange(len(dataset_index.studies)), COUNT)]
+    return open_data(config)
 
 
-def drawn_images(volumes: bool) -> list:
-    """The first of the built-in sample data, without writing them anywhere."""
-    if volumes:
-        return [drawn.volume for drawn in draw_volumes(COUNT)]
-    return [drawn.image for drawn in draw_images(COUNT)]
+def drawn_dataset_index(volumes: bool) -> DatasetIndex:
+    """The first of the built-in sample data, in memory."""
+    drawn = [one.volume for one in draw_volumes(COUNT)] if volumes else [one.image for one in draw_images(COUNT)]
+    names = [f"drawn[{i}]" for i in range(len(drawn))]
+    studies = tuple(Study(name, {IMAGE: name}, np.empty(0, np.float32)) for name in names)
+    return DatasetIndex((), studies, drawn.__getitem__)
+
+
+def _some_of(dataset_index: DatasetIndex, preprocess: AnyPreprocess) -> np.ndarray:
+    """float32 [8, C, *spatial], spread over all."""
+    rows = spread(np.arange(len(dataset_index.studies)), COUNT)
+    return np.stack([preprocess.apply(dataset_index, int(row)).image.numpy() for row in rows])
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:

@@ -124,7 +124,7 @@ class Session:
         prepare_process(self.device)
         self.model = saved.model.to(self.device)
         backbone = self.model.backbone
-        self.preprocess: Any = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
+        self.preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
         self.regions = self._open_regions()
         pairs = [(row, self.regions.classes(row)) for row in self.rows.tolist()] if self.regions else []
         self.annotated: list[tuple[int, tuple[int, ...]]] = [pair for pair in pairs if pair[1]][: options.limit]
@@ -144,18 +144,17 @@ class Session:
 
     def image(self, row: int) -> tuple[Any, Any]:
         """(what the dataset index reads, the network's input [1, C, *spatial])."""
-        import torch
-
         image = self.dataset_index.read(row)
-        own = self.preprocess.read(self.dataset_index, row, image)
-        return image, torch.from_numpy(self.preprocess(own))[None].to(self.device)
+        return image, self.preprocess.apply(self.dataset_index, row, full=image).image[None].to(self.device)
 
     def on_image(self, maps: Any, shape: Sequence[int]) -> Any:
         """Maps [K, h, w] of the input as float32 [K, H, W] of the original."""
         import numpy as np
 
+        from data.transforms.images import Preprocess
         from explain.geometry import onto_image
 
+        assert isinstance(self.preprocess, Preprocess), "maps of images"
         return np.stack([onto_image(one, shape, self.preprocess.resize_mode) for one in maps.cpu().numpy()])
 
     @cached_property
@@ -190,6 +189,7 @@ class Session:
     def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
         """Overlays, the classes in turn; of images without regions those of their labels."""
         from data.readers.images import to_uint8
+        from data.transforms.volumes import VolumePreprocess
         from explain.methods import explain
         from explain.overlay import save_overlay, save_volume_overlay
 
@@ -204,6 +204,7 @@ class Session:
                 "title": f"{file}, {method}, level {level}",
             }
             if maps.ndim == 4:
+                assert isinstance(self.preprocess, VolumePreprocess), "maps of volumes"
                 spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
                 save_volume_overlay(path, x[0, 0].cpu().numpy(), maps[0].cpu().numpy(), spacing=spacing, **caption)
                 continue

@@ -15,6 +15,7 @@ from models.attention import ATTENTION_MODES, CrossScaleAttention, MultiScaleAtt
 from models.backbones.families import smallest_of_each_family
 from models.fpn import FeaturePyramidNetwork
 from models.hybrid_med_net import attention_mode
+from utils.batch import Inputs, Logits, call_model
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.torch_private import BatchNorm
 
@@ -331,3 +332,34 @@ def test_it_is_built_from_the_model_section_alone(settings):
         assert torch.equal(tensor, alone.state_dict()[name]), name
     with pytest.raises(ModelError, match="needs image_size"):
         HybridMedNet(config.MODEL)
+
+
+# ---- Inputs
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_a_tensor_is_inputs_of_one_image_a_study(recomputed, hierarchical):
+    model, x = build(hierarchical=hierarchical, num_coarse_classes=2).eval(), images()
+    if recomputed:
+        model.enable_gradient_checkpointing(batch_size=2)
+        model.train()
+        for module in model.modules():
+            if isinstance(module, (nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.eval()
+        assert model.recomputes()
+    given, expected = call_model(model, Inputs.of_images(x)), model(x)
+    assert isinstance(given, Logits if hierarchical else Tensor) and type(given) is type(expected)
+    (coarse, fine), (other_coarse, other_fine) = Logits.of(given), Logits.of(expected)
+    assert torch.equal(fine, other_fine) and fine.shape == (2, 5)
+    assert (coarse is None) == (other_coarse is None) == (not hierarchical)
+    assert coarse is None or (torch.equal(coarse, other_coarse) and coarse.shape == (2, 2))
+
+
+def test_several_views_and_tables_are_refused():
+    model, one = build().eval(), Inputs.of_images(images())
+    two_views = one._replace(view_mask=torch.ones(1, 2, dtype=torch.bool), view_kind=torch.zeros(1, 2).long())
+    with pytest.raises(ModelError, match="2 images of 1 studies with up to 2 views"):
+        model(two_views._replace(table=torch.zeros(1, 0), table_mask=torch.zeros(1, 0).bool()))
+    with pytest.raises(ModelError, match="3 columns of a table"):
+        model(one._replace(table=torch.zeros(2, 3), table_mask=torch.zeros(2, 3).bool()))
