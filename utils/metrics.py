@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -110,6 +110,25 @@ def precision_recall_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats
     return precision, np.append((true_positives / positives)[::-1], 0.0), thresholds[::-1]
 
 
+class ClassRecord(TypedDict):
+    """ClassMetrics in plain values, nan as None."""
+
+    name: str
+    auroc: float | None
+    average_precision: float | None
+    positives: int
+    negatives: int
+
+
+class MetricsRecord(TypedDict):
+    """Metrics in plain values, nan as None."""
+
+    mean_auroc: float | None
+    mean_average_precision: float | None
+    defined_classes: int
+    per_class: list[ClassRecord]
+
+
 @dataclass(frozen=True)
 class ClassMetrics:
     """One class: AUROC and average precision in [0, 1] or nan, and the known labels they rest on."""
@@ -125,6 +144,16 @@ class ClassMetrics:
         """Whether both positives and negatives are known, so that a ranking can be judged."""
         return self.positives > 0 and self.negatives > 0
 
+    def as_dict(self) -> ClassRecord:
+        """Plain values for JSON, nan as None."""
+        return {
+            "name": self.name,
+            "auroc": _none_for_nan(self.auroc),
+            "average_precision": _none_for_nan(self.average_precision),
+            "positives": self.positives,
+            "negatives": self.negatives,
+        }
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -138,18 +167,18 @@ class Metrics:
     mean_average_precision: float
     defined_classes: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> MetricsRecord:
         """Plain containers for JSON, nan as None: the fields by name, per_class a list of dicts."""
         return {
             "mean_auroc": _none_for_nan(self.mean_auroc),
             "mean_average_precision": _none_for_nan(self.mean_average_precision),
             "defined_classes": self.defined_classes,
-            "per_class": [{key: _none_for_nan(value) for key, value in asdict(one).items()} for one in self.per_class],
+            "per_class": [one.as_dict() for one in self.per_class],
         }
 
 
-def _none_for_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _none_for_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _class_metrics(name: str, scores: Floats, labels: Floats) -> ClassMetrics:
