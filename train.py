@@ -68,7 +68,7 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
 
     from data.builder import build_loaders, open_data, split_data
     from models import check_backbone, create_model, load_teacher
-    from training.builder import add_teacher, build_trainer, resolve_precision
+    from training.builder import build_distillation, build_learner, build_loss, build_trainer, resolve_precision
     from training.precision import choose_device
     from training.resume import resume
     from utils.checkpoint import load_resumable
@@ -87,21 +87,23 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     backbone = model.backbone
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
     config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
-    trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups)
-    add_teacher(trainer, load_teacher(config), config, loaders.preprocess.as_dict())
+    labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
+    learner = build_learner(config, model, len(loaders.train))
+    loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
     if checkpoint is not None:
-        resume(trainer, checkpoint, config)
+        resume(learner, checkpoint, config)
 
-    run = open_run(config, model.attention_mode, resumed, trainer.state.epoch)
-    description = describe_run(run, config, dataset_index, assignment, loaders, trainer)
+    run = open_run(config, model.attention_mode, resumed, learner.state.epoch)
+    description = describe_run(run, config, dataset_index, assignment, loaders, learner)
     recorder = Recorder(run, config, description, checkpoint)
-    trainer.on_step, trainer.on_epoch, trainer.save = recorder.on_step, recorder.on_epoch, recorder.save
-    trainer.should_stop = stop
+    trainer = build_trainer(config, learner, loss, [recorder], stop)
 
     stop.save_before_leaving = True
     trainer.fit(loaders.train, loaders.val)
     stop.save_before_leaving = False
-    recorder.report(trainer, "test" if loaders.test else "val", loaders.test or loaders.val)
+    split, loader = ("test", loaders.test) if loaders.test else ("val", loaders.val)
+    best = recorder.best(learner.state.epoch)
+    recorder.report(split, best.epoch, trainer.evaluate(loader, split, best.weights))
 
 
 def find_resumed(options: argparse.Namespace) -> Path | None:
@@ -125,7 +127,7 @@ def open_run(config: Config, attention: str, resumed: Path | None, last_epoch: i
     return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name or name.replace("/", "_"))
 
 
-def describe_run(run: RunFolder, config: Config, dataset_index, assignment, loaders, trainer) -> dict:
+def describe_run(run: RunFolder, config: Config, dataset_index, assignment, loaders, learner) -> dict:
     """Write config, split and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
     from utils.environment import describe_environment
@@ -133,14 +135,14 @@ def describe_run(run: RunFolder, config: Config, dataset_index, assignment, load
     log_to_file(run.path / "train.log")
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, dataset_index, assignment)
-    run.write_json("environment.json", describe_environment(str(trainer.device), trainer.precision.name))
-    logger.info("run %s: %s on %s, %s", run.path, trainer.precision.name, trainer.device, trainer.model.summary())
+    run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
+    logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, learner.model.summary())
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(dataset_index.class_names),
         **loaders.describe(),
         "split_sha256": split_hash,
-        "removed_channels": trainer.model.removed_channels,
+        "removed_channels": learner.model.removed_channels,
     }
 
 

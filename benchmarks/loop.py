@@ -36,7 +36,6 @@ from benchmarks.training_loops import (
     our_trainer,
     timm_loop,
 )
-from configs.default_config import Config
 from training.trainer import Trainer
 from utils.environment import describe_environment
 from utils.process import prepare_process
@@ -76,11 +75,6 @@ QUICK = Sizes(copies=1, turns=2, steps=4, batch=4, pixels=64, drawn=60, drawn_pi
 ON_CUDA = Sizes(copies=2, turns=4, steps=40, batch=64, pixels=224, drawn=1200, drawn_pixels=224)
 
 
-def with_recorder(trainer: Trainer, config: Config, folder: Path) -> None:
-    """Write what a run writes while it trains: TensorBoard's scalars."""
-    trainer.on_step = Recorder(RunFolder.create(str(folder), "run"), config, {}).on_step
-
-
 def measure_network(settings: list[str], sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """Seconds of the epochs of all loops, parts of ours, how far their weights are from the bare step's.
 
@@ -106,8 +100,8 @@ def measure_network(settings: list[str], sizes: Sizes, device: torch.device) -> 
 
 def prepare_loops(work: Work, folder: Path) -> tuple[Trainer, dict[str, Loop], dict[str, float]]:
     """Our trainer, all loops after an untimed epoch each, and how far that has brought each from the bare step's."""
-    trainer, ours = our_trainer(work)
-    with_recorder(trainer, work.config, folder)
+    recorder = Recorder(RunFolder.create(str(folder), "run"), work.config, {})  # which writes TensorBoard's scalars
+    trainer, ours = our_trainer(work, [recorder])
     models, loops = {OURS: trainer.model}, {OURS: ours}
     for title, build in ((BARE, bare_loop), (AGAIN, bare_loop), (TIMM, timm_loop), (LIGHTNING, lightning_loop)):
         models[title], loops[title] = build(work)

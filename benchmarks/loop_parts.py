@@ -14,12 +14,12 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks.training_loops import now, one_epoch
+from benchmarks.training_loops import now, one_epoch, trainer_of
 from configs.default_config import Config
 from data.builder import build_loaders, open_data, split_data
 from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
-from training.builder import build_trainer, resolve_precision
+from training.builder import resolve_precision
 from training.trainer import Trainer
 from utils.progress import Progress
 
@@ -56,7 +56,7 @@ class Parts:
     @contextmanager
     def watching(self, trainer: Trainer) -> Iterator[None]:
         """Time what this trainer does within; waiting is timed by `TimedLoader`."""
-        model, optimizer = trainer.model, trainer.optimizer
+        model, optimizer = trainer.model, trainer.learner.optimizer
         with ExitStack() as undo:
             for handle in (
                 model.register_forward_pre_hook(lambda *_: self.begin(FORWARD)),
@@ -69,7 +69,7 @@ class Parts:
                 (torch.Tensor, "backward", BACKWARD),
                 (nn.utils, "clip_grad_norm_", CLIPPING),
                 (Progress, "advance", LOGGING),
-                (trainer, "on_step", LOGGING),
+                *((listener, "on_step", LOGGING) for listener in trainer.listeners),
             ):
                 undo.enter_context(patch.object(owner, name, self.timed(part, getattr(owner, name))))
             yield
@@ -96,9 +96,9 @@ def watch(trainer: Trainer, loader: Any) -> dict[str, float]:
     """Train for an epoch: its seconds by part, and 'whole'."""
     parts = Parts()
     with parts.watching(trainer):
-        started = now(trainer.device)
+        started = now(trainer.learner.device)
         one_epoch(trainer, TimedLoader(loader, parts))
-        return {**parts.seconds, "whole": now(trainer.device) - started}
+        return {**parts.seconds, "whole": now(trainer.learner.device) - started}
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,6 @@ def second_epoch(settings: list[str], device: torch.device) -> dict[str, float]:
     backbone, split = model.backbone, split_data(config, dataset_index)
     loaders = build_loaders(config, dataset_index, split, backbone.mean, backbone.std, device.type)
     config = resolve_precision(config, model, backbone.prefers_channels_last)
-    trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels())
+    trainer = trainer_of(config, model, len(loaders.train), loaders.train_labels())
     watch(trainer, loaders.train)
     return watch(trainer, loaders.train)

@@ -73,7 +73,7 @@ def stages(overrides: list[str]) -> dict[str, float]:
 
     from data.builder import build_loaders, open_data, split_data
     from models import create_model
-    from training.builder import build_trainer, resolve_precision
+    from training.builder import build_learner, build_loss, build_trainer, resolve_precision
     from training.precision import choose_device
     from utils.process import prepare_process
     from utils.runs.recorder import Recorder  # noqa: F401 - train.py needs it, so its import counts
@@ -92,9 +92,11 @@ def stages(overrides: list[str]) -> dict[str, float]:
     done("loaders")
     config = resolve_precision(config, model, backbone.prefers_channels_last)
     done("probe")
-    trainer = build_trainer(config, model, len(loaders.train), loaders.train_labels(), loaders.coarse_groups)
+    loss = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
+    trainer = build_trainer(config, build_learner(config, model, len(loaders.train)), loss)
     done("trainer")
     _, batch = next(iter(loaders.train.epoch(0)))
+    assert batch is not None
     done("first batch")
     model.train()
     trainer.train_step([batch])

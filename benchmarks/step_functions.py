@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.training_loops import trainer_of
 from configs.default_config import Config
-from data.loading.loaders import Batch
-from training.builder import build_trainer
+from utils.batch import Batch, Inputs, Targets
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 3
@@ -58,8 +58,9 @@ def one_step() -> dict[str, list[str]]:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, CLASSES))
     target, mask = torch.zeros(4, CLASSES), torch.ones(4, CLASSES, dtype=torch.bool)
     labels = SimpleNamespace(target=target.numpy(), mask=np.ones((4, CLASSES), bool))
-    trainer = build_trainer(config, model.train(), 10, labels)
-    window = [Batch(torch.randn(4, 1, 8, 8), target, mask, torch.arange(4)) for _ in range(2)]
+    trainer = trainer_of(config, model.train(), 10, labels)
+    images = Inputs.of_images(torch.randn(4, 1, 8, 8))
+    window = [Batch(images, Targets(target, mask), torch.arange(4)) for _ in range(2)]
     trainer.train_step(window)  # the first one allocates
     return entered(lambda: trainer.train_step(window))
 

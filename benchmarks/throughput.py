@@ -31,12 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gradient_checkpointing import build, seconds_of
 from benchmarks.pages import markdown_table, write_page
+from benchmarks.training_loops import trainer_of
 from configs.default_config import Config
 from data.builder import build_loaders, open_data, split_data
 from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
-from training.builder import build_trainer
-from training.state import EpochSums
 from utils.environment import describe_environment
 from utils.kernels import prepare_kernels
 from utils.process import prepare_process
@@ -112,14 +111,14 @@ def rate_with_loader(
     config.TRAIN.channels_last = backbone.prefers_channels_last
     split = split_data(config, dataset_index)
     loaders = build_loaders(config, dataset_index, split, backbone.mean, backbone.std, device.type)
-    trainer = build_trainer(config, network.to(device), len(loaders.train), loaders.train_labels())
+    trainer = trainer_of(config, network.to(device), len(loaders.train), loaders.train_labels())
+    trained, seconds = 0, 0.0
     for epoch in range(EPOCHS):
-        trainer.state.epoch = epoch
-        if epoch <= 1:  # the first one fills the cache, starts the workers and compiles
-            trainer.state.sums = EpochSums()
-        trainer.state.sums.batches = 0
         trainer.train_epoch(loaders.train)
-    return trainer.state.sums.images / trainer.state.sums.seconds
+        if epoch > 0:  # the first one fills the cache, starts the workers and compiles
+            trained, seconds = trained + trainer.state.sums.images, seconds + trainer.state.sums.seconds
+        trainer.next_epoch()
+    return trained / seconds
 
 
 def loss_of(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import copy
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from configs.default_config import Config
 from models import HybridMedNet
-from training.builder import build_trainer, resolve_precision
+from training.builder import build_learner, build_loss, build_trainer, resolve_precision
 from training.optim import create_optimizer
 from training.precision import choose_memory_format, choose_precision
-from training.state import EpochSums
 from training.trainer import Trainer
 from utils.batch import Batch, Inputs, Targets
+from utils.listener import Listener
 
 CLASSES, RATE, DECAY, CLIP = 14, 1e-4, 0.05, 1.0
 Loop = Callable[[], float]
@@ -124,12 +124,18 @@ def timed(epoch: Callable[[], None], device: torch.device) -> Loop:
     return loop
 
 
-def our_trainer(work: Work) -> tuple[Trainer, Loop]:
+def trainer_of(config: Config, model: nn.Module, batches: int, labels, listeners: Sequence[Listener] = ()) -> Trainer:
+    """The Trainer that train.py would have for a flat model on its device. batches: of an epoch."""
+    learner = build_learner(config, model, batches)
+    return build_trainer(config, learner, build_loss(config, labels, (), learner.device), listeners)
+
+
+def our_trainer(work: Work, listeners: Sequence[Listener] = ()) -> tuple[Trainer, Loop]:
     """The Trainer that train.py would have, and an epoch of its own."""
     known = np.concatenate([batch.targets.labels.numpy() for batch in work.batches])
     labels = SimpleNamespace(target=known, mask=np.ones_like(known, bool))
     model = work.copied_model()
-    trainer = build_trainer(work.config, model, len(work.batches), labels)
+    trainer = trainer_of(work.config, model, len(work.batches), labels, listeners)
     loader = BatchesInMemory(work.batches)
     return trainer, timed(lambda: one_epoch(trainer, loader), work.device)
 
@@ -138,8 +144,7 @@ def one_epoch(trainer: Trainer, loader) -> None:
     """train_epoch, then what the Trainer does to its counts before the next one."""
     trainer.train_epoch(loader)
     assert trainer.state.sums.steps == len(loader), "a step was skipped"
-    trainer.state.epoch += 1
-    trainer.state.sums = EpochSums()
+    trainer.next_epoch()
 
 
 def bare_loop(work: Work) -> tuple[nn.Module, Loop]:

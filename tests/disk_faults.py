@@ -81,12 +81,12 @@ def run(disk: Path, data: Path, fault: Fault, on_save_error: str) -> dict:
     """One run with the fault in its second epoch."""
     on_epoch = Recorder.on_epoch
 
-    def disturbed(recorder, trainer, record, is_best) -> None:
-        if record["epoch"] == 2:
+    def disturbed(recorder, end) -> None:
+        if end.record["epoch"] == 2:
             fault.begin()
-        elif record["epoch"] == 3:
+        elif end.record["epoch"] == 3:
             fault.end()
-        on_epoch(recorder, trainer, record, is_best)
+        on_epoch(recorder, end)
 
     location = {"DATA.data_dir": data, "CHECKPOINT.save_dir": disk / "runs", "LOGGING.log_dir": disk / "logs"}
     settings = {**SETTINGS, **location, "CHECKPOINT.on_save_error": on_save_error}

@@ -156,6 +156,11 @@ def test_maps_are_resized_on_cuda_as_in_float64(old, new, layout, dtype):
     assert worst < (1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
 
 
+def numbered(trainer):
+    """What sends (number, batch) to the device."""
+    return lambda item: (item[0], trainer.window.send(item[1]))
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_a_training_step_does_not_wait_for_the_device(kind):
     """torch raises where the host would wait; batches come by the prefetcher's stream."""
@@ -164,7 +169,7 @@ def test_a_training_step_does_not_wait_for_the_device(kind):
     precision = Precision("cuda", torch.bfloat16)
     trainer = make_trainer(model, kind=kind, precision=precision, ema=0.9, read_every=100, print_freq=100)
     trainer.model.train()
-    moved = [sent for _, (_, sent) in prefetch_to_device(batches, trainer._send, CUDA)]
+    moved = [sent for _, (_, sent) in prefetch_to_device(batches, numbered(trainer), CUDA)]
     assert all(batch.inputs.image.device.type == "cuda" for batch in moved)
     for number, batch in batches[:3]:  # the first ones allocate
         trainer.train_step([batch], [moved[number]])
@@ -174,13 +179,16 @@ def test_a_training_step_does_not_wait_for_the_device(kind):
             trainer.train_step([batch], [moved[number]])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.flush_outcomes() and trainer.state.sums.steps == trainer.state.global_step == 6
+    trainer.flush_outcomes()
+    assert trainer.state.sums.steps == trainer.state.global_step == 6
 
 
 def test_batches_sent_ahead_are_what_was_given():
     batches = [(number, _batch(4, 32)) for number in range(5)]
     trainer = make_trainer(network("resnet18", attention="none").to(CUDA), precision=Precision("cuda", None))
-    for (number, batch), ((same, host), (_, sent)) in zip(batches, prefetch_to_device(batches, trainer._send, CUDA)):
+    for (number, batch), ((same, host), (_, sent)) in zip(
+        batches, prefetch_to_device(batches, numbered(trainer), CUDA)
+    ):
         assert number == same and host is batch
         assert torch.equal(sent.inputs.image.cpu(), batch.inputs.image)
         assert torch.equal(sent.targets.labels.cpu(), batch.targets.labels)
@@ -248,8 +256,8 @@ def test_evaluation_on_cuda_waits_for_nothing_but_results_and_scores_alike(hiera
     loader = TensorLoader(images.pin_memory(), target, mask, 8, bad=(2,))
     precision, names = Precision("cuda", torch.bfloat16), tuple("abc")
     predictor = Predictor([model], precision)
-    evaluator = Evaluator(model, TrainingLoss(binary_cross_entropy), precision, names)
-    evaluator.forward = lambda x: model(x)[1] if hierarchical else model(x)
+    forward = (lambda x: model(x)[1]) if hierarchical else model
+    evaluator = Evaluator(model, TrainingLoss(binary_cross_entropy), precision, names, forward=forward)
     expected = []
     for _, batch in loader.epoch(0):
         if batch is not None:

@@ -14,8 +14,11 @@ from torch import nn
 from configs.default_config import Config, TrainSettings
 from configs.errors import ConfigError
 from configs.section import settled
+from training.accumulation_window import AccumulationWindow
 from training.distillation import DistillationLoss, teacher_of
 from training.ema import ExponentialMovingAverage
+from training.evaluation import Evaluator
+from training.learner import Learner
 from training.losses import (
     ElementwiseLoss,
     GroupSpec,
@@ -27,6 +30,7 @@ from training.losses import (
     focal,
 )
 from training.optim import LearningRateSchedule, create_optimizer
+from training.out_of_memory import Adaptation
 from training.precision import Precision, choose_available_precision, choose_memory_format, choose_precision
 from training.probe import Candidate, choose_fastest, probe_shape
 from training.quantization_aware import QuantizationAware
@@ -34,21 +38,15 @@ from training.sparsity import SparseWeights, prune_smallest
 from training.trainer import Trainer, TrainerOptions
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
 from utils.kernels import prepare_kernels
+from utils.listener import Listener
 
 logger = logging.getLogger("train")
 
 
-def build_trainer(
-    config: Config,
-    model: nn.Module,
-    batches_per_epoch: int,
-    train_labels,
-    coarse_groups: Sequence = (),
-) -> Trainer:
-    """A Trainer for a model that is on its device already.
+def build_learner(config: Config, model: nn.Module, batches_per_epoch: int) -> Learner:
+    """What training changes, for a model that is on its device already: optimizer, schedule, average, pruning.
 
-    config: resolved, and settled by `resolve_precision`. train_labels: `target` and `mask` arrays [N, K] of the
-    training split, for pos_weight. coarse_groups: objects with `members` and `negated`.
+    config: resolved, and settled by `resolve_precision`.
     """
     settings = config.TRAIN
     device = next(model.parameters()).device
@@ -59,26 +57,57 @@ def build_trainer(
     precision = choose_precision(settings.mixed_precision, device)
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
         _plan_checkpointing(model, config, precision)
-    options = _options(config, device)
-    model.to(memory_format=options.memory_format)
+    model.to(memory_format=choose_memory_format(settings.channels_last))
     sparsity = _pruned(model, settings) if settings.pruning.method == "unstructured" else None
-    trainer = Trainer(
+    adapts = settings.on_oom == "adapt"
+    return Learner(
         model,
-        build_loss(config, train_labels, coarse_groups, device),
         optimizer,
         _schedule(settings, optimizer, steps),
         precision,
-        options,
-        tuple(config.DATA.class_names or ()),
+        Adaptation(model, precision.dtype, settings.gradient_accumulation_steps, adapts),
         ExponentialMovingAverage(model, settings.ema_decay) if settings.ema_decay else None,
+        sparsity,
     )
-    trainer.sparsity = sparsity
-    if settings.quantization_aware:
-        trainer.forward = QuantizationAware(model)
+
+
+def build_trainer(
+    config: Config,
+    learner: Learner,
+    loss: TrainingLoss | DistillationLoss,
+    listeners: Sequence[Listener] = (),
+    should_stop: Callable[[], int] = lambda: 0,
+) -> Trainer:
+    """A Trainer that is ready to `fit`.
+
+    config: the one that the learner was built with. loss: of training; validation has no teacher.
+    """
+    settings, model = config.TRAIN, learner.model
+    memory_format = choose_memory_format(settings.channels_last)
+    training, scoring = _forwards(settings, learner)
+    labels = loss.labels if isinstance(loss, DistillationLoss) else loss
+    evaluator = Evaluator(
+        model,
+        labels,
+        learner.precision,
+        tuple(config.DATA.class_names or ()),
+        memory_format,
+        config.LOGGING.progress,
+        learner.adaptation.allowed,
+        scoring,
+    )
+    window = AccumulationWindow(learner, loss, training, settings.gradient_clip_norm, memory_format)
+    return Trainer(window, evaluator, _options(config, learner.device), listeners, should_stop)
+
+
+def _forwards(settings: TrainSettings, learner: Learner) -> tuple[Callable[..., object], Callable[..., object]]:
+    """How the network is called in training, and to score it."""
+    model = learner.model
     if settings.compile:
-        prepare_kernels(model, device, (torch.float32, precision.dtype or torch.float32))
-        trainer.forward = trainer.evaluator.forward = torch.compile(model)
-    return trainer
+        prepare_kernels(model, learner.device, (torch.float32, learner.precision.dtype or torch.float32))
+        compiled = torch.compile(model)
+        return compiled, compiled
+    return QuantizationAware(model) if settings.quantization_aware else model, model
 
 
 def resolve_precision(
@@ -153,33 +182,13 @@ def _options(config: Config, device: torch.device) -> TrainerOptions:
     return TrainerOptions(
         epochs=settings.epochs,
         accumulation_steps=settings.gradient_accumulation_steps,
-        clip_norm=settings.gradient_clip_norm,
         early_stopping_patience=settings.early_stopping_patience,
         max_nonfinite_steps=settings.max_nonfinite_steps,
-        memory_format=choose_memory_format(settings.channels_last),
         progress=config.LOGGING.progress,
         print_freq=config.LOGGING.print_freq,
-        on_oom=settings.on_oom,
         save_every_steps=config.CHECKPOINT.save_every_steps,
         read_every=1 if device.type == "cpu" else config.LOGGING.print_freq,  # a CPU has nothing to be waited for
     )
-
-
-def add_teacher(trainer: Trainer, saved, config: Config, preprocessing: Mapping[str, Any]) -> None:
-    """Let a trainer learn from the network in LOSS.teacher too; scores and losses of other splits stay without it.
-
-    saved: what models.load_teacher gave; nothing happens where that is None. preprocessing: the student's, `as_dict`.
-    Raises ConfigError where teacher and student do not fit.
-    """
-    if saved is None:
-        return
-    settings, labels = config.LOSS, trainer.loss
-    assert isinstance(labels, TrainingLoss)
-    names = config.DATA.class_names or ()
-    execution = (trainer.precision, trainer.device, trainer.options.memory_format)
-    teacher = teacher_of(saved, names, preprocessing, labels.exclusive, *execution)
-    trainer.loss = DistillationLoss(labels, teacher, settings.distillation_weight, settings.distillation_temperature)
-    logger.info("learning from '%s' too, with weight %g", settings.teacher, settings.distillation_weight)
 
 
 def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precision) -> None:
@@ -202,6 +211,24 @@ def _standing_memory(model: nn.Module, settings: TrainSettings) -> str:
     numbers = sum(p.numel() for p in model.parameters())
     copies = 2 + (2 if settings.optimizer == "adamw" else 1) + bool(settings.ema_decay)
     return f"weights, gradients and optimizer take {4 * copies * numbers / 1e9:.2f} GB on top"
+
+
+def build_distillation(
+    config: Config, labels: TrainingLoss, saved, preprocessing: Mapping[str, Any], learner: Learner
+) -> TrainingLoss | DistillationLoss:
+    """The loss of a learner that learns from the network in LOSS.teacher too; `labels` itself where there is none.
+
+    saved: what models.load_teacher gave, None without a teacher. preprocessing: the student's, `as_dict`.
+    Raises ConfigError where teacher and student do not fit.
+    """
+    if saved is None:
+        return labels
+    settings, memory_format = config.LOSS, choose_memory_format(config.TRAIN.channels_last)
+    names = config.DATA.class_names or ()
+    execution = (learner.precision, learner.device, memory_format)
+    teacher = teacher_of(saved, names, preprocessing, labels.exclusive, *execution)
+    logger.info("learning from '%s' too, with weight %g", settings.teacher, settings.distillation_weight)
+    return DistillationLoss(labels, teacher, settings.distillation_weight, settings.distillation_temperature)
 
 
 def build_loss(config: Config, train_labels, coarse_groups: Sequence, device: torch.device) -> TrainingLoss:

@@ -74,6 +74,11 @@ class DistillationLoss:
     def exclusive(self) -> bool:
         return self.labels.exclusive
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of counts and sums."""
+        return (*self.labels.terms, _TERM)
+
     def counts(self, targets: Targets) -> dict[str, int]:
         """Valid labels of each term, and how many values the teacher gives."""
         values = len(targets.labels) if self.exclusive else targets.labels.numel()

@@ -60,7 +60,7 @@ class Evaluator:
 
     model: gives logits, or (coarse, fine) logits, see `call_model`; on its device. progress: see Progress.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes scores by rounding at
-    most; adapt: False where that shall be a TrainingError.
+    most; adapt: False to raise TrainingError instead. forward: how the model is called, itself where None.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class Evaluator:
         memory_format: torch.memory_format = torch.contiguous_format,
         progress: str = "auto",
         adapt: bool = True,
+        forward: Callable[..., object] | None = None,
     ) -> None:
         self.model, self.loss, self.precision, self.class_names = model, loss, precision, class_names
         self.memory_format, self.progress, self.adapt = memory_format, progress, adapt
         self.splits = 1
         self.device = next(model.parameters()).device
-        self.forward: Callable = model
+        self.forward: Callable[..., object] = model if forward is None else forward
 
     @torch.inference_mode()
     def __call__(self, loader, title: str, should_stop: Callable[[], int] = lambda: 0) -> Predictions | None:

@@ -89,6 +89,11 @@ class Loss(Protocol):
     @property
     def exclusive(self) -> bool: ...
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of counts and sums."""
+        ...
+
     def counts(self, targets: Targets) -> dict[str, int]:
         """How many values each term has in a batch."""
         ...
@@ -116,6 +121,11 @@ class TrainingLoss:
     exclusive: bool = False
     label_smoothing: float = 0.0
     groups: Sequence[GroupSpec] = ()
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of counts and sums."""
+        return tuple(self.weights)
 
     def counts(self, targets: Targets) -> dict[str, int]:
         """How many valid labels each term has in a batch."""

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from utils.torch_private import skipping_unless
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -45,11 +47,29 @@ def create_optimizer(
 
 
 def _with_momentum(optimizer: Optimizer) -> Optimizer:
-    """Momentum of zero from the start, which makes the same first step; see `training.pending.conditional_step`."""
+    """Momentum of zero from the start, which makes the same first step; see `conditional_step`."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+# Whose fused optimizers take a tensor that makes them skip a step; MPS's refuse it.
+_SKIPPING_DEVICES = ("cpu", "cuda")
+
+
+def conditional_step(optimizer: Optimizer, applied: Tensor) -> None:
+    """`optimizer.step()` if `applied`, a bool on the device, is true; without waiting for it on a CPU and on CUDA.
+
+    optimizer: one with a fused kernel. SGD's leaves the momentum of a first step that is skipped as it was allocated,
+    so it must have been set to zero before; see `create_optimizer`.
+    """
+    if applied.device.type not in _SKIPPING_DEVICES:
+        if bool(applied):
+            optimizer.step()
+        return
+    with skipping_unless(optimizer, applied):
+        optimizer.step()
 
 
 SCHEDULES = ("cosine", "onecycle", "plateau", "constant")
@@ -62,6 +82,8 @@ class LearningRateSchedule:
     cosine: half a cosine from peak to minimum; constant: the peak; plateau: the peak, cut by `factor` after
     `patience` epochs without a better score; onecycle: a cosine up from peak/25 over 30 % of all steps and a cosine
     down to peak/10⁴ (Smith & Topin 2018, arXiv:1708.07120; learning rate only, and no separate warm-up).
+
+    learning_rate: what the next optimizer step uses.
     """
 
     def __init__(
@@ -83,11 +105,6 @@ class LearningRateSchedule:
         self.step_number, self.cut, self.best, self.waited = 0, 1.0, -math.inf, 0
         self._apply()
 
-    @property
-    def learning_rate(self) -> float:
-        """What the next optimizer step uses."""
-        return self.rate_at(self.step_number)
-
     def rate_at(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
         if self.kind == "onecycle":
@@ -106,13 +123,8 @@ class LearningRateSchedule:
         return _cosine(self.peak, self.peak / 1e4, min((step - rise) / max(self.total_steps - rise, 1), 1.0))
 
     def step(self) -> None:
-        """After an optimizer step that was really made."""
+        """After an optimizer step, made or skipped: only the device knows which, and the rate must not wait for it."""
         self.step_number += 1
-        self._apply()
-
-    def step_back(self) -> None:
-        """An optimizer step that `step` was told of was not made."""
-        self.step_number -= 1
         self._apply()
 
     def epoch_end(self, score: float) -> None:
@@ -126,6 +138,7 @@ class LearningRateSchedule:
             self._apply()
 
     def _apply(self) -> None:
+        self.learning_rate = self.rate_at(self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
 

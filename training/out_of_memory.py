@@ -35,8 +35,13 @@ def memory_needed(what: str) -> Iterator[None]:
     with catch_oom() as caught:
         yield
     if caught.failure:
-        less = "TRAIN.optimizer=sgd and TRAIN.ema_decay=0 keep fewer numbers for each weight"
-        raise TrainingError(f"out of memory in {what} ({caught.failure}): {less}; {_SMALLER}") from None
+        raise memory_error(what, caught.failure) from None
+
+
+def memory_error(what: str, failure: str) -> TrainingError:
+    """For work that no smaller batch makes fit. failure: what the allocator said."""
+    less = "TRAIN.optimizer=sgd and TRAIN.ema_decay=0 keep fewer numbers for each weight"
+    return TrainingError(f"out of memory in {what} ({failure}): {less}; {_SMALLER}")
 
 
 class Adaptation:

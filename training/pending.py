@@ -1,4 +1,4 @@
-"""Optimizer steps whose outcome is still on the device: made or skipped is decided there, and read now and then."""
+"""Optimizer steps whose outcome is still on the device: made or skipped is decided there, and read in one copy."""
 
 from __future__ import annotations
 
@@ -8,72 +8,46 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from utils.torch_private import skipping_unless
-
-# Whose fused optimizers take a tensor that makes them skip a step; MPS's refuse it.
-_SKIPPING_DEVICES = ("cpu", "cuda")
+from training.accumulation_window import StepResult
 
 
-def conditional_step(optimizer: Optimizer, step_applied: Tensor) -> None:
-    """`optimizer.step()` where `step_applied`, a bool on the device, is true; without waiting for it on a CPU and on
-    CUDA.
+@dataclass(frozen=True)
+class PendingStep:
+    """A step that was attempted. Of its window only the rows are held, so that its images can be freed.
 
-    optimizer: one with a fused kernel. SGD's leaves the momentum of a first step that is skipped as it was allocated,
-    so it must have been set to zero before; see `create_optimizer`.
+    step: its number, from 1, skipped ones counted. rate: learning rate. rows: of the window's images in the dataset
+    index, a tensor per micro-batch.
     """
-    if step_applied.device.type not in _SKIPPING_DEVICES:
-        if bool(step_applied):
-            optimizer.step()
-        return
-    with skipping_unless(optimizer, step_applied):
-        optimizer.step()
+
+    step: int
+    result: StepResult
+    rate: float
+    rows: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one step.
+    """The outcome of one step. made: False where it was skipped. loss: of its window. norm: of its gradients before
+    clipping. images: how many its window had. step, rate, rows: see PendingStep."""
 
-    loss: of its window; norm: of its gradient, before clipping; rate: learning rate; rows: of the window's images in
-    the dataset index, a tensor per micro-batch.
-    """
-
+    step: int
     step_applied: bool
     loss: float
     norm: float
     rate: float
-    rows: Sequence[Tensor] = ()
-
-    @property
-    def images(self) -> int:
-        return sum(map(len, self.rows))
+    rows: Sequence[Tensor]
+    images: int
 
 
-class PendingSteps:
-    """Steps that were taken and not yet read, oldest first. Of their batches only the rows are held."""
-
-    def __init__(self) -> None:
-        self._steps: list[tuple[list[Tensor], float, Sequence[Tensor]]] = []
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def add(
-        self, losses: Sequence[Tensor], norm: Tensor, step_applied: Tensor, rate: float, rows: Sequence[Tensor]
-    ) -> None:
-        """losses: of micro-batches, of which the window's is the sum; they, norm and step_applied on the device, no
-        axes.
-        """
-        self._steps.append(([*losses, norm, step_applied], rate, rows))
-
-    def read(self) -> list[Outcome]:
-        """The outcomes, in one copy from the device, for which the steps must have come to their end."""
-        steps, self._steps = self._steps, []
-        flat = [value.detach().float() for values, _, _ in steps for value in values]
-        numbers = iter(torch.stack(flat).tolist() if flat else ())
-        outcomes = []
-        for values, rate, rows in steps:
-            *losses, norm, step_applied = islice(numbers, len(values))
-            outcomes.append(Outcome(step_applied == 1, sum(losses), norm, rate, rows))
-        return outcomes
+def read_outcomes(pending: Sequence[PendingStep]) -> list[Outcome]:
+    """The outcomes, in one copy from the device, for which the steps must have come to their end."""
+    values = [[*step.result.losses, step.result.norm, step.result.applied] for step in pending]
+    flat = [value.detach().float() for row in values for value in row]
+    numbers = iter(torch.stack(flat).tolist() if flat else ())
+    outcomes = []
+    for step, row in zip(pending, values, strict=True):
+        *losses, norm, applied = islice(numbers, len(row))
+        images = sum(map(len, step.rows))
+        outcomes.append(Outcome(step.step, applied == 1, sum(losses), norm, step.rate, step.rows, images))
+    return outcomes

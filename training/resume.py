@@ -9,15 +9,16 @@ from typing import Any
 from configs.default_config import Config
 from configs.differences import differences
 from configs.errors import CheckpointError
-from training.trainer import Trainer
+from training.learner import Learner
+from training.state import TrainerState
 
 logger = logging.getLogger("train")
 
 
-def resume(trainer: Trainer, checkpoint: Mapping[str, Any], config: Config) -> None:
-    """Put a trainer where the checkpoint was taken, and say which settings differ from those it was taken with.
+def resume(learner: Learner, checkpoint: Mapping[str, Any], config: Config) -> None:
+    """Put a learner where the checkpoint was taken, and say which settings differ from those it was taken with.
 
-    Raises CheckpointError, the trainer unchanged, where the checkpoint is of other classes, model or optimizer.
+    Raises CheckpointError, the learner unchanged, where the checkpoint is of other classes, model or optimizer.
     """
     before = checkpoint.get("config")
     classes = checkpoint.get("class_names")
@@ -28,10 +29,10 @@ def resume(trainer: Trainer, checkpoint: Mapping[str, Any], config: Config) -> N
             f"{', '.join(config.DATA.class_names or ['?'])}: begin a new run, from its weights by MODEL.init_from"
         )
     messages, batch_size = _differences(before, config), _batch_size(before, config)
-    trainer.load_state_dict(dict(checkpoint))
+    learner.load_state_dict(checkpoint)
     for level, words in messages:
         logger.log(level, "not as the run was begun, %s", words)
-    _move_batches(trainer, batch_size, config.TRAIN.batch_size)
+    _move_batches(learner.state, batch_size, config.TRAIN.batch_size)
 
 
 def _differences(before: Any, config: Config) -> list[tuple[int, str]]:
@@ -54,9 +55,9 @@ def _batch_size(before: Any, config: Config) -> int:
     return size
 
 
-def _move_batches(trainer: Trainer, old: int, batch_size: int) -> None:
+def _move_batches(state: TrainerState, old: int, batch_size: int) -> None:
     """Where the batch size has changed, the epoch goes on at the same image, or a few before it."""
-    sums = trainer.state.sums
+    sums = state.sums
     if old == batch_size or not sums.batches:
         return
     images = sums.batches * old

@@ -15,7 +15,7 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.Co
 class SparseWeights:
     """Which weights of a network are zero for good; `apply` after an optimizer step makes them so again.
 
-    Nothing of it is saved: a checkpoint's zeros say all, and `taken_from` finds them there.
+    Nothing of it is saved: a checkpoint's zeros say all, and `take_from` finds them there.
     kept: name of a parameter → bool tensor of its shape, True where it may be other than zero.
     """
 
@@ -30,10 +30,10 @@ class SparseWeights:
         for parameter, mask in self.pairs:
             parameter.mul_(mask)
 
-    def taken_from(self, model: nn.Module) -> SparseWeights:
-        """The same weights of a network, pruned where that network's are zero."""
+    def take_from(self, model: nn.Module) -> None:
+        """Prune the same parameters where this network's are zero; they are its own from now on."""
         parameters = dict(model.named_parameters())
-        return SparseWeights(model, {name: parameters[name].detach() != 0 for name in self.names})
+        self.pairs = [(parameters[name], parameters[name].detach() != 0) for name in self.names]
 
     @property
     def fraction(self) -> float:

@@ -1,14 +1,9 @@
-"""Where training stands: plain numbers that checkpoints carry, and what a window may have to be undone to."""
+"""Where training stands: plain numbers that checkpoints carry."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor, nn
-
-from utils.seed import random_state, set_random_state
 
 
 @dataclass
@@ -35,6 +30,8 @@ class EpochSums:
 class TrainerState:
     """Where training stands between two optimizer steps.
 
+    global_step: optimizer steps so far, those among them that were skipped as loss or gradients were not finite.
+    nonfinite_in_a_row: of the last ones, how many were skipped, those left out in which fp16 found its loss scale.
     micro_batch_splits: into how many micro-batches each of the loader's batches is cut, to fit into memory.
     recomputation: the micro-batch that gradient checkpointing was planned for when memory ran out; 0: it was not.
     """
@@ -47,26 +44,3 @@ class TrainerState:
     micro_batch_splits: int = 1
     recomputation: int = 0
     sums: EpochSums = field(default_factory=EpochSums)
-
-
-class StepSnapshot:
-    """A model's buffers (running statistics) and torch's random state, as they are now."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        self.random = random_state()
-
-    @torch.no_grad()
-    def restore_buffers_unless(self, step_applied: Tensor) -> None:
-        """Make the running statistics what they were where `step_applied`, a bool on the device, is false; nobody
-        waits.
-        """
-        for buffer, before in self.buffers:
-            torch.where(step_applied, buffer, before, out=buffer)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Make running statistics and random state what they were."""
-        for buffer, before in self.buffers:
-            buffer.copy_(before)
-        set_random_state(self.random)

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from torch import Tensor
 
 from configs.errors import CheckpointError
+from training.ema import AverageState
 from utils.checkpoint.tensors import is_plain
+from utils.listener import CheckpointContent, StateDict
 from utils.seed import is_random_state
 
 # What the optimizers keep for a parameter.
 _STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 
 
-def check_resumable(saved: Mapping[str, Any], own: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
-    """Compare what a Trainer saved with what this one would save, `own`; parameters: in the optimizer's order.
+class TrainingContent(TypedDict):
+    """What training puts into a checkpoint; see Learner.state_dict.
 
+    Any: numbers of several types, and what torch's optimizers and generators say of themselves.
+    """
+
+    model: StateDict
+    ema: AverageState | None
+    optimizer: dict[str, Any]
+    optimizer_kind: str
+    schedule: dict[str, float]
+    scaler: dict[str, Any]
+    random: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def check_resumable(content: CheckpointContent, own: TrainingContent, parameters: Sequence[Tensor]) -> TrainingContent:
+    """Compare a checkpoint's content with what this learner would save, `own`; → the content, which fits.
+
+    parameters: in the optimizer's order.
     Raises CheckpointError where a part is lacking, or is of another model, optimizer or version.
     """
-    lacking = [key for key in own if key not in saved]
-    if lacking:
-        raise CheckpointError(f"this checkpoint cannot be resumed, it lacks {', '.join(lacking)}: take last.pth")
-    if saved["optimizer_kind"] != own["optimizer_kind"]:
-        kinds = saved["optimizer_kind"], own["optimizer_kind"]
-        raise CheckpointError(f"the run to resume uses {kinds[0]}, TRAIN.optimizer now says {kinds[1]}")
+    _check_parts(content, own)
+    saved = cast(TrainingContent, content)
     _check_tensors("model", saved["model"], own["model"])
     if saved["ema"] is not None and own["ema"] is not None:
         _check_values("ema", _without(saved["ema"], "shadow"), _without(own["ema"], "shadow"))
         _check_tensors("moving average", saved["ema"].get("shadow"), own["ema"]["shadow"])
     _check_optimizer(saved["optimizer"], own, parameters)
-    for part in ("schedule", "progress"):
-        _check_values(part, _without(saved[part], "sums"), _without(own[part], "sums"))
+    _check_values("schedule", saved["schedule"], own["schedule"])
+    _check_values("progress", _without(saved["progress"], "sums"), _without(own["progress"], "sums"))
     sums = saved["progress"].get("sums")
     sums = {"data_wait_seconds": 0.0, **sums} if isinstance(sums, Mapping) else sums  # older checkpoints do not have it
     _check_values("progress.sums", sums, own["progress"]["sums"])
@@ -44,9 +59,20 @@ def check_resumable(saved: Mapping[str, Any], own: Mapping[str, Any], parameters
         _check_values("scaler", saved["scaler"], own["scaler"])
     if not is_random_state(saved["random"]):
         raise CheckpointError("this checkpoint has no random state of this version of torch")
+    return saved
 
 
-def _check_tensors(what: str, saved: Any, own: Mapping[str, Tensor]) -> None:
+def _check_parts(content: CheckpointContent, own: TrainingContent) -> None:
+    """All parts are there, and the optimizer is of the same kind."""
+    lacking = [key for key in own if key not in content]
+    if lacking:
+        raise CheckpointError(f"this checkpoint cannot be resumed, it lacks {', '.join(lacking)}: take last.pth")
+    if content["optimizer_kind"] != own["optimizer_kind"]:
+        kinds = content["optimizer_kind"], own["optimizer_kind"]
+        raise CheckpointError(f"the run to resume uses {kinds[0]}, TRAIN.optimizer now says {kinds[1]}")
+
+
+def _check_tensors(what: str, saved: object, own: StateDict) -> None:
     """Names, shapes and types; no values."""
     saved = saved if isinstance(saved, Mapping) else {}
     reasons = [f"{name} is lacking" for name in own if name not in saved]
@@ -61,7 +87,7 @@ def _check_tensors(what: str, saved: Any, own: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"the run to resume has another {what} than MODEL now says: {displayed}")
 
 
-def _check_optimizer(saved: Any, own: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+def _check_optimizer(saved: Any, own: TrainingContent, parameters: Sequence[Tensor]) -> None:
     """As many parameters in each group, and states of their shapes; torch takes any."""
     try:
         groups = [list(group["params"]) for group in saved["param_groups"]]
@@ -86,7 +112,7 @@ def _check_optimizer(saved: Any, own: Mapping[str, Any], parameters: Sequence[Te
                 )
 
 
-def _check_values(what: str, saved: Any, own: Mapping[str, Any]) -> None:
+def _check_values(what: str, saved: object, own: Mapping[str, object]) -> None:
     """The same names, with numbers of the same types."""
     saved = saved if isinstance(saved, Mapping) else {}
     wrong = [name for name in own if name in saved and not _fits(saved[name], own[name])]
@@ -95,22 +121,22 @@ def _check_values(what: str, saved: Any, own: Mapping[str, Any]) -> None:
         raise CheckpointError(f"the {what} of this checkpoint is of another version or damaged: {', '.join(wrong)}")
 
 
-def _fits(saved: Any, own: Any) -> bool:
+def _fits(saved: object, own: object) -> bool:
     """Whether it is a number of the same type, and an integer none that nothing here counts to."""
     if type(saved) is int:
         return abs(saved) < 1 << 53
     return type(saved) is float and not isinstance(own, int)
 
 
-def _without(values: Any, name: str) -> dict[str, Any]:
+def _without(values: object, name: str) -> dict[str, object]:
     return {key: value for key, value in values.items() if key != name} if isinstance(values, Mapping) else {}
 
 
-def _alike(one: Any, other: Tensor) -> bool:
+def _alike(one: object, other: Tensor) -> bool:
     return is_plain(one) and one.shape == other.shape and one.dtype == other.dtype
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     kind = "" if is_plain(value) else f", {value.layout} on {value.device}"

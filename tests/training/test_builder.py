@@ -11,7 +11,7 @@ from torch import nn
 
 from configs.default_config import Config
 from configs.errors import ConfigError
-from training.builder import build_loss, build_trainer
+from training.builder import build_learner, build_loss, build_trainer
 from utils.batch import Logits, Targets
 
 CPU = torch.device("cpu")
@@ -26,7 +26,9 @@ def resolved(*overrides: str, exclusive: bool = False) -> Config:
 
 
 def trainer_of(*overrides: str, batches: int = 10, model: nn.Module | None = None, **others):
-    return build_trainer(resolved(*overrides), model or nn.Linear(4, 3), batches, LABELS, **others)
+    config = resolved(*overrides)
+    learner = build_learner(config, model or nn.Linear(4, 3), batches)
+    return build_trainer(config, learner, build_loss(config, LABELS, (), CPU), **others)
 
 
 def loss_value(config: Config, logits, target, mask, groups=()) -> float:
@@ -98,9 +100,9 @@ def test_weights_of_a_hierarchical_loss_arrive(term):
 
 
 def test_optimizers_arrive():
-    adamw = trainer_of("TRAIN.learning_rate=0.01", "TRAIN.weight_decay=0.2").optimizer
+    adamw = trainer_of("TRAIN.learning_rate=0.01", "TRAIN.weight_decay=0.2").learner.optimizer
     assert isinstance(adamw, torch.optim.AdamW) and [g["weight_decay"] for g in adamw.param_groups] == [0.2, 0.0]
-    sgd = trainer_of("TRAIN.optimizer=sgd", "TRAIN.momentum=0.8").optimizer
+    sgd = trainer_of("TRAIN.optimizer=sgd", "TRAIN.momentum=0.8").learner.optimizer
     assert isinstance(sgd, torch.optim.SGD) and {g["momentum"] for g in sgd.param_groups} == {0.8}
 
 
@@ -136,10 +138,10 @@ def test_warmup(overrides, warmup):
 def test_a_runs_own_config_file_makes_the_same_schedule_again(epochs, tmp_path):
     """Else a resumed run goes on with other learning rates."""
     config = resolved(f"TRAIN.epochs={epochs}")
-    first = build_trainer(config, nn.Linear(4, 3), 10, LABELS).schedule
+    first = build_learner(config, nn.Linear(4, 3), 10).schedule
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     again = Config.from_yaml(tmp_path / "config.yaml").resolve(("a", "b", "c"))
-    second = build_trainer(again, nn.Linear(4, 3), 10, LABELS).schedule
+    second = build_learner(again, nn.Linear(4, 3), 10).schedule
     steps = range(10 * epochs)
     assert [second.rate_at(step) for step in steps] == [first.rate_at(step) for step in steps]
 
@@ -169,16 +171,16 @@ def test_options_arrive():
     trainer = trainer_of(*overrides, "LOGGING.progress=plain")
     options = trainer.options
     assert options.save_every_steps == 9
-    assert options.on_oom == "stop" and not trainer.evaluator.adapt and not trainer.adaptation.allowed
-    assert (options.epochs, options.accumulation_steps, options.clip_norm) == (7, 3, None)
+    assert not trainer.evaluator.adapt and not trainer.learner.adaptation.allowed
+    assert (options.epochs, options.accumulation_steps, trainer.window.clip_norm) == (7, 3, None)
     assert (options.early_stopping_patience, options.max_nonfinite_steps) == (4, 2)
     assert (options.print_freq, options.progress) == (6, "plain")
 
 
 def test_moving_average_and_precision_arrive():
-    assert trainer_of("TRAIN.ema_decay=0").ema is None
-    assert trainer_of("TRAIN.ema_decay=0.99").ema.decay == 0.99
-    assert trainer_of("TRAIN.mixed_precision=false").precision.dtype is None
+    assert trainer_of("TRAIN.ema_decay=0").learner.ema is None
+    assert trainer_of("TRAIN.ema_decay=0.99").learner.ema.decay == 0.99
+    assert trainer_of("TRAIN.mixed_precision=false").learner.precision.dtype is None
     with pytest.raises(ConfigError, match="fp16"):
         trainer_of("TRAIN.mixed_precision=fp16")
 
@@ -188,20 +190,21 @@ def test_channels_last(setting, expected):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     trainer = trainer_of(f"TRAIN.channels_last={setting}", model=model)
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last) is expected
-    assert (trainer.options.memory_format == torch.channels_last) is expected
+    assert (trainer.window.memory_format == trainer.evaluator.memory_format == torch.channels_last) is expected
 
 
 def test_a_compiled_model_keeps_its_names():
     model = nn.Linear(4, 3)
     trainer = trainer_of("TRAIN.compile=true", "TRAIN.ema_decay=0.9", model=model)
-    assert trainer.forward is not model and isinstance(trainer.forward, nn.Module)
-    assert trainer.evaluator.forward is trainer.forward
-    assert set(trainer.state_dict()["model"]) == set(trainer.ema.shadow) == {"weight", "bias"}
-    assert {id(p) for p in trainer.forward.parameters()} == {id(p) for p in model.parameters()}
+    forward = trainer.window.forward
+    assert forward is not model and isinstance(forward, nn.Module)
+    assert trainer.evaluator.forward is forward
+    assert set(trainer.learner.state_dict()["model"]) == set(trainer.learner.ema.shadow) == {"weight", "bias"}
+    assert {id(p) for p in forward.parameters()} == {id(p) for p in model.parameters()}
 
 
 def test_the_config_is_left_as_it_is():
     config = resolved("TRAIN.epochs=20", "TRAIN.ema_decay=0.9")
     before = copy.deepcopy(config.model_dump())
-    build_trainer(config, nn.Linear(4, 3), 10, LABELS)
+    build_trainer(config, build_learner(config, nn.Linear(4, 3), 10), build_loss(config, LABELS, (), CPU))
     assert config.model_dump() == before

@@ -20,6 +20,7 @@ from tests.training.toys import (
     make_trainer,
     random_data,
     snapshot,
+    train_windows,
 )
 from training.distillation import DistillationLoss, Teacher, soft_targets_loss, teacher_of
 from training.losses import TrainingLoss, binary_cross_entropy, cross_entropy
@@ -163,7 +164,7 @@ def test_the_teacher_is_only_asked():
     assert not teacher.training and all(not p.requires_grad and p.grad is None for p in teacher.parameters())
     assert differences(before, teacher.state_dict()) == []
     assert differences(full_model(1).state_dict(), student.state_dict())
-    content = trainer.state_dict()
+    content = trainer.learner.state_dict()
     assert content["model"].keys() == student.state_dict().keys()  # nothing of the teacher in a checkpoint
 
 
@@ -178,16 +179,11 @@ def test_interrupted_and_resumed_bit_for_bit():
     whole.train_epoch(loader)
     torch.manual_seed(3)
     first = fresh()
-    for number, (numbers, window, _) in enumerate(first._windows(loader)):
-        first.model.train()
-        first.train_step(window)
-        first.state.sums.batches = numbers[-1] + 1
-        if number == 1:
-            break
-    saved = copy.deepcopy(first.state_dict())
+    train_windows(first, loader, 2)
+    saved = copy.deepcopy(first.learner.state_dict())
     second = fresh()
     torch.manual_seed(99)
-    second.load_state_dict(saved)
+    second.learner.load_state_dict(saved)
     second.train_epoch(loader)
     assert differences(snapshot(whole), snapshot(second)) == []
 

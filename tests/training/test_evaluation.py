@@ -27,7 +27,6 @@ from tests.training.toys import (
     with_coarse,
 )
 from training import evaluation
-from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy, cross_entropy
 from training.precision import Precision
@@ -65,7 +64,7 @@ def test_evaluation_uses_the_averaged_weights_and_leaves_the_models_own():
     trainer.train_epoch(TensorLoader(images, target, mask, 4))
     before, loader = copy.deepcopy(trainer.model.state_dict()), loader_with_scores()
     averaged = copy.deepcopy(trainer.model)
-    averaged.load_state_dict(trainer.ema.shadow)
+    averaged.load_state_dict(trainer.learner.ema.shadow)
     scores = {}
     for name, model in (("averaged", averaged), ("own", trainer.model)):
         with torch.no_grad():
@@ -230,7 +229,8 @@ def test_no_room_for_the_averaged_weights(monkeypatch):
         by_cuda()
         yield
 
-    trainer = make_trainer(full_model(), ema=0.9)
-    monkeypatch.setattr(ExponentialMovingAverage, "applied_to", refused)
+    model = full_model()
+    trainer = make_trainer(model, ema=0.9)
+    monkeypatch.setattr("training.trainer.weights_applied", refused)
     with pytest.raises(TrainingError, match=r"out of memory in validation.*ema_decay=0"):
         trainer.evaluate(loader_with_scores(), "validation")

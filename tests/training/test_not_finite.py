@@ -35,7 +35,8 @@ def poisonable(precision: str) -> Trainer:
     options = {"schedule": "cosine", "ema": 0.9, "accumulation_steps": WINDOW}
     kind = "sgd" if precision == "fp16" else "adamw"  # whose first steps make much of a rounding
     trainer = make_trainer(model, kind, precision=Precision("cpu", PRECISIONS[precision]), **options)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
+    if precision == "fp16":
+        trainer.learner.scaler.load_state_dict({**trainer.learner.scaler.state_dict(), "scale": 256.0})
     trainer.model.train()
     return trainer
 
@@ -61,10 +62,20 @@ def poison(trainer: Trainer, window: list[Batch], site: str, value: float, posit
 
 
 def standing(trainer: Trainer) -> dict:
-    """All that must not change; what counts the skip is apart, and the scale, which is there to shrink."""
+    """All that must not change; apart from it are what counts steps, and the scale, which is there to shrink."""
     state = snapshot(trainer)
     state["progress"]["sums"].pop("skipped"), state["progress"].pop("nonfinite_in_a_row"), state.pop("scaler")
+    for group in state["optimizer"]["param_groups"]:
+        group.pop("lr")
+    state["progress"].pop("global_step"), state["schedule"].pop("step_number"), state["ema"].pop("updates")
     return state
+
+
+def count_a_step(trainer: Trainer) -> None:
+    """As a step that moves nothing."""
+    trainer.state.global_step += 1
+    trainer.schedule.step()
+    trainer.learner.ema.updates += 1
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -78,18 +89,19 @@ def test_a_window_that_is_not_finite_is_as_if_it_had_not_been(precision, site, v
             if number != POISONED:
                 assert trainer.train_step(window) and calm.train_step(window)
                 continue
+            count_a_step(calm)
             handles = poison(trainer, window, site, value, position)
             before = standing(trainer)
-            assert trainer.train_step(window) is False
+            assert trainer.train_step(window) and trainer.state.sums.skipped == 1
             assert differences(before, standing(trainer)) == [], f"micro-batch {position} left something behind"
             calibrating = precision == "fp16" and site == "gradient"
             assert trainer.state.nonfinite_in_a_row == (not calibrating)
             for handle in handles:
                 handle.remove()
-        assert (trainer.state.sums.skipped, trainer.state.global_step, trainer.state.nonfinite_in_a_row) == (1, 3, 0)
+        assert (trainer.state.sums.skipped, trainer.state.global_step, trainer.state.nonfinite_in_a_row) == (1, 4, 0)
         skipped += trainer.state.sums.skipped
-        left = [*trainer.model.state_dict().values(), *trainer.ema.shadow.values()]
-        left += [moment for state in trainer.optimizer.state.values() for moment in state.values()]
+        left = [*trainer.model.state_dict().values(), *trainer.learner.ema.shadow.values()]
+        left += [moment for state in trainer.learner.optimizer.state.values() for moment in state.values()]
         assert len(left) > 16 and all(tensor.isfinite().all() for tensor in left)
         if precision == "fp16":  # the scale may have been halved, which moves what is rounded to zero
             assert max_difference(trainer.model, calm.model) < 1e-4
@@ -106,7 +118,7 @@ def test_repeated_nonfinite_steps_stop_the_run():
     with pytest.raises(TrainingError) as error:
         trainer.train_epoch(TensorLoader(images, target, mask, 2))
     message = str(error.value)
-    assert "3 steps in a row" in message and "epoch 1, step 4" in message
+    assert "3 steps in a row" in message and "epoch 1, step 7" in message
     assert "image_12.png, image_13.png" in message and "image_11.png" not in message
     assert trainer.state.sums.skipped == 3 and all(p.isfinite().all() for p in trainer.model.parameters())
 
@@ -116,7 +128,7 @@ def test_nonfinite_steps_that_are_not_in_a_row_do_not_stop_it():
     images[[2, 6, 8, 14, 16]] = math.nan
     trainer = make_trainer(plain_model(), max_nonfinite_steps=3)
     trainer.train_epoch(TensorLoader(images, target, mask, 2))
-    assert trainer.state.sums.skipped == 5 and trainer.state.global_step == 5
+    assert (trainer.state.sums.skipped, trainer.state.sums.steps, trainer.state.global_step) == (5, 5, 10)
 
 
 def test_fp16_finds_its_scale_without_counting_against_the_run():
@@ -129,13 +141,13 @@ def test_fp16_finds_its_scale_without_counting_against_the_run():
     before = snapshot(trainer)["model"]
     window = [batch for _, batch in TensorLoader(images, target, mask, 16).epoch(0)]
     skipped = 0
-    while not trainer.train_step(window):
+    while trainer.train_step(window) and not trainer.state.sums.steps:
         skipped += 1
-        assert differences(before, trainer.model.state_dict()) == [] and trainer.scaler.get_scale() == 2.0 ** (
+        assert differences(before, trainer.model.state_dict()) == [] and trainer.learner.scaler.get_scale() == 2.0 ** (
             16 - skipped
         )
     assert 0 < skipped == trainer.state.sums.skipped < 10
-    assert trainer.state.nonfinite_in_a_row == 0 and trainer.state.global_step == 1
+    assert trainer.state.nonfinite_in_a_row == 0 and trainer.state.global_step == skipped + 1
     assert reference.train_step(window) and max_difference(trainer.model, reference.model) < 0.021
 
 

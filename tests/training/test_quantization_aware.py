@@ -11,8 +11,17 @@ from torch import nn
 from configs.default_config import Config
 from configs.errors import ConfigError
 from models import HybridMedNet
-from tests.training.toys import TensorLoader, differences, full_model, make_trainer, random_data, snapshot
-from training.builder import build_trainer
+from tests.training.toys import (
+    TensorLoader,
+    differences,
+    full_model,
+    make_trainer,
+    random_data,
+    snapshot,
+    train_windows,
+)
+from training.builder import build_learner, build_trainer
+from training.losses import TrainingLoss, binary_cross_entropy
 from training.quantization_aware import Int8Rounding, QuantizationAware, round_input, round_weight
 from training.trainer import Trainer
 
@@ -165,9 +174,8 @@ def test_recomputation_rounds_as_well(name):
 
 
 def quantization_aware_trainer(**options) -> Trainer:
-    trainer = make_trainer(full_model(1), **options)
-    trainer.forward = QuantizationAware(trainer.model)
-    return trainer
+    model = full_model(1)
+    return make_trainer(model, forward=QuantizationAware(model), **options)
 
 
 def test_interrupted_and_resumed_bit_for_bit():
@@ -177,13 +185,10 @@ def test_interrupted_and_resumed_bit_for_bit():
     whole.train_epoch(loader)
     torch.manual_seed(3)
     first = quantization_aware_trainer(ema=0.9, accumulation_steps=2)
-    first.model.train()
-    for numbers, window, _ in list(first._windows(loader))[:2]:
-        first.train_step(window)
-        first.state.sums.batches = numbers[-1] + 1
-    saved = copy.deepcopy(first.state_dict())
+    train_windows(first, loader, 2)
+    saved = copy.deepcopy(first.learner.state_dict())
     second = quantization_aware_trainer(ema=0.9, accumulation_steps=2)
-    second.load_state_dict(saved)
+    second.learner.load_state_dict(saved)
     second.train_epoch(loader)
     assert differences(snapshot(whole), snapshot(second)) == []
     plain = make_trainer(full_model(1), ema=0.9, accumulation_steps=2)
@@ -200,7 +205,7 @@ def test_the_rounded_network_is_what_learns():
 
     def rounded_loss() -> float:
         with torch.no_grad():
-            return float(F.binary_cross_entropy_with_logits(trainer.forward(images), target))
+            return float(F.binary_cross_entropy_with_logits(trainer.window.forward(images), target))
 
     trainer.model.eval()
     before = rounded_loss()
@@ -211,15 +216,16 @@ def test_the_rounded_network_is_what_learns():
 
 # ---- as a setting
 
-LABELS = type("Labels", (), {"target": np.zeros((4, 3), np.float32), "mask": np.ones((4, 3), bool)})
+LOSS = TrainingLoss(binary_cross_entropy)
 
 
 def test_the_setting_arrives_and_evaluation_stays_in_float():
     config = Config.from_overrides(["TRAIN.quantization_aware=true"]).resolve(("a", "b", "c"))
     model = nn.Linear(4, 3)
-    trainer = build_trainer(config, model, 10, LABELS)
-    assert isinstance(trainer.forward, QuantizationAware) and trainer.evaluator.forward is model
-    assert build_trainer(Config().resolve(("a", "b", "c")), model, 10, LABELS).forward is model
+    trainer = build_trainer(config, build_learner(config, model, 10), LOSS)
+    assert isinstance(trainer.window.forward, QuantizationAware) and trainer.evaluator.forward is model
+    config = Config().resolve(("a", "b", "c"))
+    assert build_trainer(config, build_learner(config, model, 10), LOSS).window.forward is model
 
 
 def test_torch_compile_is_refused():

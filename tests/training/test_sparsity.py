@@ -9,8 +9,16 @@ from torch import nn
 
 from configs.default_config import Config
 from configs.errors import ConfigError
-from tests.training.toys import TensorLoader, differences, full_model, make_trainer, random_data, snapshot
-from training.builder import build_trainer
+from tests.training.toys import (
+    TensorLoader,
+    differences,
+    full_model,
+    make_trainer,
+    random_data,
+    snapshot,
+    train_windows,
+)
+from training.builder import build_learner
 from training.sparsity import SparseWeights, prune_smallest
 
 
@@ -42,9 +50,7 @@ def test_what_is_spared_stays():
 def pruned_trainer(kind: str = "adamw", seed: int = 1):
     model = full_model(seed)
     sparse = prune_smallest(model, 0.6)
-    trainer = make_trainer(model, kind=kind, ema=0.9, accumulation_steps=2)
-    trainer.sparsity = sparse
-    return trainer
+    return make_trainer(model, kind=kind, ema=0.9, accumulation_steps=2, sparsity=sparse)
 
 
 def zeros(state: dict) -> dict[str, np.ndarray]:
@@ -56,7 +62,7 @@ def test_they_stay_zero_in_training_and_in_the_average(kind):
     trainer = pruned_trainer(kind)
     start = copy.deepcopy(trainer.model.state_dict())
     trainer.train_epoch(TensorLoader(*random_data(64), 8))
-    for state in (trainer.model.state_dict(), trainer.ema.shadow):
+    for state in (trainer.model.state_dict(), trainer.learner.ema.shadow):
         for name, mask in zeros(start).items():
             assert np.array_equal((state[name] == 0).numpy(), mask)
     assert not torch.equal(start["0.weight"], trainer.model.state_dict()["0.weight"])
@@ -71,18 +77,16 @@ def test_interrupted_and_resumed_bit_for_bit():
     first = pruned_trainer()
     torch.manual_seed(3)
     first.model.train()
-    for numbers, window, _ in list(first._windows(loader))[:2]:
-        first.train_step(window)
-        first.state.sums.batches = numbers[-1] + 1
-    saved = copy.deepcopy(first.state_dict())
+    train_windows(first, loader, 2)
+    saved = copy.deepcopy(first.learner.state_dict())
     second = pruned_trainer(seed=9)
-    second.load_state_dict(saved)
-    assert isinstance(second.sparsity, SparseWeights) and second.sparsity.fraction == first.sparsity.fraction
+    second.learner.load_state_dict(saved)
+    assert (
+        isinstance(second.learner.sparsity, SparseWeights)
+        and second.learner.sparsity.fraction == first.learner.sparsity.fraction
+    )
     second.train_epoch(loader)
     assert differences(snapshot(whole), snapshot(second)) == []
-
-
-LABELS = type("Labels", (), {"target": np.zeros((4, 3), np.float32), "mask": np.ones((4, 3), bool)})
 
 
 def test_the_setting_arrives_and_spares_the_head():
@@ -91,9 +95,9 @@ def test_the_setting_arrives_and_spares_the_head():
     model = nn.Sequential()
     model.add_module("body", nn.Linear(8, 4))
     model.add_module("classifier", nn.Sequential(nn.Linear(4, 3)))
-    trainer = build_trainer(config, model, 10, LABELS)
-    assert int((model.body.weight == 0).sum()) == 24 and trainer.sparsity.names == ["body.weight"]
-    assert build_trainer(Config().resolve(("a", "b", "c")), nn.Linear(4, 3), 10, LABELS).sparsity is None
+    learner = build_learner(config, model, 10)
+    assert int((model.body.weight == 0).sum()) == 24 and learner.sparsity.names == ["body.weight"]
+    assert build_learner(Config().resolve(("a", "b", "c")), nn.Linear(4, 3), 10).sparsity is None
 
 
 def test_it_needs_trained_weights():

@@ -2,7 +2,6 @@
 
 import copy
 import signal
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,7 @@ from data.transforms.images import LightAugmentation, Preprocess
 from tests.training.toys import (
     CLASSES,
     SIDE,
+    Notes,
     TensorLoader,
     differences,
     fit,
@@ -85,30 +85,37 @@ def untimed(records: list[dict]) -> list[dict]:
 @pytest.fixture(scope="module", params=["cosine", "plateau"])
 def undisturbed(request, images):
     """(schedule, records, final state, states after each step) of a run that nobody stops."""
-    trainer, after_step = resumable(0, request.param), {}
-    trainer.on_step = lambda step, figures: after_step.setdefault(step, copy.deepcopy(trainer.model.state_dict()))
+    after_step = {}
+
+    def note(step: int, figures: dict) -> None:
+        after_step[step] = copy.deepcopy(trainer.model.state_dict())
+
+    trainer = resumable(0, request.param, listeners=[Notes(on_step=note)])
     torch.manual_seed(99)
     records = fit(trainer, *make_loaders(images))
     assert trainer.state.global_step == RESUME_EPOCHS * RESUME_STEPS
-    return request.param, untimed(records), {**snapshot(trainer), "random": trainer.state_dict()["random"]}, after_step
+    return (
+        request.param,
+        untimed(records),
+        {**snapshot(trainer), "random": trainer.learner.state_dict()["random"]},
+        after_step,
+    )
 
 
 def stopped_run(images, schedule: str, path: Path, should_stop) -> tuple[list[dict], Interrupted]:
     """Run until should_stop(trainer), which also sees when a validation image is read."""
-    trainer, records = resumable(0, schedule), []
-    trainer.should_stop = partial(should_stop, trainer)
-    trainer.save = lambda t: save_checkpoint(t.state_dict(), path)
-    trainer.on_epoch = lambda _, record, is_best: records.append({**record, "is_best": is_best})
+    notes = Notes(save=lambda content: save_checkpoint(content, path))
+    trainer = resumable(0, schedule, listeners=[notes], should_stop=lambda: should_stop(trainer))
     torch.manual_seed(99)
     with pytest.raises(Interrupted) as stop:
         trainer.fit(*make_loaders(images))
-    return records, stop.value
+    return notes.records, stop.value
 
 
 def go_on(images, schedule: str, path: Path) -> tuple[list[dict], Trainer]:
     trainer = resumable(5, schedule)
     torch.manual_seed(123)
-    trainer.load_state_dict(load_checkpoint(path))
+    trainer.learner.load_state_dict(load_checkpoint(path))
     return fit(trainer, *make_loaders(images)), trainer
 
 
@@ -123,7 +130,7 @@ def test_a_stopped_and_resumed_run_changes_no_bit(images, undisturbed, step, tmp
     assert saved["progress"]["global_step"] == step and differences(saved["model"], after_step[step]) == []
     after, trainer = go_on(images, schedule, path)
     assert untimed(before + after) == expected_records
-    assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
+    assert differences(expected, {**snapshot(trainer), "random": trainer.learner.state_dict()["random"]}) == []
 
 
 @pytest.mark.parametrize("epoch", range(1, RESUME_EPOCHS + 1))
@@ -145,13 +152,13 @@ def test_a_stop_outside_of_training_steps(images, undisturbed, epoch, when, tmp_
     assert differences(saved["model"], saved["ema"]["shadow"]) != []
     after, trainer = go_on(images, schedule, path)
     assert untimed(before + after) == expected_records
-    assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
+    assert differences(expected, {**snapshot(trainer), "random": trainer.learner.state_dict()["random"]}) == []
 
 
 def test_resume_at_the_end_trains_no_more(images, tmp_path):
     trainer = resumable(0)
     fit(trainer, *make_loaders(images))
-    save_checkpoint(trainer.state_dict(), tmp_path / "last.pth")
+    save_checkpoint(trainer.learner.state_dict(), tmp_path / "last.pth")
     records, resumed = go_on(images, "cosine", tmp_path / "last.pth")
     assert records == [] and differences(snapshot(trainer), snapshot(resumed)) == []
 
@@ -160,35 +167,42 @@ def test_resume_at_the_end_trains_no_more(images, tmp_path):
 def test_what_is_saved_inside_an_epoch_is_complete(images, undisturbed, every, tmp_path):
     """Every step in which something is saved, the short last window of an epoch among them."""
     schedule, expected_records, expected, _ = undisturbed
-    saving, saved = resumable(0, schedule, save_every_steps=every), []
+    saved = []
 
-    def save(trainer: Trainer) -> None:
-        saved.append(trainer.state.global_step)
-        save_checkpoint(trainer.state_dict(), tmp_path / f"{trainer.state.global_step}.pth")
+    def save(content: dict) -> None:
+        saved.append(content["progress"]["global_step"])
+        save_checkpoint(content, tmp_path / f"{saved[-1]}.pth")
 
-    saving.save = save
+    saving = resumable(0, schedule, save_every_steps=every, listeners=[Notes(save=save)])
     torch.manual_seed(99)
     assert untimed(fit(saving, *make_loaders(images))) == expected_records
     assert saved == list(range(every, RESUME_EPOCHS * RESUME_STEPS + 1, every))
     for step in saved:
         after, trainer = go_on(images, schedule, tmp_path / f"{step}.pth")
         assert untimed(after) == expected_records[(step - 1) // RESUME_STEPS :]
-        assert differences(expected, {**snapshot(trainer), "random": trainer.state_dict()["random"]}) == []
+        assert differences(expected, {**snapshot(trainer), "random": trainer.learner.state_dict()["random"]}) == []
 
 
-def test_a_skipped_step_saves_nothing_again():
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_window_without_labels_saves_nothing_again(every):
+    """It is no step; one that is skipped is."""
     images, target, mask = random_data(8, known=1.0)
-    images[2:6] = torch.nan
-    trainer, saved = make_trainer(full_model(), save_every_steps=1), []
-    trainer.save = lambda t: saved.append((t.state.global_step, t.state.sums.batches))
+    mask[2:4], images[4:6] = False, torch.nan
+    steps = []
+    notes = Notes(save=lambda content: steps.append(content["progress"]["global_step"]))
+    trainer = make_trainer(full_model(), save_every_steps=every, listeners=[notes])
     trainer.train_epoch(TensorLoader(images, target, mask, 2))
-    assert saved == [(1, 1), (2, 4)]
+    assert steps == [1, 2, 3][every - 1 :: every] and trainer.state.sums.skipped == 1
 
 
 def test_a_step_that_is_asked_to_stop_is_saved_once():
-    trainer, saved = make_trainer(full_model(), save_every_steps=2), []
-    trainer.save = lambda t: saved.append(t.state.global_step)
-    trainer.should_stop = lambda: signal.SIGTERM if trainer.state.global_step == 4 else 0
+    saved = []
+    notes = Notes(save=lambda content: saved.append(content["progress"]["global_step"]))
+
+    def should_stop() -> int:
+        return signal.SIGTERM if trainer.state.global_step == 4 else 0
+
+    trainer = make_trainer(full_model(), save_every_steps=2, listeners=[notes], should_stop=should_stop)
     with pytest.raises(Interrupted):
         trainer.train_epoch(TensorLoader(*random_data(24), 4))
     assert saved == [2, 4]
@@ -207,13 +221,13 @@ def trained(kind: str = "adamw", **options) -> Trainer:
 def test_hyperparameters_are_those_of_this_run(kind, changed):
     first = trained(kind, weight_decay=0.05)
     resumed = make_trainer(full_model(1), kind, rate=3e-3, ema=0.9, weight_decay=0.3)
-    for group in resumed.optimizer.param_groups:
+    for group in resumed.learner.optimizer.param_groups:
         group.update(changed)
-    own = [{k: v for k, v in group.items() if k != "params"} for group in resumed.optimizer.param_groups]
-    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
-    now = [{k: v for k, v in group.items() if k != "params"} for group in resumed.optimizer.param_groups]
+    own = [{k: v for k, v in group.items() if k != "params"} for group in resumed.learner.optimizer.param_groups]
+    resumed.learner.load_state_dict(copy.deepcopy(first.learner.state_dict()))
+    now = [{k: v for k, v in group.items() if k != "params"} for group in resumed.learner.optimizer.param_groups]
     assert now == own and [group["weight_decay"] for group in now] == [0.3, 0.0] and now[0]["lr"] == 3e-3
-    states = [trainer.state_dict()["optimizer"]["state"] for trainer in (first, resumed)]
+    states = [trainer.learner.state_dict()["optimizer"]["state"] for trainer in (first, resumed)]
     assert states[0] and differences(*states) == []
 
 
@@ -222,17 +236,17 @@ FP16 = Precision("cpu", torch.float16)
 
 def test_a_loss_scale_is_taken_on_where_both_runs_have_one(caplog):
     first = trained(precision=FP16)
-    first.scaler.update(new_scale=64.0)
-    content = copy.deepcopy(first.state_dict())
+    first.learner.scaler.update(new_scale=64.0)
+    content = copy.deepcopy(first.learner.state_dict())
     for precision, scale in ((FP16, 64.0), (Precision("cpu", None), 1.0)):
         resumed = make_trainer(full_model(1), ema=0.9, precision=precision)
-        resumed.load_state_dict(content)
-        assert resumed.scaler.get_scale() == scale
+        resumed.learner.load_state_dict(content)
+        assert resumed.learner.scaler.get_scale() == scale
         resumed.train_epoch(TensorLoader(*random_data(20), 4))
         assert resumed.state.global_step == 5
     resumed = make_trainer(full_model(1), ema=0.9, precision=FP16)
-    resumed.load_state_dict(copy.deepcopy(trained().state_dict()))
-    assert resumed.scaler.get_scale() == 2.0**16
+    resumed.learner.load_state_dict(copy.deepcopy(trained().learner.state_dict()))
+    assert resumed.learner.scaler.get_scale() == 2.0**16
     resumed.train_epoch(TensorLoader(*random_data(20), 4))
     assert resumed.state.sums.batches == 5 and resumed.state.global_step > 3
 
@@ -307,40 +321,40 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_what_cannot_be_resumed_changes_nothing(name):
     path, damage, reason = DAMAGES[name]
-    content = copy.deepcopy(trained(precision=FP16).state_dict())
+    content = copy.deepcopy(trained(precision=FP16).learner.state_dict())
     part = content
     for key in path:
         part = part[key]
     damage(part)
     trainer = make_trainer(full_model(1), ema=0.9, precision=FP16, weight_decay=0.3)
     trainer.train_epoch(TensorLoader(*random_data(16, 1), 4))
-    before, average = copy.deepcopy(trainer.state_dict()), trainer.ema
+    before, average = copy.deepcopy(trainer.learner.state_dict()), trainer.learner.ema
     with pytest.raises(CheckpointError, match=reason):
-        trainer.load_state_dict(content)
-    assert differences(before, trainer.state_dict()) == [] and trainer.ema is average
-    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.3, 0.0]
+        trainer.learner.load_state_dict(content)
+    assert differences(before, trainer.learner.state_dict()) == [] and trainer.learner.ema is average
+    assert [group["weight_decay"] for group in trainer.learner.optimizer.param_groups] == [0.3, 0.0]
 
 
 def test_a_momentum_of_another_shape_is_refused():
-    content = copy.deepcopy(trained("sgd").state_dict())
+    content = copy.deepcopy(trained("sgd").learner.state_dict())
     content["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1)
     with pytest.raises(CheckpointError, match="momentum_buffer of parameter 0"):
-        make_trainer(full_model(), "sgd", ema=0.9).load_state_dict(content)
+        make_trainer(full_model(), "sgd", ema=0.9).learner.load_state_dict(content)
 
 
 def test_the_undamaged_content_is_taken():
     """Else the test before would pass with anything."""
     first = trained(precision=FP16)
     trainer = make_trainer(full_model(1), ema=0.9, precision=FP16)
-    trainer.load_state_dict(copy.deepcopy(first.state_dict()))
+    trainer.learner.load_state_dict(copy.deepcopy(first.learner.state_dict()))
     assert differences(snapshot(first), snapshot(trainer)) == []
 
 
 def test_checkpoints_from_before_waiting_was_measured_are_taken():
-    content = copy.deepcopy(trained().state_dict())
+    content = copy.deepcopy(trained().learner.state_dict())
     del content["progress"]["sums"]["data_wait_seconds"]
     trainer = make_trainer(full_model(1), ema=0.9)
-    trainer.load_state_dict(content)
+    trainer.learner.load_state_dict(content)
     assert (
         trainer.state.sums.data_wait_seconds == 0.0
         and trainer.state.sums.batches == content["progress"]["sums"]["batches"]

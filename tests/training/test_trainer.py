@@ -13,6 +13,7 @@ from torch import nn
 from configs.errors import ConfigError
 from tests.training.toys import (
     CLASSES,
+    Notes,
     TensorLoader,
     fit,
     full_model,
@@ -25,7 +26,7 @@ from tests.training.toys import (
 )
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy
 from training.precision import Precision, choose_precision
-from training.trainer import Trainer
+from utils.listener import EpochEnd
 
 # ---- one optimizer step
 
@@ -88,10 +89,9 @@ def test_one_step_by_hand_in_float64(clip):
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in slow.parameters()))
     assert 0.05 < norm < 100
     factor = min(1.0, clip / norm) if clip else 1.0
-    figures = {}
     trainer = make_trainer(model, rate=rate, weight_decay=decay, clip_norm=clip, accumulation_steps=3)
-    trainer.on_step = lambda step, values: figures.update(values)
     trainer.train_epoch(TensorLoader(images, target, mask, 2))
+    ((_, figures),) = trainer.listeners[0].steps
     with torch.no_grad():
         for p, q in zip(model.parameters(), slow.parameters()):
             g = factor * q.grad  # of the first AdamW step both bias-corrected moments are g and g²
@@ -118,10 +118,10 @@ def test_clipping_scales_an_sgd_step():
 
 def test_best_epoch_is_that_of_the_highest_mean_over_defined_classes():
     train, val = TensorLoader(*random_data(40), 8), loader_with_scores(60)
-    trainer = make_trainer(full_model(), rate=0.05, epochs=8)
     scores = []
 
-    def note(trainer: Trainer, record: dict, is_best: bool) -> None:
+    def note(end: EpochEnd) -> None:
+        record, is_best = end.record, end.is_best
         with torch.no_grad():
             images, target, mask, _ = val.tensors
             p = copy.deepcopy(trainer.model).eval()(images).double()
@@ -130,7 +130,7 @@ def test_best_epoch_is_that_of_the_highest_mean_over_defined_classes():
         assert is_best is (not scores or mean > max(scores))
         scores.append(mean)
 
-    trainer.on_epoch = note
+    trainer = make_trainer(full_model(), rate=0.05, epochs=8, listeners=[Notes(on_epoch=note)])
     trainer.fit(train, val)
     assert len(scores) == 8 and len(set(scores)) > 2
     assert trainer.state.best_epoch == int(np.argmax(scores)) and trainer.state.best_score == max(scores)
@@ -161,12 +161,11 @@ def test_an_epochs_record():
     images, target, mask = random_data(16, known=1.0)
     images[9] = math.nan
     trainer = make_trainer(plain_model(), epochs=2, schedule="cosine", steps=8)
-    losses = []
-    trainer.on_step = lambda step, figures: losses.append(figures["train/loss"])
     records = fit(trainer, TensorLoader(images, target, mask, 4), TensorLoader(*random_data(16), 8))
-    assert [(r["epoch"], r["step"], r["skipped_steps"]) for r in records] == [(1, 3, 1), (2, 6, 1)]
+    assert [(r["epoch"], r["step"], r["skipped_steps"]) for r in records] == [(1, 4, 1), (2, 8, 1)]
+    losses = [figures["train/loss"] for _, figures in trainer.listeners[0].steps]
     assert [r["train_loss"] for r in records] == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
-    rates = [1e-2 * (1 + math.cos(math.pi * step / 8)) / 2 for step in (3, 6)]
+    rates = [1e-2 * (1 + math.cos(math.pi * step / 8)) / 2 for step in (4, 8)]
     assert [r["learning_rate"] for r in records] == pytest.approx(rates)
 
 

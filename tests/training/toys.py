@@ -7,12 +7,18 @@ import math
 import torch
 from torch import nn
 
+from training.accumulation_window import AccumulationWindow
+from training.distillation import DistillationLoss
 from training.ema import ExponentialMovingAverage
+from training.evaluation import Evaluator
+from training.learner import Learner
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.optim import LearningRateSchedule, create_optimizer
+from training.out_of_memory import Adaptation
 from training.precision import Precision
 from training.trainer import Trainer, TrainerOptions
 from utils.batch import Batch, Inputs, Targets
+from utils.listener import EpochEnd
 
 CLASSES, SIDE = 3, 8
 
@@ -68,27 +74,83 @@ def full_model(seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def make_trainer(
-    model: nn.Module, kind="adamw", rate=1e-2, schedule="constant", steps=10, ema=0.0, **options
-) -> Trainer:
-    optimizer = create_optimizer(model, kind, rate, options.pop("weight_decay", 0.05))
-    precision = options.pop("precision", Precision("cpu", None))
-    loss = options.pop("loss", TrainingLoss(binary_cross_entropy))
-    return Trainer(
+class Notes:
+    """A listener that keeps what it is told, and passes it on to functions."""
+
+    def __init__(self, on_step=None, on_epoch=None, save=None) -> None:
+        self.steps: list[tuple[int, dict[str, float]]] = []
+        self.ends: list[EpochEnd] = []
+        self.hooks = on_step, on_epoch, save
+
+    def on_step(self, step: int, figures) -> None:
+        self.steps.append((step, dict(figures)))
+        if self.hooks[0]:
+            self.hooks[0](step, figures)
+
+    def on_epoch(self, end: EpochEnd) -> None:
+        self.ends.append(end)
+        if self.hooks[1]:
+            self.hooks[1](end)
+
+    def save(self, content) -> None:
+        if self.hooks[2]:
+            self.hooks[2](content)
+
+    @property
+    def records(self) -> list[dict]:
+        return [{**end.record, "is_best": end.is_best} for end in self.ends]
+
+
+def make_learner(model: nn.Module, kind="adamw", rate=1e-2, schedule="constant", steps=10, ema=0.0, **options):
+    """options: weight_decay, precision, warmup, sparsity, accumulation_steps, on_oom."""
+    optimizer = create_optimizer(model, kind, rate, options.get("weight_decay", 0.05))
+    precision = options.get("precision", Precision("cpu", None))
+    adapts = options.get("on_oom", "adapt") == "adapt"
+    return Learner(
         model,
-        loss,
         optimizer,
-        LearningRateSchedule(optimizer, schedule, rate, steps, warmup_steps=options.pop("warmup", 0)),
+        LearningRateSchedule(optimizer, schedule, rate, steps, warmup_steps=options.get("warmup", 0)),
         precision,
-        TrainerOptions(**{"epochs": 1, "print_freq": 1, **options}),
-        tuple("abc"[:CLASSES]),
+        Adaptation(model, precision.dtype, options.get("accumulation_steps", 1), adapts),
         ExponentialMovingAverage(model, ema) if ema else None,
+        options.get("sparsity"),
+    )
+
+
+def make_trainer(
+    model: nn.Module,
+    kind="adamw",
+    rate=1e-2,
+    schedule="constant",
+    steps=10,
+    ema=0.0,
+    *,
+    loss=None,
+    forward=None,
+    parallel=None,
+    listeners=(),
+    should_stop=lambda: 0,
+    **options,
+) -> Trainer:
+    """A trainer whose first listener is Notes. options: of `make_learner`, clip_norm, and of TrainerOptions."""
+    learner = make_learner(model, kind, rate, schedule, steps, ema, **options)
+    for name in ("weight_decay", "precision", "warmup", "sparsity", "on_oom"):
+        options.pop(name, None)
+    loss = loss or TrainingLoss(binary_cross_entropy)
+    labels = loss.labels if isinstance(loss, DistillationLoss) else loss
+    adapts, names = learner.adaptation.allowed, tuple("abc"[:CLASSES])
+    return Trainer(
+        AccumulationWindow(learner, loss, forward, options.pop("clip_norm", 1.0), parallel=parallel),
+        Evaluator(model, labels, learner.precision, names, progress="plain", adapt=adapts),
+        TrainerOptions(**{"epochs": 1, "print_freq": 1, **options}),
+        [Notes(), *listeners],
+        should_stop,
     )
 
 
 def snapshot(trainer: Trainer) -> dict:
     """All that a checkpoint holds, copied."""
-    return copy.deepcopy({key: value for key, value in trainer.state_dict().items() if key != "random"})
+    return copy.deepcopy({key: value for key, value in trainer.learner.state_dict().items() if key != "random"})
 
 
 def differences(one, other, path: str = "") -> list[str]:
@@ -118,10 +180,19 @@ def loader_with_scores(count: int = 40, seed: int = 7) -> TensorLoader:
 
 
 def fit(trainer: Trainer, train_loader, val_loader) -> list[dict]:
-    records: list[dict] = []
-    trainer.on_epoch = lambda _, record, is_best: records.append({**record, "is_best": is_best})
+    """The records of the epochs that are trained."""
+    notes = trainer.listeners[0]
+    before = len(notes.ends)
     trainer.fit(train_loader, val_loader)
-    return records
+    return notes.records[before:]
+
+
+def train_windows(trainer: Trainer, loader, count: int) -> None:
+    """The first windows of an epoch, as a run that is killed after them."""
+    trainer.model.train()
+    for window in list(trainer._windows(loader))[:count]:
+        trainer.train_step(window.batches, window.sent)
+        trainer.state.sums.batches = window.numbers[-1] + 1
 
 
 def by_cuda() -> None:

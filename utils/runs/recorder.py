@@ -7,12 +7,15 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from configs.default_config import Config
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
-from utils.metrics import format_metrics_table
+from utils.listener import CheckpointContent, EpochEnd, EpochRecord, StateDict
+from utils.metrics import Metrics, format_metrics_table
 from utils.runs.folder import BEST, LAST, PREVIOUS, RunFolder
 from utils.runs.plots import plot_roc_curves, plot_training_curves
 from utils.runs.scalars import ScalarWriter
@@ -20,8 +23,25 @@ from utils.runs.scalars import ScalarWriter
 logger = logging.getLogger(__name__)
 
 
+class Scored(Protocol):
+    """Scores of a split: probabilities, targets and masks [N, K], the mean loss."""
+
+    scores: np.ndarray
+    targets: np.ndarray
+    mask: np.ndarray
+    loss: float
+    metrics: Metrics
+
+
+class Best(NamedTuple):
+    """The weights that a report is about, None for those of the last step, and the epoch they are of."""
+
+    weights: StateDict | None
+    epoch: int
+
+
 class Recorder:
-    """Listens to a Trainer (see its on_step, on_epoch and save).
+    """A Listener of a training run (see utils/listener.py), and the writer of its report.
 
     What cannot be written (a full disk, a quota) is a CheckpointError, or a log line where
     CHECKPOINT.on_save_error is 'continue'; files that were there before stay whole.
@@ -51,29 +71,29 @@ class Recorder:
         self._latest = {"step": step, "figures": {tag: float(value) for tag, value in figures.items()}}
         self._write_scalars(step, figures)
 
-    def on_epoch(self, trainer, record: Mapping[str, Any], is_best: bool) -> None:
+    def on_epoch(self, end: EpochEnd) -> None:
         """Write the record, the checkpoints and the curves of an epoch; last.pth after what it says is there."""
+        record = end.record
         with self._writing("metrics"):
             self.run.add_record(record)
         self._write_scalars(record["step"], _epoch_scalars(self.run.history[-1]))
-        if is_best and self.save_best:
-            weights = trainer.ema.shadow if trainer.ema is not None else trainer.model.state_dict()
-            content = {**self.description, "model": weights, "metrics": self.run.history[-1]}
+        if end.is_best and self.save_best:
+            best = {**self.description, "model": end.best_weights, "metrics": self.run.history[-1]}
             with self._writing(BEST):
-                save_checkpoint(content, self.run.path / BEST)
+                save_checkpoint(best, self.run.path / BEST)
         if self.save_freq and record["epoch"] % self.save_freq == 0:
             name = f"epoch_{record['epoch']:04d}.pth"
             with self._writing(name):
-                save_checkpoint(self._content(trainer), self.run.path / name)
-        self.save(trainer)
+                save_checkpoint(self._whole(end.content), self.run.path / name)
+        self.save(end.content)
         with self._writing("training curves"):
             plot_training_curves(self.run.history, self.run.path / "training_curves.png")
-        logger.info("%s", _summary(record, is_best))
+        logger.info("%s", _summary(record, end.is_best))
 
-    def save(self, trainer) -> None:
+    def save(self, content: CheckpointContent) -> None:
         """Write last.pth; the one before stays as previous.pth."""
         with self._writing(LAST):
-            save_checkpoint(self._content(trainer), self.run.path / LAST, self.run.path / PREVIOUS)
+            save_checkpoint(self._whole(content), self.run.path / LAST, self.run.path / PREVIOUS)
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -86,10 +106,8 @@ class Recorder:
                 raise CheckpointError(f"{message} ({advice})") from None
             logger.error("%s; training goes on (CHECKPOINT.on_save_error)", message)
 
-    def report(self, trainer, split: str, loader) -> None:
-        """The results of the best epoch on a split: a table, a record, ROC curves."""
-        epoch = self._take_best(trainer)
-        predictions = trainer.evaluate(loader, split)
+    def report(self, split: str, epoch: int, predictions: Scored) -> None:
+        """The results of an epoch's weights on a split: a table, a record, ROC curves."""
         metrics = predictions.metrics
         path = self.run.path / "roc_curves.png"
         title = f"ROC curves on {split}, epoch {epoch}"
@@ -101,22 +119,19 @@ class Recorder:
         if self.writer is not None:
             self.writer.close()
 
-    def _take_best(self, trainer) -> int:
-        """The best epoch's weights into the model, the last ones where they are not kept or damaged; the epoch."""
+    def best(self, last_epoch: int) -> Best:
+        """What best_model.pth holds; the last weights where it is not kept, or damaged, which is logged."""
         best = self.run.path / BEST
         try:
             content = load_checkpoint(best) if best.is_file() else None
         except DamagedCheckpointError as error:
             logger.error("%s, kept as '%s': the report is about the last weights", error, set_aside(best).name)
             content = None
-        if content is None:
-            return trainer.state.epoch
-        trainer.model.load_state_dict(content["model"])
-        trainer.ema = None  # these are the averaged weights, where there are some
-        return content["metrics"]["epoch"]
+        return Best(None, last_epoch) if content is None else Best(content["model"], content["metrics"]["epoch"])
 
-    def _content(self, trainer) -> dict[str, Any]:
-        return {**self.description, **trainer.state_dict(), "scalars": self._latest}
+    def _whole(self, content: CheckpointContent) -> dict[str, Any]:
+        """A checkpoint's content with the run's description and what TensorBoard was last told."""
+        return {**self.description, **content, "scalars": self._latest}
 
     def _write_scalars(self, step: int, figures: Mapping[str, float]) -> None:
         if self.writer is not None:
@@ -155,7 +170,7 @@ def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float]:
     return {tag: value for tag, value in figures.items() if value is not None}
 
 
-def _summary(record: Mapping[str, Any], is_best: bool) -> str:
+def _summary(record: EpochRecord, is_best: bool) -> str:
     def show(value: float | None) -> str:
         return "–" if value is None or math.isnan(value) else f"{value:.4f}"
 

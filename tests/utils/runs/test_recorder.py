@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 
 from configs.default_config import Config
 from utils.checkpoint import load_checkpoint
+from utils.listener import EpochEnd
 from utils.metrics import classification_metrics
 from utils.runs.folder import RunFolder
 from utils.runs.recorder import Recorder
@@ -26,27 +26,23 @@ DESCRIPTION = {
 }
 
 
-class FakeTrainer:
-    """What a Recorder asks of a trainer: one number that is weight and score."""
+def content(value: float = 0.0) -> dict:
+    """A checkpoint's content of a network with one weight."""
+    return {"model": {"weight": torch.tensor([[value]])}, "progress": {"epoch": 3}}
 
-    def __init__(self, ema: bool = False) -> None:
-        self.model = nn.Linear(1, 1, bias=False)
-        self.state = SimpleNamespace(best_epoch=-1, epoch=0)
-        self.ema = SimpleNamespace(shadow={"weight": torch.tensor([[-7.0]])}) if ema else None
 
-    def set(self, value: float) -> None:
-        with torch.no_grad():
-            self.model.weight.fill_(value)
+def ended(record: dict, is_best: bool = False, weight: float = 0.0, average: float | None = None) -> EpochEnd:
+    """An epoch's end. average: the weight that was scored, where it is not the network's own."""
+    scored = {"weight": torch.tensor([[weight if average is None else average]])}
+    return EpochEnd(record, is_best, scored, content(weight))
 
-    def state_dict(self) -> dict:
-        return {"model": self.model.state_dict(), "progress": {"epoch": 3}}
 
-    def evaluate(self, loader, title):
-        weight = self.model.weight.item()
-        scores = np.array([[0.1, 0.9], [0.8, 0.3], [0.6, 0.2], [0.3, 0.4]])
-        targets, mask = np.array([[0, 1], [1, 0], [0, 0], [1, 1]]), np.ones((4, 2), bool)
-        metrics = classification_metrics(scores, targets, mask, ["a", "b"])
-        return SimpleNamespace(scores=scores, targets=targets, mask=mask, loss=weight, metrics=metrics)
+def predictions(weight: float) -> SimpleNamespace:
+    """Of four studies; the weight is told as the loss."""
+    scores = np.array([[0.1, 0.9], [0.8, 0.3], [0.6, 0.2], [0.3, 0.4]])
+    targets, mask = np.array([[0, 1], [1, 0], [0, 0], [1, 1]]), np.ones((4, 2), bool)
+    metrics = classification_metrics(scores, targets, mask, ["a", "b"])
+    return SimpleNamespace(scores=scores, targets=targets, mask=mask, loss=weight, metrics=metrics)
 
 
 def record(epoch: int, step: int, auroc: float | None = 0.5, loss: float = 0.7) -> dict:
@@ -97,11 +93,11 @@ def close(seen: list[tuple[int, float]], expected: list[tuple[int, float]]) -> b
 
 
 def test_tensorboard_holds_the_scalars(make, tmp_path):
-    recorder, trainer = make(), FakeTrainer()
+    recorder = make()
     for step in (10, 20):
         recorder.on_step(step, {"train/loss": step / 7, "system/memory_mib": 100.0 + step})
-    recorder.on_epoch(trainer, record(1, 25), True)
-    recorder.on_epoch(trainer, record(2, 50, auroc=None), False)
+    recorder.on_epoch(ended(record(1, 25), True))
+    recorder.on_epoch(ended(record(2, 50, auroc=None)))
     recorder.writer.close()
     seen = scalars(tmp_path / "logs" / "run")
     assert close(seen["train/loss"], [(10, 10 / 7), (20, 20 / 7)])
@@ -114,11 +110,11 @@ def test_tensorboard_holds_the_scalars(make, tmp_path):
 
 def test_a_resumed_run_replaces_later_scalars_and_keeps_earlier_ones(make, tmp_path):
     """Saved at step 20, the first run went on to step 30 before it was killed."""
-    first, trainer = make(), FakeTrainer()
+    first = make()
     for step in (10, 20, 30):
         first.on_step(step, {"train/loss": float(step)})
         if step == 20:
-            first.on_epoch(trainer, record(1, 20), True)
+            first.on_epoch(ended(record(1, 20), True))
     first.writer.close()
     second = make(RunFolder.open(first.run.path, 1), checkpoint={"progress": {"global_step": 20}})  # as they once were
     second.on_step(30, {"train/loss": -30.0})
@@ -133,23 +129,25 @@ class Training:
     """Epochs of three steps, each step saved, of which any number is made before the process is killed."""
 
     def __init__(self, recorder: Recorder, step: int = 0, epoch: int = 0) -> None:
-        self.recorder, self.trainer, self.step, self.epoch = recorder, FakeTrainer(), step, epoch
-        self.trainer.state_dict = lambda: {
-            "model": {},
-            "progress": {"global_step": self.step, "epoch": self.epoch},
-        }
+        self.recorder, self.step, self.epoch = recorder, step, epoch
+
+    def content(self) -> dict:
+        return {"model": {}, "progress": {"global_step": self.step, "epoch": self.epoch}}
+
+    def end_epoch(self) -> None:
+        self.epoch += 1
+        self.recorder.on_epoch(EpochEnd(record(self.epoch, self.step, loss=self.step / 9), False, {}, self.content()))
 
     def go_on(self, steps: int, print_freq: int = 1, killed_in_last_save: bool = False) -> None:
         for number in range(1, steps + 1):
             self.step += 1
             if self.step % print_freq == 0:
                 self.recorder.on_step(self.step, {"train/loss": self.step / 7})
-            self.recorder.save(self.trainer)
+            self.recorder.save(self.content())
             if self.step % 3 == 0:
-                self.epoch += 1
                 if killed_in_last_save and number == steps:
-                    self.recorder.save = lambda trainer: None
-                self.recorder.on_epoch(self.trainer, record(self.epoch, self.step, loss=self.step / 9), False)
+                    self.recorder.save = lambda content: None
+                self.end_epoch()
 
 
 EXPECTED = {
@@ -177,8 +175,7 @@ def test_no_figure_is_there_twice_after_a_kill(make, tmp_path, first, in_save, p
         recorder = make(RunFolder.open(training.recorder.run.path, epoch), checkpoint=saved)
         training = Training(recorder, step, epoch)
         if step and step == 3 * epoch + 3:  # what is left of this epoch is its end
-            training.epoch += 1
-            recorder.on_epoch(training.trainer, record(training.epoch, step, loss=step / 9), False)
+            training.end_epoch()
         training.go_on(min(steps, 9 - training.step), print_freq)
     recorder.writer.close()
     seen, steps = scalars(tmp_path / "logs" / "run"), range(print_freq, 10, print_freq)
@@ -223,15 +220,14 @@ def test_figures_that_are_none(make, tmp_path, forged):
 def test_tensorboard_can_be_left_out(make, tmp_path):
     recorder = make(None, "LOGGING.tensorboard=false")
     recorder.on_step(1, {"train/loss": 1.0})
-    recorder.on_epoch(FakeTrainer(), record(1, 1), True)
+    recorder.on_epoch(ended(record(1, 1), True))
     assert not (tmp_path / "logs").exists() and (recorder.run.path / "last.pth").is_file()
 
 
 def test_checkpoints_of_an_epoch(make):
-    recorder, trainer = make(None, "CHECKPOINT.save_freq=2", "LOGGING.tensorboard=false"), FakeTrainer()
+    recorder = make(None, "CHECKPOINT.save_freq=2", "LOGGING.tensorboard=false")
     for epoch, best in ((1, True), (2, True), (3, False), (4, False)):
-        trainer.set(epoch)
-        recorder.on_epoch(trainer, record(epoch, epoch), best)
+        recorder.on_epoch(ended(record(epoch, epoch), best, epoch))
     folder = recorder.run.path
     weights = {path.name: float(load_checkpoint(path)["model"]["weight"]) for path in folder.glob("*.pth")}
     assert weights == {"last.pth": 4, "previous.pth": 3, "best_model.pth": 2, "epoch_0002.pth": 2, "epoch_0004.pth": 4}
@@ -247,26 +243,25 @@ def test_checkpoints_of_an_epoch(make):
 
 def test_what_is_not_asked_for_is_not_kept(make):
     recorder = make(None, "CHECKPOINT.save_freq=0", "CHECKPOINT.save_best=false", "LOGGING.tensorboard=false")
-    recorder.on_epoch(FakeTrainer(), record(1, 1), True)
+    recorder.on_epoch(ended(record(1, 1), True))
     assert [path.name for path in recorder.run.path.glob("*.pth")] == ["last.pth"]
 
 
 def test_the_best_model_is_the_averaged_one(make):
-    recorder, trainer = make(None, "LOGGING.tensorboard=false"), FakeTrainer(ema=True)
-    trainer.set(3)
-    recorder.on_epoch(trainer, record(1, 1), True)
+    recorder = make(None, "LOGGING.tensorboard=false")
+    recorder.on_epoch(ended(record(1, 1), True, 3, average=-7))
     assert float(load_checkpoint(recorder.run.path / "best_model.pth")["model"]["weight"]) == -7
     assert float(load_checkpoint(recorder.run.path / "last.pth")["model"]["weight"]) == 3
 
 
 def test_the_report_is_about_the_best_weights(make, caplog):
     caplog.set_level("INFO")
-    recorder, trainer = make(None, "LOGGING.tensorboard=false"), FakeTrainer()
+    recorder = make(None, "LOGGING.tensorboard=false")
     for epoch, best in ((1, False), (2, True), (3, False)):
-        trainer.set(epoch)
-        recorder.on_epoch(trainer, record(epoch, epoch), best)
-    trainer.state.best_epoch = 1
-    recorder.report(trainer, "test", loader=None)
+        recorder.on_epoch(ended(record(epoch, epoch), best, epoch))
+    best = recorder.best(last_epoch=3)
+    assert best.epoch == 2
+    recorder.report("test", best.epoch, predictions(float(best.weights["weight"])))
     rows = (recorder.run.path / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 4 and '"split": "test"' in rows[-1] and '"loss": 2.0' in rows[-1]
     assert "test, weights of epoch 2:" in caplog.text and "results are in" in caplog.text
@@ -278,6 +273,6 @@ def test_the_report_is_about_the_best_weights(make, caplog):
 def test_an_epoch_without_defined_figures_is_summed_up(make, caplog):
     caplog.set_level("INFO")
     recorder = make(None, "LOGGING.tensorboard=false")
-    recorder.on_epoch(FakeTrainer(), {**record(1, 0, None, math.nan), "mean_average_precision": None}, False)
+    recorder.on_epoch(ended({**record(1, 0, None, math.nan), "mean_average_precision": None}))
     assert "epoch 1: loss –, validation 0.6000, AUROC – over 1 of 2 classes, AP –" in caplog.text
     assert "1 steps skipped" in caplog.text

@@ -1,0 +1,85 @@
+"""What training changes and a checkpoint carries."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from training.ema import ExponentialMovingAverage
+from training.optim import LearningRateSchedule
+from training.out_of_memory import Adaptation
+from training.precision import Precision
+from training.sparsity import SparseWeights
+from training.state import EpochSums, TrainerState
+from training.state_check import TrainingContent, check_resumable
+from utils.listener import CheckpointContent, StateDict
+from utils.seed import random_state, set_random_state
+
+
+class Learner:
+    """A network in training with all that its next steps depend on, beside the data.
+
+    model: on its device. precision: of forward passes; it says which loss scale is needed. adaptation: how far the
+    steps were made smaller to fit into memory. ema, sparsity: where there is an average, where weights are pruned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: LearningRateSchedule,
+        precision: Precision,
+        adaptation: Adaptation,
+        ema: ExponentialMovingAverage | None = None,
+        sparsity: SparseWeights | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.schedule, self.precision = model, optimizer, schedule, precision
+        self.adaptation, self.ema, self.sparsity = adaptation, ema, sparsity
+        self.scaler = precision.scaler()
+        self.device = next(model.parameters()).device
+        self.state = TrainerState()
+
+    @property
+    def scored_weights(self) -> StateDict:
+        """The weights that are evaluated and published: the moving average's where there is one."""
+        weights: StateDict = self.model.state_dict() if self.ema is None else self.ema.shadow
+        return weights
+
+    def state_dict(self) -> TrainingContent:
+        """Everything that makes the rest of the run the same as if it had not been interrupted."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_kind": type(self.optimizer).__name__,
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(),
+            "progress": {**vars(self.state), "sums": vars(self.state.sums).copy()},
+        }
+
+    def load_state_dict(self, content: CheckpointContent) -> None:
+        """Go on where `state_dict` was taken, with this run's hyperparameters.
+
+        Raises CheckpointError, before anything is changed, where that was another model, optimizer or version.
+        """
+        own = self.state_dict()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        saved = check_resumable(content, own, parameters)
+        progress = saved["progress"]
+        state = TrainerState(**{**progress, "sums": EpochSums(**progress["sums"])})
+        self.adaptation.resume(state)
+        vars(self.state).update(vars(state))
+        self.model.load_state_dict(saved["model"])
+        if self.sparsity is not None:
+            self.sparsity.take_from(self.model)
+        if self.ema is not None:
+            self.ema.restart(self.model)
+            if saved["ema"] is not None:
+                self.ema.load_state_dict(saved["ema"])
+        groups = own["optimizer"]["param_groups"]  # weight decay and the like are what this run's config says
+        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        self.schedule.load_state_dict(saved["schedule"])
+        if saved["scaler"]:  # else the saved run had no fp16, and this one finds its scale itself
+            self.scaler.load_state_dict(saved["scaler"])
+        set_random_state(saved["random"])

@@ -1,0 +1,63 @@
+"""What a training loop tells those who record it: content, never the loop itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from utils.metrics import MetricsRecord
+
+# Parameters and buffers by name, as nn.Module.state_dict() gives them.
+StateDict: TypeAlias = Mapping[str, Tensor]
+# What a checkpoint holds, part by part: tensors and plain values. The tensors are the live ones: whoever keeps content
+# beyond the call copies or writes it, as the next step changes them.
+CheckpointContent: TypeAlias = Mapping[str, object]
+
+
+class EpochRecord(MetricsRecord):
+    """The figures of one epoch; the fields of MetricsRecord are those of the validation split.
+
+    epoch: counted from 1. step: optimizer steps since the run began, skipped ones among them. learning_rate: of the
+    next step. seconds: of training and validation. data_wait_fraction: a share, 0 to 1. memory_mib: the most so far.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    val_loss: float
+    learning_rate: float
+    skipped_steps: int
+    seconds: float
+    images_per_second: float
+    data_wait_fraction: float
+    memory_mib: float
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What an epoch ended with.
+
+    best_weights: the weights that the record's scores belong to: the moving average's where there is one.
+    content: what to resume from; the next epoch begins there.
+    """
+
+    record: EpochRecord
+    is_best: bool
+    best_weights: StateDict
+    content: CheckpointContent
+
+
+class Listener(Protocol):
+    """Records a training run; called by the loop between two optimizer steps."""
+
+    def on_step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Figures by tag ('train/loss') of optimizer step `step`."""
+
+    def on_epoch(self, end: EpochEnd) -> None:
+        """An epoch is over; it is to be saved here, as `save` is not called for it."""
+
+    def save(self, content: CheckpointContent) -> None:
+        """Write a checkpoint, within an epoch: it is due, or the loop is about to stop."""
