@@ -26,6 +26,7 @@ from models import HybridMedNet
 from tests.kill_harness import flatten, identical
 from tests.waiting import LIMIT_S
 from training import probe
+from training.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 
 ROOT = Path(train.__file__).resolve().parent
@@ -200,6 +201,24 @@ def test_the_best_epoch_is_kept(run):
     scores = [row["mean_auroc"] for row in metrics_of(run)[:EPOCHS]]
     best = load_checkpoint(run / "best_model.pth")
     assert best["metrics"]["epoch"] == 1 + int(np.argmax(scores)) and best["metrics"]["mean_auroc"] == max(scores)
+
+
+def test_a_stop_as_the_last_epoch_ends_leaves_the_last_checkpoint(phantom, tmp_path, monkeypatch):
+    """The signal is noted while there is something to save, and seen in the report, which has the best weights."""
+    fit, left = Trainer.fit, {}
+
+    def fit_and_be_stopped(trainer: Trainer, *loaders) -> None:
+        fit(trainer, *loaders)
+        left.update({path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")})
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "fit", fit_and_be_stopped)
+    assert run_main(arguments(phantom, tmp_path, "run", **HARD)) == 143
+    assert {"last.pth", "previous.pth", "best_model.pth"} <= left.keys()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")} == left
+    content = load_checkpoint(tmp_path / "run" / "last.pth")
+    pairs = ((weight, content["ema"]["shadow"][name]) for name, weight in content["model"].items())
+    assert not all(torch.equal(weight, averaged) for weight, averaged in pairs), "these are the averaged weights"
 
 
 def test_tensorboard_files_are_where_the_user_looks(run, runs):

@@ -14,6 +14,7 @@ from torch import nn
 from configs.errors import TrainingError
 from tests.training.toys import (
     CLASSES,
+    Notes,
     TensorLoader,
     by_cuda,
     differences,
@@ -22,6 +23,7 @@ from tests.training.toys import (
     make_trainer,
     plain_model,
     random_data,
+    snapshot,
     tanh_model,
     warnings,
     with_coarse,
@@ -31,6 +33,7 @@ from training.evaluation import Evaluator
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy, cross_entropy
 from training.precision import Precision
 from utils.batch import Logits
+from utils.interrupt import Interrupted
 
 
 def test_metrics_and_loss_of_an_evaluation():
@@ -73,6 +76,50 @@ def test_evaluation_uses_the_averaged_weights_and_leaves_the_models_own():
     np.testing.assert_allclose(result, scores["averaged"], rtol=1e-6)
     assert np.abs(result - scores["own"]).max() > 1e-3
     assert differences(before, trainer.model.state_dict()) == []
+
+
+@pytest.mark.parametrize("outcome", ["scored", "stopped", "nan", "another model"])
+@pytest.mark.parametrize("ema", [0.0, 0.99])
+def test_given_weights_are_scored_and_the_trainer_is_as_before(outcome, ema):
+    """Weights, average, moments, schedule, counts and random state; nothing is saved, however it ends."""
+    saved = []
+    stop = {"number": 0}
+    trainer = make_trainer(
+        full_model(),
+        ema=ema,
+        rate=0.1,
+        listeners=[Notes(save=saved.append)],
+        should_stop=lambda: stop["number"],
+    )
+    trainer.train_epoch(TensorLoader(*random_data(16), 4))
+    loader, other = loader_with_scores(), full_model(3)
+    weights = other.state_dict()
+    before, average, random = snapshot(trainer), trainer.learner.ema, torch.get_rng_state()
+    if outcome == "scored":
+        scores = trainer.evaluate(loader, "test", weights).scores
+        with torch.no_grad():
+            expected = other.eval()(loader.tensors[0]).double().sigmoid().numpy()
+        np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    elif outcome == "stopped":
+        stop["number"] = 15
+        with pytest.raises(Interrupted):
+            trainer.evaluate(loader, "test", weights)
+    elif outcome == "nan":
+        with pytest.raises(TrainingError, match="NaN"):
+            trainer.evaluate(loader, "test", {**weights, "5.bias": torch.full((CLASSES,), math.nan)})
+    else:
+        with pytest.raises(RuntimeError, match=r"5\.bias"):
+            trainer.evaluate(loader, "test", {**weights, "5.bias": torch.zeros(7)})
+    assert differences(before, snapshot(trainer)) == [] and trainer.learner.ema is average and saved == []
+    assert random.equal(torch.get_rng_state())
+    stop["number"] = 0
+    uninterrupted = make_trainer(full_model(), ema=ema, rate=0.1)
+    uninterrupted.learner.load_state_dict({**before, "random": trainer.learner.state_dict()["random"]})
+    for one in (trainer, uninterrupted):
+        torch.manual_seed(1)
+        one.model.train()
+        one.train_step([next(TensorLoader(*random_data(4), 4).epoch(0))[1]])
+    assert differences(snapshot(uninterrupted), snapshot(trainer)) == [], "training goes on with other weights"
 
 
 def test_evaluation_without_images_or_with_nan_scores_says_so():
