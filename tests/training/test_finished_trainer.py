@@ -55,10 +55,10 @@ def parts_of(target: ast.expr) -> Iterator[ast.expr]:
 
 def assignments(tree: ast.Module, nested: bool = True) -> list[str]:
     """'trainer.ema' of each assignment to an attribute of a trainer; nested: 'trainer.state.epoch' too."""
-    found = []
+    found, trainers = [], names_of_trainers(tree)
     for target in (part for whole in assigned(tree) for part in parts_of(whole)):
         owners = dotted(target).split(".")[:-1] if isinstance(target, ast.Attribute) else []
-        if names_of_trainers(tree) & set(owners if nested else owners[-1:]):
+        if trainers & set(owners if nested else owners[-1:]):
             found.append(dotted(target))
     return found
 
