@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ from configs.default_config import Config, TrainSettings
 from configs.errors import ConfigError
 from configs.section import settled
 from training.accumulation_window import AccumulationWindow
-from training.distillation import DistillationLoss, teacher_of
+from training.distillation import DistillationLoss, SavedNetwork, teacher_of
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
 from training.learner import Learner
 from training.losses import (
+    Array,
     ElementwiseLoss,
     GroupSpec,
     TrainingLoss,
@@ -114,7 +115,7 @@ def resolve_precision(
     config: Config,
     model: nn.Module,
     prefers_channels_last: bool,
-    checkpoint: Mapping[str, Any] | None = None,
+    checkpoint: Mapping[str, object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Config:
     """A copy in which TRAIN.mixed_precision and channels_last say what `auto` is here; a probe of the model tells.
@@ -150,7 +151,7 @@ def _candidates(config: Config, prefers: bool, device: torch.device) -> tuple[li
     return [Candidate(one, memory_format) for one in precisions for memory_format in layouts], prior
 
 
-def _as_begun(settings: TrainSettings, before: Any, prefers: bool, device: torch.device) -> Candidate:
+def _as_begun(settings: TrainSettings, before: object, prefers: bool, device: torch.device) -> Candidate:
     """What a run was begun with where the settings say auto. before: the config in its checkpoint, whatever that is."""
     section = before.get("TRAIN") if isinstance(before, Mapping) else None
     section = section if isinstance(section, Mapping) else {}
@@ -214,7 +215,7 @@ def _standing_memory(model: nn.Module, settings: TrainSettings) -> str:
 
 
 def build_distillation(
-    config: Config, labels: TrainingLoss, saved, preprocessing: Mapping[str, Any], learner: Learner
+    config: Config, labels: TrainingLoss, saved: SavedNetwork | None, preprocessing: Mapping[str, Any], learner: Learner
 ) -> TrainingLoss | DistillationLoss:
     """The loss of a learner that learns from the network in LOSS.teacher too; `labels` itself where there is none.
 
@@ -231,8 +232,28 @@ def build_distillation(
     return DistillationLoss(labels, teacher, settings.distillation_weight, settings.distillation_temperature)
 
 
-def build_loss(config: Config, train_labels, coarse_groups: Sequence, device: torch.device) -> TrainingLoss:
-    """The loss that LOSS and MODEL.task name."""
+class KnownLabels(Protocol):
+    """Labels of a split: 1, 0 or anything where the mask is False, [N, K]."""
+
+    @property
+    def target(self) -> Array: ...
+    @property
+    def mask(self) -> Array: ...
+
+
+class Group(Protocol):
+    """A coarse class: present if any member is, if negated where none is. members: columns of the classes."""
+
+    @property
+    def members(self) -> Sequence[int]: ...
+    @property
+    def negated(self) -> bool: ...
+
+
+def build_loss(
+    config: Config, train_labels: KnownLabels, coarse_groups: Sequence[Group], device: torch.device
+) -> TrainingLoss:
+    """The loss that LOSS and MODEL.task name. train_labels: of the training split, for LOSS.pos_weight."""
     settings = config.LOSS
     exclusive = config.MODEL.task == "multi_class"
     groups = [GroupSpec(list(group.members), group.negated) for group in coarse_groups]
@@ -247,7 +268,7 @@ def build_loss(config: Config, train_labels, coarse_groups: Sequence, device: to
     return TrainingLoss(elementwise, weights, exclusive, settings.label_smoothing, groups)
 
 
-def _elementwise(config: Config, train_labels, device: torch.device) -> ElementwiseLoss:
+def _elementwise(config: Config, train_labels: KnownLabels, device: torch.device) -> ElementwiseLoss:
     settings = config.LOSS
     if settings.type == "cross_entropy":
         return cross_entropy

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.default_config import Config
 from configs.errors import ConfigError
 from training.losses import TrainingLoss, on_device
 from training.precision import Precision
@@ -96,10 +97,26 @@ class DistillationLoss:
         return (1 - self.weight) * self.labels.total(others, counts) + self.weight * soft
 
 
+class SavedNetwork(Protocol):
+    """A trained network as it was saved. class_names, preprocessing: None where its file does not say.
+
+    Any: settings of several types.
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def class_names(self) -> Sequence[str] | None: ...
+    @property
+    def preprocessing(self) -> Mapping[str, Any] | None: ...
+
+
 def teacher_of(
-    saved: Any,
+    saved: SavedNetwork,
     class_names: Sequence[str],
-    preprocessing: Mapping[str, Any],
+    preprocessing: Mapping[str, object],
     exclusive: bool,
     precision: Precision,
     device: torch.device,
@@ -162,5 +179,5 @@ def _conversion(
     return scale.float().view(shape), shift.float().view(shape)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, (list, tuple)) else value

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from configs.errors import TrainingError
+from training.loader import Loader
 from training.losses import Loss
 from training.precision import Precision
 from utils.batch import Batch, Logits, call_model
@@ -81,7 +82,7 @@ class Evaluator:
         self.forward: Callable[..., object] = model if forward is None else forward
 
     @torch.inference_mode()
-    def __call__(self, loader, title: str, should_stop: Callable[[], int] = lambda: 0) -> Predictions | None:
+    def __call__(self, loader: Loader, title: str, should_stop: Callable[[], int] = lambda: 0) -> Predictions | None:
         """None where should_stop() gave a signal's number.
 
         Raises TrainingError where there is nothing to score, the model gives NaN, or one image does not fit.
@@ -100,8 +101,8 @@ class Evaluator:
             bar.close()
         return self._predictions(pieces, title)
 
-    def _begun(self, loader, title: str) -> Iterator[_Begun | None]:
-        """Each batch as soon as the device has been told what to do; None for one without images."""
+    def _begun(self, loader: Loader, title: str) -> Iterator[_Begun | None]:
+        """Each batch as soon as its work is queued on the device; None for one without images."""
         batches = (batch for _, batch in loader.epoch(0))
         for batch, sent in prefetch_to_device(batches, self._send, self.device):
             if batch is None:

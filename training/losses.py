@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.batch import Inputs, Logits, Targets
 
 ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
+Array = NDArray[np.float32] | NDArray[np.bool_]
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, pos_weight: Tensor | None = None) -> Tensor:
@@ -62,7 +65,7 @@ def smooth_targets(targets: Tensor, amount: float, exclusive: bool) -> Tensor:
     return targets * (1 - amount) + amount / (targets.shape[1] if exclusive else 2)
 
 
-def balanced_pos_weight(target, mask, limit: float = 100.0) -> list[float]:
+def balanced_pos_weight(target: Array, mask: Array, limit: float = 100.0) -> list[float]:
     """Negatives / positives of each class among known labels, 1 where one side is missing, within [1/limit, limit].
 
     target, mask: arrays [N, K].
@@ -174,6 +177,6 @@ def consistency(coarse: Tensor, fine: Tensor, groups: Sequence[GroupSpec]) -> Te
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # or training could not use what evaluation asked for first
-def on_device(numbers: tuple, device: torch.device) -> Tensor:
+def on_device(numbers: tuple[object, ...], device: torch.device) -> Tensor:
     """Constants as a tensor, made once: a list that became one in every step would make the device wait."""
     return torch.tensor(numbers).to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from utils.torch_private import skipping_unless
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, list[nn.Parameter] | float]]:
     """Matrices and filters decay; biases, norms, scales and what a module lists in `no_weight_decay()` do not."""
     exempt: set[nn.Parameter] = set()
     for module in model.modules():
@@ -145,7 +145,7 @@ class LearningRateSchedule:
     def state_dict(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in ("step_number", "cut", "best", "waited")}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         for name in self.state_dict():
             setattr(self, name, state[name])
         self._apply()

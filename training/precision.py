@@ -32,7 +32,7 @@ class Precision:
             return False
         return "bf16" if self.dtype == torch.bfloat16 else "fp16"
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 

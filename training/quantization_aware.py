@@ -55,10 +55,11 @@ def round_input(x: Tensor) -> Tensor:
 
 class Int8Rounding(TorchFunctionMode):
     """Inside, convolutions and linear layers compute with `round_input` of their input and `round_weight` of their
-    weight, whatever module or function calls them; biases, and all else, are as they are."""
+    weight, whatever module or function calls them; biases, and all else, are as they are. Any: torch hands over
+    arguments of every function."""
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         axis = _OUTPUT_AXIS.get(func)
@@ -83,6 +84,6 @@ class QuantizationAware:
         """As the model declares it; see `utils.batch.call_model`."""
         return takes_inputs(self.model)
 
-    def __call__(self, *inputs: Tensor | Inputs) -> Any:
+    def __call__(self, *inputs: Tensor | Inputs) -> object:
         with again_in_recomputation(Int8Rounding), Int8Rounding():
             return self.model(*inputs)

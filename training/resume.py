@@ -11,11 +11,12 @@ from configs.differences import differences
 from configs.errors import CheckpointError
 from training.learner import Learner
 from training.state import TrainerState
+from utils.listener import CheckpointContent
 
 logger = logging.getLogger("train")
 
 
-def resume(learner: Learner, checkpoint: Mapping[str, Any], config: Config) -> None:
+def resume(learner: Learner, checkpoint: CheckpointContent, config: Config) -> None:
     """Put a learner where the checkpoint was taken, and say which settings differ from those it was taken with.
 
     Raises CheckpointError, the learner unchanged, where the checkpoint is of other classes, model or optimizer.
