@@ -58,7 +58,7 @@ class Measured:
     def __str__(self) -> str:
         fastest_first = sorted(self.medians.items(), key=lambda item: item[1])
         times = ", ".join(f"{one.name} {1e3 * taken / self.images:.3g} ms" for one, taken in fastest_first)
-        return f"{times} an image (steps of {self.images}, {self.rounds} each, {self.seconds:.1f} s)"
+        return f"{times} per image (steps of {self.images}, {self.rounds} each, {self.seconds:.1f} s)"
 
 
 def probe_shape(device: torch.device, batch_size: int, channels: int, image_shape: Sequence[int]) -> tuple[int, ...]:
