@@ -10,7 +10,7 @@ from typing import Any
 from configs.errors import CheckpointError
 from utils.checkpoint.files import load_checkpoint, save_checkpoint
 from utils.checkpoint.safetensors_files import read_safetensors, write_safetensors
-from utils.runs.folder import in_use
+from utils.runs.lock import in_use
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint.files import load_checkpoint, verify
-from utils.runs.folder import BEST, LAST, PREVIOUS, remains_of_training
+from utils.runs.files import BEST, EPOCHS, LAST, PREVIOUS
+from utils.runs.folder import remains_of_training
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def set_aside(path: Path) -> Path:
 def _newest_other(folder: Path) -> dict[str, Any] | None:
     """The content with the most optimizer steps of all but last.pth, None where no other is whole."""
     newest: tuple[int, Path, dict[str, Any]] | None = None
-    for path in filter(Path.is_file, (folder / PREVIOUS, *sorted(folder.glob("epoch_*.pth")))):
+    for path in filter(Path.is_file, (folder / PREVIOUS, *sorted(folder.glob(EPOCHS)))):
         try:
             content = load_checkpoint(path)
         except DamagedCheckpointError as error:

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its recorder, TensorBoard scalars, curves."""
+"""The files of a run and who may write them: lock, control file, status, step figures, and a view for readers."""

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
 
 from configs.errors import CheckpointError
 from utils.atomic_file import clear_leftovers, write_atomically
 from utils.renamed_keys import todays_figures
+from utils.runs.files import BEST, CONFIG, EPOCHS, LAST, LOCK, METRICS, PREVIOUS, SPLIT
+from utils.runs.json_lines import JsonObject, plain_object, read_rows, to_line
+from utils.runs.lock import FolderLock
 
-LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best_model.pth"
-_CONFIG, _METRICS, _LOCK = "config.yaml", "metrics.jsonl", ".lock"
+_MOST_OF_A_NAME = 1000
 
 
 class RunFolder:
-    """Names and writes the files of one run; one process at a time has it.
+    """Names and writes the files of one run; one training at a time has it, until it is closed.
 
-    history: one record per epoch, as in metrics.jsonl.
+    history: one record per epoch, as in metrics.jsonl. results: the records of this process that are of no epoch.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.history: list[dict[str, Any]] = []
+    def __init__(self, path: Path, lock: FolderLock | None = None) -> None:
+        self.path, self._lock = path, lock
+        self.history: list[JsonObject] = []
+        self.results: list[JsonObject] = []
         self._behind = False  # metrics.jsonl lacks rows of the history
-        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, save_dir: str, name: str) -> RunFolder:
@@ -35,63 +35,71 @@ class RunFolder:
 
         A run is never written over: CheckpointError if there is one of this name.
         """
-        run = cls(Path(save_dir) / name)
+        path = Path(save_dir) / name
+        _make(path, exist_ok=True)
+        _refuse_what_is_there(path)
+        lock = FolderLock(path)
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot make the run's folder '{run.path}': {error.strerror}") from None
-        if any(path.name != _LOCK and not path.name.endswith(".tmp") for path in run.path.iterdir()):
-            raise CheckpointError(
-                f"'{run.path}' exists already: choose another LOGGING.run_name, or go on with it by --resume {run.path}"
-            )
-        run._take()
-        return run
+            _refuse_what_is_there(path)  # by another process that has come and gone since
+        except CheckpointError:
+            lock.release()
+            raise
+        return cls(path, lock)
 
     @classmethod
-    def open(cls, path: Path, last_epoch: int) -> RunFolder:
+    def create_numbered(cls, save_dir: str, name: str) -> RunFolder:
+        """A new folder of this name, or name-2, name-3 … where there is one: no two callers get the same."""
+        for number in range(1, _MOST_OF_A_NAME + 1):
+            path = Path(save_dir) / (name if number == 1 else f"{name}-{number}")
+            try:
+                _make(path, exist_ok=False)
+            except FileExistsError:
+                continue
+            return cls(path, FolderLock(path))
+        raise CheckpointError(f"there are {_MOST_OF_A_NAME} runs '{name}' in '{save_dir}': choose a LOGGING.run_name")
+
+    @classmethod
+    def open(cls, path: Path, last_epoch: int, lock: FolderLock | None = None) -> RunFolder:
         """The folder of an earlier run, with its history up to `last_epoch`.
 
-        Raises CheckpointError where another process trains in it.
+        lock: of this folder, where the caller has it already; it is released by `close`.
+        Raises CheckpointError where a training is going on in it.
         """
-        run = cls(path)
-        run._take()
-        clear_leftovers(path)
-        run.history = [row for row in _read_rows(run.metrics) if row.get("epoch", math.inf) <= last_epoch]
+        run = cls(path, lock or FolderLock(path))
         try:
+            clear_leftovers(path)
+            rows = [todays_figures(row) for row in read_rows(run.metrics)]
+            run.history = [row for row in rows if epoch_of(row) in range(1, last_epoch + 1)]
             run._rewrite_metrics()
         except OSError as error:
+            run.close()
             raise CheckpointError(f"cannot write '{run.metrics}': {error.strerror}") from None
         return run
 
-    def _take(self) -> None:
-        """Lock the folder until this process ends, however it ends; data workers do not inherit the lock."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            self._lock = (self.path / _LOCK).open("a+")
-        except OSError as error:
-            raise CheckpointError(f"cannot write to the run's folder '{self.path}': {error.strerror}") from None
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                message = f"another process is training in '{self.path}': wait for it, or stop it"
-                raise CheckpointError(message) from None
-            # else a network file system without locks: there is nothing to hold
+    def close(self) -> None:
+        """Let another training have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def config(self) -> Path:
-        return self.path / _CONFIG
+        return self.path / CONFIG
 
     @property
     def split(self) -> Path:
-        return self.path / "split.csv"
+        return self.path / SPLIT
 
     @property
     def metrics(self) -> Path:
-        return self.path / _METRICS
+        return self.path / METRICS
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, complete or not at all."""
@@ -101,32 +109,55 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"cannot write '{target}': {error.strerror}") from None
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, content: Mapping[str, object]) -> None:
         """Write plain values as JSON; NaN becomes null."""
-        self.write_text(name, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json.dumps(plain_object(content), indent=2, ensure_ascii=False) + "\n")
 
-    def add_record(self, record: Mapping[str, Any]) -> None:
+    def add_record(self, record: Mapping[str, object]) -> None:
         """Append a record to metrics.jsonl; one with an 'epoch' joins the history.
 
         Raises CheckpointError where it cannot be written; the next record that can brings it along.
         """
-        row = _plain(record)
-        if "epoch" in row:
-            self.history.append(row)
+        row = plain_object(record)
+        (self.history if "epoch" in row else self.results).append(row)
         try:
             if self._behind:
                 self._rewrite_metrics([] if "epoch" in row else [row])
             else:
                 with self.metrics.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(to_line(row))
             self._behind = False
         except OSError as error:
             self._behind = True
             raise CheckpointError(f"cannot write '{self.metrics}': {error.strerror}") from None
 
-    def _rewrite_metrics(self, more: Sequence[Mapping[str, Any]] = ()) -> None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (*self.history, *more)]
-        write_atomically(self.metrics, "".join(lines).encode())
+    def _rewrite_metrics(self, more: Sequence[JsonObject] = ()) -> None:
+        write_atomically(self.metrics, "".join(map(to_line, (*self.history, *more))).encode())
+
+
+def epoch_of(row: JsonObject) -> int:
+    """The epoch that a row of metrics.jsonl is of, counted from 1; 0 where it is of none."""
+    epoch = row.get("epoch")
+    return epoch if type(epoch) is int else 0
+
+
+def _make(path: Path, exist_ok: bool) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=exist_ok)
+    except FileExistsError:
+        if exist_ok or not path.is_dir():
+            raise CheckpointError(f"cannot make the run's folder '{path}': there is a file of this name") from None
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot make the run's folder '{path}': {error.strerror}") from None
+
+
+def _refuse_what_is_there(path: Path) -> None:
+    if any(found.name != LOCK and not found.name.endswith(".tmp") for found in path.iterdir()):
+        raise CheckpointError(
+            f"'{path}' exists already: choose another LOGGING.run_name, or go on with it by --resume {path}"
+        )
 
 
 def find_run(resume: str, save_dir: str) -> Path:
@@ -166,60 +197,16 @@ def remains_of_training(folder: Path) -> list[str]:
 
     One epoch's row, with or without its best_model.pth, is what a run leaves that was killed in its first save.
     """
-    found = sorted(path.name for pattern in ("*.corrupt", "epoch_*.pth") for path in folder.glob(pattern))
-    rows = _read_rows(folder / _METRICS)
+    found = sorted(path.name for pattern in ("*.corrupt", EPOCHS) for path in folder.glob(pattern))
+    rows = read_rows(folder / METRICS)
     killed_in_its_first_save = not found and [row.get("epoch") for row in rows] == [1]
     if killed_in_its_first_save:
         return []
     best = [BEST] if (folder / BEST).is_file() else []
-    return [*best, *found, *([f"{_METRICS} with {len(rows)} rows"] if rows else [])]
-
-
-def in_use(folder: Path) -> bool:
-    """Whether another process is training in a run's folder."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        lock = (folder / _LOCK).open("r+")
-    except OSError:  # no run's folder, or one that nobody here can write to
-        return False
-    with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EACCES, errno.EAGAIN)
-    return False
+    return [*best, *found, *([f"{METRICS} with {len(rows)} rows"] if rows else [])]
 
 
 def _last_written(folder: Path) -> float:
     """When a run's config or a checkpoint to go on from was written; 0 where the folder is no run's."""
-    files = [folder / name for name in (_CONFIG, LAST, PREVIOUS)]
+    files = [folder / name for name in (CONFIG, LAST, PREVIOUS)]
     return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, under today's keys; a last line that a killed run left half written is
-    dropped.
-    """
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if isinstance(row, dict):
-            rows.append(todays_figures(row))
-    return rows
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinities as None, tuples as lists: what JSON can carry."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -16,7 +16,8 @@ from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from utils.listener import CheckpointContent, EpochEnd, EpochRecord, StateDict
 from utils.metrics import Metrics, format_metrics_table
-from utils.runs.folder import BEST, LAST, PREVIOUS, RunFolder
+from utils.runs.files import BEST, LAST, PREVIOUS, epoch_file
+from utils.runs.folder import RunFolder
 from utils.runs.plots import plot_roc_curves, plot_training_curves
 from utils.runs.scalars import ScalarWriter
 
@@ -82,7 +83,7 @@ class Recorder:
             with self._writing(BEST):
                 save_checkpoint(best, self.run.path / BEST)
         if self.save_freq and record["epoch"] % self.save_freq == 0:
-            name = f"epoch_{record['epoch']:04d}.pth"
+            name = epoch_file(record["epoch"])
             with self._writing(name):
                 save_checkpoint(self._whole(end.content), self.run.path / name)
         self.save(end.content)

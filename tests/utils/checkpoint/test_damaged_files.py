@@ -10,7 +10,7 @@ import torch
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, load_resumable, read_weights, save_checkpoint, verify
-from utils.runs.folder import BEST, LAST, PREVIOUS
+from utils.runs.files import BEST, LAST, PREVIOUS
 
 
 def content(step: int = 0) -> dict:

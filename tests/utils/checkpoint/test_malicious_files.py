@@ -16,7 +16,7 @@ import torch
 from configs.errors import CheckpointError
 from tests.faults import in_child, peak_mb
 from utils.checkpoint import load_checkpoint, load_resumable, read_weights, verify
-from utils.runs.folder import LAST
+from utils.runs.files import LAST
 
 ROOT = Path(__file__).resolve().parents[3]
 CALL = b"cos\nmkdir\n"  # GLOBAL os mkdir: harmless enough to be called, and seen

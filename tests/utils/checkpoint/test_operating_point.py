@@ -16,7 +16,8 @@ from utils.checkpoint import (
     store_operating_point,
     write_safetensors,
 )
-from utils.runs.folder import RunFolder, in_use, model_file
+from utils.runs.folder import RunFolder, model_file
+from utils.runs.lock import in_use
 
 ROOT = Path(__file__).resolve().parents[3]
 POINT = {"calibration": None, "thresholds": [0.25, None], "rule": "youden", "split": "val", "images": 9}

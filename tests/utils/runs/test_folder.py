@@ -55,6 +55,7 @@ def test_opening_a_run_forgets_what_came_later(tmp_path, last_epoch):
     run = write_run(tmp_path)
     run.add_record({"split": "test", "mean_auroc": 0.8})
     rows = strict_rows(run.metrics)
+    run.close()
     again = RunFolder.open(run.path, last_epoch)
     assert again.history == strict_rows(again.metrics) == rows[: min(last_epoch, 5)]
     again.add_record({"epoch": last_epoch + 1})
@@ -65,6 +66,7 @@ def test_opening_a_run_forgets_what_came_later(tmp_path, last_epoch):
 def test_a_half_written_last_line_is_dropped(tmp_path):
     run = write_run(tmp_path, 3)
     whole = strict_rows(run.metrics)
+    run.close()
     with run.metrics.open("a", encoding="utf-8") as file:
         file.write('{"epoch": 4, "train_lo')
     assert RunFolder.open(run.path, 9).history == whole == strict_rows(run.metrics)
@@ -161,26 +163,62 @@ def test_what_killed_processes_left_is_cleared_away(tmp_path):
     run = write_run(tmp_path)
     for name in (".last.pth.123.tmp", ".config.yaml.77.tmp"):
         (run.path / name).write_text("half")
+    run.close()
     RunFolder.open(run.path, 5)
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", "metrics.jsonl"]
 
 
-HOLD = "import sys; from utils.runs.folder import RunFolder; from pathlib import Path\n"
-HOLD += "run = RunFolder.open(Path(sys.argv[1]), 9); print('held', flush=True); sys.stdin.read()"
+@pytest.mark.parametrize("cut", ["心".encode()[:2], '{"epoch": 4, "name": "心脏"}'.encode()[:-1]])
+def test_a_line_cut_within_a_letter_is_dropped(tmp_path, cut):
+    run = write_run(tmp_path, 3)
+    run.close()
+    with run.metrics.open("ab") as file:
+        file.write(cut)
+    assert [row["epoch"] for row in RunFolder.open(run.path, 9).history] == [1, 2, 3]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the lock is one of POSIX systems")
-def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    run = write_run(tmp_path)
-    run._lock.close()
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run.path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(CheckpointError, match="another process is training"):
-            RunFolder.open(run.path, 5)
-    finally:
-        other.kill()
-        other.communicate()
-    assert len(RunFolder.open(run.path, 5).history) == 5, "a killed process holds nothing"
+def test_a_damaged_line_costs_no_other(tmp_path, caplog):
+    run = write_run(tmp_path, 3)
+    run.close()
+    lines = run.metrics.read_bytes().split(b"\n")
+    run.metrics.write_bytes(b"\n".join([lines[0], b"\x00" * 40, lines[2], b'"' + b"[" * 5000, b""]))
+    assert [row["epoch"] for row in RunFolder.open(run.path, 9).history] == [1, 3]
+    assert "line 2, 4" in caplog.text
+
+
+def test_a_class_name_with_a_line_separator_is_one_row(tmp_path):
+    with RunFolder.create(str(tmp_path), "run") as run:
+        run.add_record({"epoch": 1, "per_class": [{"name": "a\u2028b"}]})
+    assert RunFolder.open(run.path, 1).history == run.history
+
+
+# ---- names
+
+
+def test_runs_of_the_same_second_get_names_of_their_own(tmp_path):
+    names = [RunFolder.create_numbered(str(tmp_path), "a-1").path.name for _ in range(3)]
+    assert names == ["a-1", "a-1-2", "a-1-3"]
+
+
+def test_processes_that_begin_at_once_get_names_of_their_own(tmp_path):
+    code = "import sys; from utils.runs.folder import RunFolder\n"
+    code += "print('here', flush=True); sys.stdin.readline()\n"
+    code += "run = RunFolder.create_numbered(sys.argv[1], 'run'); print(run.path.name, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(6)]
+    assert {process.stdout.readline() for process in processes} == {"here\n"}
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    names = sorted(process.stdout.readline().strip() for process in processes)
+    for process in processes:
+        process.communicate()
+    assert names == ["run", "run-2", "run-3", "run-4", "run-5", "run-6"]
+
+
+def test_a_file_of_the_runs_name(tmp_path):
+    (tmp_path / "run").write_text("x")
+    for create in (RunFolder.create, RunFolder.create_numbered):
+        with pytest.raises(CheckpointError, match="there is a file of this name"):
+            create(str(tmp_path), "run")

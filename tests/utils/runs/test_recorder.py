@@ -116,6 +116,7 @@ def test_a_resumed_run_replaces_later_scalars_and_keeps_earlier_ones(make, tmp_p
         if step == 20:
             first.on_epoch(ended(record(1, 20), True))
     first.writer.close()
+    first.run.close()
     second = make(RunFolder.open(first.run.path, 1), checkpoint={"progress": {"global_step": 20}})  # as they once were
     second.on_step(30, {"train/loss": -30.0})
     second.on_step(40, {"train/loss": -40.0})
@@ -170,7 +171,7 @@ def test_no_figure_is_there_twice_after_a_kill(make, tmp_path, first, in_save, p
     for steps in (1, 9):  # killed a second time after one more step
         saved = load_checkpoint(training.recorder.run.path / "last.pth")
         training.recorder.writer.close()
-        training.recorder.run._lock.close()
+        training.recorder.run.close()
         step, epoch = saved["progress"]["global_step"], saved["progress"]["epoch"]
         recorder = make(RunFolder.open(training.recorder.run.path, epoch), checkpoint=saved)
         training = Training(recorder, step, epoch)
@@ -188,6 +189,7 @@ def test_a_run_that_begins_again_forgets_what_was_written_before(make, tmp_path)
     for step in range(1, 6):
         first.on_step(step, {"train/loss": -1.0})
     first.writer.close()
+    first.run.close()
     again = make(RunFolder.open(first.run.path, 0))
     for step in range(1, 4):
         again.on_step(step, {"train/loss": 1.0})

@@ -1,0 +1,11 @@
+"""Names of the files in a run's folder."""
+
+CONFIG, SPLIT, LOG, LOCK = "config.yaml", "split.csv", "train.log", ".lock"
+LAST, PREVIOUS, BEST, EPOCHS = "last.pth", "previous.pth", "best_model.pth", "epoch_*.pth"
+METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
+STATUS, CONTROL = "status.json", "control"
+
+
+def epoch_file(epoch: int) -> str:
+    """The checkpoint that is kept of an epoch, counted from 1 (see EPOCHS for all of them)."""
+    return f"epoch_{epoch:04d}.pth"
