@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from configs.default_config import Config
 from configs.errors import HybridMedNetError
-from utils.interrupt import Interrupted, StopRequest
 from utils.log import log_to_file, setup_logging
+from utils.runs.control import Control, Interrupted, discard_request
+from utils.runs.files import LOG
 from utils.runs.folder import RunFolder, find_run, folder_of
+from utils.runs.lock import FolderLock
+from utils.runs.result import RunResult, result_of
+from utils.runs.status import Standing, StatusWriter
 
 logger = logging.getLogger("train")
 
@@ -45,27 +51,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train; returns the exit code: 0, 2 for the user's errors, 130 or 143 after SIGINT or SIGTERM."""
+    """Train; the exit code: 0, 2 for users' errors, 143 after SIGTERM or a pause, 130 after SIGINT or a stop."""
     options = parse_arguments(arguments)
     setup_logging()
-    stop = StopRequest().install()
+    control = Control().install()
     try:
-        train(options, stop)
+        resumed = find_resumed(options)
+        config = load_settings(options, resumed)
+        setup_logging(config.LOGGING.format)
+        result = train(config, resumed, control)
     except HybridMedNetError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except Interrupted as interrupted:
-        logger.warning("%s%s", interrupted, ": go on by --resume" if stop.save_before_leaving else "")
+        logger.warning("%s", interrupted)
         return interrupted.exit_code
+    if result.interrupted is not None:
+        logger.warning("%s: go on by --resume", control.reason)
+        return result.interrupted.exit_code
     return 0
 
 
-def train(options: argparse.Namespace, stop: StopRequest) -> None:
-    """The recipe: config → data → model → trainer → fit → test."""
-    resumed = find_resumed(options)
-    config = load_settings(options, resumed)
-    setup_logging(config.LOGGING.format)
+def train(config: Config, resumed: Path | None = None, control: Control | None = None) -> RunResult:
+    """The recipe: config → data → model → trainer → fit → test.
 
+    resumed: a run's folder or one of its checkpoints to go on from (see `find_run`). control: asked between steps
+    whether to save and leave; without one, the file 'control' in the run's folder is looked at. Signals are not taken
+    over here. May be called several times in a process, and outside its main thread.
+    Raises HybridMedNetError; the run's status.json says then that it failed, and why.
+    """
     from data.builder import build_loaders, open_data, split_data
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, build_trainer, resolve_precision
@@ -75,35 +89,47 @@ def train(options: argparse.Namespace, stop: StopRequest) -> None:
     from utils.process import prepare_process
     from utils.runs.recorder import Recorder
 
-    check_backbone(config.MODEL.backbone, config.image_shape())
-    device = choose_device(config.TRAIN.device)
-    prepare_process(device, config.TRAIN.seed)
-    checkpoint = load_resumable(resumed) if resumed else None
-    dataset_index = open_data(config)
-    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
-    assignment = split_data(config, dataset_index, folder_of(resumed) / "split.csv" if resumed and checkpoint else None)
+    control = control or Control()
+    with ExitStack() as until_the_end:
+        lock = until_the_end.enter_context(claim(folder_of(resumed))) if resumed else None
+        check_backbone(config.MODEL.backbone, config.image_shape())
+        device = choose_device(config.TRAIN.device)
+        prepare_process(device, config.TRAIN.seed)
+        checkpoint = load_resumable(resumed) if resumed else None
+        dataset_index = open_data(config)
+        config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+        saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
+        assignment = split_data(config, dataset_index, saved_split)
 
-    model = create_model(config, checkpoint).to(device)
-    backbone = model.backbone
-    loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
-    config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
-    labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
-    learner = build_learner(config, model, len(loaders.train))
-    loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
-    if checkpoint is not None:
-        resume(learner, checkpoint, config)
+        model = create_model(config, checkpoint).to(device)
+        backbone = model.backbone
+        loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
+        config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
+        labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
+        learner = build_learner(config, model, len(loaders.train))
+        loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
+        if checkpoint is not None:
+            resume(learner, checkpoint, config)
 
-    run = open_run(config, model.attention_mode, resumed, learner.state.epoch)
-    description = describe_run(run, config, dataset_index, assignment, loaders, learner)
-    recorder = Recorder(run, config, description, checkpoint)
-    trainer = build_trainer(config, learner, loss, [recorder], stop)
+        run = until_the_end.enter_context(open_run(config, model.attention_mode, resumed, lock, learner.state))
+        status = until_the_end.enter_context(watch_status(run, config, len(loaders.train), learner.state))
+        until_the_end.enter_context(control.watching(run.path))
+        until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
+        description = describe_run(run, config, dataset_index, assignment, loaders, learner)
+        if resumed is not None:
+            keep_best(run, config, description, learner.state)
+        recorder = Recorder(run, config, description, checkpoint)
+        # The status comes last, so that it says nothing that is not on the disk.
+        trainer = build_trainer(config, learner, loss, [recorder, status], control.request)
 
-    stop.save_before_leaving = True
-    trainer.fit(loaders.train, loaders.val)
-    stop.save_before_leaving = False
-    split, loader = ("test", loaders.test) if loaders.test else ("val", loaders.val)
-    best = recorder.best(learner.state.epoch)
-    recorder.report(split, best.epoch, trainer.evaluate(loader, split, best.weights))
+        interrupted = fit(trainer, loaders, control)
+        if interrupted is None:
+            status.on_phase("reporting")
+            split, loader = ("test", loaders.test) if loaders.test else ("val", loaders.val)
+            best = recorder.best(learner.state.epoch)
+            recorder.report(split, best.epoch, trainer.evaluate(loader, split, best.weights))
+        status.on_phase(interrupted.left_as if interrupted else "finished")
+        return result_of(run, learner.state.best_epoch + 1, interrupted)
 
 
 def find_resumed(options: argparse.Namespace) -> Path | None:
@@ -119,12 +145,62 @@ def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:
     return Config.from_yaml(path, options.set) if path else Config.from_overrides(options.set)
 
 
-def open_run(config: Config, attention: str, resumed: Path | None, last_epoch: int) -> RunFolder:
+def claim(folder: Path) -> FolderLock:
+    """A run's folder for this training alone; what an earlier one was asked for by file is no longer asked for."""
+    lock = FolderLock(folder)
+    discard_request(folder)
+    return lock
+
+
+def open_run(
+    config: Config, attention: str, resumed: Path | None, lock: FolderLock | None, state: Standing
+) -> RunFolder:
     """The resumed run's folder, or a new one named after the model and the time."""
     if resumed is not None:
-        return RunFolder.open(folder_of(resumed), last_epoch)
+        from utils.runs.trajectory import Trajectory
+
+        Trajectory(folder_of(resumed), state, resumed.is_dir()).set_aside_others()
+        return RunFolder.open(folder_of(resumed), state.epoch, lock)
+    if config.LOGGING.run_name:
+        return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name)
     name = f"{config.MODEL.name}-{config.MODEL.backbone}-{attention}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name or name.replace("/", "_"))
+    return RunFolder.create_numbered(config.CHECKPOINT.save_dir, name.replace("/", "_"))
+
+
+def watch_status(run: RunFolder, config: Config, batches: int, state: Standing) -> StatusWriter:
+    """Of a run that begins at `state`; batches: of an epoch."""
+    steps, epochs = -(-batches // config.TRAIN.gradient_accumulation_steps), config.TRAIN.epochs
+    continues = config.CHECKPOINT.on_save_error == "continue"
+    return StatusWriter(run.path, steps * epochs, epochs, state.global_step, state.epoch, continues)
+
+
+def keep_best(run: RunFolder, config: Config, description: dict, state: Standing) -> None:
+    """A resumed run's best_model.pth: as it is, or written again, or looked for anew from the next epoch on."""
+    from utils.runs.files import BEST
+    from utils.runs.save_errors import on_save_error
+    from utils.runs.trajectory import Trajectory
+
+    if not config.CHECKPOINT.save_best or state.best_epoch < 0 or (run.path / BEST).is_file():
+        return
+    with on_save_error(config.CHECKPOINT.on_save_error == "continue", BEST):
+        if Trajectory(run.path, state, is_newest=True).restore_best(description, run.history):
+            return
+    logger.warning(
+        "the weights of epoch %d, the best so far, are gone: the best is looked for anew", state.best_epoch + 1
+    )
+    state.best_score, state.best_epoch = -math.inf, state.epoch - 1
+
+
+def fit(trainer, loaders, control: Control) -> Interrupted | None:
+    """Train to the last epoch, or until a request was obeyed by saving; that request."""
+    try:
+        with control.saving_first():
+            trainer.fit(loaders.train, loaders.val)
+    except Interrupted as interrupted:
+        if not interrupted.saved:
+            raise
+        return interrupted
+    return None
 
 
 def describe_run(run: RunFolder, config: Config, dataset_index, assignment, loaders, learner) -> dict:
@@ -132,7 +208,6 @@ def describe_run(run: RunFolder, config: Config, dataset_index, assignment, load
     from data.splits.assignment import write_split
     from utils.environment import describe_environment
 
-    log_to_file(run.path / "train.log")
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, dataset_index, assignment)
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import LIMIT_S, wait_until
+from utils.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness forks and kills process groups")
 
@@ -30,6 +31,7 @@ def test_killed_runs_end_as_the_undisturbed_one(tmp_path, harness, workers, want
         assert outcome.failures == [] and outcome.unreadable == []
         assert harness.differing(tmp_path / "whole", folder) == []
         assert metrics(folder) == metrics(tmp_path / "whole")
+        assert steps_of(folder) == steps_of(tmp_path / "whole")
         assert harness.scalars(tmp_path / "logs" / folder.name) == harness.scalars(tmp_path / "logs" / "whole")
         kills, runs, steps = kills + outcome.kills, runs + 1, steps + outcome.steps_at_kill
     print(
@@ -47,17 +49,51 @@ def metrics(folder: Path) -> list[str]:
     return [json.dumps({key: value for key, value in row.items() if key not in clock}) for row in rows]
 
 
+def steps_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Of steps.jsonl, without what the clock put in."""
+    rows = RunFolder.read(folder).steps
+    return [(step, {tag: x for tag, x in row.items() if not tag.startswith("system/")}) for step, row in rows]
+
+
+def test_a_run_whose_workers_outlive_it_goes_on_at_once(tmp_path, harness):
+    """The training process alone is killed; its workers stand still, with whatever they have inherited."""
+    harness.write_phantom(tmp_path / "data", 60, 64)
+    settings, folder = SHORT | {"DATA.num_workers": 2}, tmp_path / "killed"
+    harness.undisturbed(tmp_path / "data", tmp_path / "whole", settings)
+    process = harness.launch(harness.arguments_of(tmp_path / "data", folder, settings), tmp_path / "log.txt")
+    try:
+        while not steps_so_far(folder):
+            assert harness.wait(process, 0.02) is None, (tmp_path / "log.txt").read_text()
+        os.killpg(process, signal.SIGSTOP)
+        os.kill(process, signal.SIGKILL)
+        assert harness.wait(process) == -signal.SIGKILL
+        os.killpg(process, 0)  # an error, if no worker were left
+        assert RunFolder.read(folder).status.phase == "lost"
+        code = harness.wait(harness.launch(["--resume", str(folder)], tmp_path / "log.txt"))
+        os.killpg(process, 0)
+        assert code == 0, (tmp_path / "log.txt").read_text()
+    finally:
+        os.killpg(process, signal.SIGKILL)
+    assert RunFolder.read(folder).status.phase == "finished"
+    assert harness.differing(tmp_path / "whole", folder) == [] and steps_of(folder) == steps_of(tmp_path / "whole")
+
+
+def steps_so_far(folder: Path) -> int:
+    status = RunFolder.read(folder).status if folder.is_dir() else None
+    return status.step if status else 0
+
+
 def hang_in_a_step(location: Path):
     """What a process does first whose first step ends only by an exception; it says when a signal was noted."""
 
     def patch() -> None:
         from training.trainer import Trainer
-        from utils.interrupt import StopRequest
+        from utils.runs.control import Control
 
-        handle = StopRequest._handle
+        handle = Control._handle
 
-        def handled(request, number, frame) -> None:
-            handle(request, number, frame)
+        def handled(control, number, frame) -> None:
+            handle(control, number, frame)
             (location / "the signal is noted").touch()
 
         def hang(*_) -> None:
@@ -65,7 +101,7 @@ def hang_in_a_step(location: Path):
             while True:
                 time.sleep(0.02)
 
-        StopRequest._handle, Trainer.train_step = handled, hang
+        Control._handle, Trainer.train_step = handled, hang
 
     return patch
 

@@ -40,6 +40,7 @@ from training.trainer import Trainer, TrainerOptions
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
 from utils.kernels import prepare_kernels
 from utils.listener import Listener
+from utils.runs.control import Request
 
 logger = logging.getLogger("train")
 
@@ -77,7 +78,7 @@ def build_trainer(
     learner: Learner,
     loss: TrainingLoss | DistillationLoss,
     listeners: Sequence[Listener] = (),
-    should_stop: Callable[[], int] = lambda: 0,
+    should_stop: Callable[[], Request | None] = lambda: None,
 ) -> Trainer:
     """A Trainer that is ready to `fit`.
 

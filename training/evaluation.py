@@ -82,8 +82,10 @@ class Evaluator:
         self.forward: Callable[..., object] = model if forward is None else forward
 
     @torch.inference_mode()
-    def __call__(self, loader: Loader, title: str, should_stop: Callable[[], int] = lambda: 0) -> Predictions | None:
-        """None where should_stop() gave a signal's number.
+    def __call__(
+        self, loader: Loader, title: str, should_stop: Callable[[], object] = lambda: None
+    ) -> Predictions | None:
+        """None where should_stop() asked to leave.
 
         Raises TrainingError where there is nothing to score, the model gives NaN, or one image does not fit.
         """

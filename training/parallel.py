@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from utils.runs.control import Request
+
 T = TypeVar("T")
 
 
@@ -40,8 +42,8 @@ class Parallel(Protocol):
     def all(self, flag: Tensor) -> Tensor:
         """Whether a bool on the device is true in every process, on the device."""
 
-    def any(self, request: int) -> int:
-        """A request (a signal's number, 0 for none) that any process got, the same in all of them."""
+    def any(self, request: Request | None) -> Request | None:
+        """A request to leave that any process got, the same in all of them; None where none did."""
 
     def full_state(self, state: Mapping[str, object]) -> Mapping[str, object]:
         """A state with every tensor whole, for a checkpoint that any number of processes can read."""
@@ -67,7 +69,7 @@ class SingleProcess:
     def all(self, flag: Tensor) -> Tensor:
         return flag
 
-    def any(self, request: int) -> int:
+    def any(self, request: Request | None) -> Request | None:
         return request
 
     def full_state(self, state: Mapping[str, object]) -> Mapping[str, object]:

@@ -19,9 +19,9 @@ from training.out_of_memory import memory_needed
 from training.pending import Outcome, PendingStep, read_outcomes
 from training.state import EpochSums
 from utils.batch import Batch
-from utils.interrupt import Interrupted
-from utils.listener import CheckpointContent, EpochEnd, EpochRecord, Listener, StateDict
+from utils.listener import CheckpointContent, EpochEnd, EpochRecord, Listener, StateDict, TrainingPhase
 from utils.progress import Progress, peak_memory_mib
+from utils.runs.control import Interrupted, Request
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class Trainer:
     """Trains a network on batches, epoch by epoch; knows nothing of files, configs or architectures.
 
     window: makes the optimizer steps. evaluator: scores the same network. listeners: record what happens; they are
-    asked to save before the loop leaves on a signal, and every options.save_every_steps steps. should_stop() gives the
-    number of a signal, or 0.
+    asked to save before the loop leaves on a request, and every options.save_every_steps steps. should_stop() gives the
+    request, or None.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Trainer:
         evaluator: Evaluator,
         options: TrainerOptions,
         listeners: Sequence[Listener] = (),
-        should_stop: Callable[[], int] = lambda: 0,
+        should_stop: Callable[[], Request | None] = lambda: None,
     ) -> None:
         self.window, self.evaluator, self.options = window, evaluator, options
         self.learner, self.parallel = window.learner, window.parallel
@@ -75,11 +75,13 @@ class Trainer:
         """Train until the last epoch or until the score stops rising. Raises TrainingError and Interrupted."""
         while self.state.epoch < self.options.epochs and not self._out_of_patience():
             started = time.perf_counter()
+            self._begin("training")
             self.train_epoch(train_loader)
+            self._begin("validating")
             validation = self._score(val_loader, "validation", None)
             if validation is None:
-                self._save()
-                raise Interrupted(self.should_stop())
+                self._leave_if_asked()
+            assert validation is not None, "only a request to leave ends an evaluation early"
             self._finish_epoch(self._epoch_record(validation, started))
             self._leave_if_asked()  # after the last epoch too: the report is not for one who asked to stop
         if self._out_of_patience():
@@ -184,15 +186,15 @@ class Trainer:
     def evaluate(self, loader: Loader, title: str, weights: StateDict | None = None) -> Predictions:
         """Score a split with the given weights, else with the moving average's where there is one.
 
-        The trainer is as before afterwards. Raises TrainingError; Interrupted on a signal, and saves nothing.
+        The trainer is as before afterwards. Raises TrainingError; Interrupted on a request, and saves nothing.
         """
         predictions = self._score(loader, title, weights)
         if predictions is None:
-            raise Interrupted(self.should_stop())
+            raise Interrupted(self.should_stop() or "stop", saved=False)
         return predictions
 
     def _score(self, loader: Loader, title: str, weights: StateDict | None) -> Predictions | None:
-        """None where a signal came."""
+        """None where a request to leave came."""
         if weights is None and self.learner.ema is not None:
             weights = self.learner.ema.shadow
         with memory_needed(title):
@@ -251,12 +253,16 @@ class Trainer:
         patience = self.options.early_stopping_patience
         return patience > 0 and self.state.epoch - 1 - self.state.best_epoch >= patience
 
+    def _begin(self, phase: TrainingPhase) -> None:
+        for listener in self.listeners:
+            listener.on_phase(phase)
+
     def _leave_if_asked(self) -> None:
-        number = self.parallel.any(self.should_stop())
-        if number:
+        request = self.parallel.any(self.should_stop())
+        if request is not None:
             self.flush_outcomes()
             self._save()
-            raise Interrupted(number)
+            raise Interrupted(request)
 
     def _content(self) -> CheckpointContent:
         return self.parallel.full_state(self.learner.state_dict())

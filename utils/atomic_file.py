@@ -12,8 +12,10 @@ _TEMPORARY = ".tmp"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A name beside `path` to write to; at the end that file is flushed to disk and renamed to `path`.
+
+    durable: False renames without flushing, which is quicker; after a loss of power the file may be empty.
 
     The name is no other process's, on another machine with the same folder neither.
     On an error, of the caller's too, `path` stays as it was and nothing is left behind. Raises OSError.
@@ -21,17 +23,18 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         yield temporary
-        _sync(temporary)
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
-        if os.name == "posix":
+        if durable and os.name == "posix":
             _sync(path.parent)
     finally:
         remove(temporary)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a small file. Raises OSError, the old file intact."""
-    with replacing(path) as temporary:
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replace a small file. durable: see `replacing`. Raises OSError, the old file intact."""
+    with replacing(path, durable) as temporary:
         temporary.write_bytes(content)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ StateDict: TypeAlias = Mapping[str, Tensor]
 # What a checkpoint holds, part by part: tensors and plain values. The tensors are the live ones: whoever keeps content
 # beyond the call copies or writes it, as the next step changes them.
 CheckpointContent: TypeAlias = Mapping[str, object]
+# What the loop is at.
+TrainingPhase: TypeAlias = Literal["training", "validating"]
 
 
 class EpochRecord(MetricsRecord):
@@ -50,8 +52,11 @@ class EpochEnd:
     content: CheckpointContent
 
 
-class Listener(Protocol):
-    """Records a training run; called by the loop between two optimizer steps."""
+class Listener:
+    """Records a training run; called by the loop between two optimizer steps. Override what is of interest."""
+
+    def on_phase(self, phase: TrainingPhase) -> None:
+        """The loop begins to train, or to validate."""
 
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:
         """Figures by tag ('train/loss') of optimizer step `step`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,7 +51,7 @@ class _LogFile(logging.FileHandler):
 def setup_logging(style: str = "text") -> None:
     """Send all loggers of the project to stderr as 'text' or 'json'."""
     handler = _AboveProgressBar()
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(_formatter(style))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
@@ -57,11 +59,28 @@ def setup_logging(style: str = "text") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def log_to_file(path: Path) -> None:
-    """Append the same lines to a file."""
+@contextmanager
+def log_to_file(path: Path, style: str = "text") -> Iterator[None]:
+    """Append the lines of all loggers from INFO on to a file, as 'text' or 'json', until the context is left.
+
+    Raises CheckpointError where it cannot be written.
+    """
     try:
         handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write the log '{path}': {error}") from None
-    handler.setFormatter(logging.getLogger().handlers[0].formatter)
-    logging.getLogger().addHandler(handler)
+    handler.setFormatter(_formatter(style))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(min(level, logging.INFO))  # a notebook's root logger says nothing below WARNING
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+def _formatter(style: str) -> logging.Formatter:
+    return JsonFormatter() if style == "json" else TextFormatter()

@@ -33,7 +33,7 @@ from training.evaluation import Evaluator
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy, cross_entropy
 from training.precision import Precision
 from utils.batch import Logits
-from utils.interrupt import Interrupted
+from utils.runs.control import Interrupted
 
 
 def test_metrics_and_loss_of_an_evaluation():
@@ -83,13 +83,13 @@ def test_evaluation_uses_the_averaged_weights_and_leaves_the_models_own():
 def test_given_weights_are_scored_and_the_trainer_is_as_before(outcome, ema):
     """Weights, average, moments, schedule, counts and random state; nothing is saved, however it ends."""
     saved = []
-    stop = {"number": 0}
+    asked: dict = {"request": None}
     trainer = make_trainer(
         full_model(),
         ema=ema,
         rate=0.1,
         listeners=[Notes(save=saved.append)],
-        should_stop=lambda: stop["number"],
+        should_stop=lambda: asked["request"],
     )
     trainer.train_epoch(TensorLoader(*random_data(16), 4))
     loader, other = loader_with_scores(), full_model(3)
@@ -101,7 +101,7 @@ def test_given_weights_are_scored_and_the_trainer_is_as_before(outcome, ema):
             expected = other.eval()(loader.tensors[0]).double().sigmoid().numpy()
         np.testing.assert_allclose(scores, expected, rtol=1e-6)
     elif outcome == "stopped":
-        stop["number"] = 15
+        asked["request"] = "pause"
         with pytest.raises(Interrupted):
             trainer.evaluate(loader, "test", weights)
     elif outcome == "nan":
@@ -112,7 +112,7 @@ def test_given_weights_are_scored_and_the_trainer_is_as_before(outcome, ema):
             trainer.evaluate(loader, "test", {**weights, "5.bias": torch.zeros(7)})
     assert differences(before, snapshot(trainer)) == [] and trainer.learner.ema is average and saved == []
     assert random.equal(torch.get_rng_state())
-    stop["number"] = 0
+    asked["request"] = None
     uninterrupted = make_trainer(full_model(), ema=ema, rate=0.1)
     uninterrupted.learner.load_state_dict({**before, "random": trainer.learner.state_dict()["random"]})
     for one in (trainer, uninterrupted):

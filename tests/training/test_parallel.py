@@ -2,7 +2,6 @@
 
 import copy
 import math
-import signal
 import threading
 
 import pytest
@@ -11,7 +10,7 @@ from torch import nn
 
 from tests.training.toys import Notes, TensorLoader, fit, make_trainer, max_difference, plain_model, random_data
 from training.parallel import SingleProcess
-from utils.interrupt import Interrupted
+from utils.runs.control import Interrupted
 
 
 class Threads:
@@ -48,7 +47,7 @@ class Threads:
         return torch.stack(self.gather(flag)).all()
 
     def any(self, request):
-        return max(self.gather(request))
+        return next((each for each in self.gather(request) if each is not None), None)
 
     def full_state(self, state):
         return state
@@ -124,17 +123,17 @@ def test_a_request_to_one_process_stops_all_at_the_same_step():
     saved: list[int] = []
 
     def train(parallel: Threads):
-        def should_stop() -> int:
-            return signal.SIGTERM if parallel.rank == 2 and trainer.state.global_step >= 2 else 0
+        def should_stop() -> str | None:
+            return "pause" if parallel.rank == 2 and trainer.state.global_step >= 2 else None
 
         notes = Notes(save=lambda content: saved.append(content["progress"]["global_step"]))
         options = {"accumulation_steps": 4, "should_stop": should_stop, "listeners": [notes]}
         trainer = make_trainer(networks[parallel.rank], parallel=parallel, **options)
         with pytest.raises(Interrupted) as stop:
             trainer.fit(*loaders())
-        return stop.value.exit_code, trainer.state.global_step
+        return stop.value.request, trainer.state.global_step
 
-    assert run_threads(3, train) == [(128 + signal.SIGTERM, 2)] * 3 and saved == [2]
+    assert run_threads(3, train) == [("pause", 2)] * 3 and saved == [2]
 
 
 def test_a_single_process_has_the_whole_of_everything():
@@ -143,7 +142,7 @@ def test_a_single_process_has_the_whole_of_everything():
     assert alone.rank == 0 and list(alone.share(window)) == window
     counts = {"labels": 3, "coarse": 0}
     assert alone.sum(counts) == counts
-    assert [alone.any(request) for request in (0, 15)] == [0, 15]
+    assert [alone.any(request) for request in (None, "pause")] == [None, "pause"]
     assert [bool(alone.all(torch.tensor(flag))) for flag in (True, False)] == [True, False]
     state = {"model": model.state_dict()}
     assert alone.full_state(state) == state

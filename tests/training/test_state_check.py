@@ -1,7 +1,6 @@
 """Interruption and resume, which change no bit."""
 
 import copy
-import signal
 from pathlib import Path
 
 import cv2
@@ -29,7 +28,7 @@ from tests.training.toys import (
 from training.precision import Precision
 from training.trainer import Trainer
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.interrupt import Interrupted
+from utils.runs.control import Interrupted
 
 RESUME_EPOCHS, RESUME_STEPS = 3, 4  # 14 images in batches of 2, windows of 2, the last one short
 
@@ -123,9 +122,9 @@ def go_on(images, schedule: str, path: Path) -> tuple[list[dict], Trainer]:
 def test_a_stopped_and_resumed_run_changes_no_bit(images, undisturbed, step, tmp_path):
     schedule, expected_records, expected, after_step = undisturbed
     path = tmp_path / "last.pth"
-    number = signal.SIGTERM if step % 2 else signal.SIGINT
-    before, stop = stopped_run(images, schedule, path, lambda t: number * (t.state.global_step >= step))
-    assert stop.exit_code == 128 + number and len(before) == (step - 1) // RESUME_STEPS
+    request, code = ("pause", 143) if step % 2 else ("stop", 130)
+    before, stop = stopped_run(images, schedule, path, lambda t: request if t.state.global_step >= step else None)
+    assert stop.exit_code == code and len(before) == (step - 1) // RESUME_STEPS
     saved = load_checkpoint(path)
     assert saved["progress"]["global_step"] == step and differences(saved["model"], after_step[step]) == []
     after, trainer = go_on(images, schedule, path)
@@ -140,10 +139,10 @@ def test_a_stop_outside_of_training_steps(images, undisturbed, epoch, when, tmp_
     schedule, expected_records, expected, after_step = undisturbed
     path = tmp_path / "last.pth"
 
-    def should_stop(trainer: Trainer) -> int:
+    def should_stop(trainer: Trainer) -> str | None:
         evaluating = not trainer.model.training and trainer.state.global_step == epoch * RESUME_STEPS
         done = trainer.state.epoch == epoch
-        return signal.SIGINT * (evaluating if when == "evaluating" else done)
+        return "stop" if (evaluating if when == "evaluating" else done) else None
 
     before, stop = stopped_run(images, schedule, path, should_stop)
     assert stop.exit_code == 130 and len(before) == epoch - (when == "evaluating")
@@ -199,8 +198,8 @@ def test_a_step_that_is_asked_to_stop_is_saved_once():
     saved = []
     notes = Notes(save=lambda content: saved.append(content["progress"]["global_step"]))
 
-    def should_stop() -> int:
-        return signal.SIGTERM if trainer.state.global_step == 4 else 0
+    def should_stop() -> str | None:
+        return "pause" if trainer.state.global_step == 4 else None
 
     trainer = make_trainer(full_model(), save_every_steps=2, listeners=[notes], should_stop=should_stop)
     with pytest.raises(Interrupted):

@@ -18,7 +18,7 @@ from training.out_of_memory import Adaptation
 from training.precision import Precision
 from training.trainer import Trainer, TrainerOptions
 from utils.batch import Batch, Inputs, Targets
-from utils.listener import EpochEnd
+from utils.listener import EpochEnd, Listener
 
 CLASSES, SIDE = 3, 8
 
@@ -74,7 +74,7 @@ def full_model(seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-class Notes:
+class Notes(Listener):
     """A listener that keeps what it is told, and passes it on to functions."""
 
     def __init__(self, on_step=None, on_epoch=None, save=None) -> None:
@@ -129,7 +129,7 @@ def make_trainer(
     forward=None,
     parallel=None,
     listeners=(),
-    should_stop=lambda: 0,
+    should_stop=lambda: None,
     **options,
 ) -> Trainer:
     """A trainer whose first listener is Notes. options: of `make_learner`, clip_norm, and of TrainerOptions."""

@@ -70,12 +70,29 @@ def test_the_file_gets_the_same_lines_and_is_appended_to(style, capsys, tmp_path
     path = tmp_path / "train.log"
     path.write_text("of an earlier start\n", encoding="utf-8")
     setup_logging(style)
-    log_to_file(path)
-    logging.getLogger("train").info("胸片 %d", 7)
+    with log_to_file(path, style):
+        logging.getLogger("train").info("胸片 %d", 7)
     assert path.read_text(encoding="utf-8") == "of an earlier start\n" + capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_written_is_a_users_error(tmp_path):
     setup_logging()
-    with pytest.raises(CheckpointError, match="cannot write the log"):
-        log_to_file(tmp_path / "missing" / "train.log")
+    with pytest.raises(CheckpointError, match="cannot write the log"), log_to_file(tmp_path / "missing" / "train.log"):
+        pass
+
+
+def test_a_file_gets_the_lines_of_its_own_run_only(tmp_path):
+    """Several runs of one process, whose root logger nobody has set up."""
+    root, logger = logging.getLogger(), logging.getLogger("train")
+    before = root.level
+    root.setLevel(logging.WARNING)
+    try:
+        for name in ("one", "two"):
+            with log_to_file(tmp_path / name):
+                logger.info("in %s", name)
+            logger.info("between")
+        assert root.level == logging.WARNING
+    finally:
+        root.setLevel(before)
+    texts = [(tmp_path / name).read_text().split("  ")[-1] for name in ("one", "two")]
+    assert texts == ["in one\n", "in two\n"]

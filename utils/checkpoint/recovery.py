@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.checkpoint.files import load_checkpoint, verify
@@ -55,17 +55,17 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file to *.corrupt, never over an earlier one. Returns its new name."""
-    aside = path.with_name(f"{path.name}.corrupt")
+def set_aside(path: Path, why: Literal["corrupt", "abandoned"] = "corrupt") -> Path:
+    """Rename a file that is damaged, or of abandoned epochs, to *.<why>, never over an earlier one; its new name."""
+    aside = path.with_name(f"{path.name}.{why}")
     number = 1
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.{number}.corrupt")
+        aside = path.with_name(f"{path.name}.{number}.{why}")
     try:
         path.rename(aside)
     except OSError as error:
-        raise CheckpointError(f"'{path}' is damaged, and cannot be renamed: {error.strerror}") from None
+        raise CheckpointError(f"'{path}' is {why}, and cannot be renamed: {error.strerror}") from None
     return aside
 
 

@@ -1,1 +1,1 @@
-"""The files of a run and who may write them: lock, control file, status, step figures, and a view for readers."""
+"""What a run leaves behind, and who may write it: folder, lock, control, status, recorder, scalars, curves, a view."""

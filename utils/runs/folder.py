@@ -9,10 +9,10 @@ from types import TracebackType
 
 from configs.errors import CheckpointError
 from utils.atomic_file import clear_leftovers, write_atomically
-from utils.renamed_keys import todays_figures
 from utils.runs.files import BEST, CONFIG, EPOCHS, LAST, LOCK, METRICS, PREVIOUS, SPLIT
-from utils.runs.json_lines import JsonObject, plain_object, read_rows, to_line
+from utils.runs.json_lines import JsonObject, plain_object, to_line
 from utils.runs.lock import FolderLock
+from utils.runs.view import RunView, read_history
 
 _MOST_OF_A_NAME = 1000
 
@@ -68,13 +68,19 @@ class RunFolder:
         run = cls(path, lock or FolderLock(path))
         try:
             clear_leftovers(path)
-            rows = [todays_figures(row) for row in read_rows(run.metrics)]
-            run.history = [row for row in rows if epoch_of(row) in range(1, last_epoch + 1)]
+            run.history = [row for row in read_history(path) if epoch_of(row) in range(1, last_epoch + 1)]
             run._rewrite_metrics()
         except OSError as error:
             run.close()
             raise CheckpointError(f"cannot write '{run.metrics}': {error.strerror}") from None
         return run
+
+    @staticmethod
+    def read(path: Path) -> RunView:
+        """A run for a reader: never locks, never writes. Raises CheckpointError where there is no folder."""
+        if not path.is_dir():
+            raise CheckpointError(f"there is no run's folder '{path}'")
+        return RunView(path)
 
     def close(self) -> None:
         """Let another training have the folder."""
@@ -198,7 +204,7 @@ def remains_of_training(folder: Path) -> list[str]:
     One epoch's row, with or without its best_model.pth, is what a run leaves that was killed in its first save.
     """
     found = sorted(path.name for pattern in ("*.corrupt", EPOCHS) for path in folder.glob(pattern))
-    rows = read_rows(folder / METRICS)
+    rows = read_history(folder)
     killed_in_its_first_save = not found and [row.get("epoch") for row in rows] == [1]
     if killed_in_its_first_save:
         return []

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from configs.default_config import Config
-from configs.errors import CheckpointError, DamagedCheckpointError
+from configs.errors import DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
-from utils.listener import CheckpointContent, EpochEnd, EpochRecord, StateDict
+from utils.listener import CheckpointContent, EpochEnd, EpochRecord, Listener, StateDict
 from utils.metrics import Metrics, format_metrics_table
 from utils.runs.files import BEST, LAST, PREVIOUS, epoch_file
 from utils.runs.folder import RunFolder
 from utils.runs.plots import plot_roc_curves, plot_training_curves
+from utils.runs.save_errors import on_save_error
 from utils.runs.scalars import ScalarWriter
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Best(NamedTuple):
     epoch: int
 
 
-class Recorder:
+class Recorder(Listener):
     """A Listener of a training run (see utils/listener.py), and the writer of its report.
 
     What cannot be written (a full disk, a quota) is a CheckpointError, or a log line where
@@ -96,16 +97,8 @@ class Recorder:
         with self._writing(LAST):
             save_checkpoint(self._whole(content), self.run.path / LAST, self.run.path / PREVIOUS)
 
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (CheckpointError, OSError) as error:
-            message = str(error) if isinstance(error, CheckpointError) else f"cannot write {what}: {error}"
-            if not self.continues:
-                advice = "mend that and go on by --resume; CHECKPOINT.on_save_error=continue would train on"
-                raise CheckpointError(f"{message} ({advice})") from None
-            logger.error("%s; training goes on (CHECKPOINT.on_save_error)", message)
+    def _writing(self, what: str) -> AbstractContextManager[None]:
+        return on_save_error(self.continues, what)
 
     def report(self, split: str, epoch: int, predictions: Scored) -> None:
         """The results of an epoch's weights on a split: a table, a record, ROC curves."""
