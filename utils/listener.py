@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from utils.metrics import MetricsRecord
 
+if TYPE_CHECKING:  # readers of a run's status do without torch
+    from torch import Tensor
+
 # Parameters and buffers by name, as nn.Module.state_dict() gives them.
-StateDict: TypeAlias = Mapping[str, Tensor]
+StateDict: TypeAlias = "Mapping[str, Tensor]"
 # What a checkpoint holds, part by part: tensors and plain values. The tensors are the live ones: whoever keeps content
 # beyond the call copies or writes it, as the next step changes them.
 CheckpointContent: TypeAlias = Mapping[str, object]
