@@ -106,7 +106,7 @@ def open_models(options: argparse.Namespace, device):
         if metadata.get("training_data"):
             profiles.append(TrainingData.from_dict(metadata["training_data"], settings.has_volumes()))
         else:
-            logger.warning("'%s' does not describe its training images: unlike ones are not told by it", file)
+            logger.warning("'%s' does not describe its training images: it cannot warn about unlike ones", file)
     return Ensemble(members, options.threshold), list(preprocesses.values()), profiles
 
 

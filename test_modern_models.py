@@ -27,7 +27,7 @@ from pathlib import Path
 ATTENTION = ("none", "cbam", "multi_scale", "cross_scale")
 CLASSES = 14
 BATCH = 2
-HEADINGS = ("backbone", "attention", "parameters", "seconds", "foretold MiB", "verdict")
+HEADINGS = ("backbone", "attention", "parameters", "seconds", "predicted MiB", "verdict")
 ROW = "{:<24}{:<13}{:>11}{:>16}{:>17}  {}"
 
 

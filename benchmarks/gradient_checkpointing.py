@@ -285,7 +285,7 @@ Written by `python -m benchmarks.gradient_checkpointing` on {machine["time"][:10
 
 {size} px, batch {batch}, float32, forward and backward; plain and checkpointed steps alternate in one run and times are
 medians, on a machine that others use too. *Saved* is the peak of activations kept for the backward pass, counted by
-looking at which storages live. *Predicted* is what the plan foretold on fake tensors, against that count; the largest
+looking at which storages live. *Predicted* is what the plan predicted on fake tensors, against that count; the largest
 deviation here is {worst:.1%}. *More operations*: those done again, counted, not timed, over a plain step taken as three
 forward passes; a third is the bound. *Largest difference*: of loss, gradients and buffers over two steps in a row.
 

@@ -51,7 +51,7 @@ class AttentionAlone(nn.Module):
         self.levels = nn.ParameterList(torch.randn(batch, c, side, side) for c, side in zip(CHANNELS, sides))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The levels after attention; x is looked at by nobody."""
+        """The levels after attention; x is not used."""
         return self.attention(list(self.levels))
 
 

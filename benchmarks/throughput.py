@@ -122,7 +122,7 @@ def rate_with_loader(
 
 
 def loss_of(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The mean square of what `forward` gives: a vector an image of a backbone, logits of a whole network."""
+    """The mean square of what `forward` gives: a vector per image of a backbone, logits of a whole network."""
     with torch.autocast("cuda", torch.bfloat16):
         y = network(x)
     return y.float().square().mean()

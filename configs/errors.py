@@ -19,11 +19,11 @@ class DataError(HybridMedNetError):
 
 
 class ModelError(HybridMedNetError):
-    """A model cannot be built as asked, or its weights cannot be had."""
+    """A model cannot be built as requested, or its weights are not available."""
 
 
 class WeightsUnavailableError(ModelError):
-    """Published weights cannot be had: no network, and not in the local cache."""
+    """Pretrained weights are not available: no network, and not in the local cache."""
 
 
 class WeightsError(ModelError, RuntimeError):

@@ -25,7 +25,7 @@ def with_data_of_run(
     over. overrides: the user's, which go before the config.yaml.
     Without `data`, data_dir, labels_file and format are those of the config.yaml in `folder`, which the user put or
     left there; those that stand in the checkpoint itself are never used, as a file may not name what gets opened.
-    Raises ConfigError where nobody says where the data are.
+    Raises ConfigError where nothing says where the data are.
     """
     beside, config = folder / RUN_CONFIG, saved.model_copy(deep=True)
     metadata = {key for keys in Config.override_keys(overrides).values() for key in keys}

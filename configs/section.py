@@ -98,7 +98,7 @@ def unknown_name(where: str, name: str, known: Iterable[str]) -> str:
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
-    """One sentence a problem: which key, which value, what is allowed. Problems of a union are told once."""
+    """One sentence a problem: which key, which value, what is allowed. Problems of a union are reported once."""
     problems: dict[str, str] = {}
     for detail in error.errors():
         key, field_model = _locate(detail, model)

@@ -16,7 +16,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The value of a document; ConfigError naming it for whatever keeps it from being read."""
+    """The value of a document; ConfigError naming it for anything that prevents reading."""
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{what} has more than {MAX_CHARACTERS:,} characters: settings are shorter")
     try:

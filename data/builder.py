@@ -216,7 +216,7 @@ def _augmentation(config: Config) -> LightAugmentation | AlbumentationsAugmentat
 
 
 def _labels(config: Config, dataset_index: DatasetIndex, groups: Sequence[CoarseGroup], train: bool) -> Labels:
-    """Soft targets are for training; scores of a label that nobody was sure of mean nothing."""
+    """Soft targets are for training; scores of an uncertain label mean nothing."""
     policy = config.DATA.uncertain_labels
     policy = "ignore" if policy == "smooth" and not train else policy
     target, mask = apply_uncertain(dataset_index.label_matrix(), policy, config.TRAIN.seed)
@@ -241,6 +241,6 @@ def _as_exclusive(dataset_index: DatasetIndex) -> DatasetIndex:
         names = ", ".join(dataset_index.studies[i].name for i in wrong[:5])
         raise DataError(
             f"MODEL.task 'multi_class' needs exactly one class an image; {len(wrong)} of {len(labels)} have none, "
-            f"several or an unsure one ({names}, …): use MODEL.task=multi_label, or mend the labels"
+            f"several or an unsure one ({names}, …): use MODEL.task=multi_label, or correct the labels"
         )
     return replace(dataset_index, exclusive=True)

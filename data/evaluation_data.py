@@ -39,7 +39,7 @@ class EvaluationData:
         return [self.dataset_index.studies[row].name for row in index]
 
     def patients(self, index: np.ndarray) -> list[str]:
-        """Whose n images are, '' where nobody says."""
+        """Whose n images are, '' where unknown."""
         return [self.dataset_index.studies[row].patient_id for row in index]
 
     def names(self, index: np.ndarray) -> tuple[list[str], list[str], list[str]]:

@@ -60,11 +60,11 @@ class Reader:
         raise NotImplementedError
 
     def reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
-        """The image decoded at a smaller scale, at least (height, width); None: only the full one can be had."""
+        """The image decoded at a smaller scale, at least (height, width); None: only the full one is available."""
         return None
 
     def files(self, index: int) -> Sequence[Path]:
-        """The files it is read from, so that a cache can tell a change; none: nobody knows."""
+        """The files it is read from, so that a cache can detect changes; none: unknown."""
         return ()
 
 

@@ -56,7 +56,7 @@ def export_file(network: ExportedNetwork, kind: str, path: Path, request: Reques
     file_format = FORMATS[kind]
     if request.precision not in file_format.precisions:
         raise ExportError(
-            f"{kind} in {request.precision} cannot be run here, so that nobody would know whether it is right: take "
+            f"{kind} in {request.precision} cannot be run here, so it cannot be verified: use "
             f"--precision {' or '.join(file_format.precisions)}"
         )
     with _complete(path) as temporary:

@@ -24,7 +24,7 @@ def compare_by_name(
     if len(other_classes) != other.shape[1]:
         raise EvaluationError(
             f"--compare: '{other_name}' has {other.shape[1]} classes and does not name them; this model has "
-            f"{len(other_classes)}: which are the same cannot be told"
+            f"{len(other_classes)}: it cannot be determined which are the same"
         )
     common = [name for name in scored.class_names if name in other_classes]
     if not common:

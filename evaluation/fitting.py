@@ -20,9 +20,9 @@ Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What the user asks for. rule: None where the stored one, or else Youden's, shall do.
+    """What the user asks for. rule: None for the stored one, or else Youden's.
 
-    method: of calibration, 'none' for none; None where the stored one, if any, shall do.
+    method: of calibration, 'none' for none; None for the stored one, if any.
     """
 
     rule: Rule | None = None
@@ -37,7 +37,7 @@ class FitOptions:
 
     @property
     def asked(self) -> bool:
-        """Whether something is to be fitted whatever is stored."""
+        """Whether to fit even if something is stored."""
         return self.rule is not None or self.method is not None
 
 

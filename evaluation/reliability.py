@@ -19,7 +19,7 @@ def bin_edges(probabilities: ArrayLike, bins: int = BINS, equal: str = "width") 
     """The edges of probability bins from 0 to 1, rising.
 
     equal: 'width', bins + 1 edges; or 'mass', quantiles of the probabilities [N], so that each bin holds as many,
-    with fewer bins where ties would have to be torn apart.
+    with fewer bins where ties would have to be split.
     """
     if bins < 1 or equal not in ("width", "mass"):
         raise ValueError(f"bins must be at least 1 and equal 'width' or 'mass', not {bins} and {equal!r}")

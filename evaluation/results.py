@@ -30,7 +30,7 @@ def evaluate_scores(
     """Every figure of every class with its interval, the means, and the subgroups, for JSON: nan is None.
 
     scored: probabilities already calibrated by `point`. point: its thresholds, K, are on them.
-    columns: name → N texts, one an image, to make subgroups of.
+    columns: name → N texts, one per image, to make subgroups of.
 
     Means are over the classes with positives and negatives where the figure is defined ('classes' says how many), never
     over others. A class row's 'undefined_draws' counts draws that left a figure undefined. 'accuracy' is of exclusive

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Row:
-    """What came of one image. columns: what a table said of it. probabilities: [K], None with an error.
+    """The result of one image. columns: what a table said of it. probabilities: [K], None with an error.
 
     findings: classes at or over their threshold. heatmaps: files, relative to the results' folder.
     """
@@ -56,7 +56,7 @@ def make_folder(name: str) -> Path:
 
 
 def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> int:
-    """Print what came of it, of a single image its probabilities; the exit code: 0 if any was predicted, else 2."""
+    """Print the results, for a single image its probabilities; the exit code: 0 if any was predicted, else 2."""
     counts = count(rows)
     if len(rows) == 1 and counts["predicted"]:
         print(image_table(rows[0], ensemble))

@@ -49,7 +49,7 @@ def create_model(config: Config, checkpoint: Mapping[str, Any] | None = None) ->
 
 
 def _complete(model: HybridMedNet) -> HybridMedNet:
-    """The model, or the error that its published weights cannot be had: training must not begin without them."""
+    """The model, or the error that its pretrained weights are not available: training must not begin without them."""
     if model.lacking_weights:
         raise WeightsUnavailableError(model.lacking_weights)
     return model

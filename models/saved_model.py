@@ -153,7 +153,7 @@ def _previous_release(path: Path, weights: Mapping[str, Tensor] | None) -> _File
     settings = settings_of_previous_release(renamed)
     if settings is None:
         raise CheckpointError(
-            f"'{path}' is no model of this program, of today or of the previous release; MODEL.pretrained=<file> takes "
+            f"'{path}' is neither a current nor a v1.x HybridMedNet checkpoint; MODEL.pretrained=<file> takes "
             "the weights of a backbone"
         )
     return _File(renamed, {"MODEL": settings}, {}, "previous release")

@@ -37,7 +37,7 @@ class Predictions:
 
 @dataclass
 class _Begun:
-    """A batch that the device is at: its labels, mask and rows, and for each of its parts what will come of it.
+    """A batch that the device is at: its labels, mask and rows, and the pending results of each of its parts.
 
     parts: names of the loss's terms; logits and the sums of these terms.
     """

@@ -53,7 +53,7 @@ class Adaptation:
     def __init__(self, model: nn.Module, autocast: torch.dtype | None, accumulation_steps: int, allowed: bool) -> None:
         self.model, self.autocast, self.allowed = model, autocast, allowed
         self.accumulation_steps, self.batch_size = accumulation_steps, 0  # the largest batch that was too much
-        self.checkpointing = ""  # what came of switching it on, once that was tried
+        self.checkpointing = ""  # the outcome of switching it on, once tried
 
     def adapt(self, state: TrainerState, size: int, failure: str) -> None:
         """Go one step down from what failed on batches of `size` images, and say so.

@@ -71,7 +71,7 @@ def choose_available_precision(setting: bool | str, device: torch.device) -> Pre
 
 
 def choose_memory_format(setting: bool | str, prefers_channels_last: bool = False) -> torch.memory_format:
-    """TRAIN.channels_last for a network; 'auto', which nobody settled by a probe, follows what its backbone prefers."""
+    """TRAIN.channels_last for a network; 'auto' without a probe follows what its backbone prefers."""
     channels_last = prefers_channels_last if setting == "auto" else setting
     return torch.channels_last if channels_last else torch.contiguous_format
 

@@ -207,6 +207,6 @@ class _Steps:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+    """Wait until the device has finished its queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -26,7 +26,7 @@ def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
 def run_script(work: Callable[[], int | None]) -> int:
     """Do the work of a script that has nothing to save when it is interrupted.
 
-    Returns the exit code: work's own or 0; 2 after the user's errors, told in one line on stderr; 130 after Ctrl-C.
+    Returns the exit code: work's own or 0; 2 after the user's errors, one line on stderr; 130 after Ctrl-C.
     """
     setup_logging()
     try:

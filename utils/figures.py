@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DPI = 120
 MAX_PANELS = 20
 
-# Okabe & Ito's palette, told apart with every common kind of colour blindness.
+# Okabe & Ito's palette, distinguishable with every common kind of colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 
 

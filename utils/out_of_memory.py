@@ -25,7 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class catch_oom:
-    """`with catch_oom() as caught:` leaves the block quietly when memory runs out; `failure` is what was said then.
+    """`with catch_oom() as caught:` suppresses out-of-memory errors; `failure` is their message.
 
     After the block nothing refers to the step's tensors any more: neither the exception, whose traceback's frames hold
     them, nor autograd's queue, in which a failed backward pass on a CPU leaves what it did not come to. The queue is
@@ -48,7 +48,7 @@ class catch_oom:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
+    """Release memory without references."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -67,7 +67,7 @@ def set_random_state(state: dict) -> None:
 
 
 def is_random_state(state: Any) -> bool:
-    """Whether `set_random_state` can take what a file holds: it is tried on generators that nobody uses."""
+    """Whether `set_random_state` can take what a file holds: it is tried on generators of its own."""
     try:
         torch.Generator().set_state(state["cpu"])
         random.Random().setstate(state["python"])

@@ -54,7 +54,7 @@ class Builder:
         self._loader, self._bad, self._style = loader, bad, style
 
     def fill(self, write: Callable[[np.ndarray], Any], check_room: Callable[[int], None]) -> CacheIndex:
-        """write: takes the bytes of each image, in the order of their offsets. check_room: is told early how many
+        """write: takes the bytes of each image, in the order of their offsets. check_room: called early with how many
         bytes there will be, by images from all over the dataset index; raises where they are too many.
 
         Raises DataError where more images cannot be read than is tolerated, or workers fail too often.

@@ -68,7 +68,7 @@ class UnreadableImages:
             listed = "\n  ".join(self.reasons.values())
             raise DataError(
                 f"{len(self.reasons)} images cannot be read, DATA.max_bad_images allows {self.limit}: "
-                f"mend or remove them, or raise that number\n  {listed}"
+                f"repair or remove them, or raise that number\n  {listed}"
             )
 
 

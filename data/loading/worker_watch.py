@@ -122,7 +122,7 @@ class WorkerPool:
     def waited_for(self) -> Iterator[None]:
         """While the training process can do nothing without them. RuntimeError if any has ended before."""
         if self.has_ended():
-            raise RuntimeError("a data worker has ended while nobody waited for it")
+            raise RuntimeError("a data worker exited while no batch was requested")
         self._is_waited_for = True
         try:
             yield
@@ -142,7 +142,7 @@ class WorkerPool:
         )
 
     def kill(self) -> None:
-        """End all of them, whatever they do."""
+        """Kill all of them."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -218,7 +218,7 @@ class ResilientLoader:
         )
 
     def epoch(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
-        """(number of the batch, what was collated) from batch `start` on, each once, whatever befalls the workers.
+        """(number of the batch, what was collated) from batch `start` on, exactly once, even if workers die.
 
         Raises what reading raises, and DataError when workers have failed too often in this run.
         """

@@ -250,7 +250,7 @@ def _fill(voxels: np.ndarray, padded: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Puts the name of a slice before whatever goes wrong in it, as a DataError."""
+    """Re-raise errors of a slice as a DataError with its name."""
     try:
         yield
     except DataError as reason:

@@ -29,7 +29,7 @@ def read_image(path: Path) -> np.ndarray:
     1-bit as 0/255, transparency laid over black, EXIF orientation applied); float32 in [0, 1] for grey DICOM and
     uint8 RGB for colour DICOM (see read_dicom).
 
-    Raises DataError, naming the file, for whatever keeps it from being decoded: a missing or truncated file, a
+    Raises DataError, naming the file, for anything that prevents decoding: a missing or truncated file, a
     missing codec, more pixels than Pillow's decompression-bomb limit, a format that is none of the three.
     """
     return _naming(path, _decode)

@@ -35,7 +35,7 @@ def read_nifti(path: Path) -> Volume:
     Voxels that are not finite become the smallest finite one.
 
     Stricter than NIfTI-1: a file with neither code set, whose orientation the standard calls unknown ("method 1"),
-    is refused, since nobody could tell left from right.
+    is refused, as left and right cannot be determined.
     Raises DataError for that, for 4-D data, colours and complex numbers, more than MAX_VOXELS; nibabel's own
     exceptions for damaged files: read_volume turns them into DataError.
     """

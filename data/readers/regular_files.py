@@ -38,7 +38,7 @@ def leaves(root: Path, path: Path) -> bool:
 
 
 def refuse_link(root: Path, path: Path) -> Path:
-    """The path; DataError where it is a link out of root, which nobody has asked for by name."""
+    """The path; DataError where it is a link out of root that was not named by the user."""
     if leaves(root, path):
         raise DataError(f"'{path}' is a link that leaves data_dir, to '{os.path.realpath(path)}'")
     return path

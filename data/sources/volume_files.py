@@ -24,7 +24,7 @@ def read_volume(path: Path, root: Path | None = None) -> Volume:
     """Read a NIfTI file, a folder of DICOM slices or a multi-frame DICOM file, in the convention of readers/volumes.py.
 
     root: a folder that slices may not leave by a symbolic link; None: anywhere.
-    Raises DataError naming the path for whatever keeps it from being read: see read_nifti and read_series.
+    Raises DataError naming the path for anything that prevents reading: see read_nifti and read_series.
     """
     try:
         return _read(path, root)

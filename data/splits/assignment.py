@@ -1,4 +1,4 @@
-"""Which image is trained on, validated on, tested on: never torn within a patient, saved with its hash."""
+"""Which image is trained on, validated on, tested on: never split within a patient, saved with its hash."""
 
 from __future__ import annotations
 

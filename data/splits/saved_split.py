@@ -21,7 +21,7 @@ ALL = "all"
 class SavedSplit:
     """The split of every image of a dataset index.
 
-    assignment: str [N], 'train', 'val', 'test', or '' where nobody says. source: where it comes from, in words.
+    assignment: str [N], 'train', 'val', 'test', or '' where unknown. source: where it comes from, in words.
     own: it is the very split that the model was trained with. warnings: what makes it less than that.
     trained_images, trained_patients: names of the training images in the run's split.csv, where there is one.
     """
@@ -70,7 +70,7 @@ def saved_split(dataset_index: DatasetIndex, path: Path, digest: str | None, own
 
     path: that split.csv; it need not be there. digest: what the checkpoint says it was trained with, or None.
     own_data: the data are where the run's config says, so that a split.csv that does not fit them is a DataError; for
-    other data it is left aside. Nothing is drawn: images whose split nobody names have none.
+    other data it is left aside. Nothing is drawn: images without a named split have none.
     """
     if not path.is_file():
         return _of_source(dataset_index)

@@ -41,7 +41,7 @@ def create_backbone(
     pretrained: True for the published weights, False for random ones, or the path of a local file.
     feature_dim: length of the vector that `forward` gives; None: the channels of the coarsest level.
     image_size: (height, width) or (depth, height, width); None: 224 × 224, or 64 × 64 × 64 for volumes.
-    Raises ModelError for an unknown name and for weights that cannot be had or do not fit.
+    Raises ModelError for an unknown name and for weights that are not available or do not fit.
     """
     check_backbone(name, image_size)
     spec = timm_spec(name)

@@ -32,7 +32,7 @@ class ConvNeXt3D(BaseVisionBackbone):
     weights: True for timm's published 2-D ones; a mapping that is either 2-D, with timm's or the paper's names, or
     this module's own; both are taken strictly, but for the projection to feature_dim. False for random ones.
     Shapes: [B, in_channels, D, H, W] of any size → [B, channels[i], ⌈D / stride_i⌉, …].
-    Raises ModelError for an unknown variant and for weights that cannot be had or do not fit.
+    Raises ModelError for an unknown variant and for weights that are not available or do not fit.
     """
 
     spatial_dims = 3

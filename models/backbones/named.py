@@ -10,7 +10,7 @@ in_channels: of the images or volumes.
 feature_dim: length of the vector that `forward` gives; None: the channels of the coarsest level.
 image_size: one number, or (height, width) or (depth, height, width); None: 224, or 64 for volumes. Swin, ViT and MaxViT
     are tied to it, others take any size.
-All raise ModelError for an unknown variant and for weights that cannot be had or do not fit.
+All raise ModelError for an unknown variant and for weights that are not available or do not fit.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class SwinTransformer3D(BaseVisionBackbone):
     but for the projection to feature_dim; False for random ones. `from_video_swin` brings published tensors to this
     network's shapes.
     Shapes: [B, in_channels, D, H, W] of any size → [B, channels · 2^i, ⌈D / stride_i⌉, …].
-    Raises ModelError for an unknown variant and for weights that cannot be had or do not fit.
+    Raises ModelError for an unknown variant and for weights that are not available or do not fit.
     """
 
     spatial_dims = 3
@@ -192,7 +192,7 @@ def published_weights(spec: Swin3DSpec, variant: str) -> dict[str, Tensor]:
             torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a wrong hash is a RuntimeError
             raise WeightsUnavailableError(
-                f"the weights {url} of 'swin3d_{variant}' cannot be had: {' '.join(str(error).split())[:300]}, "
+                f"the weights {url} of 'swin3d_{variant}' are not available: {' '.join(str(error).split())[:300]}, "
                 f"and they are not in the local cache. {WAYS_ON}"
             ) from None
     return read_weights(path)

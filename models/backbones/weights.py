@@ -47,7 +47,7 @@ def find_weights(pretrained_cfg, name: str) -> dict[str, Tensor]:
 def fetch_weights(repository: str, filename: str, name: str) -> dict[str, Tensor]:
     """Tensors of a published file, from the local cache or the model hub.
 
-    Raises ModelError that says why they cannot be had and names the ways on: never a start from scratch.
+    Raises ModelError that says why they are not available and what to do: never a start from scratch.
     """
     from huggingface_hub import hf_hub_download
 
@@ -57,7 +57,7 @@ def fetch_weights(repository: str, filename: str, name: str) -> dict[str, Tensor
     except (OSError, ValueError) as error:  # the hub's own errors and httpx's are OSErrors or ValueErrors
         why = "the model hub cannot be reached from here" if offline else " ".join(str(error).split())[:300]
         raise WeightsUnavailableError(
-            f"the weights {repository} of '{name}' cannot be had: {why}, and they are not in the local cache. {WAYS_ON}"
+            f"the weights {repository} of '{name}' are not available: {why}, and not in the local cache. {WAYS_ON}"
         ) from None
     return read_weights(path)
 

@@ -1,7 +1,7 @@
 """Attention in windows of a map as two Triton kernels: a window's scores stay in registers, forwards and backwards.
 
 Same mathematics and layouts as `swin_attention.plain_window_attention`. With P = softmax(S) and dP = dy vᵀ the gradient
-of the scores is dS = P (dP - Σ P dP), row by row; both are made again from q, k and v, which alone are kept.
+of the scores is dS = P (dP - Σ P dP), row by row; both are recomputed from q, k and v, which alone are kept.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def test_volumes_unlike_the_training_data(tmp_path):
 @pytest.mark.parametrize(
     "broken",
     [
-        {"kind": "images"},
+        {"kind": "scans"},
         {"kind": "volumes"},
         {"pattern": [1.0] * 63},
         {"pattern": [float("nan")] * 64},

@@ -203,7 +203,7 @@ def test_without_the_published_weights_the_ways_on_are_named(monkeypatch, tmp_pa
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="'convnext3d_tiny' cannot be had") as caught:
+    with pytest.raises(ModelError, match="'convnext3d_tiny' are not available") as caught:
         ConvNeXt3D(weights=True)
     assert "MODEL.pretrained=false" in str(caught.value)
 

@@ -110,7 +110,9 @@ def test_a_file_without_settings(tmp_path, model):
         with pytest.raises(CheckpointError, match="without weights or without its settings"):
             load_model(tmp_path / "x.pth")
     torch.save({"a": torch.zeros(2)}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"no model of this program.*MODEL\.pretrained"):
+    with pytest.raises(
+        CheckpointError, match=r"neither a current nor a v1.x HybridMedNet checkpoint.*MODEL\.pretrained"
+    ):
         load_model(tmp_path / "x.pth")
 
 

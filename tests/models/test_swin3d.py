@@ -286,7 +286,9 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variant", ["tiny", "small", "base"])
 def test_without_network_and_cache_the_ways_on_are_named(variant, hub):
-    with pytest.raises(ModelError, match=rf"swin3d_{variant[0]}.*'swin3d_{variant}' cannot be had.*no route") as caught:
+    with pytest.raises(
+        ModelError, match=rf"swin3d_{variant[0]}.*'swin3d_{variant}' are not available.*no route"
+    ) as caught:
         swin3d.published_weights(SWIN3D_VARIANTS[variant], variant)
     assert all(way in str(caught.value) for way in ("MODEL.pretrained=false", "MODEL.pretrained=/"))
 

@@ -211,7 +211,7 @@ def no_network(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", FILES)
 def test_without_network_and_cache_the_three_ways_on_are_named_at_once(name, no_network):
-    with pytest.raises(ModelError, match=f"'{name}' cannot be had") as caught:
+    with pytest.raises(ModelError, match=f"'{name}' are not available") as caught:
         create_backbone(name, pretrained=True)
     assert all(way in str(caught.value) for way in WAYS)
     assert (Path(__file__).resolve().parents[2] / PRESET).is_file()

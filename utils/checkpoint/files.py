@@ -179,7 +179,7 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_space(content: Mapping[str, Any], folder: Path) -> None:
-    """A full disk is told before anything is written to it."""
+    """Raise for a full disk before anything is written."""
     needed, free = _size_of(content), shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(f"it takes {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free")

@@ -1,4 +1,4 @@
-"""How many bytes of activations a network saves for its backward pass: foretold without memory, or counted."""
+"""How many bytes of activations a network saves for its backward pass: predicted without memory, or counted."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class SavedActivations(DispatchMode):
 
     Held is every storage made in the forward pass or in its recomputation that is alive while operations of the
     backward pass run. The input, gradients and what lives only within the forward pass do not count. It knows nothing
-    of plans and hooks: it looks at which storages live. Recomputation is told apart by `recomputation`, or by gradients
+    of plans and hooks: it looks at which storages live. Recomputation is recognised by `recomputation`, or by gradients
     being recorded in it.
     """
 

@@ -35,7 +35,7 @@ __all__ = [
     "run_recomputed",
 ]
 
-# Images in the batch that a plan is made for where nobody says: two, since batch normalisation needs them.
+# Images in the batch that a plan is made for by default: two, since batch normalisation needs them.
 PLANNED_BATCH = 2
 
 
@@ -73,7 +73,7 @@ class Checkpointable:
         """Recompute activations from the next training step on; returns what was chosen and is expected.
 
         segments: into how many runs the blocks are cut, by bytes; the last run is kept, so 1 recomputes nothing.
-            None: whatever costs least within the budget, or has the lowest peak without one.
+            None: the cheapest within the budget, or has the lowest peak without one.
         fraction: at most this share of the blocks is recomputed, from the first on: less time, less saving.
         memory_budget_gb: 1e9 bytes that activations saved for the backward pass may take for a micro-batch of
             `batch_size` with mixed precision `autocast` (None: float32).

@@ -136,7 +136,7 @@ class Recorder(Listener):
         """(from which step on earlier figures are forgotten, those of this step that stand all the same).
 
         An epoch that ended with the checkpoint's step may have been written before the process was killed or not, and
-        belongs to what is done again or not: so the step is forgotten as a whole and told as the checkpoint knows it.
+        belongs to what is done again or not: so the step is purged as a whole and written again from the checkpoint.
         """
         if checkpoint is None:
             return 0, []
@@ -148,7 +148,7 @@ class Recorder(Listener):
 
 
 def _latest_scalars(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The figures that were last told of a step before the checkpoint; none where it has none, or no figures."""
+    """The figures last recorded of a step before the checkpoint; none where it has none, or no figures."""
     latest = (checkpoint or {}).get("scalars")
     if isinstance(latest, Mapping) and isinstance(latest.get("figures"), Mapping):
         figures = {str(tag): value for tag, value in latest["figures"].items() if isinstance(value, float)}
@@ -157,7 +157,7 @@ def _latest_scalars(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """What TensorBoard is told of an epoch: of a row of metrics.jsonl what is defined."""
+    """An epoch's TensorBoard scalars: the defined values of its row of metrics.jsonl."""
     names = ("train_loss", "val_loss", "mean_auroc", "mean_average_precision", "learning_rate", "skipped_steps")
     figures = {f"epoch/{name}": row.get(name) for name in names}
     figures |= {f"auroc/{each['name']}": each["auroc"] for each in row.get("per_class", ())}

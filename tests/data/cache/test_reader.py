@@ -310,7 +310,10 @@ def test_a_source_without_files_is_refused(own):
     from dataclasses import replace
 
     dataset_index = loaders_of(own).source
-    with pytest.raises(ConfigError, match=r"nobody knows which files 'images/00.png' is read from"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the data source does not report the files of 'images/00.png', so changes cannot be detected",
+    ):
         cache_reader.stamps(replace(dataset_index, read=lambda index: np.zeros((4, 4), np.uint8)))
 
 

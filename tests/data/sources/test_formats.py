@@ -147,7 +147,7 @@ def test_patients_that_are_not_named_are_counted(three):
     [
         ("", "is empty"),
         ("image,labels\n", "holds a header and no rows"),
-        ("image,labels\na.png,Mass\n", "no column 'image'"),
+        ("scan,labels\na.png,Mass\n", "no column 'image'"),
         ("image,remark\na.png,hello\n", "neither a column 'labels' nor one per class"),
         ("image,labels\na.png,Mass,extra\n", "line 2 has 3 cells, the header has 2"),
         ("image,labels,labels\na.png,Mass,x\n", "'labels' more than once"),
@@ -475,9 +475,9 @@ def test_mistyped_places(tmp_path):
     images(tmp_path, "images/x/a.png images/y/b.png")
     table(tmp_path / "images", "image,labels\na.png,Mass\n", "train.csv")
     with pytest.raises(DataError, match=r"did you mean '.*images'"):
-        open_source(tmp_path / "filsm")
+        open_source(tmp_path / "imagse")
     with pytest.raises(DataError, match=r"did you mean '.*images'"):
-        open_source(tmp_path / "filsm" / "deeper")
+        open_source(tmp_path / "imagse" / "deeper")
     # class folders are there, and yet a labels file that was asked for and is not there must stop the run
     with pytest.raises(DataError, match=r"(?s)looked for.*trian\.csv.*train\.csv.*did you mean 'train\.csv'"):
         open_source(tmp_path / "images", "trian.csv")
