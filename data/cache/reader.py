@@ -193,7 +193,10 @@ def stamps(dataset_index: DatasetIndex) -> np.ndarray:
     for row, study in enumerate(dataset_index.studies):
         files = dataset_index.files(row)
         if not files:
-            raise ConfigError(f"DATA.cache: nobody knows which files '{study.name}' is read from: set it to none")
+            raise ConfigError(
+                f"DATA.cache: the data source does not report the files of '{study.name}', so changes cannot be detected: "
+                "set it to none"
+            )
         text = "\n".join(seen[path] if path in seen else seen.setdefault(path, _stamp(path)) for path in files)
         found[row] = np.frombuffer(
             hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest(), "<u8"

@@ -281,7 +281,7 @@ DAMAGES = {
     "a moment that is one number": (("optimizer", "state", 1), replaced("exp_avg_sq", torch.tensor(1.0)), "exp_avg_sq"),
     "a moment is lacking": (("optimizer", "state", 1), without("exp_avg"), "parameter 1"),
     "a moment of no parameter": (("optimizer", "state"), lambda state: state.update({77: state[0]}), "parameter 77"),
-    "another schedule": (("schedule",), without("data_wait_seconds"), "schedule.*waited"),
+    "another schedule": (("schedule",), without("waited"), "schedule.*waited"),
     "an older version": (("progress",), without("micro_batch_splits"), "progress.*micro_batch_splits"),
     "a number that is none": (("progress",), replaced("epoch", "2"), "progress.*epoch"),
     "no sums": (("progress",), without("sums"), "progress.sums"),
