@@ -105,6 +105,7 @@ class TrackedDataset(Dataset):
 class WorkerPool:
     """The worker processes of one DataLoader, and a thread that kills those that hang.
 
+    A thread, as the training process itself may be waiting for a frozen worker.
     A worker hangs if it has been at one file for longer than `timeout`. All hang if a batch is waited for and none has
     begun or ended a file for that long. Time is counted in looks, so that a stopped run (Ctrl-Z) does not hang.
     """
@@ -252,7 +253,7 @@ class ResilientLoader:
         return self._iterator
 
     def _replace_workers(self, number: int) -> None:
-        """Throw all workers away; the next ones start at batch `number`."""
+        """Throw all workers away; what comes from batch `number` on is a function of it, so nothing is lost."""
         reason = self._pool.describe_ended(self.dataset.dataset_index)
         self._terminate_workers()
         self.failures.add(reason, number)

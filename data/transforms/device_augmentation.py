@@ -1,4 +1,8 @@
-"""The light augmentation for whole batches, on the device that trains: workers decode, resize and draw numbers only."""
+"""The light augmentation for whole batches, on the device that trains: workers decode, resize and draw numbers only.
+
+Not torchvision v2 or kornia: they draw from a global generator, for a batch at a time, and augmentation is a function
+of (seed, epoch, row).
+"""
 
 from __future__ import annotations
 

@@ -53,8 +53,9 @@ def regrid(
 ) -> tuple[np.ndarray, tuple[float, ...]]:
     """[D, H, W] with `spacing` (z, y, x) in mm to (the model's grid, its spacing in mm), linear in each axis.
 
-    target None: the whole volume is stretched or shrunk to `size`. Otherwise the grid has the spacing `target` and the
-    same centre as the volume: what lies outside it is cut off, what the volume does not cover is 0.
+    target None: the whole volume is stretched or shrunk to `size`. Otherwise the grid has the spacing `target`, so
+    that a millimetre is as long in every scan, and the same centre as the volume: what lies outside it is cut off, what
+    the volume does not cover is 0.
     Axes that shrink are averaged over the wider voxel (a triangle of its width on either side), so nothing aliases.
     """
     if target is None:

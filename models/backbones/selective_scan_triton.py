@@ -28,6 +28,7 @@ def triton_scan(
     return _scan(u, delta, A, B, C, D, delta_bias, chunk)[0]
 
 
+# An operator of torch's own kind: one node to compilers, fake tensors and counters of operations.
 @torch.library.custom_op(
     "hybridmednet::selective_scan",
     mutates_args=(),

@@ -188,6 +188,8 @@ def _vit_embedding(body: VisionTransformer) -> Part:
 
 
 def _sam(body: VisionTransformerSAM, x: Tensor) -> Iterator[Part]:
+    """Its position tables are made for 1024 px, and interpolated for other sizes here and inside timm's blocks."""
+
     def embed(x: Tensor) -> Tensor:
         x = body.patch_embed(x)
         if body.pos_embed is not None:

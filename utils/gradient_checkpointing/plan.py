@@ -6,8 +6,9 @@ all that run k itself saves; later runs are gone by then. So
 
     peak = max_k ( Σ_{j ≤ k} new bytes of state c_j  +  bytes saved inside run k )
 
-The input and the parameters, which are there anyway, do not count. A storage that two of them hold counts once: a level
-of the pyramid that left early stays in the states after it.
+Only a beginning of the list is recomputed, as early blocks save the most bytes for an operation. The input and the
+parameters, which are there anyway, do not count. A storage that two of them hold counts once: a level of the pyramid
+that left early stays in the states after it.
 
 Cutting a chain to trade memory for time is from Chen et al. 2016 (arXiv:1604.06174), who cut evenly; here the cuts
 are the best ones for the measured bytes.
