@@ -50,7 +50,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step_applied: Tensor) -> None:
-        """After an optimizer step. made: a bool on the device; where it is false, only `updates` changes."""
+        """After an optimizer step. step_applied: a bool on the device; where it is false, only `updates` changes."""
         # Skipped steps count too: the host learns of them later, and the decay must not depend on when.
         self.updates += 1
         fraction = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))

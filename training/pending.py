@@ -28,8 +28,11 @@ class PendingStep:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one step. made: False where it was skipped. loss: of its window. norm: of its gradients before
-    clipping. images: how many its window had. step, rate, rows: see PendingStep."""
+    """The outcome of one step.
+
+    step_applied: False where it was skipped. loss: of its window. norm: of its gradients before clipping. images: how
+    many its window had. step, rate, rows: see PendingStep.
+    """
 
     step: int
     step_applied: bool
