@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from training.learner import Learner
 from training.losses import Loss
-from training.optim import conditional_step
 from training.out_of_memory import memory_error
 from training.parallel import Parallel, SingleProcess
 from utils.batch import Batch, Logits, call_model
 from utils.out_of_memory import catch_oom, free_memory
 from utils.seed import random_state, set_random_state
+from utils.torch_private import conditional_step
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,9 @@ class TrainingLoss:
 
     def sums(self, logits: Logits, targets: Targets, inputs: Inputs | None = None) -> dict[str, Tensor]:
         """The sum of each term over a batch, float32. inputs: what the logits are of; not looked at here."""
-        fine = self._labels(logits.fine, targets)
+        smooth = smooth_targets(targets.labels, self.label_smoothing, self.exclusive)
+        loss = self.elementwise(logits.fine.float(), smooth)
+        fine = torch.where(self._valid(targets.mask), loss, 0.0).sum()
         if not self.groups:
             return {"labels": fine}
         assert logits.coarse is not None and targets.coarse is not None and targets.coarse_mask is not None
@@ -156,11 +158,6 @@ class TrainingLoss:
         """Σ weight · sum / count; a term without valid labels adds nothing."""
         terms = [self.weights[name] * value / max(counts[name], 1) for name, value in sums.items()]
         return torch.stack(terms).sum()
-
-    def _labels(self, logits: Tensor, targets: Targets) -> Tensor:
-        smooth = smooth_targets(targets.labels, self.label_smoothing, self.exclusive)
-        loss = self.elementwise(logits.float(), smooth)
-        return torch.where(self._valid(targets.mask), loss, 0.0).sum()
 
     def _valid(self, mask: Tensor) -> Tensor:
         return mask.all(1, keepdim=True) if self.exclusive else mask

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-
-from utils.torch_private import skipping_unless
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, list[nn.Parameter] | float]]:
@@ -47,29 +45,11 @@ def create_optimizer(
 
 
 def _with_momentum(optimizer: Optimizer) -> Optimizer:
-    """Momentum of zero from the start, which makes the same first step; see `conditional_step`."""
+    """Momentum of zero from the start, which makes the same first step; see `utils.torch_private.conditional_step`."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-# Whose fused optimizers take a tensor that makes them skip a step; MPS's refuse it.
-_SKIPPING_DEVICES = ("cpu", "cuda")
-
-
-def conditional_step(optimizer: Optimizer, applied: Tensor) -> None:
-    """`optimizer.step()` if `applied`, a bool on the device, is true; without waiting for it on a CPU and on CUDA.
-
-    optimizer: one with a fused kernel. SGD's leaves the momentum of a first step that is skipped as it was allocated,
-    so it must have been set to zero before; see `create_optimizer`.
-    """
-    if applied.device.type not in _SKIPPING_DEVICES:
-        if bool(applied):
-            optimizer.step()
-        return
-    with skipping_unless(optimizer, applied):
-        optimizer.step()
 
 
 SCHEDULES = ("cosine", "onecycle", "plateau", "constant")

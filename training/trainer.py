@@ -20,7 +20,8 @@ from training.pending import Outcome, PendingStep, read_outcomes
 from training.state import EpochSums
 from utils.batch import Batch
 from utils.listener import CheckpointContent, EpochEnd, EpochRecord, Listener, StateDict, TrainingPhase
-from utils.progress import Progress, peak_memory_mib
+from utils.out_of_memory import peak_memory_mib
+from utils.progress import Progress
 from utils.runs.control import Interrupted, Request
 
 logger = logging.getLogger(__name__)

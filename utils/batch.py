@@ -63,14 +63,10 @@ class Inputs(NamedTuple):
             )
         return self.image
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
-        """The same with a function applied to every tensor."""
-        return Inputs(*map(function, self))
-
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> Inputs:
         """On a device, the images in a memory format; from pinned memory without waiting."""
         image = self.image.to(device, non_blocking=True, memory_format=memory_format)
-        return self._replace(image=image).map(lambda tensor: tensor.to(device, non_blocking=True))
+        return Inputs(image, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
 
     def split(self, parts: int) -> list[Inputs]:
         """In `parts` of nearly equal numbers of studies, the larger ones first, or in B where B is less.
@@ -105,9 +101,9 @@ class Targets(NamedTuple):
     coarse: Tensor | None = None
     coarse_mask: Tensor | None = None
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Targets:
-        """The same with a function applied to every tensor that is there."""
-        return Targets(function(self.labels), function(self.mask), *(t if t is None else function(t) for t in self[2:]))
+    def to(self, device: torch.device) -> Targets:
+        """On a device; from pinned memory without waiting."""
+        return Targets(*(t if t is None else t.to(device, non_blocking=True) for t in self))
 
     def split(self, parts: int) -> list[Targets]:
         """In `parts`, as Inputs are; parts is at most B."""
@@ -164,20 +160,18 @@ class Batch:
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """The same batch on a device, finished there, the images in a memory format."""
-        targets = self.targets.map(lambda tensor: tensor.to(device, non_blocking=True))
-        return Batch(self._inputs(device, memory_format), targets, self.index.to(device, non_blocking=True))
-
-    def _inputs(self, device: torch.device, memory_format: torch.memory_format) -> Inputs:
         if self.device_transform is None or self.augmentation_params is None:
-            return self.inputs.to(device, memory_format)
-        sent = self.inputs.to(device)
-        params = self.augmentation_params.to(device, non_blocking=True)
-        image = self.device_transform(sent.image, params).contiguous(memory_format=memory_format)
-        return sent._replace(image=image)
+            inputs = self.inputs.to(device, memory_format)
+        else:
+            inputs = self.inputs.to(device)
+            params = self.augmentation_params.to(device, non_blocking=True)
+            image = self.device_transform(inputs.image, params).contiguous(memory_format=memory_format)
+            inputs = inputs._replace(image=image)
+        return Batch(inputs, self.targets.to(device), self.index.to(device, non_blocking=True))
 
     def split(self, parts: int) -> list[Batch]:
         """In `parts` of nearly equal numbers of studies, the larger ones first, or in B where B is less."""
-        parts = min(parts, len(self))
+        parts = min(parts, len(self.index))
         if parts <= 1:
             return [self]
         inputs = self.inputs.split(parts)

@@ -1,8 +1,10 @@
-"""Out of memory: how it is noticed, and what is then given back."""
+"""Memory: how much was taken, how it is noticed that it ran out, and what is then given back."""
 
 from __future__ import annotations
 
 import gc
+import math
+import sys
 from types import TracebackType
 
 import torch
@@ -57,3 +59,15 @@ def free_memory(device: torch.device) -> None:
 def largest_part(size: int, parts: int) -> int:
     """Studies in the largest piece that `Batch.split` makes of a batch of `size`."""
     return -(-size // min(parts, size))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory so far, in MiB: allocated on CUDA, else resident of this process (NaN on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 2**20 if sys.platform == "darwin" else size / 2**10

@@ -1,12 +1,9 @@
-"""Progress of a pass over batches: a bar on a terminal, log lines elsewhere; and the memory it took."""
+"""Progress of a pass over batches: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import math
 import sys
-
-import torch
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +38,3 @@ class Progress:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Most memory so far, in MiB: allocated on CUDA, else resident of this process (NaN on Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        return math.nan
-    import resource
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 2**20 if sys.platform == "darwin" else size / 2**10

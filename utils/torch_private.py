@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -37,13 +37,13 @@ __all__ = [
     "StorageWeakRef",
     "TreeSpec",
     "add_position_embedding",
+    "conditional_step",
     "leave_child_exits_to_us",
     "loader_utils",
     "pinning",
     "relative_position_bias",
     "reparametrize_module",
     "shut_down_killed_workers",
-    "skipping_unless",
     "storage_pointer",
     "tensor_version",
     "tree_flatten",
@@ -84,15 +84,24 @@ def reparametrize_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> Ab
     return stateless._reparametrize_module(module, dict(tensors), tie_weights=True)
 
 
-@contextmanager
-def skipping_unless(optimizer: Optimizer, applied: Tensor) -> Iterator[None]:
-    """Inside, a fused optimizer's step changes nothing where `applied`, a bool on the device, is false.
+# Whose fused optimizers take a tensor that makes them skip a step; MPS's refuse it.
+_SKIPPING_DEVICES = ("cpu", "cuda")
 
-    These attributes are how GradScaler tells the fused kernels; its own way scales the loss as well.
+
+def conditional_step(optimizer: Optimizer, applied: Tensor) -> None:
+    """`optimizer.step()` if `applied`, a bool on the device, is true; without waiting for it on a CPU and on CUDA.
+
+    optimizer: one with a fused kernel. SGD's leaves the momentum of a first step that is skipped as it was allocated,
+    so it must have been set to zero before; see `training.optim.create_optimizer`.
     """
+    if applied.device.type not in _SKIPPING_DEVICES:
+        if bool(applied):
+            optimizer.step()
+        return
+    # How GradScaler tells the fused kernels; its own way scales the loss as well.
     optimizer.grad_scale, optimizer.found_inf = None, (~applied).float()  # type: ignore[attr-defined]
     try:
-        yield
+        optimizer.step()
     finally:
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
 

@@ -22,10 +22,10 @@ from tests.training.toys import (
 )
 from training.accumulation_window import StepResult
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy
-from training.optim import conditional_step, create_optimizer
+from training.optim import create_optimizer
 from training.pending import PendingStep, read_outcomes
 from training.precision import Precision
-from utils.torch_private import DispatchMode
+from utils.torch_private import DispatchMode, conditional_step
 
 
 def trained(read_every: int, poisoned: tuple[int, ...] = (), kind: str = "adamw", **options):

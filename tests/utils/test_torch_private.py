@@ -14,8 +14,8 @@ from utils.torch_private import (
     CHECKED_TIMM,
     CHECKED_TORCH,
     FakeTensorMode,
+    conditional_step,
     reparametrize_module,
-    skipping_unless,
     storage_pointer,
     tensor_version,
     tree_flatten,
@@ -147,7 +147,6 @@ def test_a_fused_step_is_skipped_by_a_tensor(applied):
     weight = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     weight.grad = torch.ones(3)
-    with skipping_unless(optimizer, torch.tensor(applied)):
-        optimizer.step()
+    conditional_step(optimizer, torch.tensor(applied))
     assert torch.equal(weight, torch.ones(3)) is not applied
     assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
