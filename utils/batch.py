@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +103,8 @@ class Targets(NamedTuple):
 
     def to(self, device: torch.device) -> Targets:
         """On a device; from pinned memory without waiting."""
-        return Targets(*(t if t is None else t.to(device, non_blocking=True) for t in self))
+        labels, mask = self.labels.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
+        return Targets(labels, mask, *(t if t is None else t.to(device, non_blocking=True) for t in self[2:]))
 
     def split(self, parts: int) -> list[Targets]:
         """In `parts`, as Inputs are; parts is at most B."""
@@ -121,10 +122,10 @@ class Logits(NamedTuple):
     fine: Tensor
 
     @classmethod
-    def of(cls, outputs: Any) -> Logits:
+    def of(cls, outputs: object) -> Logits:
         """From what a model returned, whatever model: a Tensor, Logits, or a pair (coarse, fine).
 
-        Any, as modules that are not of this program may return anything. Raises ModelError for anything else.
+        Modules that are not of this program may return anything: ModelError for anything else.
         """
         if isinstance(outputs, Tensor):
             return cls(None, outputs)
@@ -182,7 +183,7 @@ class Batch:
         return [Batch(*row, self.device_transform) for row in zip(*columns, strict=True)]
 
 
-def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:
+def call_model(model: Callable[..., object], inputs: Inputs) -> object:
     """model(inputs) where the model declares `takes_inputs = True`, as HybridMedNet does; else model(images).
 
     A module from elsewhere is an ordinary nn.Module of a tensor [B, C, *spatial]; what it cannot be given (several

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from utils.metrics import MetricsRecord
 
@@ -16,6 +16,9 @@ StateDict: TypeAlias = "Mapping[str, Tensor]"
 # What a checkpoint holds, part by part: tensors and plain values. The tensors are the live ones: whoever keeps content
 # beyond the call copies or writes it, as the next step changes them.
 CheckpointContent: TypeAlias = Mapping[str, object]
+# What a file of such content, or a row of metrics.jsonl, says when it is read. Any: it may have been written by another
+# version or by anyone, so its parts have no type before they are looked at, and whoever reads one must check it.
+FileContent: TypeAlias = Mapping[str, Any]
 # What the loop is at.
 TrainingPhase: TypeAlias = Literal["training", "validating"]
 

@@ -6,7 +6,11 @@ The one place that knows the old keys. It can be deleted when no file of before 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
+
+from utils.listener import FileContent
+
+V = TypeVar("V")
 
 # Whole keys of a row of metrics.jsonl, and of TensorBoard's tags what follows the last '/'.
 _FIGURES = {"pictures_per_second": "images_per_second", "waiting_for_data": "data_wait_fraction"}
@@ -16,12 +20,12 @@ _COUNTED = {"pictures": "images"}
 _KINDS = {"pictures": "images"}
 
 
-def todays_figures(row: Mapping[str, Any]) -> dict[str, Any]:
+def todays_figures(row: Mapping[str, V]) -> dict[str, V]:
     """A row of metrics.jsonl, or figures by their TensorBoard tags, under today's keys."""
     return {_todays_tag(key): value for key, value in row.items()}
 
 
-def todays_content(content: Mapping[str, Any]) -> dict[str, Any]:
+def todays_content(content: FileContent) -> FileContent:
     """What a checkpoint or a .safetensors file says, under today's keys; entries of other types are left as they are.
 
     Renamed are those of the progress and its sums, of the operating point, of the description of the training data, of
@@ -47,12 +51,12 @@ def todays_content(content: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _todays_tag(tag: Any) -> Any:
-    if not isinstance(tag, str):
+def _todays_tag(tag: str) -> str:
+    if not isinstance(tag, str):  # a damaged file's keys may be anything
         return tag
     group, slash, name = tag.rpartition("/")
     return group + slash + _FIGURES.get(name, name)
 
 
-def _renamed(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(values: Mapping[str, V], keys: Mapping[str, str]) -> dict[str, V]:
     return {keys.get(key, key) if isinstance(key, str) else key: value for key, value in values.items()}

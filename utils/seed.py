@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
+
+# By generator. Any: each has a state of its own form; `is_random_state` looks at one that a file holds.
+RandomState: TypeAlias = dict[str, Any]
 
 
 def seed_everything(seed: int) -> None:
@@ -47,17 +51,22 @@ def _mps_state_kept() -> Iterator[None]:
         torch.mps.set_rng_state(state)
 
 
-def random_state() -> dict:
+def random_state() -> RandomState:
     """The states of all global generators, as tensors and plain values that a checkpoint can hold."""
-    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    assert isinstance(numpy_state, tuple), "a dict is for other generators than NumPy's global one"
     kind, keys, *rest = numpy_state
-    state: dict = {"cpu": torch.get_rng_state(), "python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}
+    state: RandomState = {
+        "cpu": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def set_random_state(state: dict) -> None:
+def set_random_state(state: RandomState) -> None:
     """Put back what `random_state` gave; CUDA's only where there are as many devices."""
     torch.set_rng_state(state["cpu"])
     random.setstate(state["python"])
@@ -66,7 +75,7 @@ def set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def is_random_state(state: Any) -> bool:
+def is_random_state(state: RandomState) -> bool:
     """Whether `set_random_state` can take what a file holds: it is tried on generators of its own."""
     try:
         torch.Generator().set_state(state["cpu"])
@@ -80,7 +89,7 @@ def is_random_state(state: Any) -> bool:
     return cuda and kind == "MT19937" and len(keys) == 624 and isinstance(position, int) and 0 <= position <= 624
 
 
-def _is_cuda_state(state: Any) -> bool:
+def _is_cuda_state(state: Tensor) -> bool:
     """Seed and offset, eight bytes each; the offset is a multiple of four."""
     is_bytes = state.device.type == "cpu" and state.dtype == torch.uint8 and state.shape == (16,)
     return is_bytes and int(state[8]) % 4 == 0

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -25,6 +25,10 @@ from torch.utils.data import _utils as loader_utils
 from torch.utils.data._utils import pin_memory as pinning
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as LoaderIterator
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import WindowAttention
+    from timm.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "CHECKED_TIMM",
@@ -117,25 +121,26 @@ def leave_child_exits_to_us() -> None:
     signal_handling._SIGCHLD_handler_set = True
 
 
-def worker_processes(iterator: Any) -> list[BaseProcess]:
+def worker_processes(iterator: object) -> list[BaseProcess]:
     """The processes of an iterator of a DataLoader, [] where it has none."""
     return list(getattr(iterator, "_workers", ()))
 
 
-def shut_down_killed_workers(iterator: Any) -> None:
+def shut_down_killed_workers(iterator: LoaderIterator) -> None:
     """Free what an iterator of a DataLoader has, whose worker processes were killed.
 
     One may have held the lock of the event that they share, for which the shutdown would wait: it gets another event.
     """
-    iterator._workers_done_event = threading.Event()
+    # Of the multiprocessing event that it stands for, the shutdown calls `set` alone.
+    iterator._workers_done_event = threading.Event()  # type: ignore[assignment]
     iterator._shutdown_workers()
 
 
-def add_position_embedding(body: Any, tokens: Tensor) -> Tensor:
+def add_position_embedding(body: VisionTransformer, tokens: Tensor) -> Tensor:
     """timm's VisionTransformer: positions and prefix tokens, resized for its input; a part of its forward pass only."""
     return body._pos_embed(tokens)
 
 
-def relative_position_bias(attention: Any) -> Tensor:
+def relative_position_bias(attention: WindowAttention) -> Tensor:
     """timm's WindowAttention: its table as [1, heads, places, places]."""
     return attention._get_rel_pos_bias()

@@ -8,8 +8,8 @@ from utils.checkpoint.files import (
     read_file,
     read_weights,
     save_checkpoint,
-    verify,
 )
+from utils.checkpoint.integrity import verify
 from utils.checkpoint.operating_point import keep_operating_point, store_operating_point
 from utils.checkpoint.recovery import load_resumable, set_aside
 from utils.checkpoint.safetensors_files import read_safetensors, write_safetensors

@@ -16,7 +16,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from utils.checkpoint.integrity import check_digest, digest_comment, first_line,
 from utils.checkpoint.old_config import old_config_allowed
 from utils.checkpoint.safetensors_files import has_digest, read_safetensors
 from utils.checkpoint.tensors import check_storages, tensors_in
+from utils.listener import CheckpointContent, FileContent
 from utils.renamed_keys import todays_content
 
 FORMAT_VERSION = 1
@@ -34,7 +35,7 @@ _WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def save_checkpoint(content: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
+def save_checkpoint(content: CheckpointContent, path: Path, previous: Path | None = None) -> None:
     """Write atomically: a temporary file in the same folder, flushed to disk, read back, then renamed.
 
     content: tensors and plain values only; anything else is a CheckpointError before the old file is touched.
@@ -56,7 +57,7 @@ def save_checkpoint(content: Mapping[str, Any], path: Path, previous: Path | Non
         raise CheckpointError(f"cannot write checkpoint '{path}': {first_line(error)}") from None
 
 
-def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> FileContent:
     """Read what `save_checkpoint` wrote.
 
     Raises DamagedCheckpointError where CRC or digest do not fit, CheckpointError for anything else that is no
@@ -91,7 +92,7 @@ def examine(path: Path) -> str:
     return "whole (CRC and digest)" if verify(path) else "whole (CRC; it has no digest)"
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path) -> object:
     """Whatever tensors and plain values a .safetensors or torch file of anyone's holds, wrapped as it is there.
 
     Raises CheckpointError where it is damaged, or where reading it would run something.
@@ -113,17 +114,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return read_described_weights(path)[0]
 
 
-def read_described_weights(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def read_described_weights(path: str | Path) -> tuple[dict[str, Tensor], FileContent]:
     """(`read_weights`, what the file says beside them: entries of a torch file, metadata of .safetensors)."""
     path = Path(path)
+    content: object
     content, described = read_safetensors(path) if path.suffix == ".safetensors" else (read_file(path), None)
     weights = find_weights(content)
-    if weights is None:
+    if weights is None or not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds no model weights (names with tensors)")
     return {_strip_prefixes(str(name)): tensor for name, tensor in weights.items()}, described or content
 
 
-def find_weights(content: Any) -> Mapping[str, Tensor] | None:
+def find_weights(content: object) -> Mapping[str, Tensor] | None:
     """The names with tensors in what a file held, or None."""
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
@@ -146,7 +148,7 @@ class _Digesting:
         self.file, self.sha256, self.held = file, hashlib.sha256(), b""
         self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         try:
             self.file.write(data)
         except OSError as error:
@@ -165,11 +167,12 @@ class _Digesting:
         self.file.flush()
 
 
-def _write(content: Mapping[str, Any], path: Path) -> None:
+def _write(content: CheckpointContent, path: Path) -> None:
     with path.open("wb") as file:
-        digesting: Any = _Digesting(file)
+        digesting = _Digesting(file)
         try:
-            torch.save({"format_version": FORMAT_VERSION, **content}, digesting)
+            # torch.save asks for an IO[bytes], and of one that is no real file calls write and flush alone.
+            torch.save({"format_version": FORMAT_VERSION, **content}, digesting)  # type: ignore[arg-type]
         except RuntimeError:
             if digesting.error is not None:
                 raise digesting.error from None
@@ -178,14 +181,14 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
         file.write(digest_comment(digesting.sha256.hexdigest()))
 
 
-def _check_space(content: Mapping[str, Any], folder: Path) -> None:
+def _check_space(content: CheckpointContent, folder: Path) -> None:
     """Raise for a full disk before anything is written."""
     needed, free = _size_of(content), shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(f"it takes {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free")
 
 
-def _size_of(content: Any) -> int:
+def _size_of(content: object) -> int:
     """Bytes of a file with this content, roughly: each storage once, and what surrounds it."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(content)}
     return sum(storages.values()) + 512 * len(storages) + 2**16
@@ -197,7 +200,7 @@ def _safe_load(
     mmap: bool = False,
     checked: bool = False,
     allowed: tuple[type, ...] = (),
-) -> Any:
+) -> object:
     if not checked:
         verify(path)
     try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from configs.default_config import Config
-from utils.checkpoint.files import find_weights, read_file, verify
+from utils.checkpoint.files import find_weights, read_file
+from utils.checkpoint.integrity import verify
 from utils.checkpoint.safetensors_files import has_digest, read_safetensors
 
 _MAX_DISPLAYED_NAMES, _MAX_DISPLAYED_CHARACTERS = 6, 100
@@ -20,6 +20,7 @@ _SETTINGS = ("MODEL.backbone", "MODEL.attention", "MODEL.task", "MODEL.num_class
 
 def describe(path: Path) -> list[str]:
     """Lines about a torch or .safetensors file of anyone's. Raises CheckpointError where it cannot be read safely."""
+    content: object
     if path.suffix == ".safetensors":
         weights, content = read_safetensors(path)
         lines = [*_entries(content), f"  {_weights(weights)}"] if content else [*_entries(weights)]
@@ -29,7 +30,7 @@ def describe(path: Path) -> list[str]:
     return [f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {_kind(path, content)}", *lines]
 
 
-def _kind(path: Path, content: Any) -> str:
+def _kind(path: Path, content: object) -> str:
     if path.suffix == ".safetensors":
         return f"safetensors, {'digest fits' if has_digest(path) else 'no digest'}"
     digest = "digest fits" if verify(path) else "no digest"
@@ -38,7 +39,7 @@ def _kind(path: Path, content: Any) -> str:
     return f"torch file, {digest}"
 
 
-def _entries(content: Any) -> Iterator[str]:
+def _entries(content: object) -> Iterator[str]:
     if not isinstance(content, Mapping):
         yield f"  {_display(content)}"
         return
@@ -54,7 +55,7 @@ def _entries(content: Any) -> Iterator[str]:
             yield f"  {name}: {_display(value)}"
 
 
-def _settings(config: Mapping[str, Any]) -> Iterator[str]:
+def _settings(config: Mapping[str, object]) -> Iterator[str]:
     for name in _SETTINGS:
         section, key = name.split(".")
         values = config.get(section)
@@ -70,7 +71,7 @@ def _weights(weights: Mapping[str, Tensor]) -> str:
     return f"{len(weights)} tensors, {numbers:,} numbers ({', '.join(kinds)}): {', '.join(names)}{more}"
 
 
-def _display(value: Any) -> str:
+def _display(value: object) -> str:
     """A value in at most a hundred characters; containers by their size, so that none can be endless."""
     if isinstance(value, Tensor):
         return f"tensor {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"

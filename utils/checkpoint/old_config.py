@@ -10,20 +10,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from configs.default_config import Config
 
 # A class, or one and the name that stands for it in files.
-SafeClass = Callable | tuple[Callable, str]
+SafeClass = Callable[..., object] | tuple[Callable[..., object], str]
 
 
 class OldConfig:
     """Stands in files for the previous release's Config: making one gives a Config of today's defaults."""
 
-    def __new__(cls, *_: Any) -> Config:  # type: ignore[misc]
+    def __new__(cls, *_: object) -> Config:  # type: ignore[misc]
         warnings.warn(
             "this file carries a Config of the previous release, which kept its settings in the program: what the file "
             "does not hold has today's default",

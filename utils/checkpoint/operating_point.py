@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from configs.errors import CheckpointError
 from utils.checkpoint.files import load_checkpoint, save_checkpoint
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 OPERATING_POINT = "operating_point"
 
 
-def keep_operating_point(path: Path, point: Mapping[str, Any], own_split: bool) -> None:
+def keep_operating_point(path: Path, point: Mapping[str, object], own_split: bool) -> None:
     """`store_operating_point`, or a line that says why not; what is fitted is of use without it.
 
     own_split: it was fitted on the model's own validation split. What other images gave is not put into the file.
@@ -31,7 +30,7 @@ def keep_operating_point(path: Path, point: Mapping[str, Any], own_split: bool) 
         logger.warning("the operating point is used, but not saved in '%s': %s", path, error)
 
 
-def store_operating_point(path: Path, point: Mapping[str, Any]) -> None:
+def store_operating_point(path: Path, point: Mapping[str, object]) -> None:
     """Put plain values under 'operating_point' into a checkpoint or .safetensors file of ours, all else as it was.
 
     The file is replaced as a whole. Raises CheckpointError where it cannot be written, where it is not ours, and where

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from configs.errors import CheckpointError, DamagedCheckpointError
-from utils.checkpoint.files import load_checkpoint, verify
+from utils.checkpoint.files import load_checkpoint
+from utils.checkpoint.integrity import verify
+from utils.listener import FileContent
 from utils.runs.files import BEST, EPOCHS, LAST, PREVIOUS
 from utils.runs.folder import remains_of_training
 
 logger = logging.getLogger(__name__)
 
 
-def load_resumable(path: Path) -> dict[str, Any] | None:
+def load_resumable(path: Path) -> FileContent | None:
     """What to go on from: a checkpoint's content, of a folder last.pth's; None where a run had not got to its first.
 
     A damaged last.pth of a folder is renamed to last.pth.corrupt, and of those that are left the one with the most
@@ -69,9 +71,9 @@ def set_aside(path: Path, why: Literal["corrupt", "abandoned"] = "corrupt") -> P
     return aside
 
 
-def _newest_other(folder: Path) -> dict[str, Any] | None:
+def _newest_other(folder: Path) -> FileContent | None:
     """The content with the most optimizer steps of all but last.pth, None where no other is whole."""
-    newest: tuple[int, Path, dict[str, Any]] | None = None
+    newest: tuple[int, Path, FileContent] | None = None
     for path in filter(Path.is_file, (folder / PREVIOUS, *sorted(folder.glob(EPOCHS)))):
         try:
             content = load_checkpoint(path)

@@ -9,20 +9,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.atomic_file import replacing
+from utils.listener import CheckpointContent, FileContent
 from utils.renamed_keys import todays_content
 
 _DIGEST = "sha256"
 _NOT_JSON = ("format", _DIGEST)
 
 
-def write_safetensors(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+def write_safetensors(path: Path, weights: Mapping[str, Tensor], description: CheckpointContent) -> None:
     """Write tensors and, as JSON strings in the metadata, plain values. Raises CheckpointError."""
     from safetensors.torch import save_file
 
@@ -36,7 +36,7 @@ def write_safetensors(path: Path, weights: Mapping[str, Tensor], description: Ma
         raise CheckpointError(f"cannot write '{path}': {' '.join(str(error).split())}") from None
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], FileContent]:
     """(name → tensor, what the metadata say) of anyone's file; entries that are not JSON stay text.
 
     Raises CheckpointError where there is none; DamagedCheckpointError where it cannot be read, or where it has a
@@ -77,7 +77,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return sha256.hexdigest()
 
 
-def _plain(text: str) -> Any:
+def _plain(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

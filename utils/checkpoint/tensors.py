@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ _INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SHARED_AT_MOST = 16
 
 
-def is_plain(value: Any) -> TypeGuard[Tensor]:
+def is_plain(value: object) -> TypeGuard[Tensor]:
     """Whether it is a tensor with a number at each place: neither sparse nor quantised nor without a storage."""
     return (
         isinstance(value, Tensor)
@@ -26,7 +26,7 @@ def is_plain(value: Any) -> TypeGuard[Tensor]:
     )
 
 
-def misfit(value: Any, own: Tensor) -> str:
+def misfit(value: object, own: Tensor) -> str:
     """Why `value` cannot stand for `own`, such as '(4, 3) instead of (3,)'; '' where it can.
 
     Floating numbers of 16 to 64 bits may stand for each other, and integers for integers; nothing else is converted.
@@ -48,7 +48,7 @@ def not_finite(value: Tensor, own: Tensor) -> bool:
     return own.is_floating_point() and not bool(value.to(own.dtype).isfinite().all())
 
 
-def check_storages(content: Any) -> None:
+def check_storages(content: object) -> None:
     """CheckpointError where tensors in a file's content are larger than what the file holds for them.
 
     Strides of 0 make any size of a few bytes: such a tensor is small until it is copied.
@@ -69,9 +69,10 @@ def check_storages(content: Any) -> None:
         raise CheckpointError(f"its tensors take {total / 1e6:,.1f} MB, and it holds {sum(held.values()):,} bytes")
 
 
-def tensors_in(content: Any) -> Iterator[Tensor]:
+def tensors_in(content: object) -> Iterator[Tensor]:
     """All tensors in nested mappings, lists and tuples, however deep; a container that holds itself is entered once."""
-    left, entered = [content], set()
+    left: list[object] = [content]
+    entered: set[int] = set()
     while left:
         value = left.pop()
         if isinstance(value, Tensor):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +87,7 @@ class _Chain:
             self.handles.append(module.register_forward_pre_hook(_BlockHook(self, i, model).before))
             self.handles.append(module.register_forward_hook(_BlockHook(self, i, model).after))
 
-    def after_model(self, model: nn.Module, args: tuple, output: Any) -> None:
+    def after_model(self, model: nn.Module, args: tuple, output: object) -> None:
         """Also called after an error in the forward pass, which may have left a run open."""
         if self.open is not None and not self.quiet:
             run, self.open = self.open, None
@@ -112,7 +111,7 @@ class _BlockHook:
         if self.i in ends:
             chain.open = _Run(chain, chain.blocks[self.i : ends[self.i]], args[0])
 
-    def after(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def after(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         chain = self.chain
         if chain.quiet or chain.open is None:
             return
@@ -156,13 +155,13 @@ class _Run:
                 "would be recomputed: build it with inplace=False, or choose another number of segments"
             )
 
-    def _pack(self, tensor: Tensor) -> Any:
+    def _pack(self, tensor: Tensor) -> Tensor | int:
         if storage_key(tensor) in self.kept:
             return tensor
         self.count += 1
         return self.count - 1
 
-    def _unpack(self, packed: Any) -> Tensor:
+    def _unpack(self, packed: Tensor | int) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
         if packed not in self.values:
@@ -257,7 +256,7 @@ class _Recording:
         self.flops = self.stack.enter_context(FlopCount())
         self.takes_one = x is not None
 
-    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after(self, module: nn.Module, args: tuple, output: object) -> None:
         self.depth -= 1
         if self.depth:
             return

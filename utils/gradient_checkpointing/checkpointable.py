@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,15 @@ __all__ = [
 PLANNED_BATCH = 2
 
 
-def checkpointing_options(settings: GradientCheckpointing) -> dict[str, Any]:
+class CheckpointingOptions(TypedDict):
+    """See `Checkpointable.enable_gradient_checkpointing`."""
+
+    segments: int | None
+    fraction: float
+    memory_budget_gb: float | None
+
+
+def checkpointing_options(settings: GradientCheckpointing) -> CheckpointingOptions:
     """The settings as arguments of `enable_gradient_checkpointing`."""
     return {
         "segments": None if settings.segments == "auto" else settings.segments,
@@ -232,7 +240,7 @@ def _step_bytes(model: nn.Module, x: Tensor) -> int:
         model.zero_grad(set_to_none=True)
 
 
-def _sum_of(outputs: Any) -> Tensor:
+def _sum_of(outputs: object) -> Tensor:
     """Of all tensors in a model's outputs."""
     leaves = tree_leaves(outputs)
     return torch.stack([y.float().sum() for y in leaves if isinstance(y, Tensor)]).sum()

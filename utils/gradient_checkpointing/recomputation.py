@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -115,6 +115,15 @@ def _untouched(norm: BatchNorm) -> Iterator[None]:
         norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
+class _AutocastOptions(TypedDict):
+    """Arguments of torch.autocast."""
+
+    device_type: str
+    dtype: torch.dtype
+    enabled: bool
+    cache_enabled: bool
+
+
 class RngAndAutocastState:
     """What a forward pass depends on beside its inputs: random states and autocast, as they are now.
 
@@ -125,7 +134,7 @@ class RngAndAutocastState:
         self.device = device
         self.cpu_random = torch.get_rng_state()
         self.cuda_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        self.autocast: list[dict[str, Any]] = [
+        self.autocast: list[_AutocastOptions] = [
             {
                 "device_type": kind,
                 "dtype": torch.get_autocast_dtype(kind),
@@ -149,6 +158,18 @@ class RngAndAutocastState:
             yield
 
 
+class _Context(Protocol):
+    """What autograd hands from forward to backward, with what CheckpointFunction keeps there."""
+
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
+    count: int
+    rng_and_autocast: RngAndAutocastState
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class CheckpointFunction(torch.autograd.Function):
     """Checkpointing by hand, to be read: keep the inputs, compute without recording, compute again with it.
 
@@ -159,7 +180,9 @@ class CheckpointFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], count: int, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: _Context, function: Callable[..., Tensor | tuple[Tensor, ...]], count: int, *tensors: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
         ctx.function, ctx.count = function, count
         ctx.rng_and_autocast = RngAndAutocastState(tensors[0].device)
         ctx.save_for_backward(*tensors)
@@ -167,7 +190,7 @@ class CheckpointFunction(torch.autograd.Function):
             return function(*tensors[:count])
 
     @staticmethod
-    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
+    def backward(ctx: _Context, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         inputs = [x.detach().requires_grad_(x.requires_grad) for x in saved[: ctx.count]]
         tensors = [*inputs, *saved[ctx.count :]]

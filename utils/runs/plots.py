@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,13 +30,14 @@ from utils.figures import (
     unit_ticks,
     write_figure,
 )
+from utils.listener import FileContent
 from utils.metrics import ClassMetrics, Metrics, roc_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-History = Sequence[Mapping[str, Any]]
+History = Sequence[FileContent]
 
 
 def plot_training_curves(history: History, path: str | os.PathLike[str]) -> None:

@@ -7,14 +7,14 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from configs.default_config import Config
 from configs.errors import DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
-from utils.listener import CheckpointContent, EpochEnd, EpochRecord, Listener, StateDict
+from utils.listener import CheckpointContent, EpochEnd, EpochRecord, FileContent, Listener, StateDict
 from utils.metrics import Metrics, format_metrics_table
 from utils.runs.files import BEST, LAST, PREVIOUS, epoch_file
 from utils.runs.folder import RunFolder
@@ -42,6 +42,16 @@ class Best(NamedTuple):
     epoch: int
 
 
+class LatestScalars(TypedDict):
+    """What a checkpoint holds of TensorBoard's scalars: the figures last recorded, by tag, and of which step.
+
+    step: None in a damaged file.
+    """
+
+    step: int | None
+    figures: dict[str, float]
+
+
 class Recorder(Listener):
     """A Listener of a training run (see utils/listener.py), and the writer of its report.
 
@@ -57,8 +67,8 @@ class Recorder(Listener):
         self,
         run: RunFolder,
         config: Config,
-        description: Mapping[str, Any],
-        checkpoint: Mapping[str, Any] | None = None,
+        description: CheckpointContent,
+        checkpoint: FileContent | None = None,
     ) -> None:
         self.run, self.description = run, dict(description)
         self.save_freq, self.save_best = config.CHECKPOINT.save_freq, config.CHECKPOINT.save_best
@@ -123,7 +133,7 @@ class Recorder(Listener):
             content = None
         return Best(None, last_epoch) if content is None else Best(content["model"], content["metrics"]["epoch"])
 
-    def _whole(self, content: CheckpointContent) -> dict[str, Any]:
+    def _whole(self, content: CheckpointContent) -> CheckpointContent:
         """A checkpoint's content with the run's description and what TensorBoard was last told."""
         return {**self.description, **content, "scalars": self._latest}
 
@@ -132,7 +142,7 @@ class Recorder(Listener):
             with self._writing("TensorBoard's file"):
                 self.writer.add(step, figures)
 
-    def _still_true(self, checkpoint: Mapping[str, Any] | None) -> tuple[int, list[tuple[int, dict[str, float]]]]:
+    def _still_true(self, checkpoint: FileContent | None) -> tuple[int, list[tuple[int, dict[str, float]]]]:
         """(from which step on earlier figures are forgotten, those of this step that stand all the same).
 
         An epoch that ended with the checkpoint's step may have been written before the process was killed or not, and
@@ -147,7 +157,7 @@ class Recorder(Listener):
         return step, current + [(step, _epoch_scalars(row)) for row in self.run.history if row.get("step") == step]
 
 
-def _latest_scalars(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+def _latest_scalars(checkpoint: FileContent | None) -> LatestScalars:
     """The figures last recorded of a step before the checkpoint; none where it has none, or no figures."""
     latest = (checkpoint or {}).get("scalars")
     if isinstance(latest, Mapping) and isinstance(latest.get("figures"), Mapping):
@@ -156,7 +166,7 @@ def _latest_scalars(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"step": 0, "figures": {}}
 
 
-def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float]:
+def _epoch_scalars(row: FileContent) -> dict[str, float]:
     """An epoch's TensorBoard scalars: the defined values of its row of metrics.jsonl."""
     names = ("train_loss", "val_loss", "mean_auroc", "mean_average_precision", "learning_rate", "skipped_steps")
     figures = {f"epoch/{name}": row.get(name) for name in names}

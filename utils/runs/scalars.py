@@ -11,6 +11,10 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
 
 
 class ScalarWriter:
@@ -25,7 +29,7 @@ class ScalarWriter:
         self, folder: Path, purge_step: int | None = None, again: Sequence[tuple[int, Mapping[str, float]]] = ()
     ) -> None:
         self.folder, self.purge_step, self.again = folder, purge_step, again
-        self._file = None
+        self._file: BinaryIO | None = None
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
         """Figures of one optimizer step, by their tags."""
@@ -37,7 +41,7 @@ class ScalarWriter:
             self._file.close()
             self._file = None
 
-    def _write(self, events: list) -> None:
+    def _write(self, events: Sequence[Event]) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         events = [*self._first_events(), *events] if self._file is None else events
@@ -53,7 +57,7 @@ class ScalarWriter:
             self._abandon()
             raise
 
-    def _first_events(self) -> list:
+    def _first_events(self) -> list[Event]:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         now = time.time()
@@ -62,7 +66,7 @@ class ScalarWriter:
             events.append(Event(wall_time=now, step=self.purge_step, session_log=SessionLog(status=SessionLog.START)))
         return [*events, *(_event(step, figures) for step, figures in self.again)]
 
-    def _new_file(self):
+    def _new_file(self) -> BinaryIO:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
         return (self.folder / name).open("ab")
@@ -77,7 +81,7 @@ class ScalarWriter:
             return
 
 
-def _event(step: int, figures: Mapping[str, float]):
+def _event(step: int, figures: Mapping[str, float]) -> Event:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from configs.errors import DamagedCheckpointError
 from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
+from utils.listener import FileContent
 from utils.runs.files import BEST, EPOCHS, LAST, PREVIOUS, epoch_file
 from utils.runs.json_lines import JsonObject
 from utils.runs.status import Standing
@@ -83,24 +84,24 @@ class Trajectory:
         return epoch <= self.standing.epoch
 
 
-def _score(metrics: JsonObject) -> object:
+def _score(metrics: FileContent) -> object:
     """As the training loop scores an epoch."""
     auroc, loss = metrics.get("mean_auroc"), metrics.get("val_loss")
     return -loss if auroc is None and isinstance(loss, float) else auroc
 
 
-def _ends_epoch(content: JsonObject, epoch: int) -> bool:
+def _ends_epoch(content: FileContent, epoch: int) -> bool:
     progress = _progress(content)
     sums = progress.get("sums")
     return progress.get("epoch") == epoch and isinstance(sums, dict) and sums.get("batches") == 0
 
 
-def _progress(content: JsonObject) -> JsonObject:
+def _progress(content: FileContent) -> FileContent:
     progress = content.get("progress")
     return progress if isinstance(progress, dict) else {}
 
 
-def _load(path: Path) -> JsonObject | None:
+def _load(path: Path) -> FileContent | None:
     try:
         return load_checkpoint(path) if path.is_file() else None
     except DamagedCheckpointError as error:
