@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,21 @@ from configs.errors import CheckpointError, ModelError
 from models.layers import conv_nd
 from utils.evaluation_mode import evaluating
 
+if TYPE_CHECKING:
+    from torch_pruning import DependencyGraph
+
+    from models.backbones.base import BaseVisionBackbone
+    from models.hybrid_med_net import HybridMedNet
+
 # One layer's channels that are taken out: [name of the layer, its outputs or its inputs, numbers of the channels].
-Removed = list[list[Any]]
+# Any: lists out of a file, whose parts `remove_channels` converts.
+Removed: TypeAlias = Sequence[list[Any]]
 # As many at a time are taken, which arithmetic units like.
 _MULTIPLE = 8
 _ROOTS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
-def prune_channels(model: Any, amount: float) -> tuple[Removed, str]:
+def prune_channels(model: HybridMedNet, amount: float) -> tuple[Removed, str]:
     """Take out the share `amount` of the channels of every layer of the backbone where that can be done.
 
     Least first, by the L2 norm of all weights that would go together (Fang et al. 2023, DepGraph, arXiv:2301.12900,
@@ -50,7 +57,7 @@ def prune_channels(model: Any, amount: float) -> tuple[Removed, str]:
     return removed, _change(before, after)
 
 
-def remove_channels(model: Any, removed: Sequence[Any]) -> None:
+def remove_channels(model: HybridMedNet, removed: Removed) -> None:
     """Take those channels out of a network as it was built, so that weights of a pruned one fit.
 
     Raises CheckpointError where the list is not of this network.
@@ -71,7 +78,7 @@ def remove_channels(model: Any, removed: Sequence[Any]) -> None:
 class _BackboneWithReaders(nn.Module):
     """What is traced: the backbone, and a convolution behind each level that stands for all that reads it."""
 
-    def __init__(self, backbone: Any) -> None:
+    def __init__(self, backbone: BaseVisionBackbone) -> None:
         super().__init__()
         self.backbone = backbone
         device = next(backbone.parameters()).device
@@ -88,7 +95,7 @@ class _BackboneWithReaders(nn.Module):
         return [module for part in (*self.readers, *beside, *headed) for module in part.modules()]
 
 
-def _take_least(graph: Any, amount: float, left_whole: Sequence[nn.Module]) -> None:
+def _take_least(graph: DependencyGraph, amount: float, left_whole: Sequence[nn.Module]) -> None:
     """Prune each set of channels that depend on one another, unless it reaches a module that is to be left whole."""
     from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
@@ -105,7 +112,7 @@ def _take_least(graph: Any, amount: float, left_whole: Sequence[nn.Module]) -> N
             graph.get_pruning_group(modules[0], group[0].dep.handler, least).prune()
 
 
-def _example(model: Any) -> Tensor:
+def _example(model: HybridMedNet) -> Tensor:
     device = next(model.parameters()).device
     return torch.zeros(2, model.in_channels, *model.image_size, device=device)
 

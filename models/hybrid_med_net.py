@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ logger = logging.getLogger(__name__)
 # The previous release fused at stride 4, where each convolution costs sixteen times as much as at 16; finer maps are
 # averaged down before it.
 CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
+
+
+class LoadedKeys(Protocol):
+    """What torch's load_state_dict returns."""
+
+    @property
+    def missing_keys(self) -> list[str]: ...
+    @property
+    def unexpected_keys(self) -> list[str]: ...
 
 
 class HybridMedNet(Checkpointable, nn.Module):
@@ -147,7 +156,9 @@ class HybridMedNet(Checkpointable, nn.Module):
         with evaluating(self), torch.no_grad():
             return self.attention.attention_maps(self.fpn(self.forward_features(x)))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False
+    ) -> LoadedKeys:
         """torch's, for state dicts of the previous release too, and with prefixes that wrappers leave.
 
         Names and shapes are compared first: WeightsError (a RuntimeError) lists all differences and nothing is loaded.

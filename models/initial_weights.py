@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from models.channel_pruning import prune_channels, remove_channels
 from models.hybrid_med_net import HybridMedNet
 from models.state_dicts import todays_names
 from utils.checkpoint import read_described_weights
+from utils.listener import FileContent
 
 _HEAD = "classifier."
 # The biases of a head's outputs, one number per class.
@@ -23,7 +23,7 @@ _OUTPUTS = {
 }
 
 
-def create_model(config: Config, checkpoint: Mapping[str, Any] | None = None) -> HybridMedNet:
+def create_model(config: Config, checkpoint: FileContent | None = None) -> HybridMedNet:
     """HybridMedNet(config); with MODEL.init_from built without published weights and started from that file.
 
     TRAIN.pruning 'structured' then takes channels out of it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,28 +16,32 @@ from utils.torch_private import BatchNorm
 
 NORMS = ("batch", "group")
 _T = TypeVar("_T")
+# Arguments of a convolution or a pooling: channels, sizes, `bias`, a padding mode.
+_Argument: TypeAlias = int | str | tuple[int, ...]
+_LayerClass: TypeAlias = Callable[..., nn.Module]
+_CONV: dict[int, _LayerClass] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE: dict[int, _LayerClass] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_AVG_POOL: dict[int, _LayerClass] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
-def conv_nd(spatial_dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+def conv_nd(spatial_dims: int, *args: _Argument, **kwargs: _Argument) -> nn.Module:
     """nn.Conv1d, nn.Conv2d or nn.Conv3d with these arguments; ValueError for other dims."""
-    return _of_spatial_dims({1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}, spatial_dims)(*args, **kwargs)
+    return _of_spatial_dims(_CONV, spatial_dims)(*args, **kwargs)
 
 
-def conv_transpose_nd(spatial_dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+def conv_transpose_nd(spatial_dims: int, *args: _Argument, **kwargs: _Argument) -> nn.Module:
     """nn.ConvTranspose1d, 2d or 3d with these arguments; ValueError for other dims."""
-    return _of_spatial_dims({1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}, spatial_dims)(
-        *args, **kwargs
-    )
+    return _of_spatial_dims(_CONV_TRANSPOSE, spatial_dims)(*args, **kwargs)
 
 
-def avg_pool_nd(spatial_dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+def avg_pool_nd(spatial_dims: int, *args: _Argument, **kwargs: _Argument) -> nn.Module:
     """nn.AvgPool1d, 2d or 3d with these arguments; ValueError for other dims."""
-    return _of_spatial_dims({1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}, spatial_dims)(*args, **kwargs)
+    return _of_spatial_dims(_AVG_POOL, spatial_dims)(*args, **kwargs)
 
 
-def linear(*args: Any, **kwargs: Any) -> nn.Linear:
+def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     """nn.Linear with these arguments: the member of this family that has no dims."""
-    return nn.Linear(*args, **kwargs)
+    return nn.Linear(in_features, out_features, bias)
 
 
 def norm_nd(kind: str, spatial_dims: int, channels: int) -> nn.Module:

@@ -9,7 +9,7 @@ again. What is kept is x and two numbers per channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,18 @@ def _move_statistics(norm: BatchNorm, mean: Tensor, variance: Tensor, count: int
         running.mul_(1 - momentum).add_(value.to(running.dtype), alpha=momentum)
 
 
+class _Context(Protocol):
+    """What autograd hands from forward to backward; `size` is kept there by the functions below."""
+
+    size: tuple[int, ...]
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]: ...
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class ResizedMoments(torch.autograd.Function):
     """Mean and variance a channel of `resize_to(x, size)`, which is not built. [B, C, *spatial] → [C], [C].
 
@@ -65,7 +77,7 @@ class ResizedMoments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _Context, x: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         ctx.size = size
         axes = [0, *range(2, x.ndim)]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -82,7 +94,7 @@ class ResizedMoments(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, mean_gradient: Tensor, variance_gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, mean_gradient: Tensor, variance_gradient: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
         of_mean, of_variance = mean_gradient / len(x), 2 * variance_gradient / len(x)
         if x.shape[2:] == ctx.size:
@@ -104,7 +116,7 @@ class AddRectified(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, total: Tensor | None, x: Tensor, scale: Tensor, shift: Tensor, size: tuple[int, ...]
+        ctx: _Context, total: Tensor | None, x: Tensor, scale: Tensor, shift: Tensor, size: tuple[int, ...]
     ) -> Tensor:
         ctx.save_for_backward(x, scale, shift)
         ctx.size = size
@@ -114,7 +126,7 @@ class AddRectified(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift = (t.detach().requires_grad_() for t in ctx.saved_tensors)
         with torch.autocast(x.device.type, enabled=False), torch.enable_grad():
             level = _resized(x, scale, shift, ctx.size)

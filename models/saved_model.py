@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from torch import Tensor
 from configs.default_config import Config
 from configs.errors import CheckpointError, ConfigError, ModelError, WeightsError
 from configs.followed import CLASS_NAMES, COARSE_GROUPS, PREPROCESSING, TASK, Followed
-from models.channel_pruning import remove_channels
+from models.channel_pruning import Removed, remove_channels
 from models.hybrid_med_net import HybridMedNet
 from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
 from models.state_dicts import compare, plain_name, todays_names
 from utils.checkpoint import find_weights, load_checkpoint, read_file, read_safetensors
+from utils.listener import FileContent
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class SavedModel:
     model: HybridMedNet
     config: Config
     class_names: tuple[str, ...] | None
-    preprocessing: dict[str, Any] | None
+    preprocessing: FileContent | None
     source: str
-    description: Mapping[str, Any] = field(default_factory=dict)
+    description: FileContent = field(default_factory=dict)
 
 
 def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Followed) -> list[SavedModel]:
@@ -77,7 +78,7 @@ def _build(path: Path, file: _File, overrides: Sequence[str]) -> SavedModel:
     return SavedModel(model.eval(), config, names, preprocessing, source, metadata)
 
 
-def _compare_before_building(config: Config, weights: Mapping[str, Tensor], removed: Sequence[Any]) -> None:
+def _compare_before_building(config: Config, weights: Mapping[str, Tensor], removed: Removed) -> None:
     """WeightsError where a file's settings are those of another network than its weights are of.
 
     They are compared with an outline of the network, which has shapes but no memory (torch's meta device): a small file
@@ -120,8 +121,8 @@ class _File(NamedTuple):
     """settings: by section. description: what else is said. source: where it comes from."""
 
     weights: Mapping[str, Tensor]
-    settings: Mapping[str, Any]
-    description: Mapping[str, Any]
+    settings: FileContent
+    description: FileContent
     source: str
 
     def silent(self) -> list[str]:

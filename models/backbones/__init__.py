@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from configs.errors import ModelError
 from models.backbones.base import BaseVisionBackbone as BaseVisionBackbone
@@ -16,7 +17,7 @@ from models.backbones.vision_mamba import VIM_VARIANTS, VisionMamba
 from models.backbones.weights import given_weights
 
 # Backbones that are not timm's: the class, and its first argument. The others are those of TimmBackbone.
-OWN_BACKBONES: dict[str, tuple[Any, str]] = {
+OWN_BACKBONES: dict[str, tuple[type[SwinTransformer3D | VisionMamba | ConvNeXt3D], str]] = {
     **{f"swin3d_{variant}": (SwinTransformer3D, variant) for variant in SWIN3D_VARIANTS},
     **{f"vim_{variant}": (VisionMamba, variant) for variant in VIM_VARIANTS},
     **{f"convnext3d_{variant}": (ConvNeXt3D, variant) for variant in CONVNEXT3D_VARIANTS},
@@ -44,11 +45,17 @@ def create_backbone(
     Raises ModelError for an unknown name and for weights that are not available or do not fit.
     """
     check_backbone(name, image_size)
-    spec = timm_spec(name)
-    family: Any
-    family, *variant = (TimmBackbone, name, spec) if spec is not None else OWN_BACKBONES[name]
     size = {} if image_size is None else {"image_size": tuple(image_size)}
-    return family(*variant, given_weights(pretrained), in_channels, feature_dim, drop_path, **size)
+    return _maker(name)(given_weights(pretrained), in_channels, feature_dim, drop_path, **size)
+
+
+def _maker(name: str) -> Callable[..., BaseVisionBackbone]:
+    """The class with its first arguments."""
+    spec = timm_spec(name)
+    if spec is not None:
+        return partial(TimmBackbone, name, spec)
+    family, variant = OWN_BACKBONES[name]
+    return partial(family, variant)
 
 
 def backbone_dims(name: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import timm
 import torch
@@ -20,6 +20,7 @@ from models.backbones.swin_attention import use_window_kernels
 from models.backbones.timm_blocks import (
     STEM,
     Part,
+    TimmModel,
     attention_weights,
     drop_unused,
     parts_of,
@@ -237,7 +238,7 @@ class _Levels:
     pooled: int = 0
 
     @classmethod
-    def of(cls, body: Any, name: str) -> _Levels:
+    def of(cls, body: TimmModel, name: str) -> _Levels:
         info = getattr(body, "feature_info", None)
         if not info or not hasattr(body, "forward_intermediates"):
             raise ModelError(f"'{name}' cannot be a backbone: timm gives no feature maps for it")
@@ -265,13 +266,21 @@ def _exact(stride: float) -> float:
     return int(stride) if stride == int(stride) else stride
 
 
-def _prune(body: Any, features: list[int], single: bool) -> None:
+def _prune(body: TimmModel, features: list[int], single: bool) -> None:
     """Drop the classifier and what comes after the last level; the norm behind a map of one stride stays."""
     try:
         body.prune_intermediate_layers([i for i in features if i != STEM], prune_norm=not single, prune_head=True)
     except (AttributeError, NotImplementedError) as error:
         raise ModelError(f"timm cannot cut the head off this model: {error}") from None
     drop_unused(body)
+
+
+class _CreateOptions(TypedDict):
+    """Arguments of timm.create_model that it hands on to the architecture."""
+
+    in_chans: int
+    drop_path_rate: NotRequired[float]
+    img_size: NotRequired[tuple[int, int]]
 
 
 def _create(
@@ -281,9 +290,9 @@ def _create(
     in_channels: int,
     drop_path: float,
     size: tuple[int, int],
-) -> Any:
+) -> TimmModel:
     # Said even where it is none: some families have a default of their own.
-    options: dict[str, Any] = {"in_chans": in_channels, "drop_path_rate": drop_path}
+    options: _CreateOptions = {"in_chans": in_channels, "drop_path_rate": drop_path}
     if spec.fixed_input_size:
         options["img_size"] = size
     if weights is True:
@@ -299,7 +308,7 @@ def _create(
     return _create_from(name, spec.timm_name, weights, options)
 
 
-def _create_from(name: str, timm_name: str, weights: bool | Mapping[str, Tensor], options: dict[str, Any]) -> Any:
+def _create_from(name: str, timm_name: str, weights: bool | Mapping[str, Tensor], options: _CreateOptions) -> TimmModel:
     if isinstance(weights, bool):
         return timm.create_model(timm_name, pretrained=False, num_classes=0, **options)
     return _create_with_weights(name, timm_name, dict(weights), options)
@@ -309,7 +318,7 @@ def _create_from(name: str, timm_name: str, weights: bool | Mapping[str, Tensor]
 _CONVERTED_CLASSIFIERS = ("head.fc", "head", "fc", "classifier", "heads.0")
 
 
-def _create_with_weights(name: str, timm_name: str, weights: dict[str, Tensor], options: dict[str, Any]) -> Any:
+def _create_with_weights(name: str, timm_name: str, weights: dict[str, Tensor], options: _CreateOptions) -> TimmModel:
     """Let timm convert and load the weights; as many classes as the file has make its loading strict."""
     published = timm.get_pretrained_cfg(timm_name) or PretrainedCfg()
     errors: list[tuple[int, Exception]] = []

@@ -5,9 +5,9 @@ The only place that knows how a family is put together. A new family is a functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from einops import rearrange
@@ -31,6 +31,9 @@ from utils.blocks import Block, block, identity
 from utils.torch_private import add_position_embedding
 
 Function = Callable[[Tensor], Tensor]
+# A module of one of timm's many classes. Any: what they have in common (feature_info, prune_intermediate_layers) is in
+# no class or protocol of timm's.
+TimmModel: TypeAlias = Any
 # The feature inside the stem of a family whose stages alone give too few levels.
 STEM = -1
 
@@ -122,12 +125,13 @@ def _efficientnet(body: EfficientNet | MobileNetV3, x: Tensor) -> Iterator[Part]
         yield from _sequence(f"blocks.{stage - 1}", blocks, features.get(stage))
 
 
-def _stages(stages: Any, name: str, tap: Function = identity) -> Iterator[Part]:
+def _stages(stages: Iterable[nn.Module], name: str, tap: Function = identity) -> Iterator[Part]:
     """Stages that are a downsampling and a sequence of blocks."""
     for i, stage in enumerate(stages):
-        if not isinstance(stage.downsample, nn.Identity):
-            yield Part.of(f"{name}.{i}.downsample", stage.downsample)
-        yield from _sequence(f"{name}.{i}.blocks", stage.blocks, i, tap)
+        downsample = stage.get_submodule("downsample")
+        if not isinstance(downsample, nn.Identity):
+            yield Part.of(f"{name}.{i}.downsample", downsample)
+        yield from _sequence(f"{name}.{i}.blocks", stage.get_submodule("blocks"), i, tap)
 
 
 def _convnext(body: ConvNeXt, x: Tensor) -> Iterator[Part]:
@@ -204,7 +208,7 @@ def _sam(body: VisionTransformerSAM, x: Tensor) -> Iterator[Part]:
     yield from _sequence("blocks", body.blocks, len(body.blocks) - 1, neck, (body.neck,))
 
 
-def _efficientvim(body: Any, x: Tensor) -> Iterator[Part]:
+def _efficientvim(body: TimmModel, x: Tensor) -> Iterator[Part]:
     """The stages alone have three levels; a fourth is the stem's map at stride 8."""
     stem = body.patch_embed.conv
     for i, module in enumerate(stem):
@@ -250,7 +254,7 @@ def _softmax_weights(attention: Attention, tokens: Tensor) -> Tensor:
     return (query * attention.scale @ key.mT).softmax(-1)
 
 
-FAMILIES: dict[type, Callable[[Any, Tensor], Iterator[Part]]] = {
+FAMILIES: dict[type, Callable[[TimmModel, Tensor], Iterator[Part]]] = {
     ResNet: _resnet,
     EfficientNet: _efficientnet,
     MobileNetV3: _efficientnet,
@@ -266,13 +270,13 @@ FAMILIES: dict[type, Callable[[Any, Tensor], Iterator[Part]]] = {
 }
 
 
-def stem_level(body: Any) -> tuple[int, int] | None:
+def stem_level(body: TimmModel) -> tuple[int, int] | None:
     """(channels, stride) of the feature STEM, where the family has it."""
     has_it = isinstance(body, EfficientViM)
     return (body.feature_info[0]["num_chs"] // 2, 8) if has_it else None
 
 
-def width_after_norm(body: Any) -> int:
+def width_after_norm(body: TimmModel) -> int:
     """Channels of the last map of a family of one stride, behind its final norm: SAM's neck narrows it."""
     last = body.feature_info[-1]
     return last.get("num_chs_norm", last["num_chs"])
