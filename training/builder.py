@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -216,7 +216,11 @@ def _standing_memory(model: nn.Module, settings: TrainSettings) -> str:
 
 
 def build_distillation(
-    config: Config, labels: TrainingLoss, saved: SavedNetwork | None, preprocessing: Mapping[str, Any], learner: Learner
+    config: Config,
+    labels: TrainingLoss,
+    saved: SavedNetwork | None,
+    preprocessing: Mapping[str, object],
+    learner: Learner,
 ) -> TrainingLoss | DistillationLoss:
     """The loss of a learner that learns from the network in LOSS.teacher too; `labels` itself where there is none.
 

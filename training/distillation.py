@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -98,10 +98,7 @@ class DistillationLoss:
 
 
 class SavedNetwork(Protocol):
-    """A trained network as it was saved. class_names, preprocessing: None where its file does not say.
-
-    Any: settings of several types.
-    """
+    """A trained network as it was saved. class_names, preprocessing: None where its file does not say."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -110,7 +107,7 @@ class SavedNetwork(Protocol):
     @property
     def class_names(self) -> Sequence[str] | None: ...
     @property
-    def preprocessing(self) -> Mapping[str, Any] | None: ...
+    def preprocessing(self) -> Mapping[str, object] | None: ...
 
 
 def teacher_of(
@@ -158,7 +155,7 @@ def _columns(known: Sequence[str] | None, wanted: Sequence[str], exclusive: bool
 
 
 def _conversion(
-    teachers: Mapping[str, Any] | None, own: Mapping[str, Any]
+    teachers: Mapping[str, object] | None, own: Mapping[str, object]
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """(scale, shift) [C, 1, …] with x_teacher = x · scale + shift; (None, None) where there is nothing to convert."""
     if teachers is None:
@@ -174,7 +171,9 @@ def _conversion(
         return None, None
     mean, std = (torch.tensor(own[key], dtype=torch.float64) for key in ("mean", "std"))
     other_mean, other_std = (torch.tensor(teachers[key], dtype=torch.float64) for key in ("mean", "std"))
-    shape = (-1, *[1] * len(own["size"]))
+    size = own["size"]
+    assert isinstance(size, (list, tuple)), "as_dict gives the axes of an image"
+    shape = (-1, *[1] * len(size))
     scale, shift = std / other_std, (mean - other_mean) / other_std
     return scale.float().view(shape), shift.float().view(shape)
 

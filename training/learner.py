@@ -81,5 +81,5 @@ class Learner:
         self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
         self.schedule.load_state_dict(saved["schedule"])
         if saved["scaler"]:  # else the saved run had no fp16, and this one finds its scale itself
-            self.scaler.load_state_dict(saved["scaler"])
+            self.scaler.load_state_dict(dict(saved["scaler"]))
         set_random_state(saved["random"])

@@ -55,12 +55,15 @@ def round_input(x: Tensor) -> Tensor:
 
 class Int8Rounding(TorchFunctionMode):
     """Inside, convolutions and linear layers compute with `round_input` of their input and `round_weight` of their
-    weight, whatever module or function calls them; biases, and all else, are as they are. Any: torch hands over
-    arguments of every function."""
+    weight, whatever module or function calls them; biases, and all else, are as they are."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),  # Any: torch hands over the arguments of each of its functions
+        kwargs: Mapping[str, Any] | None = None,  # Any: likewise
+    ) -> object:
         kwargs = dict(kwargs or {})
         axis = _OUTPUT_AXIS.get(func)
         if axis is None:

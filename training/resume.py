@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from configs.default_config import Config
 from configs.differences import differences
 from configs.errors import CheckpointError
 from training.learner import Learner
 from training.state import TrainerState
-from utils.listener import CheckpointContent
+from utils.listener import FileContent
 
 logger = logging.getLogger("train")
 
 
-def resume(learner: Learner, checkpoint: CheckpointContent, config: Config) -> None:
+def resume(learner: Learner, checkpoint: FileContent, config: Config) -> None:
     """Put a learner where the checkpoint was taken, and say which settings differ from those it was taken with.
 
     Raises CheckpointError, the learner unchanged, where the checkpoint is of other classes, model or optimizer.
@@ -29,6 +28,8 @@ def resume(learner: Learner, checkpoint: CheckpointContent, config: Config) -> N
             f"the run to resume has the classes {names}, the data now have "
             f"{', '.join(config.DATA.class_names or ['?'])}: begin a new run, from its weights by MODEL.init_from"
         )
+    if not isinstance(before, Mapping):
+        raise CheckpointError("the settings in this checkpoint are damaged")
     messages, batch_size = _differences(before, config), _batch_size(before, config)
     learner.load_state_dict(checkpoint)
     for level, words in messages:
@@ -36,7 +37,7 @@ def resume(learner: Learner, checkpoint: CheckpointContent, config: Config) -> N
     _move_batches(learner.state, batch_size, config.TRAIN.batch_size)
 
 
-def _differences(before: Any, config: Config) -> list[tuple[int, str]]:
+def _differences(before: FileContent, config: Config) -> list[tuple[int, str]]:
     """Log lines about settings that differ. CheckpointError where those of the checkpoint are none."""
     try:
         found = differences(before, config.model_dump(mode="json"))
@@ -48,7 +49,7 @@ def _differences(before: Any, config: Config) -> list[tuple[int, str]]:
     return [*lines, (logging.INFO, f"without effect on the weights: {others}")] if others else lines
 
 
-def _batch_size(before: Any, config: Config) -> int:
+def _batch_size(before: FileContent, config: Config) -> int:
     section = before.get("TRAIN", {})
     size = section.get("batch_size", config.TRAIN.batch_size) if isinstance(section, Mapping) else None
     if type(size) is not int or not 0 < size < 1 << 31:

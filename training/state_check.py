@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 from torch import Tensor
 
 from configs.errors import CheckpointError
 from training.ema import AverageState
 from utils.checkpoint.tensors import is_plain
-from utils.listener import CheckpointContent, StateDict
-from utils.seed import is_random_state
+from utils.listener import CheckpointContent, FileContent, StateDict
+from utils.seed import RandomState, is_random_state
 
 # What the optimizers keep for a parameter.
 _STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
@@ -20,17 +20,17 @@ _STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"
 class TrainingContent(TypedDict):
     """What training puts into a checkpoint; see Learner.state_dict.
 
-    Any: numbers of several types, and what torch's optimizers and generators say of themselves.
+    optimizer, scaler: as torch's classes give them. progress: the fields of TrainerState, with those of its sums.
     """
 
     model: StateDict
     ema: AverageState | None
-    optimizer: dict[str, Any]
+    optimizer: FileContent
     optimizer_kind: str
     schedule: dict[str, float]
-    scaler: dict[str, Any]
-    random: dict[str, Any]
-    progress: dict[str, Any]
+    scaler: FileContent
+    random: RandomState
+    progress: FileContent
 
 
 def check_resumable(content: CheckpointContent, own: TrainingContent, parameters: Sequence[Tensor]) -> TrainingContent:
@@ -87,7 +87,7 @@ def _check_tensors(what: str, saved: object, own: StateDict) -> None:
         raise CheckpointError(f"the run to resume has another {what} than MODEL now says: {displayed}")
 
 
-def _check_optimizer(saved: Any, own: TrainingContent, parameters: Sequence[Tensor]) -> None:
+def _check_optimizer(saved: FileContent, own: TrainingContent, parameters: Sequence[Tensor]) -> None:
     """As many parameters in each group, and states of their shapes; torch takes any."""
     try:
         groups = [list(group["params"]) for group in saved["param_groups"]]
