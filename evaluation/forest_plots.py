@@ -44,7 +44,8 @@ def subgroups_figure(subgroup: Mapping[str, Any], level: float) -> Figure:
 
 def draw_forest(axes: Axes, rows: Sequence[Row], last_is_mean: bool = False) -> None:
     """A dot and a line a row, the first on top; a row whose figure is undefined says so."""
-    defined = [end for _, figure in rows for end in figure.values() if end is not None]
+    # A mean's record also says over how many classes it is.
+    defined = [end for _, one in rows for end in (one["value"], one["low"], one["high"]) if end is not None]
     left = min([0.5, *defined]) - 0.02
     for position, (_, figure) in enumerate(rows):
         value, low, high = figure["value"], figure["low"], figure["high"]
