@@ -3,20 +3,88 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from configs.default_config import Config
 from evaluation.report import About
 from utils.environment import describe_environment
 
 
+class Network(Protocol):
+    """What is said about a network."""
+
+    @property
+    def attention_mode(self) -> str: ...
+
+    def parameters(self) -> Iterable[Weights]: ...
+
+
+class Weights(Protocol):
+    """A tensor."""
+
+    def numel(self) -> int: ...
+
+
+class SavedNetwork(Protocol):
+    """A checkpoint as read: models' SavedModel."""
+
+    @property
+    def model(self) -> Network: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def preprocessing(self) -> Mapping[str, object] | None: ...
+
+    # Any: plain values of a file.
+    @property
+    def description(self) -> Mapping[str, Any]: ...
+
+
+class Split(Protocol):
+    """Which images are in which split: data's SavedSplit."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+    def rows(self, split: str) -> np.ndarray: ...
+
+    def concerns(self, split: str) -> list[str]: ...
+
+
+class Data(Protocol):
+    """The images that a model is evaluated on: data's EvaluationData."""
+
+    @property
+    def location(self) -> str: ...
+
+    @property
+    def split(self) -> Split: ...
+
+    def patients(self, index: np.ndarray) -> list[str]: ...
+
+
 def about_evaluation(
-    path: Path, saved: Any, data: Any, split: str, index: np.ndarray, execution: tuple[str, str], notes: Sequence[str]
+    path: Path,
+    saved: SavedNetwork,
+    data: Data,
+    split: str,
+    index: np.ndarray,
+    execution: tuple[str, str],
+    notes: Sequence[str],
 ) -> About:
-    """path: the checkpoint. saved: its SavedModel. data: EvaluationData. split: its name; index: the rows scored.
+    """path: the checkpoint. saved: what was read from it. split: its name; index: the rows scored.
 
     place: names of device and precision. notes: what else is to be said.
     """
@@ -35,7 +103,7 @@ def about_evaluation(
     return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, list(notes))
 
 
-def _model_facts(path: Path, saved: Any) -> dict[str, str]:
+def _model_facts(path: Path, saved: SavedNetwork) -> dict[str, str]:
     settings, epoch = saved.config.MODEL, (saved.description.get("metrics") or {}).get("epoch")
     preprocessing = saved.preprocessing or {}
     millions = sum(parameter.numel() for parameter in saved.model.parameters()) / 1e6
@@ -56,7 +124,7 @@ def _model_facts(path: Path, saved: Any) -> dict[str, str]:
     }
 
 
-def _source_warnings(saved: Any) -> list[str]:
+def _source_warnings(saved: SavedNetwork) -> list[str]:
     warnings = []
     if saved.class_names is None:
         warnings.append(
@@ -88,7 +156,7 @@ def _patients(names: Sequence[str]) -> str:
     return f"{len(named):,}, and {unnamed:,} images that name no patient: each counts as one"
 
 
-def _display(value: Any) -> str:
+def _display(value: object) -> str:
     if isinstance(value, (list, tuple)):
         sign = " × " if all(isinstance(item, int) for item in value) else ", "
         return sign.join(_display(item) for item in value)

@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, log_expit, logit, softmax
 
 from configs.errors import CheckpointError, ConfigError
+from evaluation.records import CalibrationRecord
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +54,7 @@ class Calibration:
             raise ValueError(f"a calibration of {len(self.slopes)} classes got logits {values.shape}")
         return uncalibrated(values * self.slopes + self.intercepts, self.exclusive)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> CalibrationRecord:
         """Plain values, for a checkpoint and for JSON."""
         return {
             "method": self.method,
@@ -63,6 +64,7 @@ class Calibration:
             "reasons": list(self.reasons),
         }
 
+    # Any: values of a file, of which nothing is known before they are converted below.
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """What `as_dict` gave. Raises CheckpointError where a value is missing or cannot be."""

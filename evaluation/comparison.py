@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from configs.errors import EvaluationError
+from evaluation.records import Comparison
 from evaluation.results import compare_scores
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
 
 
 def compare_by_name(
     scored: ScoredSplit, other: Floats, other_classes: Sequence[str], other_name: str, settings: BootstrapSettings
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Comparison, list[str]]:
     """(`compare_scores` over the classes that both models have, what is to be said about the others).
 
     other: probabilities of the same images, float64 [N, L], columns other_classes.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from evaluation.operating_points import OperatingPoint
 from evaluation.plots import confusion_figure, precision_recall_figure, roc_figure
 from evaluation.predictions_table import predictions_csv
 from evaluation.probability_plots import calibration_figure, histogram_figure
+from evaluation.records import Results
 from evaluation.report import About, report_html
 from evaluation.scored_split import ScoredSplit
 from utils.atomic_file import write_atomically
@@ -45,7 +46,7 @@ def make_folder(asked: str | None, beside: Path, split: str, other_data: str | N
 
 
 def draw_figures(
-    scored: ScoredSplit, thresholds: Sequence[float], results: Mapping[str, Any], before: np.ndarray | None
+    scored: ScoredSplit, thresholds: Sequence[float], results: Results, before: np.ndarray | None
 ) -> dict[str, Figure]:
     """The report's images by name. before: uncalibrated probabilities [N, K], where there is a calibration."""
     figures = {
@@ -65,7 +66,7 @@ def write_evaluation(
     scored: ScoredSplit,
     logits: np.ndarray,
     point: OperatingPoint,
-    results: Mapping[str, Any],
+    results: Results,
     about: About,
     names: Names,
 ) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from evaluation.bootstrap import Figures
 from evaluation.operating_points import confusion_counts, threshold_figures
+from evaluation.records import ClassFigures, MeanFigure, MeanFigures
 from evaluation.reliability import brier_score, expected_calibration_error
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
 from evaluation.weighted import RankingFigures, ReliabilityFigures, ThresholdFigures
@@ -95,7 +95,7 @@ class FigureTable:
         counts = {name: int(np.isnan(draws[k]).sum()) for name, draws in self.draws.items() if name in self.values}
         return {name: n for name, n in counts.items() if n and not math.isnan(self.values[name][k])}
 
-    def row(self, k: int, names: Sequence[str]) -> dict[str, Any]:
+    def row(self, k: int, names: Sequence[str]) -> ClassFigures:
         """A class's counts and figures, for JSON."""
         return {
             "positives": int(self.positives[k]),
@@ -103,9 +103,11 @@ class FigureTable:
             "figures": {name: self.interval(name, k).as_dict() for name in names},
         }
 
-    def mean_row(self, names: Sequence[str]) -> dict[str, Any]:
+    def mean_row(self, names: Sequence[str]) -> MeanFigures:
         """The means, each with the number of classes it is over, for JSON."""
-        figures = {name: {**self.mean(name).as_dict(), "classes": int(self.averaged(name).sum())} for name in names}
+        figures: dict[str, MeanFigure] = {
+            name: {**self.mean(name).as_dict(), "classes": int(self.averaged(name).sum())} for name in names
+        }
         return {"defined_classes": int(self.defined.sum()), "figures": figures}
 
 

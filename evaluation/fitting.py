@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class FitOptions:
 
 def operating_point(
     fit_options: FitOptions,
-    stored: Mapping[str, Any] | None,
+    stored: Mapping[str, object] | None,
     validation: Callable[[], Scores] | None,
     classes: int,
     exclusive: bool,
@@ -79,7 +78,7 @@ def operating_point(
     return fitted, True
 
 
-def stored_point(stored: Mapping[str, Any] | None, classes: int) -> OperatingPoint:
+def stored_point(stored: Mapping[str, object] | None, classes: int) -> OperatingPoint:
     """The one that a checkpoint brings, or 0.5, not chosen."""
     return operating_point(FitOptions(), stored, None, classes, False)[0]
 

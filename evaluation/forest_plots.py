@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from evaluation.records import Results, SubgroupResults
 from utils.figures import BLUE, GREY, ORANGE, caption, new_figure, tidy
+from utils.intervals import IntervalRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = tuple[str, Mapping[str, float | None]]
+Row = tuple[str, IntervalRecord]
 
 
-def classes_figure(results: Mapping[str, Any]) -> Figure:
+def classes_figure(results: Results) -> Figure:
     """AUROC of each class with its interval, and their mean; results: as `evaluate_scores` gives them."""
-    rows = [(f"{one['name']} ({one['positives']:,})", one["figures"]["auroc"]) for one in results["classes"]]
+    rows: list[Row] = [(f"{one['name']} ({one['positives']:,})", one["figures"]["auroc"]) for one in results["classes"]]
     mean = results["mean"]
     rows.append((f"mean of {mean['defined_classes']}", mean["figures"]["auroc"]))
     figure = new_figure(7.5, 1.0 + 0.26 * len(rows))
@@ -30,9 +32,11 @@ def classes_figure(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def subgroups_figure(subgroup: Mapping[str, Any], level: float) -> Figure:
+def subgroups_figure(subgroup: SubgroupResults, level: float) -> Figure:
     """Mean AUROC of each group of one column, with its interval."""
-    rows = [(f"{one['name']} ({one['images']:,})", one["mean"]["figures"]["auroc"]) for one in subgroup["groups"]]
+    rows: list[Row] = [
+        (f"{one['name']} ({one['images']:,})", one["mean"]["figures"]["auroc"]) for one in subgroup["groups"]
+    ]
     figure = new_figure(7.5, 1.2 + 0.3 * len(rows))
     axes = figure.subplots()
     draw_forest(axes, rows)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from configs.errors import CheckpointError, ConfigError
 from evaluation.calibration import Calibration, fit_calibration, uncalibrated
+from evaluation.records import OperatingPointRecord
 from utils.intervals import plain
 from utils.metrics import roc_curve
 
@@ -131,7 +132,7 @@ class OperatingPoint:
         """[N, K] → [N, K], calibrated where there is a calibration."""
         return self.calibration.probabilities(logits) if self.calibration else uncalibrated(logits, exclusive)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> OperatingPointRecord:
         """Plain values for a checkpoint and for JSON."""
         return {
             "calibration": self.calibration.as_dict() if self.calibration else None,
@@ -141,6 +142,7 @@ class OperatingPoint:
             "images": self.images,
         }
 
+    # Any: values of a file, of which nothing is known before they are converted below.
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], classes: int) -> OperatingPoint:
         """What `as_dict` gave, of a model with so many classes. Raises CheckpointError where it does not fit."""

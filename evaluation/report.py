@@ -6,9 +6,9 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evaluation.operating_points import NOT_CHOSEN
+from evaluation.records import ClassResults, Results
 from evaluation.reliability import BINS
 from evaluation.results_table import UNDEFINED, number
 
@@ -29,7 +29,7 @@ class About:
     notes: Sequence[str] = ()
 
 
-def report_html(results: Mapping[str, Any], about: About, images: Mapping[str, bytes]) -> str:
+def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> str:
     """The page.
 
     results: what `evaluate_scores` gives, with 'comparison' where there is one. images: PNG files by name: 'classes',
@@ -54,7 +54,7 @@ def report_html(results: Mapping[str, Any], about: About, images: Mapping[str, b
     )
 
 
-def threshold_text(results: Mapping[str, Any]) -> str:
+def threshold_text(results: Results) -> str:
     """Where the thresholds come from."""
     rule, split = results["threshold_rule"], results["threshold_split"]
     if rule == NOT_CHOSEN:
@@ -65,7 +65,7 @@ def threshold_text(results: Mapping[str, Any]) -> str:
     return text
 
 
-def calibration_text(results: Mapping[str, Any]) -> str:
+def calibration_text(results: Results) -> str:
     """Whether probabilities are calibrated, how and which classes are not."""
     calibration = results["calibration"]
     if calibration is None:
@@ -76,7 +76,7 @@ def calibration_text(results: Mapping[str, Any]) -> str:
     return text + (f" Left as they were: {'; '.join(left)}." if left else "")
 
 
-def notes_of(results: Mapping[str, Any]) -> list[str]:
+def notes_of(results: Results) -> list[str]:
     """How the figures were made, and which are undefined."""
     interval = results["interval"]
     notes = [
@@ -93,7 +93,7 @@ def notes_of(results: Mapping[str, Any]) -> list[str]:
     return [*notes, *_undefined(results["classes"])]
 
 
-def _undefined(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _undefined(classes: Sequence[ClassResults]) -> list[str]:
     found = []
     for kind in ("positives", "negatives"):
         lacking = [one["name"] for one in classes if not one[kind]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,10 +11,11 @@ from evaluation.bootstrap import bootstrap
 from evaluation.delong import auroc_interval, holm, paired_test
 from evaluation.figure_table import ALL, FigureTable, drawn_figures, figure_table, mean_of_defined
 from evaluation.operating_points import OperatingPoint
+from evaluation.records import ClassComparison, ClassResults, Comparison, MeanComparison, Results
 from evaluation.scored_split import DEFAULT_BOOTSTRAP, BootstrapSettings, Floats, ScoredSplit
 from evaluation.subgroups import subgroup_figures
 from evaluation.weighted import Accuracy, RankingFigures
-from utils.intervals import percentile_interval, plain
+from utils.intervals import IntervalRecord, percentile_interval, plain
 
 METHOD = "patient bootstrap, percentile"
 CELLS = ("tp", "fp", "tn", "fn")
@@ -26,7 +26,7 @@ def evaluate_scores(
     point: OperatingPoint,
     columns: Mapping[str, Sequence[str]] | None = None,
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
-) -> dict[str, Any]:
+) -> Results:
     """Every figure of every class with its interval, the means, and the subgroups, for JSON: nan is None.
 
     scored: probabilities already calibrated by `point`. point: its thresholds, K, are on them.
@@ -61,16 +61,21 @@ def evaluate_scores(
     }
 
 
-def _class_row(scored: ScoredSplit, table: FigureTable, thresholds: Floats, k: int) -> dict[str, Any]:
+def _class_row(scored: ScoredSplit, table: FigureTable, thresholds: Floats, k: int) -> ClassResults:
     row = table.row(k, ALL)
     row["figures"]["auroc_delong"] = auroc_interval(*scored.known(k), table.level).as_dict()
     counts = table.confusion[:, k]
     confusion = None if np.isnan(counts).any() else {cell: int(n) for cell, n in zip(CELLS, counts)}
-    start = {"name": scored.class_names[k], "threshold": plain(thresholds[k])}
-    return start | row | {"confusion": confusion, "undefined_draws": table.undefined_draws(k)}
+    return {
+        "name": scored.class_names[k],
+        "threshold": plain(thresholds[k]),
+        **row,
+        "confusion": confusion,
+        "undefined_draws": table.undefined_draws(k),
+    }
 
 
-def _accuracy(scored: ScoredSplit, draws: Floats, settings: BootstrapSettings) -> dict[str, float | None]:
+def _accuracy(scored: ScoredSplit, draws: Floats, settings: BootstrapSettings) -> IntervalRecord:
     value = float(Accuracy(scored)(np.ones((scored.cluster_count, 1)))["accuracy"][0, 0])
     return percentile_interval(value, draws, settings.level).as_dict()
 
@@ -80,7 +85,7 @@ def compare_scores(
     other: Floats,
     other_name: str,
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
-) -> dict[str, Any]:
+) -> Comparison:
     """Another model on the same images: the value of 'comparison', for JSON.
 
     other: its probabilities, float64 [N, K], columns in the order of scored.class_names. other_name: as shown.
@@ -92,7 +97,7 @@ def compare_scores(
     for k in range(len(scored.class_names)):
         scores, labels, patients = scored.known(k)
         tests.append(paired_test(scores, second.known(k)[0], labels, patients, settings.level))
-    classes = [
+    classes: list[ClassComparison] = [
         {
             "name": name,
             "auroc": plain(test.auroc),
@@ -107,7 +112,7 @@ def compare_scores(
     return {"other": other_name, "classes": classes, "mean": _mean_difference(scored, second, settings)}
 
 
-def _mean_difference(scored: ScoredSplit, second: ScoredSplit, settings: BootstrapSettings) -> dict[str, Any]:
+def _mean_difference(scored: ScoredSplit, second: ScoredSplit, settings: BootstrapSettings) -> MeanComparison:
     figures = [RankingFigures(one, precision=False) for one in (scored, second)]
     mine, theirs = (part["auroc"] for part in bootstrap(figures, scored.cluster_count, settings))
     everyone = np.ones((scored.cluster_count, 1))

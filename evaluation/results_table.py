@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from evaluation.records import Results
+from utils.intervals import IntervalRecord
 
 HEADING = ("class", "positives / negatives", "AUROC", "AP", "sensitivity", "specificity")
 DISPLAYED = ("auroc", "average_precision", "sensitivity", "specificity")
@@ -15,19 +17,19 @@ def number(value: float | None, digits: int = 3) -> str:
     return UNDEFINED if value is None else f"{value:.{digits}f}"
 
 
-def with_interval(figure: Mapping[str, float | None], digits: int = 3) -> str:
+def with_interval(figure: IntervalRecord, digits: int = 3) -> str:
     """'0.812 [0.790–0.833]', '0.812' where the interval is undefined, '–' where all is."""
     low, high = figure["low"], figure["high"]
     ends = "" if low is None or high is None else f" [{low:.{digits}f}–{high:.{digits}f}]"
     return number(figure["value"], digits) + ends
 
 
-def _cells(name: str, counts: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(name: str, counts: str, figures: Mapping[str, IntervalRecord]) -> tuple[str, ...]:
     displayed = [with_interval(figures[DISPLAYED[0]]), *(number(figures[key]["value"]) for key in DISPLAYED[1:])]
     return (name, counts, *displayed)
 
 
-def format_results_table(results: Mapping[str, Any]) -> str:
+def format_results_table(results: Results) -> str:
     """Class, positives / negatives, AUROC with its interval, AP, sensitivity, specificity; then the means.
 
     results: what `evaluate_scores` gives. The means say how many classes they are over.

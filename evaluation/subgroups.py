@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from configs.errors import ConfigError
 from evaluation.bootstrap import bootstrap
 from evaluation.figure_table import FigureTable, drawn_figures, figure_table, mean_of_defined
+from evaluation.records import Gap, GroupResults, SubgroupResults
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
 from utils.intervals import percentile_interval
 
@@ -110,7 +110,7 @@ def _with_unknown(groups: dict[str, Rows], unknown: Rows) -> dict[str, Rows]:
 
 def subgroup_figures(
     scored: ScoredSplit, thresholds: Floats, column: str, values: Sequence[str], settings: BootstrapSettings
-) -> dict[str, Any]:
+) -> SubgroupResults:
     """Counts, AUROC, sensitivity and specificity of each group, and the gap: plain values for JSON.
 
     thresholds: [K], those of everyone. The draws are of patients of the whole split, so that a patient with images in
@@ -126,20 +126,21 @@ def subgroup_figures(
     patients = [np.unique(scored.clusters[rows]).size for rows in groups.values()]
     usable = [size >= FEWEST_PATIENTS and name != UNKNOWN for name, size in zip(groups, patients)]
     gap = _gap({name: t for name, t, use in zip(groups, tables, usable) if use}, scored.class_names, settings.level)
-    rows = [
-        {"name": name, "images": int(rows.sum()), "patients": size, "used_for_gap": use}
-        | _group(table, scored.class_names)
+    found: list[GroupResults] = [
+        {
+            "name": name,
+            "images": int(rows.sum()),
+            "patients": size,
+            "used_for_gap": use,
+            "classes": [{"name": label, **table.row(k, FIGURES)} for k, label in enumerate(scored.class_names)],
+            "mean": table.mean_row(FIGURES),
+        }
         for (name, rows), size, use, table in zip(groups.items(), patients, usable, tables)
     ]
-    return {"column": column, "groups": rows, "gap": gap, "note": "" if gap else NO_GAP}
+    return {"column": column, "groups": found, "gap": gap, "note": "" if gap else NO_GAP}
 
 
-def _group(table: FigureTable, class_names: Sequence[str]) -> dict[str, Any]:
-    classes = [{"name": name} | table.row(k, FIGURES) for k, name in enumerate(class_names)]
-    return {"classes": classes, "mean": table.mean_row(FIGURES)}
-
-
-def _gap(tables: dict[str, FigureTable], class_names: Sequence[str], level: float) -> dict[str, Any] | None:
+def _gap(tables: dict[str, FigureTable], class_names: Sequence[str], level: float) -> Gap | None:
     """The widest difference of two groups' mean AUROC over the classes that both have enough of; None without a pair.
 
     The pair is the one of the whole sample in every draw. As it was chosen for its width, the gap is biased upwards

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
+
+
+class IntervalRecord(TypedDict):
+    """An Interval in plain values, nan as None."""
+
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,7 @@ class Interval:
     low: float = math.nan
     high: float = math.nan
 
-    def as_dict(self) -> dict[str, float | None]:
+    def as_dict(self) -> IntervalRecord:
         """For JSON, nan as None."""
         return {"value": plain(self.value), "low": plain(self.low), "high": plain(self.high)}
 

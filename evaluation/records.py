@@ -1,0 +1,149 @@
+"""What metrics.json and a checkpoint's operating point hold, as plain values: nan is None in all of them."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from utils.intervals import IntervalRecord
+
+
+class CalibrationRecord(TypedDict):
+    """A Calibration; the lists have K entries."""
+
+    method: str
+    exclusive: bool
+    slopes: list[float]
+    intercepts: list[float]
+    reasons: list[str]
+
+
+class OperatingPointRecord(TypedDict):
+    """An OperatingPoint, with K thresholds."""
+
+    calibration: CalibrationRecord | None
+    thresholds: list[float | None]
+    rule: str
+    split: str | None
+    images: int
+
+
+class ClassFigures(TypedDict):
+    """Counts and figures of one class. figures: by name, see evaluation/figure_table.py."""
+
+    positives: int
+    negatives: int
+    figures: dict[str, IntervalRecord]
+
+
+class NamedClassFigures(ClassFigures):
+    """The same of a class of a subgroup."""
+
+    name: str
+
+
+class ClassResults(NamedClassFigures):
+    """All about one class. confusion: counts by cell; None where the threshold is undefined.
+
+    undefined_draws: figure → draws that left it undefined.
+    """
+
+    threshold: float | None
+    confusion: dict[str, int] | None
+    undefined_draws: dict[str, int]
+
+
+class MeanFigure(IntervalRecord):
+    """A mean over classes. classes: over how many."""
+
+    classes: int
+
+
+class MeanFigures(TypedDict):
+    """The means by figure. defined_classes: those with positives and negatives."""
+
+    defined_classes: int
+    figures: dict[str, MeanFigure]
+
+
+class GroupResults(TypedDict):
+    """One group of a column."""
+
+    name: str
+    images: int
+    patients: int
+    used_for_gap: bool
+    classes: list[NamedClassFigures]
+    mean: MeanFigures
+
+
+class Gap(TypedDict):
+    """The two groups that are furthest apart in mean AUROC, over which classes, and by how much."""
+
+    best: str
+    worst: str
+    classes: list[str]
+    auroc: IntervalRecord
+
+
+class SubgroupResults(TypedDict):
+    """The groups of one column. note: why there is no gap, '' where there is one."""
+
+    column: str
+    groups: list[GroupResults]
+    gap: Gap | None
+    note: str
+
+
+class ClassComparison(TypedDict):
+    """One class of two models: DeLong's paired test, and its p corrected by Holm."""
+
+    name: str
+    auroc: float | None
+    other_auroc: float | None
+    difference: IntervalRecord
+    z: float | None
+    p: float | None
+    p_holm: float | None
+
+
+class MeanComparison(TypedDict):
+    """The mean AUROC of two models over the same classes."""
+
+    defined_classes: int
+    auroc: float | None
+    other_auroc: float | None
+    difference: IntervalRecord
+
+
+class Comparison(TypedDict):
+    """Two models on the same images. other: what the second one is called."""
+
+    other: str
+    classes: list[ClassComparison]
+    mean: MeanComparison
+
+
+class IntervalSettings(TypedDict):
+    """How the intervals were made."""
+
+    level: float
+    method: str
+    draws: int
+    seed: int
+
+
+class Results(TypedDict):
+    """What `evaluate_scores` gives, and metrics.json holds beside what was evaluated."""
+
+    split: str
+    images: int
+    patients: int
+    interval: IntervalSettings
+    threshold_rule: str
+    threshold_split: str | None
+    calibration: CalibrationRecord | None
+    classes: list[ClassResults]
+    mean: MeanFigures
+    accuracy: IntervalRecord | None
+    subgroups: list[SubgroupResults]
+    comparison: Comparison | None
