@@ -18,16 +18,47 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
 from configs.errors import ExplanationError
 from configs.followed import EXPLAIN
 from utils.command_line import add_overrides, run_script
 from utils.runs.folder import RunFolder, model_file
 
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from data.regions.annotations import Regions
+    from data.regions.boxes import Box
+    from data.study import Pixels
+    from explain.network import Level
+    from explain.results import Measured, SanityRecord, TrainedAndRandom
+    from explain.sanity import Check
+    from models import HybridMedNet
+
 logger = logging.getLogger("explain")
 
 SANITY_IMAGES = 24
+
+
+class MethodResults(TypedDict, total=False):
+    """What localization.json says of a method: figures where regions are annotated, or why there are none."""
+
+    level: Required[str]
+    all: TrainedAndRandom
+    classes: dict[str, TrainedAndRandom]
+    sanity: SanityRecord
+    error: str
+
+
+class About(TypedDict):
+    """What the figures are of. regions: 'boxes' or 'masks'; None where nothing is annotated."""
+
+    checkpoint: str
+    images: int
+    annotated_images: int
+    regions: str | None
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -78,14 +109,14 @@ def run(options: argparse.Namespace) -> None:
     session = Session(options)
     output = RunFolder(Path(options.output) if options.output else session.path.parent / f"explanation-{options.split}")
     output.path.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
+    results: dict[str, MethodResults] = {}
     for method in methods:
         level = options.level if METHODS[method].has_levels else "auto"
         results[method] = {"level": str(level)}
         try:
             if session.annotated:
                 found = localization(list(session.measure(method, level)), session.class_names)
-                results[method].update(found)
+                results[method]["all"], results[method]["classes"] = found["all"], found["classes"]
                 print(format_localization(f"\n{method}, level {level}, {options.split} split", found))
             session.draw(output.path, method, level, options.count)
             if options.sanity:
@@ -130,7 +161,7 @@ class Session:
         self.annotated: list[tuple[int, tuple[int, ...]]] = [pair for pair in pairs if pair[1]][: options.limit]
         logger.info("%d of %d images have annotated regions", len(self.annotated), len(self.rows))
 
-    def _open_regions(self) -> Any:
+    def _open_regions(self) -> Regions | None:
         from configs.default_config import SAMPLE_FOLDER
         from data.regions.annotations import open_regions
 
@@ -142,12 +173,12 @@ class Session:
             logger.warning("no table of boxes beside the data: maps are drawn, not measured; --boxes FILE names one")
         return regions
 
-    def image(self, row: int) -> tuple[Any, Any]:
+    def image(self, row: int) -> tuple[Pixels, Tensor]:
         """(what the dataset index reads, the network's input [1, C, *spatial])."""
         image = self.dataset_index.read(row)
         return image, self.preprocess.apply(self.dataset_index, row, full=image).image[None].to(self.device)
 
-    def on_image(self, maps: Any, shape: Sequence[int]) -> Any:
+    def on_image(self, maps: Tensor, shape: Sequence[int]) -> np.ndarray:
         """Maps [K, h, w] of the input as float32 [K, H, W] of the original."""
         import numpy as np
 
@@ -158,7 +189,7 @@ class Session:
         return np.stack([onto_image(one, shape, self.preprocess.resize_mode) for one in maps.cpu().numpy()])
 
     @cached_property
-    def random(self) -> Any:
+    def random(self) -> HybridMedNet:
         """The same architecture as it is before training."""
         from models import HybridMedNet
         from models.channel_pruning import remove_channels
@@ -169,14 +200,17 @@ class Session:
         remove_channels(network, self.model.removed_channels)
         return network.to(self.device)
 
-    def measure(self, method: str, level: int | str) -> Iterator[Any]:
+    def measure(self, method: str, level: Level) -> Iterator[Measured]:
         """A `Measured` for each annotated finding."""
+        import numpy as np
+
         from explain.localization import measure
         from explain.methods import explain
         from explain.results import Measured
 
         for row, classes in self.annotated:
             image, x = self.image(row)
+            assert self.regions is not None and isinstance(image, np.ndarray), "regions are of images"
             shape = image.shape[:2]
             both = [
                 self.on_image(explain(net, x, classes, method, level)[0], shape) for net in (self.model, self.random)
@@ -188,6 +222,8 @@ class Session:
 
     def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
         """Overlays, the classes in turn; of images without regions those of their labels."""
+        import numpy as np
+
         from data.readers.images import to_uint8
         from data.transforms.volumes import VolumePreprocess
         from explain.methods import explain
@@ -198,22 +234,23 @@ class Session:
             maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
             file = self.dataset_index.studies[row].name
             path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
-            caption: dict[str, Any] = {
-                "class_name": name,
-                "probability": self.probability(x, k),
-                "title": f"{file}, {method}, level {level}",
-            }
+            p, title = self.probability(x, k), f"{file}, {method}, level {level}"
             if maps.ndim == 4:
                 assert isinstance(self.preprocess, VolumePreprocess), "maps of volumes"
                 spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
-                save_volume_overlay(path, x[0, 0].cpu().numpy(), maps[0].cpu().numpy(), spacing=spacing, **caption)
+                voxels, heatmap = x[0, 0].cpu().numpy(), maps[0].cpu().numpy()
+                save_volume_overlay(path, voxels, heatmap, class_name=name, probability=p, spacing=spacing, title=title)
                 continue
-            boxes: Any = ()
+            assert isinstance(image, np.ndarray), "maps of images"
+            boxes: Sequence[Box] = ()
             mask = None
-            if self.annotated:
+            if self.regions is not None and self.annotated:
                 mask, boxes = self.regions.of(row, k, image.shape[:2])
             heatmap = self.on_image(maps, image.shape[:2])[0]
-            save_overlay(path, to_uint8(image), heatmap, boxes=boxes, mask=None if len(boxes) else mask, **caption)
+            mask = None if len(boxes) else mask
+            save_overlay(
+                path, to_uint8(image), heatmap, class_name=name, probability=p, boxes=boxes, mask=mask, title=title
+            )
 
     def _in_turn(self) -> list[tuple[int, int]]:
         """(row, class), the first image of every class, then the second …"""
@@ -224,7 +261,7 @@ class Session:
         by_class = [[pair for pair in pairs if pair[1] == k] for k in range(len(self.class_names))]
         return [pair for turn in zip_longest(*by_class) for pair in turn if pair is not None]
 
-    def probability(self, x: Any, k: int) -> float:
+    def probability(self, x: Tensor, k: int) -> float:
         """Calibrated where the checkpoint has a calibration."""
         import torch
 
@@ -236,7 +273,7 @@ class Session:
         point = stored_point(self.saved.description.get("operating_point"), logits.shape[1])
         return float(point.probabilities(logits, self.saved.config.MODEL.task == "multi_class")[0, k])
 
-    def sanity(self, method: str, level: int | str) -> Any:
+    def sanity(self, method: str, level: Level) -> Check:
         """The cascade over the first images, each with its first class."""
         import torch
 
@@ -250,7 +287,7 @@ class Session:
             self.model, self.random, lambda net: torch.cat([explain(net, x, [k], method, level) for x, k in inputs])
         )
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> About:
         """What the figures are of."""
         return {
             "checkpoint": self.path.name,

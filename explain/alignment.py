@@ -7,7 +7,7 @@ by as much on both sides, so that its first cell looks at the first pixel: at st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +21,15 @@ CELLS = 9
 _KNOWN: WeakKeyDictionary[nn.Module, dict[int, float]] = WeakKeyDictionary()
 
 
-def first_centre(backbone: Any, level: int, x: Tensor) -> float:
+class Pyramid(Protocol):
+    """feature_strides: pixels per cell, a number per level."""
+
+    feature_strides: list[float]
+
+    def forward_features(self, x: Tensor) -> list[Tensor]: ...
+
+
+def first_centre(backbone: Pyramid, level: int, x: Tensor) -> float:
     """The pixel, counted from 0, that the first cell of a level is centred on along each axis, as a mean over axes.
 
     Measured once a backbone and level, on noise: the centroid of the squared gradients of the middle cell, less its
@@ -41,7 +49,7 @@ def first_centre(backbone: Any, level: int, x: Tensor) -> float:
     return known[level]
 
 
-def _measure(backbone: Any, level: int, stride: float, x: Tensor, size: Sequence[int]) -> float:
+def _measure(backbone: Pyramid, level: int, stride: float, x: Tensor, size: Sequence[int]) -> float:
     noise = torch.randn(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x).requires_grad_()
     activations = backbone.forward_features(noise)[level]
     middle = [slice((cells - 1) // 2, cells // 2 + 1) for cells in activations.shape[2:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,12 +13,37 @@ from utils.figures import BLUE, new_figure, tidy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from torch import Tensor
 
 COLOURS = "inferno"
 LEGEND = "weight of a token, as a multiple of\nwhat it has where all are alike"
 
 
-def attention_figure(maps: Mapping[int, Any], image: np.ndarray, title: str = "") -> Figure:
+class CBAMWeights(Protocol):
+    """One level's CBAM: models' CBAMMaps, see there."""
+
+    @property
+    def channel(self) -> Tensor: ...
+
+    @property
+    def spatial(self) -> Tensor: ...
+
+
+@runtime_checkable
+class TokenWeights(Protocol):
+    """What each place of a level looks at: models' TokenMaps, see there."""
+
+    @property
+    def weights(self) -> Tensor: ...
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]: ...
+
+    def by_source(self) -> dict[int, Tensor]: ...
+
+
+def attention_figure(maps: Mapping[int, CBAMWeights | TokenWeights], image: np.ndarray, title: str = "") -> Figure:
     """The attention of the first image of the batch that `maps` is of.
 
     maps: level → CBAMMaps or TokenMaps of images. image: [H, W], drawn beside.
@@ -28,17 +53,18 @@ def attention_figure(maps: Mapping[int, Any], image: np.ndarray, title: str = ""
     """
     if not maps:
         raise ExplanationError("this network has no attention to show: MODEL.attention is none")
-    first = next(iter(maps.values()))
-    tokens = hasattr(first, "weights")
-    if (len(first.spatial_shape) if tokens else first.spatial.ndim - 2) != 2:
+    tokens = {level: one for level, one in maps.items() if isinstance(one, TokenWeights)}
+    gates = {level: one for level, one in maps.items() if not isinstance(one, TokenWeights)}
+    axes = {len(one.spatial_shape) for one in tokens.values()} | {one.spatial.ndim - 2 for one in gates.values()}
+    if axes != {2}:
         raise ExplanationError("attention figures are of images, not of volumes")
-    figure = _token_figure(maps, image) if tokens else _cbam_figure(maps, image)
+    figure = _token_figure(tokens, image) if tokens else _cbam_figure(gates, image)
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 
-def _cbam_figure(maps: Mapping[int, Any], image: np.ndarray) -> Figure:
+def _cbam_figure(maps: Mapping[int, CBAMWeights], image: np.ndarray) -> Figure:
     figure = new_figure(2.4 * (len(maps) + 1) + 0.6, 4.6)
     panels = figure.subplots(2, len(maps) + 1)
     _show(panels[0, 0], image, "image")
@@ -57,7 +83,7 @@ def _cbam_figure(maps: Mapping[int, Any], image: np.ndarray) -> Figure:
     return figure
 
 
-def _token_figure(maps: Mapping[int, Any], image: np.ndarray) -> Figure:
+def _token_figure(maps: Mapping[int, TokenWeights], image: np.ndarray) -> Figure:
     means = {
         level: {
             source: part[0].float().mean((0, 1)).cpu().numpy() * one.weights.shape[-1]
@@ -106,7 +132,7 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.set_yticks([])
 
 
-def _grid(axes: Axes, weights: np.ndarray, top: float, title: str) -> Any:
+def _grid(axes: Axes, weights: np.ndarray, top: float, title: str) -> AxesImage:
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])

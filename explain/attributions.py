@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.errors import ExplanationError
 from explain.cam import to_unit
-from explain.network import check_classes, class_logits, explaining, ordinary
+from explain.network import Classifier, Level, check_classes, class_logits, explaining, ordinary
 from utils.seed import seeded
 
 # Images in a forward pass, so that memory does not grow with the number of steps or samples.
@@ -24,7 +23,7 @@ Raw = Callable[[Callable[[Tensor], Tensor], Tensor, int], Tensor]
 
 
 def attribution_maps(
-    model: Any, x: Tensor, classes: Sequence[int], method: str = "integrated_gradients", level: Any = "auto"
+    model: Classifier, x: Tensor, classes: Sequence[int], method: str = "integrated_gradients", level: Level = "auto"
 ) -> Tensor:
     """How much pixels speak for each class: [B, C, *spatial] → float32 [B, len(classes), *spatial] in [0, 1].
 
@@ -41,7 +40,7 @@ def attribution_maps(
     return to_unit(maps)
 
 
-def raw_attributions(model: Any, x: Tensor, classes: Sequence[int], method: str) -> Tensor:
+def raw_attributions(model: Classifier, x: Tensor, classes: Sequence[int], method: str) -> Tensor:
     """The signed attributions of each input value: [B, C, *spatial] → float32 [B, len(classes), C, *spatial]."""
     if method not in ATTRIBUTION_METHODS:
         raise ExplanationError(f"unknown method {method!r}: one of {', '.join(ATTRIBUTION_METHODS)}")

@@ -6,9 +6,9 @@ The random baselines stand beside every figure: how often a point anywhere, or t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy import ndimage
@@ -92,29 +92,60 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
     return int((a & b).sum()) / union if union else math.nan
 
 
-def summarise(findings: Sequence[Finding], groups: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Rates and means as plain values with intervals: {"maps", "patients", "hit": {"value", "low", "high"}, …}.
+class Ends(TypedDict):
+    """The ends of an interval, nan where undefined."""
+
+    low: float
+    high: float
+
+
+class MeanAndInterval(Ends):
+    """The mean of some findings with its interval."""
+
+    value: float
+
+
+class Summary(TypedDict):
+    """What `summarise` gives: how many maps, of how many patients, how many empty; then means of Finding's figures."""
+
+    maps: int
+    patients: int
+    empty: int
+    hit: MeanAndInterval
+    strict_hit: MeanAndInterval
+    iou: MeanAndInterval
+    iou_area: MeanAndInterval
+    hit_wilson: Ends
+    chance: float
+    centre: float
+    chance_iou_area: float
+
+
+def summarise(findings: Sequence[Finding], groups: Sequence[str], seed: int = 0) -> Summary:
+    """Rates and means as plain values with intervals.
 
     groups: whose image it is, for each finding: intervals are percentiles of 2,000 draws of patients, as images of
     one patient are alike; that of `hit_wilson` is Wilson's, as if they were not. nan without findings.
     """
-    columns: dict[str, Callable[[Finding], float]] = {
-        "hit": lambda f: f.hit,
-        "strict_hit": lambda f: f.strict_hit,
-        "iou": lambda f: f.iou,
-        "iou_area": lambda f: f.iou_area,
-    }
     draws = _draws(groups, seed)
-    summary: dict[str, Any] = {"maps": len(findings), "patients": len(set(groups))}
-    summary["empty"] = sum(f.empty for f in findings)
-    for name, read in columns.items():
-        summary[name] = _mean_and_interval(np.array([read(f) for f in findings], np.float64), draws)
+
+    def drawn(values: Iterable[float]) -> MeanAndInterval:
+        return _mean_and_interval(np.array(list(values), np.float64), draws)
+
     hits = wilson_interval(sum(f.hit for f in findings), len(findings))
-    summary["hit_wilson"] = {"low": hits.low, "high": hits.high}
-    summary["chance"] = _mean([f.chance for f in findings])
-    summary["centre"] = _mean([f.centre for f in findings])
-    summary["chance_iou_area"] = _mean([f.chance_iou for f in findings])
-    return summary
+    return {
+        "maps": len(findings),
+        "patients": len(set(groups)),
+        "empty": sum(f.empty for f in findings),
+        "hit": drawn(f.hit for f in findings),
+        "strict_hit": drawn(f.strict_hit for f in findings),
+        "iou": drawn(f.iou for f in findings),
+        "iou_area": drawn(f.iou_area for f in findings),
+        "hit_wilson": {"low": hits.low, "high": hits.high},
+        "chance": _mean([f.chance for f in findings]),
+        "centre": _mean([f.centre for f in findings]),
+        "chance_iou_area": _mean([f.chance_iou for f in findings]),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -130,7 +161,7 @@ def _draws(groups: Sequence[str], seed: int) -> np.ndarray:
     return drawn[:, member]
 
 
-def _mean_and_interval(values: np.ndarray, draws: np.ndarray) -> dict[str, float]:
+def _mean_and_interval(values: np.ndarray, draws: np.ndarray) -> MeanAndInterval:
     if not len(values):
         return {"value": math.nan, "low": math.nan, "high": math.nan}
     low, high = np.percentile(draws @ values / draws.sum(1), (2.5, 97.5))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from configs.errors import ExplanationError
 from explain.attributions import ATTRIBUTION_METHODS, attribution_maps
 from explain.cam import CAM_METHODS, class_activation_maps
+from explain.network import Level, PyramidModel
 from explain.rollout import attention_rollout
 
 
@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
 
 
 def explain(
-    model: Any, x: Tensor, classes: Sequence[int], method: str = "grad_cam", level: int | str = "auto"
+    model: PyramidModel, x: Tensor, classes: Sequence[int], method: str = "grad_cam", level: Level = "auto"
 ) -> Tensor:
     """[B, C, *spatial] → float32 [B, len(classes), *spatial] in [0, 1] by any method of METHODS.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from configs.errors import ExplanationError
-from explain.alignment import first_centre
+from explain.alignment import Pyramid, first_centre
 from explain.geometry import cells_to_pixels
 from utils.batch import Logits
 from utils.evaluation_mode import evaluating
@@ -22,24 +22,61 @@ AUTO_LEVEL: int | str = -2
 Level = int | str
 
 
-class PyramidModel(Protocol):
-    """HybridMedNet's promise: [B, C, *spatial] → levels → a fused map → logits, or (coarse logits, logits).
+class Classifier(Protocol):
+    """[B, C, *spatial] → logits [B, K], or (coarse logits, logits)."""
 
-    backbone.feature_strides: pixels per cell, a number per level. fusion.target_level: whose size the fused map has.
-    """
+    def __call__(self, x: Tensor, /) -> Tensor | tuple[Tensor | None, Tensor]: ...
 
-    backbone: Any
-    fusion: Any
-    classifier: Any
+
+class TokenAttention(Protocol):
+    """Self-attention of every token with every other: models' GlobalAttention, see there."""
+
+    @property
+    def weights(self) -> Sequence[Tensor]: ...
+
+    @property
+    def prefix(self) -> int: ...
+
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+
+    @property
+    def stride(self) -> float: ...
+
+
+class PyramidBackbone(Pyramid, Protocol):
+    """What is asked of a backbone."""
+
+    def global_attention(self, x: Tensor) -> TokenAttention | None: ...
+
+
+class Fusion(Protocol):
+    """target_level: whose size the fused map has."""
+
+    target_level: int
+
+
+@runtime_checkable
+class PyramidModel(Classifier, Protocol):
+    """HybridMedNet's promise: [B, C, *spatial] → levels → a fused map → logits, or (coarse logits, logits)."""
+
+    @property
+    def backbone(self) -> PyramidBackbone: ...
+
+    @property
+    def fusion(self) -> Fusion: ...
+
+    @property
+    def classifier(self) -> Classifier: ...
 
     def forward_features(self, x: Tensor) -> list[Tensor]: ...
 
     def forward_fused(self, features: list[Tensor]) -> Tensor: ...
 
-    def forward_head(self, features: list[Tensor]) -> Any: ...
+    def forward_head(self, features: list[Tensor]) -> Tensor | tuple[Tensor | None, Tensor]: ...
 
 
-def class_logits(model: Any, x: Tensor) -> Tensor:
+def class_logits(model: Classifier, x: Tensor) -> Tensor:
     """[B, C, *spatial] → the logits [B, K] that maps are made for."""
     return Logits.of(model(x)).fine
 
@@ -53,7 +90,7 @@ def check_classes(classes: Sequence[int], count: int) -> list[int]:
 
 
 @contextmanager
-def explaining(model: Any, gradients: bool = True) -> Iterator[None]:
+def explaining(model: object, gradients: bool = True) -> Iterator[None]:
     """Evaluation mode, and autograd on or off, whatever the caller's modes are; all as before at the end."""
     with ExitStack() as stack:
         if isinstance(model, nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -16,6 +16,7 @@ from utils.figures import new_figure, write_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 # Perceptually uniform, and no grey in it: what is coloured is the map's, what is grey the image's.
 COLOURS = "inferno"
@@ -162,7 +163,7 @@ def _show_image(axes: Axes, image: np.ndarray) -> None:
     _bare(axes)
 
 
-def _cover(axes: Axes, heatmap: np.ndarray) -> Any:
+def _cover(axes: Axes, heatmap: np.ndarray) -> AxesImage:
     opacity = OPACITY * np.clip(heatmap, 0, 1)
     return axes.imshow(heatmap, cmap=COLOURS, vmin=0, vmax=1, alpha=opacity, aspect=axes.get_aspect())
 
@@ -180,7 +181,7 @@ def _draw_regions(axes: Axes, boxes: Sequence[Box], mask: np.ndarray | None) -> 
         axes.contour(smooth, levels=[0.5], colors=[BOX_COLOUR], linewidths=1.3)
 
 
-def _legend(figure: Figure, image: Any, panels: list[Axes]) -> None:
+def _legend(figure: Figure, image: AxesImage, panels: list[Axes]) -> None:
     """The bar shows the colours as they are, not thinned over an image."""
     from matplotlib.cm import ScalarMappable
 

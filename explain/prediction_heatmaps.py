@@ -5,17 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.errors import ExplanationError
 from explain.geometry import onto_image
 from explain.methods import METHODS, explain
+from explain.network import PyramidModel
 from explain.overlay import save_overlay, save_volume_overlay
 
 FOLDER = "heatmaps"
+
+
+class Member(Protocol):
+    """One of an Ensemble: its model, and which of the inputs is its own."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def input(self) -> int: ...
 
 
 class PredictionHeatmaps:
@@ -27,7 +38,12 @@ class PredictionHeatmaps:
     """
 
     def __init__(
-        self, folder: Path, method: str, members: Sequence[Any], orders: Sequence[Sequence[int]], modes: Sequence[str]
+        self,
+        folder: Path,
+        method: str,
+        members: Sequence[Member],
+        orders: Sequence[Sequence[int]],
+        modes: Sequence[str],
     ) -> None:
         if method not in METHODS:
             raise ExplanationError(f"unknown method {method!r}: one of {', '.join(METHODS)}")
@@ -62,23 +78,32 @@ class PredictionHeatmaps:
         displayed: np.ndarray,
         maps: np.ndarray,
         labels: Sequence[tuple[str, float]],
-        **more,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> tuple[str, ...]:
         """Write an overlay for each (class name, probability); their paths relative to `folder`.
 
         number: of the row, by which files are called. shown: uint8 [H, W] or [H, W, 3], or a volume [D, H, W], for
-        which `spacing` is given too.
+        which `spacing` (z, y, x) is given too.
         """
         (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        save: Any = save_volume_overlay if maps.ndim == 4 else save_overlay
         paths = [f"{FOLDER}/{number:05d}_{rank}_{_plain(label)}.png" for rank, (label, _) in enumerate(labels, 1)]
         for path, heatmap, (label, probability) in zip(paths, maps, labels):
-            save(self.folder / path, displayed, heatmap, class_name=label, probability=probability, title=title, **more)
+            file, p = self.folder / path, probability
+            if maps.ndim == 4:
+                save_volume_overlay(
+                    file, displayed, heatmap, class_name=label, probability=p, spacing=spacing, title=title
+                )
+            else:
+                save_overlay(file, displayed, heatmap, class_name=label, probability=p, title=title)
         return tuple(paths)
 
-    def _maps(self, member: Any, order: Sequence[int], inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
-        x = inputs[member.input].to(next(member.model.parameters()).device)
-        return explain(member.model, x, [order[k] for k in classes], self.method)[0].cpu().numpy()
+    def _maps(
+        self, member: Member, order: Sequence[int], inputs: Sequence[Tensor], classes: Sequence[int]
+    ) -> np.ndarray:
+        model = member.model
+        assert isinstance(model, PyramidModel), "heatmaps are of networks of this program"
+        x = inputs[member.input].to(next(model.parameters()).device)
+        return explain(model, x, [order[k] for k in classes], self.method)[0].cpu().numpy()
 
 
 def _plain(text: str) -> str:

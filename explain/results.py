@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final, TypedDict
 
-from explain.localization import DRAWS, MAP_FRACTION, TOLERANCE, Finding, summarise
+from explain.localization import DRAWS, MAP_FRACTION, TOLERANCE, Ends, Finding, MeanAndInterval, Summary, summarise
 from explain.sanity import LIMIT, Check
 
-ALL = "all"
+ALL: Final = "all"
+
+
+class TrainedAndRandom(TypedDict):
+    """The figures of the trained network, and of one with random weights."""
+
+    trained: Summary
+    random: Summary
+
+
+class Localization(TypedDict):
+    """all: of every map. classes: name → of its own; those without a region are left out."""
+
+    all: TrainedAndRandom
+    classes: dict[str, TrainedAndRandom]
+
+
+class StageRecord(TypedDict):
+    """A Stage: what was randomised, how like the maps then are, and of how many maps that is."""
+
+    randomised: str
+    spearman: float
+    ssim: float
+    compared: int
+    maps: int
+
+
+class SanityRecord(TypedDict):
+    """A Check."""
+
+    passed: bool
+    limit: float
+    stages: list[StageRecord]
 
 
 @dataclass(frozen=True)
@@ -23,7 +55,7 @@ class Measured:
     random: Finding
 
 
-def localization(measured: Sequence[Measured], class_names: Sequence[str]) -> dict[str, Any]:
+def localization(measured: Sequence[Measured], class_names: Sequence[str]) -> Localization:
     """{"classes": {name: {"trained": …, "random": …}}, "all": …}, each as `summarise` has it; classes without a region
     are left out. 'all' counts every map once, so that frequent findings weigh more."""
     found = [name for name in class_names if any(m.class_name == name for m in measured)]
@@ -31,7 +63,7 @@ def localization(measured: Sequence[Measured], class_names: Sequence[str]) -> di
     return {ALL: _both(measured), "classes": rows}
 
 
-def _both(measured: Sequence[Measured]) -> dict[str, Any]:
+def _both(measured: Sequence[Measured]) -> TrainedAndRandom:
     groups = [m.group for m in measured]
     return {
         "trained": summarise([m.trained for m in measured], groups),
@@ -42,7 +74,7 @@ def _both(measured: Sequence[Measured]) -> dict[str, Any]:
 _HEAD = ("class", "maps", "hit", "95 %", "random", "chance", "centre", "IoU ≥ half", "IoU area", "random", "chance")
 
 
-def format_localization(title: str, results: Mapping[str, Any]) -> str:
+def format_localization(title: str, results: Localization) -> str:
     """A table for people; '–' where a figure is undefined."""
     rows = [_cells(name, row) for name, row in results["classes"].items()]
     rows.append(_cells(f"all {results[ALL]['trained']['maps']:,} maps", results[ALL]))
@@ -65,7 +97,7 @@ def _notes() -> list[str]:
     ]
 
 
-def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(name: str, row: TrainedAndRandom) -> tuple[str, ...]:
     trained, random = row["trained"], row["random"]
     hit = trained["hit"]
     return (
@@ -83,7 +115,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _interval(drawn: Mapping[str, float], wilson: Mapping[str, float]) -> str:
+def _interval(drawn: MeanAndInterval, wilson: Ends) -> str:
     """Draws of patients know that images of one are alike; Wilson's knows that none of ten is not never."""
     return f"[{_number(min(drawn['low'], wilson['low']))}, {_number(max(drawn['high'], wilson['high']))}]"
 
@@ -92,7 +124,7 @@ def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
 
 
-def sanity_values(check: Check) -> dict[str, Any]:
+def sanity_values(check: Check) -> SanityRecord:
     """The check as plain values."""
     return {
         "passed": check.passed,

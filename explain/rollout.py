@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from configs.errors import ExplanationError
 from explain.cam import CAM_METHODS
 from explain.geometry import cells_to_pixels
-from explain.network import explaining, ordinary
+from explain.network import Level, PyramidModel, explaining, ordinary
 
 # The share of a block's output that is its input, passed on by the residual connection.
 RESIDUAL = 0.5
@@ -30,7 +29,7 @@ def rollout(weights: Sequence[Tensor]) -> Tensor:
     return joint
 
 
-def attention_rollout(model: Any, x: Tensor, classes: Sequence[int], level: Any = "auto") -> Tensor:
+def attention_rollout(model: PyramidModel, x: Tensor, classes: Sequence[int], level: Level = "auto") -> Tensor:
     """Rollout as a map: [B, C, *spatial] → float32 [B, len(classes), *spatial] in [0, 1], the same for every class.
 
     The paper follows the class token; this network's head reads the other tokens, so the mean of their rows is shown,

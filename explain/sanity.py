@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ BACKBONE_PARTS = 4
 # A rank correlation with the trained network's maps above this, when nothing trained is left, fails the check.
 LIMIT = 0.5
 
-MapFunction = Callable[[nn.Module], Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Check:
         return math.isnan(last) or last <= LIMIT
 
 
-def cascade(model: nn.Module, random: nn.Module, backbone: str = "backbone") -> Iterator[tuple[str, nn.Module]]:
+def cascade(model: Network, random: Network, backbone: str = "backbone") -> Iterator[tuple[str, Network]]:
     """The network with more and more of its tensors from `random`, from the head to the first layer: (stage, network).
 
     random: a network of the same architecture with other, random weights. model: not touched.
@@ -84,7 +85,7 @@ def _stages(keys: Sequence[str], backbone: str) -> list[tuple[str, list[str]]]:
     return stages
 
 
-def check(model: nn.Module, random: nn.Module, maps: MapFunction) -> Check:
+def check(model: Network, random: Network, maps: Callable[[Network], Tensor]) -> Check:
     """Compare `maps(model)` with the maps of each stage of the cascade.
 
     maps: network → [B, K, *spatial], the same images, classes and method each time.
