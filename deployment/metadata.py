@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from configs.default_config import Config
 from configs.errors import CheckpointError
+from configs.section import settled
 from utils.environment import describe_environment
 
 PROGRAM = "HybridMedNet"
@@ -19,8 +19,8 @@ def export_metadata(
     config: Config,
     class_names: Sequence[str],
     coarse_classes: Sequence[str],
-    preprocessing: Mapping[str, Any],
-    operating_point: Mapping[str, Any] | None,
+    preprocessing: Mapping[str, object],
+    operating_point: Mapping[str, object] | None,
     output: str,
     checkpoint: Path,
 ) -> dict[str, str]:
@@ -37,13 +37,13 @@ def export_metadata(
         "coarse_classes": _json(list(coarse_classes)),
         "preprocessing": _json(preprocessing),
         "operating_point": _json(operating_point),
-        "task": model.task,
+        "task": settled(model.task, "MODEL.task"),
         "output": output,
         "backbone": model.backbone,
         "attention": model.attention,
         "program": PROGRAM,
         "program_commit": environment["git_commit"] or "unknown",
-        "torch": environment["packages"]["torch"],
+        "torch": environment["packages"]["torch"] or "unknown",
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": file_digest(checkpoint),
     }
@@ -58,5 +58,5 @@ def file_digest(path: Path) -> str:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)

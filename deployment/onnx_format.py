@@ -7,7 +7,6 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,12 +79,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
 
 
-def _converted(program: torch.export.ExportedProgram, opset: int, names: list[str], dynamic_batch: bool) -> Any:
+def _converted(
+    program: torch.export.ExportedProgram, opset: int, names: list[str], dynamic_batch: bool
+) -> torch.onnx.ONNXProgram:
     """torch's ONNXProgram; its progress messages, which it prints, are left out."""
     try:
         with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            return torch.onnx.export(
+            converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
@@ -96,6 +97,8 @@ def _converted(program: torch.export.ExportedProgram, opset: int, names: list[st
             )
     except Exception as error:  # of torch's private module; any operation may have its own
         raise ExportError(f"ONNX has no counterpart of this model: {_reason(error)}") from error
+    assert converted is not None, "without a file name, torch gives the program"
+    return converted
 
 
 def _reason(error: BaseException) -> str:

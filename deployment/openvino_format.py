@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {name: str(value.value) for name, value in model.get_rt_info()[SECTION].items()}
 
 
-def load_openvino() -> Any:
+def load_openvino() -> ModuleType:
     """The module. Raises ExportError where it is not there."""
     try:
         return importlib.import_module("openvino")

@@ -15,12 +15,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from configs.errors import ExportError
 from utils.atomic_file import replacing
+
+if TYPE_CHECKING:
+    from onnxruntime.quantization import CalibrationDataReader
 
 # How ranges of activations follow from the images that are shown.
 METHODS = ("minmax", "percentile", "entropy")
@@ -103,7 +106,7 @@ def to_half(source: str | Path, target: str | Path) -> None:
         onnx.save(convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
 
 
-def _reader(model: Path, images: Iterable[np.ndarray]) -> Any:
+def _reader(model: Path, images: Iterable[np.ndarray]) -> CalibrationDataReader:
     """onnxruntime's CalibrationDataReader over these images. Raises ExportError where there are none."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader

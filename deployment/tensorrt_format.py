@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def open_engine(path: Path) -> Run:
     return run
 
 
-def load_tensorrt() -> Any:
+def load_tensorrt() -> ModuleType:
     """The module. Raises ExportError where it, or a GPU that it could build for, is not there."""
     try:
         module = importlib.import_module("tensorrt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +75,7 @@ def open_script(path: Path) -> Run:
         return run_module(torch.jit.load(path))
 
 
-def run_module(module: Callable[[Tensor], Any]) -> Run:
+def run_module(module: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> Run:
     """A module, a program's `module()` or a script as arrays in, arrays out."""
 
     @torch.inference_mode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,8 @@ from torch import nn
 
 from configs.errors import ExportError
 
-Run = Callable[[np.ndarray], Any]
+# float32 [B, C, *spatial] → the outputs: one array, or as many as the model gives.
+Run = Callable[[np.ndarray], np.ndarray | Sequence[np.ndarray]]
 
 # Largest |Δ| of a probability against the float32 network; of a logit too, in units of the larger of 1 and itself.
 # Half types keep 11 (fp16) and 8 (bf16) binary digits, of which a deep network loses some.

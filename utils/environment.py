@@ -9,11 +9,27 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "albumentations", "opencv-python-headless", "pillow", "pydicom")
 
 
-def describe_environment(device: str, precision: str) -> dict:
+class EnvironmentRecord(TypedDict):
+    """What `describe_environment` gives. packages: name → version, None where it is not installed."""
+
+    time: str
+    command: list[str]
+    python: str
+    packages: dict[str, str | None]
+    platform: str
+    processor: str
+    cores: int | None
+    device: str
+    precision: str
+    git_commit: str | None
+
+
+def describe_environment(device: str, precision: str) -> EnvironmentRecord:
     """Versions, machine, device, command line, time and git commit, as plain values."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
