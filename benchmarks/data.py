@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from configs.errors import HybridMedNetError
 from data.readers.images import read_image, read_reduced
 from data.transforms.images import Preprocess
-from utils.environment import describe_environment
+from utils.environment import EnvironmentRecord, describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "data.md"
 WORKERS = (0, 1, 2)
@@ -52,6 +52,29 @@ CACHED_MONAI, PERSISTENT_MONAI = "MONAI CacheDataset", "MONAI PersistentDataset"
 FILES_ONLY, DISK_ONLY = "ours, files, not augmented", "ours, cache: disk, not augmented"
 CACHES = (DISK, RAM, DISK_ONLY, CACHED_MONAI, PERSISTENT_MONAI)
 WANTED_READBACK, WANTED_GAIN, WANTED_DIFFERENCE = 20_000, 10, 1.0
+
+
+class PipelineRates(TypedDict):
+    """Images per second of a pipeline's epochs. filling_seconds: of its cache, None without one."""
+
+    source: str
+    pipeline: str
+    workers: int
+    rates: list[float]
+    filling_seconds: float | None
+
+
+class Figures(TypedDict):
+    """All that is measured. readback, reduction: see `measure_readback` (by source) and `measure_reduction`."""
+
+    environment: EnvironmentRecord
+    versions: dict[str, str | None]
+    images: int
+    repeats: int
+    threads: int
+    rows: list[PipelineRates]
+    readback: dict[str, dict[str, list[float]]]
+    reduction: dict[str, float]
 
 
 def pipelines(source: Source, monai: bool, location: Path) -> Iterator[tuple[str, int, Callable[[], Epoch]]]:
@@ -77,15 +100,17 @@ def rate(epoch: Epoch, numbers: Iterator[int], least_seconds: float) -> float:
     return done / (time.perf_counter() - begin)
 
 
-def measure_source(source: Source, monai: bool, location: Path, repeats: int) -> list[dict[str, Any]]:
+def measure_source(source: Source, monai: bool, location: Path, repeats: int) -> list[PipelineRates]:
     """A row a pipeline: rates of its epochs, seconds to fill it."""
-    rows: list[dict[str, Any]] = []
+    rows: list[PipelineRates] = []
     made: list[tuple[Epoch, Iterator[int]]] = []
     for name, workers, make in pipelines(source, monai, location):
         begin = time.perf_counter()
         epoch = make()
-        rows.append({"source": source.name, "pipeline": name, "workers": workers, "rates": []})
-        rows[-1]["filling_seconds"] = time.perf_counter() - begin if name in CACHES else None
+        filling = time.perf_counter() - begin if name in CACHES else None
+        rows.append(
+            {"source": source.name, "pipeline": name, "workers": workers, "rates": [], "filling_seconds": filling}
+        )
         made.append((epoch, iter(range(10**9))))
         if name in CACHES:
             rate(epoch, made[-1][1], 0.0)
@@ -111,7 +136,7 @@ def measure_readback(source: Source, repeats: int) -> dict[str, list[float]]:
     return found
 
 
-def _read_all(reader: Callable[[int], Any], order: list[int], passes: int) -> float:
+def _read_all(reader: Callable[[int], object], order: list[int], passes: int) -> float:
     begin = time.perf_counter()
     for _ in range(passes):
         for index in order:
@@ -122,42 +147,47 @@ def _read_all(reader: Callable[[int], Any], order: list[int], passes: int) -> fl
 def measure_reduction(source: Source) -> dict[str, float]:
     """What decoding a JPEG at half its size saves, in ms of the median image, and changes, in grey levels of 255."""
     preprocess = Preprocess((SIZE, SIZE), 1, [0.0], [1 / 255])
+    readers: dict[str, Callable[[Path], np.ndarray | None]] = {
+        "full": read_image,
+        "reduced": partial(read_reduced, least=(2 * SIZE, 2 * SIZE)),
+    }
     seconds: dict[str, list[float]] = {"full": [], "reduced": []}
     differences = []
     for path in source.files[:DISTINCT]:
         inputs = []
-        for name, read in (("full", read_image), ("reduced", partial(read_reduced, least=(2 * SIZE, 2 * SIZE)))):
+        for name, read in readers.items():
             begin = time.perf_counter()
-            image: Any = read(path)
+            image = read(path)
             seconds[name].append(time.perf_counter() - begin)
+            assert image is not None, "a JPEG file of 1,024 px is decoded at half its size"
             inputs.append(preprocess(image))
         differences.append(np.abs(inputs[0] - inputs[1]))
     times = {f"{name}_ms": 1000 * statistics.median(values) for name, values in seconds.items()}
     return {**times, "mean": float(np.mean(differences)), "most": float(np.max(differences))}
 
 
-def measure(count: int, repeats: int, monai: bool) -> dict[str, Any]:
+def measure(count: int, repeats: int, monai: bool) -> Figures:
     """All figures, as plain values."""
-    versions = {"monai": metadata.version("monai") if monai else None}
+    rates: list[PipelineRates] = []
     with tempfile.TemporaryDirectory() as folder:
         sources = write_sources(Path(folder) / "sources", count)
-        figures: dict[str, Any] = {
-            "environment": describe_environment("cpu", "float32"),
-            "versions": versions,
+        environment = describe_environment("cpu", "float32")
+        for source in sources:
+            rates += measure_source(source, monai, Path(folder) / "monai", repeats)
+            gc.collect()  # ends the workers
+        return {
+            "environment": environment,
+            "versions": {"monai": metadata.version("monai") if monai else None},
             "images": count - 4,
             "repeats": repeats,
             "threads": torch.get_num_threads(),
-            "rows": [],
+            "rows": rates,
+            "readback": {source.name: measure_readback(source, repeats) for source in (sources[1], sources[2])},
+            "reduction": measure_reduction(sources[0]),
         }
-        for source in sources:
-            figures["rows"] += measure_source(source, monai, Path(folder) / "monai", repeats)
-            gc.collect()  # ends the workers
-        figures["readback"] = {source.name: measure_readback(source, repeats) for source in (sources[1], sources[2])}
-        figures["reduction"] = measure_reduction(sources[0])
-    return figures
 
 
-def median(figures: dict[str, Any], source: str, pipeline: str, workers: int) -> float | None:
+def median(figures: Figures, source: str, pipeline: str, workers: int) -> float | None:
     """Images per second; None where that was not measured."""
     for row in figures["rows"]:
         if (row["source"], row["pipeline"], row["workers"]) == (source, pipeline, workers):
@@ -165,9 +195,9 @@ def median(figures: dict[str, Any], source: str, pipeline: str, workers: int) ->
     return None
 
 
-def verdicts(figures: dict[str, Any]) -> list[Verdict]:
+def verdicts(figures: Figures) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough; of rates the median counts."""
-    found = []
+    found: list[Verdict] = []
     for cache in ("disk", "ram"):
         rates = figures["readback"]["PNG"][cache]
         enough = statistics.median(rates) >= WANTED_READBACK
@@ -200,7 +230,7 @@ def verdicts(figures: dict[str, Any]) -> list[Verdict]:
     return found
 
 
-def rows(figures: dict[str, Any]) -> list[list[str]]:
+def rows(figures: Figures) -> list[list[str]]:
     """A line a source and pipeline: images a second by workers, gain over our files, seconds to fill."""
     found = []
     for source, pipeline in dict.fromkeys((row["source"], row["pipeline"]) for row in figures["rows"]):
@@ -214,7 +244,7 @@ def rows(figures: dict[str, Any]) -> list[list[str]]:
     return found
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: Figures) -> str:
     """The Markdown page; every number in it is of this run."""
     machine = figures["environment"]
     packages = {**machine["packages"], "monai": figures["versions"]["monai"]}

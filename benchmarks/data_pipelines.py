@@ -7,10 +7,10 @@ shift, ±10 % scale, brightness and contrast) and normalised, as a training epoc
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from configs.default_config import Config
 from configs.errors import ConfigError
 from data.builder import build_loaders, open_data, split_data
+from data.cache.reader import CachedReader
 from data.loading.loaders import ImageLoader
 from data.phantom.radiographs import draw_images
 
@@ -28,7 +29,7 @@ SIZE, IMAGE, BATCH = 224, 1024, 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DISTINCT = 16  # images that are drawn; the others are copies, which cost as much to decode
 
-Epoch = Callable[[int], Iterator[Any]]
+Epoch = Callable[[int], Iterator[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,11 @@ def our_epoch(source: Source, workers: int, cache: str, augment: bool = True) ->
     return lambda number: (batch.inputs.image for _, batch in loader.epoch(number) if batch)
 
 
-def our_reader(source: Source, cache: str) -> Any:
-    """The CachedReader alone."""
-    return our_loader(source, 0, cache).dataset.dataset_index.read
+def our_reader(source: Source, cache: str) -> CachedReader:
+    """The reader of a cache alone."""
+    reader = our_loader(source, 0, cache).dataset.dataset_index.read
+    assert isinstance(reader, CachedReader), "there is a cache"
+    return reader
 
 
 class PillowImages(Dataset):
@@ -201,7 +204,7 @@ def with_monai(source: Source, workers: int, folder: Path | None) -> Epoch:
     return _epochs(dataset, workers, monai_data.DataLoader)
 
 
-def import_monai() -> tuple[Any, Any]:
+def import_monai() -> tuple[ModuleType, ModuleType]:
     """(monai.data, monai.transforms). ConfigError where it is missing."""
     try:
         import monai.data
@@ -215,6 +218,6 @@ def import_monai() -> tuple[Any, Any]:
     return monai.data, monai.transforms
 
 
-def _epochs(dataset: Dataset, workers: int, loader_type: Callable[..., Any]) -> Epoch:
+def _epochs(dataset: Dataset, workers: int, loader_type: Callable[..., Iterable[torch.Tensor]]) -> Epoch:
     loader = loader_type(dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     return lambda number: iter(loader)

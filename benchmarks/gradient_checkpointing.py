@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ class Row:
         return 1 - self.peak_bytes / self.plain_bytes
 
 
-def build(name: str, size: int) -> Any:
+def build(name: str, size: int) -> BaseVisionBackbone | HybridMedNet:
     """A backbone, or with '+attention' the whole network, in training mode; volumes get depth size / 2."""
     torch.manual_seed(0)
     backbone, _, attention = name.partition("+")
@@ -93,7 +92,7 @@ def build(name: str, size: int) -> Any:
     return HybridMedNet(Config.from_overrides([*settings, f"DATA.image_size={size}"])).train()
 
 
-def loss_of(model: Any, x: Tensor) -> Tensor:
+def loss_of(model: nn.Module, x: Tensor) -> Tensor:
     """The mean square of all that the network gives."""
     found = model.forward_features(x) if isinstance(model, BaseVisionBackbone) else model(x)
     outputs = [found] if isinstance(found, Tensor) else found

@@ -30,7 +30,7 @@ from training.evaluation import Evaluator
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision, choose_memory_format, choose_precision
 from utils.batch import Batch, Inputs, Targets
-from utils.environment import describe_environment
+from utils.environment import EnvironmentRecord, describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "inference.md"
 BACKBONES = ("resnet18", "convnext_tiny")
@@ -127,7 +127,7 @@ def cells(row: Row) -> list[str]:
     return [row.backbone, *speeds, f"{row.evaluator_share:.1%}", f"{row.predictor_fraction:.1%}"]
 
 
-def page(rows: list[Row], options: argparse.Namespace, machine: dict) -> str:
+def page(rows: list[Row], options: argparse.Namespace, machine: EnvironmentRecord) -> str:
     """The Markdown page; every number in it is of this run."""
     hardware = f"{machine['processor']}, 1 thread"
     if machine["device"] == "cuda":

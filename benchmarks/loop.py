@@ -19,7 +19,7 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from benchmarks.training_loops import (
     timm_loop,
 )
 from training.trainer import Trainer
-from utils.environment import describe_environment
+from utils.environment import EnvironmentRecord, describe_environment
 from utils.process import prepare_process
 from utils.runs.folder import RunFolder
 from utils.runs.recorder import Recorder
@@ -69,13 +69,62 @@ class Sizes:
     drawn_pixels: int
     networks: tuple[str, ...] = tuple(NETWORKS)
 
+    def as_dict(self) -> SizesRecord:
+        """Plain values for JSON."""
+        return {
+            "copies": self.copies,
+            "turns": self.turns,
+            "steps": self.steps,
+            "batch": self.batch,
+            "pixels": self.pixels,
+            "drawn": self.drawn,
+            "drawn_pixels": self.drawn_pixels,
+            "networks": list(self.networks),
+        }
+
+
+class SizesRecord(TypedDict):
+    """Sizes in plain values."""
+
+    copies: int
+    turns: int
+    steps: int
+    batch: int
+    pixels: int
+    drawn: int
+    drawn_pixels: int
+    networks: list[str]
+
 
 FULL = Sizes(copies=3, turns=2, steps=10, batch=8, pixels=96, drawn=160, drawn_pixels=224)
 QUICK = Sizes(copies=1, turns=2, steps=4, batch=4, pixels=64, drawn=60, drawn_pixels=96, networks=("resnet18",))
 ON_CUDA = Sizes(copies=2, turns=4, steps=40, batch=64, pixels=224, drawn=1200, drawn_pixels=224)
 
 
-def measure_network(settings: list[str], sizes: Sizes, device: torch.device) -> dict[str, Any]:
+class NetworkFigures(TypedDict):
+    """Of one network. seconds: loop → those of its epochs. parts: of each of our epochs, by part.
+
+    deviations: loop → how far its weights are from the bare step's.
+    """
+
+    seconds: dict[str, list[float]]
+    parts: list[dict[str, float]]
+    deviations: dict[str, float]
+
+
+class Figures(TypedDict):
+    """All that is measured. waiting: see `measure_waiting`."""
+
+    environment: EnvironmentRecord
+    device_name: str
+    versions: dict[str, str]
+    threads: int
+    sizes: SizesRecord
+    networks: dict[str, NetworkFigures]
+    waiting: dict[str, dict[str, float]]
+
+
+def measure_network(settings: list[str], sizes: Sizes, device: torch.device) -> NetworkFigures:
     """Seconds of the epochs of all loops, parts of ours, how far their weights are from the bare step's.
 
     Where a copy of the network lies in memory stays as it is, and is worth up to a tenth of a step on a CPU; so each
@@ -136,7 +185,7 @@ def deviation(model: torch.nn.Module, reference: torch.nn.Module, start: torch.n
     return ((vector(model) - vector(reference)).norm() / (vector(reference) - vector(start)).norm()).item()
 
 
-def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+def measure(sizes: Sizes, device: torch.device) -> Figures:
     """All figures, as plain values."""
     networks = {}
     for title in sizes.networks:
@@ -147,19 +196,19 @@ def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else "",
         "versions": {name: metadata.version(name) for name in VERSIONS},
         "threads": torch.get_num_threads(),
-        "sizes": vars(sizes) | {"networks": list(sizes.networks)},
+        "sizes": sizes.as_dict(),
         "networks": networks,
         "waiting": measure_waiting(NETWORKS["resnet18"], Drawn(sizes.drawn, sizes.drawn_pixels, sizes.batch), device),
     }
 
 
-def ratio(network: dict[str, Any], title: str, reference: str = BARE) -> float:
+def ratio(network: NetworkFigures, title: str, reference: str = BARE) -> float:
     """Median over turns of a loop's seconds by the reference's of the same turn."""
     seconds = network["seconds"]
     return statistics.median(a / b for a, b in zip(seconds[title], seconds[reference]))
 
 
-def noise(network: dict[str, Any]) -> float:
+def noise(network: NetworkFigures) -> float:
     """Median over turns of how far the bare step's time is from its own, measured twice."""
     seconds = network["seconds"]
     return statistics.median(abs(a / b - 1) for a, b in zip(seconds[AGAIN], seconds[BARE]))
@@ -171,18 +220,18 @@ def fraction(parts: dict[str, float], part: str) -> float:
     return seconds / parts["whole"]
 
 
-def median_share(network: dict[str, Any], part: str) -> float:
+def median_share(network: NetworkFigures, part: str) -> float:
     """Of a part in an epoch, the median over turns."""
     return statistics.median(fraction(parts, part) for parts in network["parts"])
 
 
-def verdicts(figures: dict[str, Any]) -> list[Verdict]:
+def verdicts(figures: Figures) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough."""
     found = [verdict for title, network in figures["networks"].items() for verdict in network_verdicts(title, network)]
     return [*found, waiting_verdict(figures["waiting"])]
 
 
-def network_verdicts(title: str, network: dict[str, Any]) -> list[Verdict]:
+def network_verdicts(title: str, network: NetworkFigures) -> list[Verdict]:
     """Those of one network."""
     overhead, spread = ratio(network, OURS) - 1, noise(network)
     rest, apart = median_share(network, "rest"), max(network["deviations"].values())
@@ -208,7 +257,7 @@ def waiting_verdict(waiting: dict[str, dict[str, float]]) -> Verdict:
     return wanted, f"{max(cached):.1%}", max(cached) <= WANTED_WAITING
 
 
-def speed_rows(figures: dict[str, Any]) -> list[list[str]]:
+def speed_rows(figures: Figures) -> list[list[str]]:
     """A row a loop of each network."""
     images, steps, rows = figures["sizes"]["batch"], figures["sizes"]["steps"], []
     for title, network in figures["networks"].items():
@@ -225,7 +274,7 @@ def part_row(title: str, fractions: dict[str, float], whole: float) -> list[str]
     return [title, *(f"{fractions[part]:.1%}" for part in (*PARTS, "rest")), f"{whole:.2f} s"]
 
 
-def part_rows(figures: dict[str, Any]) -> list[list[str]]:
+def part_rows(figures: Figures) -> list[list[str]]:
     """A row a network, medians over turns, and one for each way of reading images."""
     rows = []
     for title, network in figures["networks"].items():
@@ -243,7 +292,7 @@ SPEEDS = "network | loop | a step | fastest | images/s | against the bare step |
 FRACTIONS = " | ".join(("epoch", *PARTS, "rest", "whole"))
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: Figures) -> str:
     """The Markdown page; every number in it is of this run."""
     machine, sizes = figures["environment"], figures["sizes"]
     versions = ", ".join(f"{name} {figures['versions'][name]}" for name in VERSIONS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -20,12 +20,18 @@ from data.builder import build_loaders, open_data, split_data
 from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
 from training.builder import resolve_precision
+from training.loader import Loader
 from training.trainer import Trainer
+from utils.batch import Batch
 from utils.progress import Progress
 
 PARTS = WAITING, FORWARD, BACKWARD, CLIPPING, OPTIMIZER, LOGGING = (
     "waiting for data", "forward", "backward", "clipping", "optimizer", "logging",
 )  # fmt: skip
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Parts:
@@ -41,10 +47,10 @@ class Parts:
     def end(self, part: str) -> None:
         self.seconds[part] += time.perf_counter() - self._begin[part]
 
-    def timed(self, part: str, function: Callable) -> Callable:
+    def timed(self, part: str, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """The function, its time added to the part's."""
 
-        def run(*arguments: Any, **named: Any) -> Any:
+        def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
             self.begin(part)
             try:
                 return function(*arguments, **named)
@@ -78,13 +84,13 @@ class Parts:
 class TimedLoader:
     """A loader whose every `next` counts as waiting."""
 
-    def __init__(self, loader: Any, parts: Parts) -> None:
+    def __init__(self, loader: Loader, parts: Parts) -> None:
         self.loader, self.parts, self.names = loader, parts, loader.names
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Any]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch | None]]:
         """The loader's batches."""
         batches = self.loader.epoch(epoch, start)
         advance = self.parts.timed(WAITING, lambda: next(batches, None))
@@ -92,7 +98,7 @@ class TimedLoader:
             yield item
 
 
-def watch(trainer: Trainer, loader: Any) -> dict[str, float]:
+def watch(trainer: Trainer, loader: Loader) -> dict[str, float]:
     """Train for an epoch: its seconds by part, and 'whole'."""
     parts = Parts()
     with parts.watching(trainer):

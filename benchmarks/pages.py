@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 
 def markdown_table(heading: str, rows: Iterable[Sequence[str] | str]) -> str:
@@ -14,7 +13,7 @@ def markdown_table(heading: str, rows: Iterable[Sequence[str] | str]) -> str:
     return "\n".join([f"| {heading} |", "|" + " --- |" * (heading.count("|") + 1), *(f"| {line} |" for line in lines)])
 
 
-def write_page(path: Path, text: str, figures: Any) -> None:
+def write_page(path: Path, text: str, figures: object) -> None:
     """The page, and what it was made from as .json beside it."""
     path.write_text(text, encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -35,7 +34,7 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
     return int(any(enough is False for _, _, enough in verdicts))
 
 
-def report(path: Path | None, text: str, figures: Any, verdicts: Iterable[Verdict]) -> int:
+def report(path: Path | None, text: str, figures: object, verdicts: Iterable[Verdict]) -> int:
     """Print the page, write it unless `path` is None, and give the exit code."""
     print(text)
     if path is not None:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from models import HybridMedNet
 from training.builder import resolve_precision
 from training.precision import Precision, choose_device, choose_precision, has_bf16
 from training.probe import MARGIN, Candidate
-from utils.environment import describe_environment
+from utils.environment import EnvironmentRecord, describe_environment
 from utils.process import prepare_process
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "precision.md"
@@ -83,7 +83,30 @@ def alternated(steps: dict[str, Callable[[], None]], device: torch.device, repea
     return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
 
-def measure(name: str, options: argparse.Namespace, compiling: bool) -> dict[str, Any]:
+class Row(TypedDict):
+    """One network. seconds: of a step by variant. auto: the variant that auto takes. compilation: see that function."""
+
+    name: str
+    batch: int
+    seconds: dict[str, float]
+    auto: str
+    probe_seconds: float
+    compilation: str
+
+
+class Figures(TypedDict):
+    """All that is measured. bf16: a sentence on this hardware."""
+
+    environment: EnvironmentRecord
+    device_name: str
+    threads: int
+    size: int
+    repeats: int
+    bf16: str
+    rows: list[Row]
+
+
+def measure(name: str, options: argparse.Namespace, compiling: bool) -> Row:
     """Seconds a step by variant, what auto takes, and what its probe took, of one network."""
     device = choose_device(options.device)
     prepare_process(device)
@@ -104,8 +127,14 @@ def measure(name: str, options: argparse.Namespace, compiling: bool) -> dict[str
         if not notes.endswith(" s"):
             del steps[COMPILED]
     seconds = alternated(steps, device, options.repeats)
-    row = {"name": name, "batch": options.batch, "seconds": seconds, "auto": chosen}
-    return row | {"probe_seconds": probe_seconds, "compilation": notes}
+    return {
+        "name": name,
+        "batch": options.batch,
+        "seconds": seconds,
+        "auto": chosen,
+        "probe_seconds": probe_seconds,
+        "compilation": notes,
+    }
 
 
 def chosen_name(mixed_precision: bool | str, channels_last: bool | str) -> str:
@@ -127,18 +156,18 @@ def compilation(step: Callable[[], None]) -> str:
 # ---- the page
 
 
-def over_fastest(row: dict[str, Any]) -> float:
+def over_fastest(row: Row) -> float:
     """Time of what auto takes over that of the fastest variant that is not compiled."""
     eager = {name: taken for name, taken in row["seconds"].items() if name != COMPILED}
     return eager[row["auto"]] / min(eager.values())
 
 
-def over_float32(row: dict[str, Any]) -> float:
+def over_float32(row: Row) -> float:
     """Time of what auto takes over contiguous float32's."""
     return row["seconds"][row["auto"]] / row["seconds"]["float32"]
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
+def verdicts(rows: list[Row]) -> list[Verdict]:
     """What was wanted, what came, and whether that is enough; None where it could not be measured."""
     slowest, furthest = max(map(over_float32, rows)), max(map(over_fastest, rows))
     speeds = [row["seconds"]["float32"] / row["seconds"].get("bf16 channels_last", float("nan")) for row in rows]
@@ -158,7 +187,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
     ]
 
 
-def cells(row: dict[str, Any], columns: list[str]) -> list[str]:
+def cells(row: Row, columns: list[str]) -> list[str]:
     """A row of the table: milliseconds an image by variant, then what auto takes."""
     fastest = min(row["seconds"].values())
     times = []
@@ -170,12 +199,12 @@ def cells(row: dict[str, Any], columns: list[str]) -> list[str]:
     return [row["name"], *times, row["auto"], *notes]
 
 
-def columns_of(rows: list[dict[str, Any]]) -> list[str]:
+def columns_of(rows: list[Row]) -> list[str]:
     """All variants that were measured, in their order."""
     return list(dict.fromkeys(name for row in rows for name in row["seconds"]))
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: Figures) -> str:
     """The Markdown page; every number in it is of this run."""
     machine, rows = figures["environment"], figures["rows"]
     columns = columns_of(rows)
@@ -214,9 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
     device = choose_device(options.device)
     prepare_process(device)
     options.batch = options.batch or (4 if device.type == "cpu" else 64)
-    rows: list[dict[str, Any]] = []
-    begin = time.perf_counter()
-    text, figures = "", {}
+    rows: list[Row] = []
+    begin, text = time.perf_counter(), ""
     for name in options.backbone:
         compiling = options.compile == "yes" and time.perf_counter() - begin < options.compile_seconds
         rows.append(measure(name, options, compiling))
@@ -231,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code(verdicts(rows))
 
 
-def describe(options: argparse.Namespace, device: torch.device, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def describe(options: argparse.Namespace, device: torch.device, rows: list[Row]) -> Figures:
     """All figures, as plain values."""
     machine = describe_environment(str(device), "each")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine["processor"]

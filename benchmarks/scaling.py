@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from benchmarks.gradient_checkpointing import allocated_bytes, build, saved_byte
 from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from models.attention.cross_scale import CrossScaleAttention
 from training.precision import choose_device
-from utils.environment import describe_environment
+from utils.environment import EnvironmentRecord, describe_environment
 from utils.process import prepare_process
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "scaling.md"
@@ -65,6 +65,18 @@ class Point:
     amount: int
     seconds: float = math.nan
     bytes: int = 0
+
+
+class Figures(TypedDict):
+    """All that is measured. points: each a Point's fields."""
+
+    environment: EnvironmentRecord
+    device_name: str
+    command: str
+    cuda: bool
+    threads: int
+    repeats: int
+    points: list[dict[str, Any]]  # Any: the fields of a Point are of several types, and become one again by name
 
 
 Work = tuple[Point, nn.Module, Tensor]
@@ -179,7 +191,7 @@ _MEMORY = {
 }
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: Figures) -> str:
     """The Markdown page; every number in it is of this run."""
     machine, points = figures["environment"], [Point(**row) for row in figures["points"]]
     parts = [
@@ -226,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     return report(None if options.no_write else PAGE, text, figures, verdicts(points))
 
 
-def describe(points: list[Point], device: torch.device, repeats: int, quick: bool) -> dict[str, Any]:
+def describe(points: list[Point], device: torch.device, repeats: int, quick: bool) -> Figures:
     """All figures, as plain values."""
     cuda = device.type == "cuda"
     machine = describe_environment(str(device), "bf16" if cuda else "fp32")

@@ -20,9 +20,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from benchmarks.pages import markdown_table, write_page
+
+if TYPE_CHECKING:
+    from utils.environment import EnvironmentRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks" / "startup.md"
@@ -161,7 +164,18 @@ def medians(measure: Mapping[str, Callable[[], dict[str, float]]], times: int) -
     return {n: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for n, rows in found.items()}
 
 
-def measure(names: Sequence[str], size: int, processes: int) -> dict[str, Any]:
+class Figures(TypedDict):
+    """Seconds. commands: of each. stages: backbone → stage → seconds. imports: package, seconds of its own modules."""
+
+    environment: EnvironmentRecord
+    processes: int
+    size: int
+    commands: dict[str, float]
+    stages: dict[str, dict[str, float]]
+    imports: list[tuple[str, float]]
+
+
+def measure(names: Sequence[str], size: int, processes: int) -> Figures:
     """All figures, as plain values."""
     from data.phantom.radiographs import write_phantom
     from utils.environment import describe_environment
@@ -185,7 +199,7 @@ def measure(names: Sequence[str], size: int, processes: int) -> dict[str, Any]:
 # ---- the page
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: Figures) -> str:
     """The Markdown page; every number in it is of this run."""
     machine = figures["environment"]
     rows = [[name, *(f"{row[key]:.2f}" for key in (*STAGES, "all"))] for name, row in figures["stages"].items()]

@@ -104,9 +104,10 @@ def rate_with_loader(
     )
     dataset_index = open_data(config)
     config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
-    network = build(name, size)
-    backbone = network.backbone if isinstance(network, HybridMedNet) else network
-    if network is backbone:
+    built = build(name, size)
+    backbone = built.backbone if isinstance(built, HybridMedNet) else built
+    network: nn.Module = built
+    if built is backbone:
         network = nn.Sequential(backbone, nn.Linear(backbone.feature_dim, CLASSES))
     config.TRAIN.channels_last = backbone.prefers_channels_last
     split = split_data(config, dataset_index)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -237,16 +236,20 @@ def lightning_loop(work: Work) -> tuple[nn.Module, Loop]:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     module = Module(work.copied_model())
-    switched_off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options: dict[str, Any] = dict.fromkeys(switched_off, False)
-    options |= {"accelerator": "gpu" if work.device.type == "cuda" else "cpu", "devices": 1}
 
     def loop() -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of batches without workers
-            lightning.Trainer(gradient_clip_val=CLIP, max_epochs=1, **options).fit(
-                module, BatchesInMemory(work.batches)
-            )
+            lightning.Trainer(
+                accelerator="gpu" if work.device.type == "cuda" else "cpu",
+                devices=1,
+                gradient_clip_val=CLIP,
+                max_epochs=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ).fit(module, BatchesInMemory(work.batches))
         return module.seconds
 
     return module.model, loop
