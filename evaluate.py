@@ -12,11 +12,25 @@ import logging
 import sys
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.errors import EvaluationError
 from configs.followed import EVALUATE
 from utils.command_line import add_overrides, run_script
 from utils.runs.folder import model_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from configs.default_config import Config
+    from data.evaluation_data import EvaluationData
+    from evaluation.records import Comparison
+    from evaluation.scored_split import BootstrapSettings, ScoredSplit
+    from models.saved_model import SavedModel
+
+    Score = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 logger = logging.getLogger("evaluate")
 
@@ -96,7 +110,7 @@ def evaluate(options: argparse.Namespace) -> None:
     logger.info("report, figures and predictions are in %s", output)
 
 
-def scorer(saved, config, data):
+def scorer(saved: SavedModel, config: Config, data: EvaluationData) -> tuple[Score, tuple[str, str]]:
     """(split's name → (logits float64 [n, K], rows of the dataset index [n]), each once; names of device and
     precision).
     """
@@ -110,11 +124,11 @@ def scorer(saved, config, data):
     prepare_process(device)
     layout = choose_memory_format(settings.channels_last, backbone.prefers_channels_last)
     precision = choose_available_precision(settings.mixed_precision, device)
-    predictor = Predictor([saved.model.to(device=device, memory_format=layout)], precision, layout)
+    predictor = Predictor([saved.model.to(device).to(memory_format=layout)], precision, layout)
     preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
 
     @cache
-    def score(split: str):
+    def score(split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = data.split.rows(split)
         loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, device.type == "cuda")
         return predictor.over(loader, split, config.LOGGING.progress)
@@ -122,7 +136,15 @@ def scorer(saved, config, data):
     return score, (str(device), precision.name)
 
 
-def compare(options: argparse.Namespace, compared, config, data, index, scored, settings):
+def compare(
+    options: argparse.Namespace,
+    compared: Sequence[SavedModel],
+    config: Config,
+    data: EvaluationData,
+    index: np.ndarray,
+    scored: ScoredSplit,
+    settings: BootstrapSettings,
+) -> tuple[Comparison | None, list[str]]:
     """(--compare's model beside this one, notes); it has its own preprocessing and calibration."""
     if not compared:
         return None, []

@@ -14,11 +14,22 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, ExportError
 from configs.followed import EXPORT
 from utils.command_line import add_overrides, run_script
 from utils.runs.folder import model_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+
+    from configs.default_config import Config
+    from deployment.exported_network import ExportedNetwork
+    from evaluation.operating_points import OperatingPoint
+    from models.saved_model import SavedModel
 
 logger = logging.getLogger("export")
 
@@ -126,7 +137,9 @@ def output_file(options: argparse.Namespace, checkpoint: Path) -> Path:
     return target
 
 
-def quantize(source: Path, calibration, network, images) -> None:
+def quantize(
+    source: Path, calibration: Iterable[np.ndarray] | None, network: ExportedNetwork, images: np.ndarray
+) -> None:
     """Make the int8 file beside an ONNX file, static where there are images, and say how far its numbers are off."""
     import math
 
@@ -135,20 +148,24 @@ def quantize(source: Path, calibration, network, images) -> None:
     from deployment.verification import compare
 
     target = source.with_suffix(".int8.onnx")
-    static = calibration is not None
-    count = quantize_static(source, target, calibration) if static else quantize_dynamic(source, target)
+    if calibration is not None:
+        count = quantize_static(source, target, calibration)
+    else:
+        count = quantize_dynamic(source, target)
     difference = compare(network, open_onnx(target), images)
     if not math.isfinite(difference):
         target.unlink()
         raise ExportError(f"'{target}' gave numbers that are not finite; it was removed")
-    what = f"{count} tensors of fixed range" if static else f"{count} matrix products"
-    print(f"{target}: int8 {'static' if static else 'dynamic'}, {what}, {target.stat().st_size / 1e6:.1f} MB")
+    what = f"dynamic, {count} matrix products" if calibration is None else f"static, {count} tensors of fixed range"
+    print(f"{target}: int8 {what}, {target.stat().st_size / 1e6:.1f} MB")
     print(
         f"largest |Δ| to the network: {difference:.1e}; what that does to AUROC is to be measured: docs/compression.md"
     )
 
 
-def exported_network(options: argparse.Namespace, saved, point):
+def exported_network(
+    options: argparse.Namespace, saved: SavedModel, point: OperatingPoint
+) -> tuple[ExportedNetwork, str]:
     """(the network with its last step, what its numbers are in words)."""
     from deployment.exported_network import ExportedNetwork
 
@@ -162,7 +179,7 @@ def exported_network(options: argparse.Namespace, saved, point):
     return ExportedNetwork(saved.model, exclusive, False, line.slopes, line.intercepts), "calibrated probabilities"
 
 
-def coarse_names(config, class_names) -> list[str]:
+def coarse_names(config: Config, class_names: Sequence[str]) -> list[str]:
     """What the second output's classes are called; [] without one, and in old files, which do not say."""
     from data.labels import default_groups
 

@@ -12,11 +12,27 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.followed import PREDICT
 from configs.section import settled
 from utils.command_line import add_overrides, run_script
 from utils.runs.folder import model_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from data.cache.reader import AnyPreprocess
+    from data.joint_inputs import JointPreprocess
+    from data.profile import TrainingData, Traits
+    from data.sources.unlabelled import Item
+    from data.study import DatasetIndex
+    from inference.ensemble import Ensemble
+    from inference.prediction import Draw
+    from inference.results import Row
+    from utils.batch import Inputs
 
 logger = logging.getLogger("predict")
 
@@ -81,7 +97,9 @@ def predict(options: argparse.Namespace) -> int:
     return report(rows, ensemble, write_results(folder, options.format, rows, ensemble, about))
 
 
-def open_models(options: argparse.Namespace, device):
+def open_models(
+    options: argparse.Namespace, device: torch.device
+) -> tuple[Ensemble, list[AnyPreprocess], list[TrainingData]]:
     """(the Ensemble, the different preprocessings of its members, what their training data looked like)."""
     from data.builder import saved_preprocess
     from data.profile import TrainingData
@@ -92,7 +110,7 @@ def open_models(options: argparse.Namespace, device):
     from training.precision import choose_available_precision, choose_memory_format
 
     members, profiles = [], []
-    preprocesses: dict = {}
+    preprocesses: dict[str, AnyPreprocess] = {}
     files = [model_file(Path(name)) for name in options.checkpoint]
     for file, saved in zip(files, load_models(files, options.set, PREDICT)):
         metadata, settings, backbone = saved.description, saved.config, saved.model.backbone
@@ -110,13 +128,13 @@ def open_models(options: argparse.Namespace, device):
     return Ensemble(members, options.threshold), list(preprocesses.values()), profiles
 
 
-def unlike(profiles, items):
+def unlike(profiles: Sequence[TrainingData], items: Sequence[Item]) -> Callable[[int, Traits], list[str]]:
     """(row's number, traits) → warnings, each once, of all models' training data."""
     from data.sources.unlabelled import dicom_view
 
     knows_views = any(profile.views for profile in profiles)
 
-    def warnings(number: int, traits) -> list[str]:
+    def warnings(number: int, traits: Traits) -> list[str]:
         item = items[number]
         view = (item.view or dicom_view(item.path)) if knows_views else ""
         return list(dict.fromkeys(text for one in profiles for text in one.differences(traits, view)))
@@ -124,13 +142,14 @@ def unlike(profiles, items):
     return warnings
 
 
-def drawer(method: str, folder: Path, ensemble, joint, dataset_index):
+def drawer(method: str, folder: Path, ensemble: Ensemble, joint: JointPreprocess, dataset_index: DatasetIndex) -> Draw:
     """(row's number, row, inputs) → overlays of its findings, or of the likeliest class where there is none."""
     from explain.prediction_heatmaps import PredictionHeatmaps
 
     heatmaps = PredictionHeatmaps(folder, method, ensemble.members, ensemble.orders, joint.modes)
 
-    def draw(number: int, row, inputs) -> None:
+    def draw(number: int, row: Row, inputs: Sequence[Inputs]) -> None:
+        assert row.probabilities is not None, "a predicted row"
         classes = row.findings or (int(row.probabilities.argmax()),)
         labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
         title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"

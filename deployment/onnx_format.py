@@ -66,7 +66,7 @@ def open_onnx(path: str | Path, threads: int | None = None) -> Run:
     name = session.get_inputs()[0].name
 
     def run(image: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        outputs = session.run(None, {name: image})
+        outputs: list[np.ndarray] = session.run(None, {name: image})
         return outputs if len(outputs) > 1 else outputs[0]
 
     return run

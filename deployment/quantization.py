@@ -119,7 +119,7 @@ def _reader(model: Path, images: Iterable[np.ndarray]) -> CalibrationDataReader:
 
     everything = itertools.chain([first], batches)
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(everything, None)
             return None if batch is None else {name: np.ascontiguousarray(batch, np.float32)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ SLOPE_TOO_SMALL = "the scores do not rise with the label here"
 def uncalibrated(logits: ArrayLike, exclusive: bool) -> Floats:
     """Sigmoids of multi-label logits, the softmax of exclusive ones, in float64. [N, K] → [N, K]."""
     values = np.asarray(logits, np.float64)
-    return softmax(values, axis=1) if exclusive else expit(values)
+    return np.asarray(softmax(values, axis=1) if exclusive else expit(values), np.float64)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _untouched(reason: str) -> Line:
     return 1.0, 0.0, reason
 
 
-def _line(fit, z: Floats, y: Floats) -> Line:
+def _line(fit: Callable[[Floats, Floats], Line], z: Floats, y: Floats) -> Line:
     """One class: (slope, intercept, reason)."""
     positives = int(y.sum())
     if not 0 < positives < y.size:
@@ -134,7 +134,7 @@ def _line(fit, z: Floats, y: Floats) -> Line:
     return fit(z, y)
 
 
-def _slope(gradient) -> Line:
+def _slope(gradient: Callable[[float], float]) -> Line:
     """The zero of the likelihood's derivative in the slope, which only rises: the problem is convex."""
     if gradient(SMALLEST_SLOPE) >= 0:
         return _untouched(SLOPE_TOO_SMALL)

@@ -37,7 +37,8 @@ def placements(scores: Floats, labels: Floats) -> Floats:
     own[positive], own[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])
     positives = int(positive.sum())
     below = among_all - own
-    return np.where(positive, below / (scores.size - positives), 1 - below / positives)
+    placed: Floats = np.where(positive, below / (scores.size - positives), 1 - below / positives)
+    return placed
 
 
 def clustered_variance(components: Floats, labels: Floats, clusters: NDArray[np.intp]) -> float:
@@ -48,7 +49,7 @@ def clustered_variance(components: Floats, labels: Floats, clusters: NDArray[np.
     """
     positive = labels > 0
     codes = np.unique(clusters, return_inverse=True)[1].reshape(-1)
-    total, sums, holding = codes.max() + 1, [], []
+    total, sums, holding = int(codes.max()) + 1, list[Floats](), list[int]()
     for side in (positive, ~positive):
         deviations = components[side] - components[side].mean()
         sums.append(np.bincount(codes[side], weights=deviations, minlength=total) / side.sum())
@@ -64,7 +65,7 @@ def _clusters(clusters: ArrayLike | None, size: int) -> NDArray[np.intp]:
 
 
 def _both_sides(labels: Floats) -> bool:
-    return 0 < labels.sum() < labels.size
+    return bool(0 < labels.sum() < labels.size)
 
 
 def auroc_interval(
@@ -134,4 +135,4 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(values)[: int(np.count_nonzero(~np.isnan(values)))]
     steps = values[order] * np.arange(order.size, 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected.tolist()
+    return [float(p) for p in corrected]

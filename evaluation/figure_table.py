@@ -116,7 +116,8 @@ def mean_of_defined(values: Floats) -> Floats:
     defined = ~np.isnan(values)
     counts = defined.sum(axis=0)
     sums = np.where(defined, values, 0.0).sum(axis=0)
-    return np.divide(sums, counts, out=np.full(counts.shape, math.nan), where=counts > 0)
+    means: Floats = np.divide(sums, counts, out=np.full(counts.shape, math.nan), where=counts > 0)
+    return means
 
 
 def figure_table(

@@ -65,9 +65,10 @@ def _integrated_gradients(logits: Callable[[Tensor], Tensor], x: Tensor, k: int)
     """
     from captum.attr import IntegratedGradients
 
-    return IntegratedGradients(logits).attribute(
+    attributions: Tensor = IntegratedGradients(logits).attribute(
         x, 0.0, target=k, n_steps=INTEGRATION_STEPS, internal_batch_size=INTERNAL_BATCH
     )
+    return attributions
 
 
 def _occlusion(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
@@ -81,9 +82,10 @@ def _occlusion(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
     step = tuple(max(round(side * WINDOW_STEP), 1) for side in x.shape[2:])
     channels = x.shape[1]
     with torch.no_grad():
-        return Occlusion(logits).attribute(
+        attributions: Tensor = Occlusion(logits).attribute(
             x, (channels, *window), (channels, *step), 0.0, target=k, perturbations_per_eval=INTERNAL_BATCH
         )
+    return attributions
 
 
 def _smooth_grad(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
@@ -95,7 +97,7 @@ def _smooth_grad(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tenso
 
     spread = NOISE_LEVEL * float(x.max() - x.min())
     with seeded(0, x.device):
-        return NoiseTunnel(Saliency(logits)).attribute(
+        attributions: Tensor = NoiseTunnel(Saliency(logits)).attribute(
             x,
             nt_type="smoothgrad",
             nt_samples=SMOOTHING_SAMPLES,
@@ -104,6 +106,7 @@ def _smooth_grad(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tenso
             target=k,
             abs=True,
         )
+    return attributions
 
 
 ATTRIBUTION_METHODS: dict[str, Raw] = {

@@ -210,7 +210,7 @@ def _empty_note(heatmap: np.ndarray) -> str:
 
 def _slice(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     """[rows, columns] as images are hung: the head, or the front, above; the patient's right on the left."""
-    plane = volume.take(index, axis)
+    plane: np.ndarray = volume.take(index, axis)
     return plane if axis == 0 else plane[::-1]
 
 

@@ -59,7 +59,7 @@ class PredictionHeatmaps:
             [onto_image(one, size, self.modes[member.input]) for one in self._maps(member, order, inputs, classes)]
             for member, order in zip(self.members, self.orders)
         ]
-        return np.mean(found, axis=0)
+        return np.asarray(np.mean(found, axis=0))
 
     def of_volume(self, inputs: Sequence[Tensor], classes: Sequence[int]) -> np.ndarray:
         """Maps on the models' grid: float32 [len(classes), D, H, W]. inputs: [1, C, D, H, W] for each preprocessing.
@@ -69,7 +69,7 @@ class PredictionHeatmaps:
         found = [self._maps(member, order, inputs, classes) for member, order in zip(self.members, self.orders)]
         if len(inputs) > 1:
             raise ExplanationError("--heatmaps: the models see volumes on different grids: draw them one by one")
-        return np.mean(found, axis=0)
+        return np.asarray(np.mean(found, axis=0))
 
     def draw(
         self,
