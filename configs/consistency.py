@@ -11,7 +11,7 @@ from pathlib import PureWindowsPath
 
 from configs.errors import ConfigError
 
-Shape = tuple[int, ...]
+Shape = tuple[int, int] | tuple[int, int, int]
 
 _LARGEST = {2: (89_478_485, "pixels"), 3: (1 << 29, "voxels")}  # as data take them; a network's input is no larger
 _LONGEST_NAME = 100  # a file system takes 255 bytes; the backbone and the time are added to a model's name

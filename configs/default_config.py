@@ -8,7 +8,7 @@ stands in a Config is meant. Where a setting follows from others or from the dat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict, TypeVar, Unpack
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
@@ -33,8 +33,19 @@ SAMPLE_VOLUME_COUNT, SAMPLE_VOLUME_SIZE = 240, 64
 _Flat = tuple[PositiveInt, PositiveInt]
 _Solid = tuple[PositiveInt, PositiveInt, PositiveInt]
 
+T = TypeVar("T")
 
-def _setting(default: Any, help_text: str, **limits: Any) -> Any:
+
+class _Limits(TypedDict, total=False):
+    """What a number must be: greater than, greater than or equal to, less than, less than or equal to."""
+
+    gt: float
+    ge: float
+    lt: float
+    le: float
+
+
+def _setting(default: T, help_text: str, **limits: Unpack[_Limits]) -> T:
     return Field(default, description=help_text, **limits)
 
 
@@ -328,14 +339,14 @@ class Config(RootSection):
     CHECKPOINT: CheckpointSettings = Field(default_factory=CheckpointSettings)
     LOGGING: LoggingSettings = Field(default_factory=LoggingSettings)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         """From a pickle: of today's Config, which is empty before, or of the previous release's plain object."""
         if not self.__dict__ and "__dict__" in state:
             super().__setstate__(state)
         else:
             restore(self, state)
 
-    def image_shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> consistency.Shape:
         """(height, width) of the network's input, (depth, height, width) where it is a volume.
 
         From DATA.image_size and MODEL.input_size; one number is the side of an image, never of a volume.
@@ -419,8 +430,7 @@ class Config(RootSection):
         config = self.model_copy(deep=True)
         model, data, train = config.MODEL, config.DATA, config.TRAIN
         volumes = self.has_volumes()
-        size: Any = self.image_shape()
-        model.input_size = data.image_size = size
+        model.input_size = data.image_size = self.image_shape()
         model.task = model.task or FALLBACK_TASK
         known = len(data.class_names or ()) or (1 if model.task == "binary" else FALLBACK_CLASSES)
         model.num_classes = model.num_classes or known

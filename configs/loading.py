@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 
@@ -20,7 +20,7 @@ _BACKBONE_KEYS = {
     "gradient_checkpointing": "gradient_checkpointing",
 }
 _MOST_BASES, _MOST_PARTS, _MOST_PROBLEMS = 20, 8, 50
-Settings = dict[str, dict[str, Any]]
+Settings = dict[str, dict[str, object]]
 Root = TypeVar("Root", bound="RootSection")
 
 
@@ -92,7 +92,7 @@ def _raise(problems: list[str], source: str) -> None:
     raise ConfigError(source + "\n  ".join(["the configuration has problems:", *lines]))
 
 
-def build(root: type[Root], settings: Mapping[str, Mapping[str, Any]], problems: list[str]) -> Root:
+def build(root: type[Root], settings: Mapping[str, Mapping[str, object]], problems: list[str]) -> Root:
     """Settings {'MODEL': {...}, ...} over the defaults; what is wrong is added to `problems`, its default stays."""
     config = root()
     for name, values in settings.items():
@@ -105,12 +105,12 @@ def build(root: type[Root], settings: Mapping[str, Mapping[str, Any]], problems:
     return config
 
 
-def _over(default: object, value: Any) -> Any:
+def _over(default: object, value: object) -> object:
     """A value; a mapping for a sub-section with the defaults of what it leaves out."""
     return {**default.model_dump(), **value} if isinstance(default, Section) and isinstance(value, dict) else value
 
 
-def _leaves(section: type[Section], settings: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+def _leaves(section: type[Section], settings: Mapping[str, object], prefix: str = "") -> Iterable[str]:
     for key, value in settings.items():
         nested = section.model_fields[key].annotation
         if isinstance(nested, type) and issubclass(nested, Section) and isinstance(value, Mapping):
@@ -153,7 +153,7 @@ class _Reader:
                 self.problems.append(f"{section}.{key} is given twice: {target[key]!r} and {value!r}")
             target[key] = value
 
-    def _flatten_backbone(self, values: dict) -> dict[str, Any]:
+    def _flatten_backbone(self, values: dict) -> dict[str, object]:
         """backbone: {type, pretrained, feature_dim, gradient_checkpointing} → the flat keys of MODEL."""
         flat = {str(key): value for key, value in values.items()}
         nested = flat.get("backbone")
@@ -198,7 +198,7 @@ class _Reader:
             self.problems.append(f"override {text!r}: write SECTION.key=value, for example TRAIN.batch_size=16")
             return {}
         try:
-            nested: Any = parse_yaml(value, f"the value of override '{text}'")
+            nested = parse_yaml(value, f"the value of override '{text}'")
         except ConfigError as error:
             self.problems.append(str(error))
             return {}
@@ -207,7 +207,7 @@ class _Reader:
         return self.normalise(nested)
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: Path) -> object:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ConfigError(f"config file '{path}' is a pipe or a device, not a file")

@@ -31,7 +31,7 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -47,7 +47,7 @@ class Section(BaseModel):
             raise ValueError("true and false are no numbers")
         return value
 
-    def __setattr__(self, key: str, value: Any) -> None:
+    def __setattr__(self, key: str, value: object) -> None:
         if isinstance(value, Section):
             value = value.model_copy(deep=True)  # two configs share nothing
         try:
@@ -55,15 +55,17 @@ class Section(BaseModel):
         except ValidationError as error:
             raise ConfigError("; ".join(describe_errors(error, type(self), self.section_name))) from None
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         setattr(self, key, value)
 
+    # Any: which setting it is, and so its type, is known to the caller alone.
     def __getitem__(self, key: str) -> Any:
         if key not in type(self).model_fields:
             raise ConfigError(unknown_name(f"{self.section_name}.{key}", key, type(self).model_fields))
         return getattr(self, key)
 
-    def get(self, key: str, default: Any = None) -> Any:
+    # Any: as above.
+    def get(self, key: str, default: object = None) -> Any:
         """The value of `key`, or `default` where there is no such key."""
         return getattr(self, key) if key in self.keys() else default
 
@@ -77,6 +79,7 @@ class Section(BaseModel):
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]
         return iter(self.keys())
 
+    # Any: as above.
     def items(self) -> list[tuple[str, Any]]:
         """(name, value) pairs."""
         return [(key, getattr(self, key)) for key in self.keys()]
@@ -144,7 +147,7 @@ def _choices(annotation: object) -> list[str]:
     return found
 
 
-_TYPE_WORDS = {
+_TYPE_WORDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -170,9 +173,10 @@ def _bounds(rules: Iterable[object]) -> str:
     return f" ({' and '.join(bounds)})" if bounds else ""
 
 
-def _type_words(annotation: Any) -> list[str]:
+def _type_words(annotation: object) -> list[str]:
+    origin = getattr(annotation, "__origin__", None)
     if hasattr(annotation, "__metadata__"):  # Annotated[int, Gt(0)]
-        return [word + _bounds(annotation.__metadata__) for word in _type_words(annotation.__origin__)]
+        return [word + _bounds(annotation.__metadata__) for word in _type_words(origin)]
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return ["a mapping of settings"]
     if annotation in _TYPE_WORDS:
@@ -180,7 +184,6 @@ def _type_words(annotation: Any) -> list[str]:
     arguments = get_args(annotation)
     if arguments and all(isinstance(argument, (str, int)) for argument in arguments):
         return ["one of " + ", ".join(map(str, arguments))]
-    origin = getattr(annotation, "__origin__", None)
     if origin is dict:
         return ["a mapping of names"]
     if origin in (list, tuple):

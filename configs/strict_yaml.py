@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -15,7 +14,7 @@ _MOST_LEVELS = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_yaml(text: str, what: str) -> Any:
+def parse_yaml(text: str, what: str) -> object:
     """The value of a document; ConfigError naming it for anything that prevents reading."""
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{what} has more than {MAX_CHARACTERS:,} characters: settings are shorter")
@@ -37,7 +36,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._level = 0
         self._sizes: dict[int, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
             _refuse(event, f"the tag {event.tag!r} is not allowed: put text in quotes, write other values plainly")
@@ -46,10 +45,11 @@ class _StrictLoader(yaml.SafeLoader):
         self._level += 1
         node = super().compose_node(parent, index)
         self._level -= 1
+        assert node is not None, "peek_event was the beginning of one"
         self._measure(node, event)
         return node
 
-    def _measure(self, node: Any, event: yaml.Event) -> None:
+    def _measure(self, node: yaml.Node, event: yaml.Event) -> None:
         """Note how many characters a node says, all aliases written out; refuse too many."""
         if not isinstance(event, yaml.AliasEvent):
             self._sizes[id(node)] = 1 + self._size_of(node)
@@ -58,7 +58,7 @@ class _StrictLoader(yaml.SafeLoader):
         if self._sizes[id(node)] > _MOST_EXPANDED:
             _refuse(event, f"with its aliases written out it has more than {_MOST_EXPANDED:,} characters")
 
-    def _size_of(self, node: Any) -> int:
+    def _size_of(self, node: yaml.Node) -> int:
         if isinstance(node, yaml.ScalarNode):
             return len(node.value)
         pairs = node.value if isinstance(node, yaml.MappingNode) else [(item,) for item in node.value]
@@ -104,8 +104,10 @@ def _refuse_number(node: yaml.ScalarNode, why: str) -> None:
     _refuse(node, f"'{node.value}' {why}: write it plainly, or in quotes")
 
 
-def _refuse(node: Any, why: str) -> None:
-    raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+def _refuse(node: yaml.Node | yaml.Event, why: str) -> None:
+    mark = node.start_mark
+    assert isinstance(mark, yaml.Mark), "SafeLoader's, not the C library's"
+    raise yaml.constructor.ConstructorError(None, None, why, mark)
 
 
 for _kind in ("int", "float", "str"):
