@@ -8,13 +8,16 @@ from __future__ import annotations
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from configs.errors import DataError
 from data.readers.regular_files import check_swelling
+
+if TYPE_CHECKING:
+    from pydicom import Dataset, FileDataset
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 
@@ -62,7 +65,7 @@ def read_dicom(path: Path, max_pixels: int | None = None) -> np.ndarray:
     return _render_colour(pixels, dataset, photometric)
 
 
-def read_dataset(path: Path, header_only: bool = False) -> Any:
+def read_dataset(path: Path, header_only: bool = False) -> FileDataset:
     """pydicom's data set of a file, its transfer syntax set; DataError for a deflated one that is a bomb."""
     import pydicom
 
@@ -72,7 +75,7 @@ def read_dataset(path: Path, header_only: bool = False) -> Any:
     return dataset
 
 
-def rescale(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+def rescale(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Stored values to modality units, float64: ModalityLUTSequence, or else slope and intercept (PS3.3 C.11.1)."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(pixels, dataset.ModalityLUTSequence[0])[0]
@@ -80,7 +83,7 @@ def rescale(pixels: np.ndarray, dataset: Any) -> np.ndarray:
     return pixels.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
-def apply_voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
+def apply_voi(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """Modality units to [0, 1], float64, by the VOI LUT or else the first window; None where there is neither."""
     if dataset.get("VOILUTSequence"):
         displayed, bits = _look_up(values, dataset.VOILUTSequence[0])
@@ -112,7 +115,7 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
     return np.clip((values - center) / width + 0.5, 0.0, 1.0)
 
 
-def set_transfer_syntax(dataset: Any) -> None:
+def set_transfer_syntax(dataset: Dataset) -> None:
     """Where the file meta does not name one, the uncompressed syntax of the encoding that was met."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -139,7 +142,7 @@ def _check_deflated(path: Path) -> None:
             check_swelling(packed, unpacked)
 
 
-def _refuse_what_is_not_one_image(dataset: Any, max_pixels: int | None) -> None:
+def _refuse_what_is_not_one_image(dataset: Dataset, max_pixels: int | None) -> None:
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise DataError("the DICOM file holds no pixel data")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -155,7 +158,7 @@ def _refuse_what_is_not_one_image(dataset: Any, max_pixels: int | None) -> None:
         raise DataError(f"{rows} x {columns} pixels exceed the limit of {max_pixels:,}")
 
 
-def decode_pixels(dataset: Any) -> np.ndarray:
+def decode_pixels(dataset: Dataset) -> np.ndarray:
     """[H, W], [H, W, 3] or [frames, H, W] as stored, YBR already RGB; DataError naming the codec if it is missing."""
     from pydicom.pixels import get_decoder, pixel_array
 
@@ -171,7 +174,7 @@ def decode_pixels(dataset: Any) -> np.ndarray:
         return pixel_array(dataset)
 
 
-def _render_grey(pixels: np.ndarray, dataset: Any, inverted: bool) -> np.ndarray:
+def _render_grey(pixels: np.ndarray, dataset: Dataset, inverted: bool) -> np.ndarray:
     padded = padding_mask(pixels, dataset)
     values = rescale(pixels, dataset)
     if not np.isfinite(values).all():
@@ -194,7 +197,7 @@ def _stretch(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros(values.shape)
 
 
-def padding_mask(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+def padding_mask(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """bool [H, W]: stored values that stand for 'outside the image' (PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
@@ -204,7 +207,7 @@ def padding_mask(pixels: np.ndarray, dataset: Any) -> np.ndarray:
     return (pixels >= low) & (pixels <= high)
 
 
-def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:
+def _look_up(values: np.ndarray, item: Dataset) -> tuple[np.ndarray, int]:
     """The entries of a LUT item for values (float64) and the bits of an entry; beyond its ends, its end entries."""
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
     data = item.LUTData
@@ -217,7 +220,7 @@ def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:
     return table[index], bits
 
 
-def _first(dataset: Any, name: str) -> float | None:
+def _first(dataset: Dataset, name: str) -> float | None:
     """The first value of a decimal attribute, or None where it is absent or empty; DataError if it is not finite."""
     value = dataset.get(name)
     if not isinstance(value, (str, int, float)) and hasattr(value, "__len__"):
@@ -229,7 +232,7 @@ def _first(dataset: Any, name: str) -> float | None:
     return float(value)
 
 
-def _render_colour(pixels: np.ndarray, dataset: Any, photometric: str) -> np.ndarray:
+def _render_colour(pixels: np.ndarray, dataset: Dataset, photometric: str) -> np.ndarray:
     """uint8 RGB [H, W, 3]; deeper colours keep their 8 highest bits."""
     bits = int(dataset.get("BitsStored") or 8)
     if photometric == "PALETTE COLOR":

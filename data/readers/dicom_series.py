@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from data.readers.dicom import DICOM_SUFFIXES, decode_pixels, looks_like_dicom, 
 from data.readers.regular_files import read_head
 from data.readers.tables import some
 from data.readers.volumes import Volume, check_size, to_convention
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 _COSINE_TOLERANCE = 1e-3
 _LARGEST_TILT_DEGREES = 0.5
@@ -44,7 +47,7 @@ class Slice:
     orientation: np.ndarray
     spacing: np.ndarray
     shape: tuple[int, int]
-    values: Any
+    values: Dataset
     series: str
 
     @property
@@ -184,7 +187,9 @@ def _check_tilt(step: np.ndarray, normal: np.ndarray) -> None:
         )
 
 
-def _slice_of(path: Path, frame: int | None, dataset: Any, groups: tuple[Any, Any, Any], values: Any) -> Slice:
+def _slice_of(
+    path: Path, frame: int | None, dataset: Dataset, groups: tuple[Dataset, Dataset, Dataset], values: Dataset
+) -> Slice:
     """groups: the data sets with ImagePositionPatient, ImageOrientationPatient and PixelSpacing."""
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if photometric != "MONOCHROME2":
@@ -203,14 +208,16 @@ def _slice_of(path: Path, frame: int | None, dataset: Any, groups: tuple[Any, An
     return Slice(path, frame, position, orientation, spacing, shape, values, str(dataset.get("SeriesInstanceUID", "")))
 
 
-def _frame_of(path: Path, index: int, dataset: Any) -> Slice:
+def _frame_of(path: Path, index: int, dataset: Dataset) -> Slice:
     """A frame with the attributes that its own functional groups or the shared ones give."""
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
+    from pydicom import Dataset
+
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
     own = dataset.PerFrameFunctionalGroupsSequence[index]
 
-    def group(name: str) -> Any:
+    def group(name: str) -> Dataset:
         found = own.get(name) or shared[0].get(name)
-        return found[0] if found else {}
+        return found[0] if found else Dataset()
 
     geometry_groups = (
         group("PlanePositionSequence"),
@@ -221,7 +228,7 @@ def _frame_of(path: Path, index: int, dataset: Any) -> Slice:
         return _slice_of(path, index, dataset, geometry_groups, group("PixelValueTransformationSequence") or dataset)
 
 
-def _numbers(dataset: Any, name: str, count: int) -> np.ndarray:
+def _numbers(dataset: Dataset, name: str, count: int) -> np.ndarray:
     value = dataset.get(name)
     if value is None or value == "":
         raise DataError(f"it lacks {name}, so that its place is not known (a scout or a screenshot?): remove it")
@@ -231,7 +238,9 @@ def _numbers(dataset: Any, name: str, count: int) -> np.ndarray:
     return numbers
 
 
-def _values(stored: np.ndarray, dataset: Any, values: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _values(
+    stored: np.ndarray, dataset: Dataset, values: Dataset, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """(modality units float32, which pixels are padding), both [H, W]; NaN only where it is stored."""
     if stored.shape != shape:
         raise DataError(f"its pixel data have shape {list(stored.shape)}, not {list(shape)}")

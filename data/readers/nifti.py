@@ -6,13 +6,16 @@ import gzip
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from configs.errors import DataError
 from data.readers.regular_files import check_swelling, read_head
 from data.readers.volumes import Volume, check_size, to_convention
+
+if TYPE_CHECKING:
+    from nibabel import Nifti1Header, Nifti2Header
 
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 # sizeof_hdr → where the magic stands and what it is in a file that holds its voxels, too.
@@ -60,7 +63,7 @@ def is_nifti_name(name: str) -> bool:
     return name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def _read_header(path: Path) -> Any:
+def _read_header(path: Path) -> Nifti1Header | Nifti2Header:
     """The header of a NIfTI-1 or NIfTI-2 file, and nothing of what follows it.
 
     `nibabel.load` would read extensions, as long as they say they are, and other formats that such a name may hide.
@@ -107,7 +110,7 @@ def _check_values(dtype: np.dtype) -> None:
         raise DataError(f"its values are of type {dtype}: colours and complex numbers are not read")
 
 
-def _affine_mm(header: Any) -> np.ndarray:
+def _affine_mm(header: Nifti1Header | Nifti2Header) -> np.ndarray:
     """[4, 4] from (i, j, k, 1) to millimetres in DICOM's patient coordinates."""
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise DataError(
