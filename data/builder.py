@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -20,18 +20,25 @@ from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, L
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
-from data.profile import describe_images
+from data.profile import TrainingDataRecord, describe_images
 from data.sources.formats import open_source
 from data.splits.assignment import assign_splits, read_split
 from data.study import SPLITS, DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
-from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess
-from data.transforms.volumes import LightVolumeAugmentation, VolumePreprocess
+from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, PreprocessRecord
+from data.transforms.volumes import LightVolumeAugmentation, VolumePreprocess, VolumePreprocessRecord
 
 logger = logging.getLogger(__name__)
 
 # Evaluation keeps no gradients, so that twice the batch fits.
 EVALUATION_BATCH_FACTOR = 2
+
+
+class LoadersRecord(TypedDict):
+    """What checkpoints carry of a run's data."""
+
+    preprocessing: PreprocessRecord | VolumePreprocessRecord
+    training_data: TrainingDataRecord
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Loaders:
         rows, labels = self.train.indices, self.train.labels
         return Labels(labels.target[rows], labels.mask[rows])
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> LoadersRecord:
         """For checkpoints: how an image becomes an input, and what the training images look like before that."""
         described = describe_images(self.train, isinstance(self.preprocess, VolumePreprocess), self.source)
         return {"preprocessing": self.preprocess.as_dict(), "training_data": described}
@@ -154,7 +161,7 @@ def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad:
 
 
 def saved_preprocess(
-    saved: Mapping[str, Any] | None, config: Config, mean: Sequence[float], std: Sequence[float]
+    saved: Mapping[str, object] | None, config: Config, mean: Sequence[float], std: Sequence[float]
 ) -> Preprocess | VolumePreprocess:
     """What a checkpoint says of its preprocessing; where it says nothing, what its settings and the backbone do.
 

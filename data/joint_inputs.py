@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -40,6 +40,12 @@ class JointInputs(NamedTuple):
     traits: list[Traits]
 
 
+class DisplayOptions(TypedDict, total=False):
+    """What a heatmap's drawing is told beside the image. spacing: of a volume's grid, in mm."""
+
+    spacing: tuple[float, ...]
+
+
 class JointPreprocess:
     """The inputs of several models and the traits of data/profile.py: a file is read once, however many are asked.
 
@@ -69,7 +75,7 @@ class JointPreprocess:
         """How images are resized for each input: see data.transforms.images.resize."""
         return [p.resize_mode for p in self.preprocesses if isinstance(p, Preprocess)]
 
-    def display_image(self, image: Pixels) -> tuple[np.ndarray, dict[str, Any]]:
+    def display_image(self, image: Pixels) -> tuple[np.ndarray, DisplayOptions]:
         """(what a heatmap is laid over, what is to be said of it).
 
         Images: uint8 [H, W] or [H, W, 3], as they are. Volumes: [D, H, W] in [0, 1] on the first model's grid, and

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from configs.errors import CheckpointError, DataError
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, StudyLoader, UnreadableImages
@@ -144,7 +145,23 @@ class _Skipped(UnreadableImages):
         self.reasons[index] = reason
 
 
-def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | None = None) -> dict[str, Any]:
+class TrainingDataRecord(TypedDict, total=False):
+    """Training data as a checkpoint describes them; empty where nothing could be read.
+
+    images: how many were looked at, `of` so many. ranges: trait → [smallest, largest]. kinds: trait → kind → images.
+    views: view → images. pattern: the mean image's cells.
+    """
+
+    kind: Literal["images", "volumes"]
+    images: int
+    of: int
+    ranges: dict[str, list[float]]
+    kinds: dict[str, dict[str, int]]
+    views: dict[str, int]
+    pattern: list[float]
+
+
+def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | None = None) -> TrainingDataRecord:
     """The traits of the images of a training loader, as plain values for a checkpoint.
 
     At most 64 images are read, always the same ones, and no more after 100 million pixels; those that cannot be read
@@ -166,9 +183,15 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
     views = Counter(view_name(dataset_index.studies[i].table.get("view", "")) for i in loader.indices)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
-    seen = {"images": len(figures), "of": len(loader.indices)}
-    kind, known = "volumes" if volumes else "images", {v: n for v, n in views.items() if v}
-    return {"kind": kind, **seen, "ranges": ranges, "kinds": kinds, "views": known, "pattern": pattern}
+    return {
+        "kind": "volumes" if volumes else "images",
+        "images": len(figures),
+        "of": len(loader.indices),
+        "ranges": ranges,
+        "kinds": kinds,
+        "views": {view: count for view, count in views.items() if view},
+        "pattern": pattern,
+    }
 
 
 def _with_likeness(figures: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, list[float]]:
@@ -224,6 +247,7 @@ class TrainingData:
     pattern: np.ndarray
 
     @classmethod
+    # Any: values of a file; each is checked below.
     def from_dict(cls, values: Mapping[str, Any], volumes: bool) -> TrainingData:
         """volumes: whether the model is for them. Raises CheckpointError for anything else."""
         try:
@@ -259,18 +283,18 @@ class TrainingData:
         return f"{trait.words} {value:{trait.number}}{trait.unit} (training: {span})"
 
 
-def _range(values: Any) -> tuple[float, float]:
+def _range(values: Iterable[float]) -> tuple[float, float]:
     low, high = (float(value) for value in values)
     if not np.isfinite([low, high]).all() or low > high:
         raise ValueError(f"{low} to {high}")
     return low, high
 
 
-def _counts(values: Any) -> dict[str, int]:
+def _counts(values: Mapping[str, int]) -> dict[str, int]:
     return {str(name): int(count) for name, count in values.items()}
 
 
-def _pattern(values: Any, volumes: bool) -> np.ndarray:
+def _pattern(values: ArrayLike, volumes: bool) -> np.ndarray:
     pattern = np.array(values, np.float64)
     if pattern.shape != (0 if volumes else _CELLS**2,) or not np.isfinite(pattern).all():
         raise ValueError(f"pattern of shape {pattern.shape}")

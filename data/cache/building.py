@@ -10,12 +10,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from configs.errors import ConfigError
-from data.cache.file import MAGIC, CacheIndex, SharedBytes, free_memory, open_cache_file, write_index
+from data.cache.file import MAGIC, CacheDescription, CacheIndex, SharedBytes, free_memory, open_cache_file, write_index
 from data.cache.reader import (
     AnyPreprocess,
     CachedReader,
@@ -53,7 +52,7 @@ class Builder:
         self.dataset_index, self.preprocess = loader.dataset.dataset_index, preprocess
         self._loader, self._bad, self._style = loader, bad, style
 
-    def fill(self, write: Callable[[np.ndarray], Any], check_room: Callable[[int], None]) -> CacheIndex:
+    def fill(self, write: Callable[[np.ndarray], object], check_room: Callable[[int], None]) -> CacheIndex:
         """write: takes the bytes of each image, in the order of their offsets. check_room: called early with how many
         bytes there will be, by images from all over the dataset index; raises where they are too many.
 
@@ -89,7 +88,7 @@ class Builder:
 
 
 def _append(
-    records: np.ndarray, rows: list[int], encoded: list[Encoded], end: int, write: Callable[[np.ndarray], Any]
+    records: np.ndarray, rows: list[int], encoded: list[Encoded], end: int, write: Callable[[np.ndarray], object]
 ) -> int:
     """Write images and their records; returns where the next one begins."""
     for row, (kind, spacing, pixels) in zip(rows, encoded):
@@ -151,7 +150,7 @@ def _write(builder: Builder, path: Path, recipe: Recipe, now: np.ndarray) -> Non
                 lambda pixels: file.write(pixels.data), lambda needed: _check_disk(path.parent, needed)
             )
             index.records["stamp"] = now
-            about = {"settings": recipe.settings, "libraries": recipe.libraries, **index.about}
+            about: CacheDescription = {"settings": recipe.settings, "libraries": recipe.libraries, **index.about}
             write_index(file, file.tell() - len(MAGIC), CacheIndex(index.records, about))
             file.flush()
     logger.info("%s decoded images are in '%s' (%s)", f"{len(now):,}", path, _gb(path.stat().st_size))

@@ -14,7 +14,7 @@ import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 import torch
@@ -38,12 +38,20 @@ class DamagedCache(Exception):
     """A file that is no cache, or one that is cut off or altered."""
 
 
+class CacheDescription(TypedDict, total=False):
+    """What a cache says of itself: of which settings and library versions it is, and row → why it cannot be read."""
+
+    settings: dict[str, object]
+    libraries: dict[str, str]
+    unreadable: dict[str, str]
+
+
 @dataclass(frozen=True)
 class CacheIndex:
-    """records: RECORD [rows of the dataset index]. about: plain values, which say what the images were made from."""
+    """records: RECORD [rows of the dataset index]. about: as it is written; of a file not yet looked at, see `find`."""
 
     records: np.ndarray
-    about: dict[str, Any]
+    about: CacheDescription
 
 
 class FileBytes:
@@ -69,7 +77,7 @@ class FileBytes:
             raise DataError(f"the cache '{self.path}' has become another one since this run began: start it again")
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_map": None}
 
 
@@ -112,7 +120,7 @@ class SharedBytes:
         begin = offset - self._starts[number]
         return self._views[number][begin : begin + length]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_views": []}  # a spawned worker would get copies of them
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -151,11 +151,12 @@ class CachedReader(Reader):
 class Recipe:
     """What decides a cache's content, the files apart.
 
-    settings: of the decoding. libraries: name → version of what decodes. names: of the images, in their order.
-    source: the folder or file that they are from.
+    settings: of the decoding. size: of the grid, which is one of them. libraries: name → version of what decodes.
+    names: of the images, in their order. source: the folder or file that they are from.
     """
 
-    settings: dict[str, Any]
+    settings: dict[str, object]
+    size: Sequence[int]
     libraries: dict[str, str]
     names: tuple[str, ...]
     source: Path
@@ -165,12 +166,12 @@ class Recipe:
         """How `preprocess` fits the images of a dataset index."""
         fitting = {key: value for key, value in preprocess.as_dict().items() if key not in ("mean", "std")}
         names = tuple(study.name for study in dataset_index.studies)
-        return cls({"decoding": DECODING, **fitting}, _libraries(), names, source.resolve())
+        return cls({"decoding": DECODING, **fitting}, preprocess.size, _libraries(), names, source.resolve())
 
     def file_name(self) -> str:
         """One for each source, list of images and setting, so that a changed file replaces its old cache."""
         text = json.dumps([self.settings, self.names, str(self.source)], sort_keys=True)
-        return f"{'x'.join(map(str, self.settings['size']))}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.cache"
+        return f"{'x'.join(map(str, self.size))}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.cache"
 
 
 def _libraries() -> dict[str, str]:
@@ -227,7 +228,7 @@ def find(path: Path, recipe: Recipe, now: np.ndarray) -> tuple[CacheIndex, FileB
     """The cache at `path` if it is whole and of these files (now: their `stamps`); else says why not."""
     try:
         index, kept = open_cache_file(path, len(now))
-        _check(index, recipe.settings["size"])
+        _check(index, recipe.size)
         _check_some(index, kept)
     except FileNotFoundError:
         return None

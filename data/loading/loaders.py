@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from configs.errors import DataError
 from data.loading.worker_watch import ResilientLoader, WorkerFailures
 from data.study import DatasetIndex
 from data.transforms.images import sample_rng
-from data.transforms.input_transform import ImageTransform, InputTransform, ReadBatch
+from data.transforms.input_transform import ImageTransform, ReadBatch, TransformTo
 from utils.batch import Batch, Targets
 
 logger = logging.getLogger(__name__)
 
-Transform = TypeVar("Transform", bound=InputTransform[Any, Any], covariant=True)
+Transform = TypeVar("Transform", bound=TransformTo[object], covariant=True)
 Content = TypeVar("Content")
 Other = TypeVar("Other")
 
@@ -76,7 +76,7 @@ class Item(NamedTuple):
     """A study: its row, what a transform made of it, or else why it cannot be read."""
 
     row: int
-    value: Any  # known to the transform alone, which collates it
+    value: object  # known to the transform alone, which collates it
     reason: str | None = None
 
 
@@ -124,7 +124,7 @@ class StudyLoader(Generic[Content]):
 
     def __init__(
         self,
-        dataset: ImageDataset[InputTransform[Any, Content]],
+        dataset: ImageDataset[TransformTo[Content]],
         batches: EpochBatchSampler,
         bad: UnreadableImages,
         num_workers: int = 0,
@@ -147,7 +147,7 @@ class StudyLoader(Generic[Content]):
         return len(self.batches)
 
     def like(
-        self, dataset: ImageDataset[InputTransform[Any, Other]], batches: EpochBatchSampler, bad: UnreadableImages
+        self, dataset: ImageDataset[TransformTo[Other]], batches: EpochBatchSampler, bad: UnreadableImages
     ) -> StudyLoader[Other]:
         """A loader of something else with as many workers, watched in the same way."""
         watched = self._loader.failures
@@ -200,15 +200,15 @@ class ImageLoader:
         return Batch(read.inputs, targets, rows, read.augmentation_params, device_transform)
 
 
-class _Read(NamedTuple):
+class _Read(NamedTuple, Generic[Content]):
     """What comes out of a worker; a NamedTuple, as DataLoader pins the tensors of one."""
 
     rows: Tensor
-    content: Any  # the transform's Content, None where nothing could be read
+    content: Content | None  # None where nothing could be read
     failures: list[tuple[int, str]]
 
 
-def _collate(items: list[Item], transform: InputTransform[Any, Any]) -> _Read:
+def _collate(items: list[Item], transform: TransformTo[Content]) -> _Read[Content]:
     failures = [(item.row, item.reason) for item in items if item.reason is not None]
     read = [item for item in items if item.reason is None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)

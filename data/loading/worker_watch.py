@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -22,11 +22,24 @@ from configs.errors import DataError
 from utils.torch_private import leave_child_exits_to_us, shut_down_killed_workers, worker_processes
 
 if TYPE_CHECKING:
-    from data.loading.loaders import EpochBatchSampler, ImageDataset
+    from data.loading.loaders import EpochBatchSampler, ImageDataset, Item
+    from data.study import DatasetIndex
+    from data.transforms.input_transform import TransformTo
 
 logger = logging.getLogger(__name__)
 
 NO_FILE = -1
+
+Read = TypeVar("Read")
+
+
+class LoaderOptions(TypedDict, Generic[Read], total=False):
+    """What a DataLoader takes beside dataset, batch_sampler, num_workers and persistent_workers."""
+
+    collate_fn: Callable[[list[Item]], Read]
+    pin_memory: bool
+    worker_init_fn: Callable[[int], None]
+    generator: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -76,16 +89,16 @@ class WorkerFailures:
         )
 
 
-class TrackedDataset(Dataset):
+class TrackedDataset(Dataset["Item"]):
     """A dataset of which each worker writes down the file it is at.
 
     table: shared int64 [workers, 2]: row of the dataset index or NO_FILE, and how often that has changed.
     """
 
-    def __init__(self, dataset: ImageDataset, table: Tensor) -> None:
+    def __init__(self, dataset: ImageDataset[TransformTo[object]], table: Tensor) -> None:
         self.dataset, self.table = dataset, table
 
-    def __getitem__(self, key: tuple[int, int]):
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         worker = get_worker_info()
         if worker is None:
             return self.dataset[key]
@@ -134,7 +147,7 @@ class WorkerPool:
         """Whether any worker ends within so many seconds."""
         return bool(self.processes) and bool(wait([process.sentinel for process in self.processes], within))
 
-    def describe_ended(self, dataset_index) -> str:
+    def describe_ended(self, dataset_index: DatasetIndex) -> str:
         """Which workers have ended, how, and at which file."""
         return "; ".join(
             f"data worker {number} {self._end(number)} {self._position(number, dataset_index)}"
@@ -157,7 +170,7 @@ class WorkerPool:
             return f"hung for {self._hung[number]:.0f} s"
         return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
 
-    def _position(self, number: int, dataset_index) -> str:
+    def _position(self, number: int, dataset_index: DatasetIndex) -> str:
         index = int(self.table[number, 0])
         return "between two files" if index == NO_FILE else f"while it read {dataset_index.studies[index].name}"
 
@@ -187,19 +200,19 @@ class WorkerPool:
         return bool(wait([self.processes[number].sentinel], 0))
 
 
-class ResilientLoader:
+class ResilientLoader(Generic[Read]):
     """A DataLoader whose epochs outlive its workers.
 
-    options: what DataLoader takes beside dataset, batch_sampler, num_workers and persistent_workers.
+    options: see LoaderOptions.
     """
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: ImageDataset[TransformTo[object]],
         batches: EpochBatchSampler,
         failures: WorkerFailures,
         num_workers: int,
-        **options: Any,
+        **options: Unpack[LoaderOptions[Read]],
     ) -> None:
         self.dataset, self.batches, self.failures = dataset, batches, failures
         self.num_workers, self._options = num_workers, options
@@ -209,7 +222,7 @@ class ResilientLoader:
         """A new DataLoader; its workers start with its first epoch."""
         self._table = torch.tensor([[NO_FILE, 0]] * self.num_workers, dtype=torch.int64).share_memory_()
         self._pool = WorkerPool([], self._table, None, self.failures.times)
-        self._iterator: Any = None
+        self._iterator: Iterator[Read] | None = None
         self._loader = DataLoader(
             TrackedDataset(self.dataset, self._table),
             batch_sampler=self.batches,
@@ -218,7 +231,7 @@ class ResilientLoader:
             **self._options,
         )
 
-    def epoch(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
+    def epoch(self, epoch: int, start: int) -> Iterator[tuple[int, Read]]:
         """(number of the batch, what was collated) from batch `start` on, exactly once, even if workers die.
 
         Raises what reading raises, and DataError when workers have failed too often in this run.
@@ -242,15 +255,16 @@ class ResilientLoader:
                 yield number, batch
                 number += 1
 
-    def _begin(self, epoch: int, start: int) -> Any:
+    def _begin(self, epoch: int, start: int) -> Iterator[Read]:
         self.batches.epoch, self.batches.start = epoch, start
         leave_child_exits_to_us()  # a death is found when a batch is asked for
         with self._pool.waited_for():
-            self._iterator = iter(self._loader)
+            iterator: Iterator[Read] = iter(self._loader)
+            self._iterator = iterator
         if self.num_workers and not self._pool.processes:
-            processes = worker_processes(self._iterator)
+            processes = worker_processes(iterator)
             self._pool = WorkerPool(processes, self._table, self.failures.timeout, self.failures.times)
-        return self._iterator
+        return iterator
 
     def _replace_workers(self, number: int) -> None:
         """Throw all workers away; what comes from batch `number` on is a function of it, so nothing is lost."""

@@ -11,7 +11,8 @@ import importlib
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol, TypedDict
 
 import cv2
 import numpy as np
@@ -185,13 +186,14 @@ def _jitter(image: np.ndarray, brightness: float, gain: float) -> np.ndarray:
     if image.dtype == np.uint8:
         table = np.clip(np.rint(np.arange(256) * gain + offset), 0, 255).astype(np.uint8)
         return _with_channel_axis(cv2.LUT(image, table))
-    return np.clip(image * np.float32(gain) + np.float32(offset), 0.0, 1.0)
+    changed: np.ndarray = np.clip(image * np.float32(gain) + np.float32(offset), 0.0, 1.0)
+    return changed
 
 
 _NO_UPDATE = "NO_ALBUMENTATIONS_UPDATE"
 
 
-def _import_albumentations() -> Any:
+def _import_albumentations() -> ModuleType:
     # Without this it asks the package index for its newest release whenever it is imported.
     given = os.environ.get(_NO_UPDATE)
     os.environ[_NO_UPDATE] = given or "1"
@@ -205,6 +207,14 @@ def _import_albumentations() -> Any:
     finally:
         if given is None:
             del os.environ[_NO_UPDATE]
+
+
+class _Compose(Protocol):
+    """What is used of albumentations.Compose, which has no types where the package is missing."""
+
+    def set_random_state(self, random_generator: np.random.Generator, py_random: random.Random, /) -> None: ...
+
+    def __call__(self, *, image: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
 class AlbumentationsAugmentation:
@@ -230,10 +240,10 @@ class AlbumentationsAugmentation:
         self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         return _with_channel_axis(self._compose(image=image)["image"])
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[AlbumentationsAugmentation], tuple[float]]:
         return type(self), (self.horizontal_flip,)
 
-    def _build(self) -> Any:
+    def _build(self) -> _Compose:
         alb = _import_albumentations()
         exposure = [
             alb.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.5),
@@ -251,7 +261,18 @@ class AlbumentationsAugmentation:
         ]
         if self.horizontal_flip > 0:
             steps.insert(0, alb.HorizontalFlip(p=self.horizontal_flip))
-        return alb.Compose(steps)
+        compose: _Compose = alb.Compose(steps)
+        return compose
+
+
+class PreprocessRecord(TypedDict):
+    """A Preprocess as a checkpoint carries it."""
+
+    size: list[int]
+    channels: int
+    mean: list[float]
+    std: list[float]
+    resize_mode: str
 
 
 class Preprocess:
@@ -337,7 +358,7 @@ class Preprocess:
         assert isinstance(image, np.ndarray), "a source of images"
         return image
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> PreprocessRecord:
         """What a checkpoint carries, in plain lists, numbers and strings; without the augmentation."""
         return {
             "size": list(self.size),
@@ -348,6 +369,7 @@ class Preprocess:
         }
 
     @classmethod
+    # Any: values of a file; the constructor checks them.
     def from_dict(cls, values: Mapping[str, Any], augmentation: Augmentation | None = None) -> Preprocess:
         """The inverse of `as_dict`; ConfigError names keys that are missing or unknown."""
         expected = {"size", "channels", "mean", "std", "resize_mode"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ class InputTransform(Protocol[Value, Collated]):
     def collate(self, values: Sequence[Value]) -> Collated:
         """What `apply` gave of one or more studies, together."""
         ...
+
+
+# A transform by what its `collate` returns. Any: what `apply` returns is known to the transform alone; a loader passes
+# it on without reading it.
+TransformTo = InputTransform[Any, Collated]
 
 
 class ReadImage(NamedTuple):

@@ -9,7 +9,7 @@ generator.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -174,6 +174,17 @@ def warp(voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return functional.grid_sample(source, grid, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
+class VolumePreprocessRecord(TypedDict):
+    """A VolumePreprocess as a checkpoint carries it."""
+
+    size: list[int]
+    channels: int
+    mean: list[float]
+    std: list[float]
+    spacing_mm: list[float] | None
+    window: list[float] | None
+
+
 class VolumePreprocess:
     """A volume to a model's input, for training (with an augmentation) and evaluation alike.
 
@@ -258,7 +269,7 @@ class VolumePreprocess:
         assert isinstance(volume, (Volume, FittedVolume)), "a source of volumes"
         return volume
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> VolumePreprocessRecord:
         """What a checkpoint carries, in plain lists, numbers and None; without the augmentation."""
         return {
             "size": list(self.size),
@@ -270,6 +281,7 @@ class VolumePreprocess:
         }
 
     @classmethod
+    # Any: values of a file; the constructor checks them.
     def from_dict(cls, values: Mapping[str, Any], augmentation: VolumeAugmentation | None = None) -> VolumePreprocess:
         """The inverse of `as_dict`; ConfigError names keys that are missing or unknown."""
         expected = {"size", "channels", "mean", "std", "spacing_mm", "window"}

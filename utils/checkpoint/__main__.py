@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from configs.errors import CheckpointError, HybridMedNetError
@@ -65,7 +66,7 @@ def _convert(options: argparse.Namespace) -> int:
 
     (saved,) = load_models([options.file], options.set, CONVERT)
     model, config = saved.model, saved.config
-    preprocessing = saved.preprocessing
+    preprocessing: Mapping[str, object] | None = saved.preprocessing
     if preprocessing is None:
         size, channels, mode = config.image_shape(), config.MODEL.in_channels, config.DATA.resize
         mean, std = config.DATA.mean or model.backbone.mean, config.DATA.std or model.backbone.std
