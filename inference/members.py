@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
+import numpy as np
 import torch
+from torch import nn
 
+from configs.default_config import Config
+from configs.section import settled
 from inference.ensemble import Ensemble, Member
 from inference.predictor import Autocast, Predictor
 from utils.environment import describe_environment
@@ -17,10 +21,75 @@ from utils.environment import describe_environment
 logger = logging.getLogger(__name__)
 
 
+class SavedModel(Protocol):
+    """What is needed of models.saved_model.SavedModel; class_names, preprocessing: None where its file does not say."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+    @property
+    def preprocessing(self) -> Mapping[str, object] | None: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def description(self) -> Mapping[str, object]: ...
+
+
+class Calibration(Protocol):
+    """What is needed of evaluation's Calibration."""
+
+    def as_dict(self) -> Mapping[str, object]: ...
+
+
+class OperatingPoint(Protocol):
+    """What is needed of evaluation's OperatingPoint, see there."""
+
+    @property
+    def thresholds(self) -> Sequence[float]: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def calibration(self) -> Calibration | None: ...
+
+    def probabilities(self, logits: np.ndarray, exclusive: bool, /) -> np.ndarray: ...
+
+
+class ModelFacts(TypedDict):
+    """What predictions.json says of a model. epoch: None where its file does not say."""
+
+    sha256: str
+    source: str
+    name: str
+    backbone: str
+    epoch: object
+    preprocessing: Mapping[str, object] | str
+    calibrated: bool
+    calibration: Mapping[str, object] | None
+
+
+class PredictionRecord(TypedDict):
+    """The head of predictions.json; the first five are describe_environment's."""
+
+    time: str
+    git_commit: str | None
+    packages: dict[str, str | None]
+    device: str
+    precision: str
+    inputs: list[str]
+    test_time_augmentation: bool
+
+
 def make_member(
     file: Path,
-    saved: Any,
-    point: Any,
+    saved: SavedModel,
+    point: OperatingPoint,
     preprocess_index: int,
     device: torch.device,
     precision: Autocast,
@@ -33,9 +102,10 @@ def make_member(
     Says what the file does not: names of classes, preprocessing.
     """
     settings = saved.config
-    predictor = Predictor([saved.model.to(device=device, memory_format=layout)], precision, layout, tta)
+    predictor = Predictor([saved.model.to(device).to(memory_format=layout)], precision, layout, tta)
     exclusive = settings.MODEL.task == "multi_class"
-    names = saved.class_names or tuple(f"class {number + 1}" for number in range(settings.MODEL.num_classes))
+    classes = settled(settings.MODEL.num_classes, "MODEL.num_classes")
+    names = saved.class_names or tuple(f"class {number + 1}" for number in range(classes))
     if saved.class_names is None:
         logger.warning("'%s' does not name its classes: --set DATA.class_names=[…] does", file)
     if saved.preprocessing is None:
@@ -54,8 +124,8 @@ def make_member(
     )
 
 
-def _facts(file: Path, saved: Any, point: Any) -> dict[str, Any]:
-    settings = saved.config.MODEL
+def _facts(file: Path, saved: SavedModel, point: OperatingPoint) -> ModelFacts:
+    settings, metrics = saved.config.MODEL, saved.description.get("metrics")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
@@ -63,17 +133,24 @@ def _facts(file: Path, saved: Any, point: Any) -> dict[str, Any]:
         "source": saved.source,
         "name": settings.name,
         "backbone": settings.backbone,
-        "epoch": (saved.description.get("metrics") or {}).get("epoch"),
+        "epoch": metrics.get("epoch") if isinstance(metrics, Mapping) else None,
         "preprocessing": saved.preprocessing or "as its settings and the backbone say",
         "calibrated": point.calibration is not None,
         "calibration": point.calibration.as_dict() if point.calibration else None,
     }
 
 
-def about_prediction(inputs: Sequence[str], device: torch.device, ensemble: Ensemble) -> dict[str, Any]:
+def about_prediction(inputs: Sequence[str], device: torch.device, ensemble: Ensemble) -> PredictionRecord:
     """What stands at the head of predictions.json beside models and thresholds."""
     predictors = [member.predictor for member in ensemble.members]
     precisions = dict.fromkeys(predictor.precision.name for predictor in predictors)
     environment = describe_environment(str(device), ", ".join(precisions))
-    kept = {name: environment[name] for name in ("time", "git_commit", "packages", "device", "precision")}
-    return {**kept, "inputs": list(inputs), "test_time_augmentation": predictors[0].tta}
+    return {
+        "time": environment["time"],
+        "git_commit": environment["git_commit"],
+        "packages": environment["packages"],
+        "device": environment["device"],
+        "precision": environment["precision"],
+        "inputs": list(inputs),
+        "test_time_augmentation": predictors[0].tta,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.errors import PredictionError
 from inference.views import TestTimeTransform, show, transforms_for
-from utils.batch import Inputs, Logits, call_model
+from utils.batch import Batch, Inputs, Logits, call_model
 from utils.out_of_memory import catch_oom, free_memory, largest_part
 from utils.progress import Progress
 from utils.transfers import AsyncHostCopy, pipelined, prefetch_to_device
@@ -28,6 +28,14 @@ class Autocast(Protocol):
     def name(self) -> str: ...
 
     def autocast(self) -> AbstractContextManager: ...
+
+
+class Loader(Protocol):
+    """Batches of one split; training/loader.py's loaders are such, and data's ImageLoader."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, /) -> Iterator[tuple[int, Batch | None]]: ...
 
 
 class Predictor:
@@ -69,10 +77,10 @@ class Predictor:
             free_memory(self.device)
             self._halve(inputs.studies, caught.failure)
 
-    def over(self, loader: Any, title: str, progress: str = "auto") -> tuple[np.ndarray, np.ndarray]:
+    def over(self, loader: Loader, title: str, progress: str = "auto") -> tuple[np.ndarray, np.ndarray]:
         """(logits float64 [M, N, K], rows of the dataset index int64 [N]) of a loader's epoch 0.
 
-        loader: a ImageLoader; images that it cannot read are left out. progress: see Progress.
+        Images that the loader cannot read are left out. progress: see Progress.
         Raises PredictionError where no image could be read or a model gives NaN.
         """
         logits, index = [], []
@@ -94,7 +102,7 @@ class Predictor:
             raise PredictionError(f"{title}: a model gives NaN or infinity for {int(broken.sum())} images")
         return together, np.concatenate(index)
 
-    def _begun(self, loader: Any) -> Iterator[tuple[Tensor, Callable[[], list[Tensor]]] | None]:
+    def _begun(self, loader: Loader) -> Iterator[tuple[Tensor, Callable[[], list[Tensor]]] | None]:
         """Rows of each batch and what gives its logits; None for a batch without images."""
         batches = (batch for _, batch in loader.epoch(0))
         pairs = (None if batch is None else (batch.index, batch.inputs) for batch in batches)

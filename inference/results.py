@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
 
 
 def write_results(
-    folder: Path, formats: Sequence[str], rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, Any]
+    folder: Path, formats: Sequence[str], rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, object]
 ) -> list[Path]:
     """Write predictions.csv and predictions.json, each whole or not at all; their paths. Raises PredictionError."""
     makers = {"csv": lambda: results_csv(rows, ensemble), "json": lambda: results_json(rows, ensemble, about)}
@@ -114,7 +114,7 @@ def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
     return text.getvalue()
 
 
-def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, Any]) -> str:
+def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, object]) -> str:
     """The same with thresholds, where they come from, the models, and what `about` says of the program and the time."""
     content = {
         **about,
@@ -148,7 +148,19 @@ def image_table(row: Row, ensemble: Ensemble) -> str:
     return "\n".join(lines)
 
 
-def _as_dict(row: Row, ensemble: Ensemble) -> dict[str, Any]:
+class ImageRecord(TypedDict):
+    """One image in predictions.json; probabilities (by class) and findings are null where there is an error."""
+
+    image: str
+    columns: dict[str, str]
+    probabilities: dict[str, float] | None
+    findings: list[str] | None
+    warnings: list[str]
+    error: str | None
+    heatmaps: list[str]
+
+
+def _as_dict(row: Row, ensemble: Ensemble) -> ImageRecord:
     names = ensemble.class_names
     known = row.probabilities is not None
     return {
