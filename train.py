@@ -13,8 +13,11 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.default_config import Config
 from configs.errors import HybridMedNetError
@@ -25,6 +28,18 @@ from utils.runs.folder import RunFolder, find_run, folder_of
 from utils.runs.lock import FolderLock
 from utils.runs.result import RunResult, result_of
 from utils.runs.status import Standing, StatusWriter
+
+if TYPE_CHECKING:  # --help does without torch
+    import numpy as np
+
+    from data.builder import Loaders
+    from data.study import DatasetIndex
+    from models import HybridMedNet
+    from training.distillation import DistillationLoss
+    from training.learner import Learner
+    from training.losses import TrainingLoss
+    from training.trainer import Trainer
+    from utils.listener import CheckpointContent
 
 logger = logging.getLogger("train")
 
@@ -73,54 +88,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def train(config: Config, resumed: Path | None = None, control: Control | None = None) -> RunResult:
-    """The recipe: config → data → model → trainer → fit → test.
+    """The recipe: config → data → model → learner (see `prepare`) → the run's folder → trainer → fit → test.
 
     resumed: a run's folder or one of its checkpoints to go on from (see `find_run`). control: asked between steps
     whether to save and leave; without one, the file 'control' in the run's folder is looked at. Signals are not taken
     over here. May be called several times in a process, and outside its main thread.
     Raises HybridMedNetError; the run's status.json says then that it failed, and why.
     """
-    from data.builder import build_loaders, open_data, split_data
-    from models import check_backbone, create_model, load_teacher
-    from training.builder import build_distillation, build_learner, build_loss, build_trainer, resolve_precision
-    from training.precision import choose_device
-    from training.resume import resume
-    from utils.checkpoint import load_resumable
-    from utils.process import prepare_process
+    from training.builder import build_trainer
     from utils.runs.recorder import Recorder
 
     control = control or Control()
     with ExitStack() as until_the_end:
         lock = until_the_end.enter_context(claim(folder_of(resumed))) if resumed else None
-        check_backbone(config.MODEL.backbone, config.image_shape())
-        device = choose_device(config.TRAIN.device)
-        prepare_process(device, config.TRAIN.seed)
-        checkpoint = load_resumable(resumed) if resumed else None
-        dataset_index = open_data(config)
-        config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
-        saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
-        assignment = split_data(config, dataset_index, saved_split)
+        parts = prepare(config, resumed)
+        config, loaders, learner = parts.config, parts.loaders, parts.learner
 
-        model = create_model(config, checkpoint).to(device)
-        backbone = model.backbone
-        loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
-        config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
-        labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
-        learner = build_learner(config, model, len(loaders.train))
-        loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
-        if checkpoint is not None:
-            resume(learner, checkpoint, config)
-
-        run = until_the_end.enter_context(open_run(config, model.attention_mode, resumed, lock, learner.state))
+        run = until_the_end.enter_context(open_run(config, parts.model.attention_mode, resumed, lock, learner.state))
         status = until_the_end.enter_context(watch_status(run, config, len(loaders.train), learner.state))
         until_the_end.enter_context(control.watching(run.path))
         until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
-        description = describe_run(run, config, dataset_index, assignment, loaders, learner)
+        description = describe_run(run, parts)
         if resumed is not None:
             keep_best(run, config, description, learner.state)
-        recorder = Recorder(run, config, description, checkpoint)
+        recorder = Recorder(run, config, description, parts.checkpoint)
         # The status comes last, so that it says nothing that is not on the disk.
-        trainer = build_trainer(config, learner, loss, [recorder, status], control.request)
+        trainer = build_trainer(config, learner, parts.loss, [recorder, status], control.request)
 
         interrupted = fit(trainer, loaders, control)
         if interrupted is None:
@@ -130,6 +123,51 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
             recorder.report(split, best.epoch, trainer.evaluate(loader, split, best.weights))
         status.on_phase(interrupted.left_as if interrupted else "finished")
         return result_of(run, learner.state.best_epoch + 1, interrupted)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of. config: resolved. checkpoint: what a resumed run goes on from, else None."""
+
+    config: Config
+    checkpoint: CheckpointContent | None
+    dataset_index: DatasetIndex
+    assignment: np.ndarray
+    loaders: Loaders
+    model: HybridMedNet
+    learner: Learner
+    loss: TrainingLoss | DistillationLoss
+
+
+def prepare(config: Config, resumed: Path | None) -> Parts:
+    """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
+    from data.builder import build_loaders, open_data, split_data
+    from models import check_backbone, create_model, load_teacher
+    from training.builder import build_distillation, build_learner, build_loss, resolve_precision
+    from training.precision import choose_device
+    from training.resume import resume
+    from utils.checkpoint import load_resumable
+    from utils.process import prepare_process
+
+    check_backbone(config.MODEL.backbone, config.image_shape())
+    device = choose_device(config.TRAIN.device)
+    prepare_process(device, config.TRAIN.seed)
+    checkpoint = load_resumable(resumed) if resumed else None
+    dataset_index = open_data(config)
+    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+    saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
+    assignment = split_data(config, dataset_index, saved_split)
+
+    model = create_model(config, checkpoint).to(device)
+    backbone = model.backbone
+    loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
+    config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
+    labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
+    learner = build_learner(config, model, len(loaders.train))
+    loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
+    if checkpoint is not None:
+        resume(learner, checkpoint, config)
+    return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss)
 
 
 def find_resumed(options: argparse.Namespace) -> Path | None:
@@ -174,7 +212,7 @@ def watch_status(run: RunFolder, config: Config, batches: int, state: Standing) 
     return StatusWriter(run.path, steps * epochs, epochs, state.global_step, state.epoch, continues)
 
 
-def keep_best(run: RunFolder, config: Config, description: dict, state: Standing) -> None:
+def keep_best(run: RunFolder, config: Config, description: Mapping[str, object], state: Standing) -> None:
     """A resumed run's best_model.pth: as it is, or written again, or looked for anew from the next epoch on."""
     from utils.runs.files import BEST
     from utils.runs.save_errors import on_save_error
@@ -191,7 +229,7 @@ def keep_best(run: RunFolder, config: Config, description: dict, state: Standing
     state.best_score, state.best_epoch = -math.inf, state.epoch - 1
 
 
-def fit(trainer, loaders, control: Control) -> Interrupted | None:
+def fit(trainer: Trainer, loaders: Loaders, control: Control) -> Interrupted | None:
     """Train to the last epoch, or until a request was obeyed by saving; that request."""
     try:
         with control.saving_first():
@@ -203,21 +241,22 @@ def fit(trainer, loaders, control: Control) -> Interrupted | None:
     return None
 
 
-def describe_run(run: RunFolder, config: Config, dataset_index, assignment, loaders, learner) -> dict:
+def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     """Write config, split and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
     from utils.environment import describe_environment
 
+    config, learner, model = parts.config, parts.learner, parts.model
     run.write_text(run.config.name, config.to_yaml())
-    split_hash = write_split(run.split, dataset_index, assignment)
+    split_hash = write_split(run.split, parts.dataset_index, parts.assignment)
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
-    logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, learner.model.summary())
+    logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
     return {
         "config": config.model_dump(mode="json"),
-        "class_names": list(dataset_index.class_names),
-        **loaders.describe(),
+        "class_names": list(parts.dataset_index.class_names),
+        **parts.loaders.describe(),
         "split_sha256": split_hash,
-        "removed_channels": learner.model.removed_channels,
+        "removed_channels": model.removed_channels,
     }
 
 
