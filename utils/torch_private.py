@@ -126,11 +126,12 @@ def worker_processes(iterator: object) -> list[BaseProcess]:
     return list(getattr(iterator, "_workers", ()))
 
 
-def shut_down_killed_workers(iterator: LoaderIterator) -> None:
+def shut_down_killed_workers(iterator: object) -> None:
     """Free what an iterator of a DataLoader has, whose worker processes were killed.
 
     One may have held the lock of the event that they share, for which the shutdown would wait: it gets another event.
     """
+    assert isinstance(iterator, LoaderIterator), "only an iterator with workers has any to be killed"
     # Of the multiprocessing event that it stands for, the shutdown calls `set` alone.
     iterator._workers_done_event = threading.Event()  # type: ignore[assignment]
     iterator._shutdown_workers()
