@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from configs.errors import HybridMedNetError
 from training.precision import Precision
-from utils.batch import Inputs, Logits, call_model
+from utils.batch import Logits
 from utils.out_of_memory import catch_oom, free_memory, is_out_of_memory
 from utils.seed import random_state, set_random_state
 
@@ -190,8 +190,7 @@ class _Steps:
         _wait(images.device)
         begin = self.clock()
         with torch.enable_grad(), candidate.precision.autocast():
-            inputs = Inputs.of_images(images.to(memory_format=layout))
-            logits = Logits.of(call_model(network, inputs))
+            logits = Logits.of(network(images.to(memory_format=layout)))
         parts = [part.float().square().mean() for part in logits if part is not None]
         torch.stack(parts).sum().backward()
         _wait(images.device)

@@ -17,6 +17,7 @@ from training import builder, probe
 from training.builder import resolve_precision
 from training.precision import Precision
 from training.probe import Candidate, choose_fastest, decide, measure, probe_shape
+from utils.batch import Inputs
 from utils.seed import random_state, seed_everything
 
 CPU = torch.device("cpu")
@@ -63,6 +64,20 @@ class Costly(nn.Module):
         random.random(), np.random.rand()  # noqa: NPY002 - the probe must put this back too
         y = self.pointwise(self.drop(self.norm(self.conv(x)))).mean((2, 3))
         return y if self.outputs == 1 else (y, y[:, :2])
+
+
+class WithTable(nn.Module):
+    """A network of an image and two columns of a table, that says itself what images alone stand for."""
+
+    takes_inputs = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.table = nn.Conv2d(3, 4, 3), nn.Linear(2, 4)
+
+    def forward(self, x):
+        inputs = x if isinstance(x, Inputs) else Inputs.of_images(x)._replace(table=x.new_zeros(len(x), 2))
+        return self.image(inputs.image).mean((2, 3)) + self.table(inputs.table)
 
 
 class _Shared:
@@ -383,3 +398,9 @@ def test_a_run_resumed_where_its_format_is_missing_goes_on_in_float32(without_bf
     assert "'bf16', which this cpu does not compute: float32" in caplog.text
     with pytest.raises(ConfigError, match="no bf16 arithmetic"):
         settled({}, "TRAIN.mixed_precision=bf16", checkpoint=begun("bf16", True))
+
+
+def test_a_network_says_itself_what_images_without_a_table_stand_for():
+    """The probe knows the shape of an image, and of nothing else that a network may take."""
+    measured = measure(WithTable(), [F, FL], SHAPE)
+    assert set(measured.medians) == {F, FL}
