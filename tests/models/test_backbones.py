@@ -13,11 +13,11 @@ from configs.errors import ModelError
 from models.backbones import BaseVisionBackbone, backbone_dims, create_backbone, list_backbones
 from models.backbones.families import smallest_of_each_family
 from models.backbones.timm_backbones import TIMM_BACKBONES
+from tests.models.stochastic_depth import has_stochastic_depth
 from utils.torch_private import BatchNorm
 
 SMALL = smallest_of_each_family(list_backbones())
 LARGER = [name for name in list_backbones() if name not in SMALL]
-WITHOUT_DROP_PATH = {"densenet121"}
 SLOW = pytest.mark.slow
 # One of each kind; test_channels_and_strides_are_true walks all families, which have the rest in common.
 QUICK = {
@@ -183,7 +183,7 @@ def wake(backbone: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", mostly_slow(SMALL))
 def test_drop_path_acts_in_training_only(name):
-    if name in WITHOUT_DROP_PATH:
+    if not has_stochastic_depth(name):
         with pytest.raises(ModelError, match=r"no stochastic depth: set MODEL\.drop_path to 0, it is 0\.1"):
             create_backbone(name, drop_path=0.1, image_size=shape_for(name))
         return
