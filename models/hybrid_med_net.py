@@ -130,7 +130,7 @@ class HybridMedNet(Checkpointable, nn.Module):
             raise WeightsUnavailableError(self.lacking_weights)
         image = x.single_images() if isinstance(x, Inputs) else x
         if self.recomputes():
-            logits = self.run_blocks(image).logits
+            logits = self.run_blocks(self.blocks(image), image).logits
             assert logits is not None
             return logits
         return self.forward_head(self.forward_features(image))

@@ -95,7 +95,7 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """[B, in_channels, *spatial] → [B, feature_channels[i], *spatial / stride_i] for each level."""
-        return list(self.run_blocks(x).levels)
+        return list(self.run_blocks(self.blocks(x), x).levels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, *spatial] → [B, feature_dim]: mean over the coarsest level, projected if asked for."""

@@ -18,7 +18,10 @@ from models import HybridMedNet, backbone_dims, create_backbone, list_backbones
 from models.attention import ATTENTION_MODES
 from models.backbones import BaseVisionBackbone
 from models.backbones.families import smallest_of_each_family
+from tests.models.stochastic_depth import has_stochastic_depth
 from training.ema import ExponentialMovingAverage
+from utils.blocks import Block, block
+from utils.gradient_checkpointing import Checkpointable
 from utils.gradient_checkpointing.activation_memory import SavedActivations
 
 FAMILIES = smallest_of_each_family(list_backbones())
@@ -90,8 +93,37 @@ def checkpointed(model, segments: int | None = None):
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=SLOW) for n in FAMILIES])
 def test_two_steps_of_every_family(name, segments):
     """With stochastic depth where there is any; test_modern_models.py has a step of all families that is not slow."""
-    model = backbone_of(name, **({} if name.startswith("densenet") else STOCHASTIC))
+    model = backbone_of(name, **(STOCHASTIC if has_stochastic_depth(name) else {}))
     assert_equal_steps(model, checkpointed(model, segments), image(model))
+
+
+class WithRow(Checkpointable, nn.Module):
+    """Layers of an image, then a row that belongs to it, bound into the last block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_channels, self.image_size = 3, (16, 16)
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Conv2d(4, 4, 3)])
+        self.row = nn.Linear(2, 4)
+
+    def blocks(self, x: Tensor, row: Tensor | None = None) -> list[Block]:
+        def add_row(y: Tensor) -> Tensor:
+            return y.mean((2, 3)) if row is None else y.mean((2, 3)) + self.row(row)
+
+        layers = [block(str(i), layer) for i, layer in enumerate(self.layers)]
+        return [*layers, block("row", add_row, modules=[self.row])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = x[:, 0, 0, :2]
+        return self.run_blocks(self.blocks(x, row), x).current()
+
+
+def test_blocks_may_be_bound_to_more_than_the_image():
+    model = WithRow().train()
+    x = image(model, 4)
+    assert not torch.equal(model(x), model.run_blocks(model.blocks(x), x).current()), "the row must matter"
+    assert_equal_steps(copy.deepcopy(model), checkpointed(model, 3), x)
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ class Blocks(Checkpointable, nn.Module):
             self.sizes.append(len(x))
         if self.greedy and self.training and not self.recomputes():
             by_cuda()
-        return self.run_blocks(x).current()
+        return self.run_blocks(self.blocks(x), x).current()
 
 
 def test_checkpointing_is_switched_on_and_changes_no_bit(caplog):

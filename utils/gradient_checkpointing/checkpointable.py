@@ -117,9 +117,11 @@ class Checkpointable:
         training = getattr(self, "training", False)
         return training and torch.is_grad_enabled() and self.is_gradient_checkpointing_enabled()
 
-    def run_blocks(self, x: Tensor) -> State:
-        """All blocks on x, recomputed by the plan where there is one to follow."""
-        blocks = self.blocks(x)
+    def run_blocks(self, blocks: Sequence[Block], x: Tensor) -> State:
+        """All of its blocks on x, recomputed by the plan where there is one to follow.
+
+        blocks: as `blocks` gives them, so that a subclass may bind what they need beside x.
+        """
         plan = self.checkpointing_plan()
         if plan is None or not self.recomputes():
             return run_plainly(blocks, State(x))
