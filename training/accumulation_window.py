@@ -22,8 +22,8 @@ from utils.torch_private import conditional_step
 class StepResult:
     """What came of a step, still on the device.
 
-    losses: of the micro-batches; the window's is their sum. norm: of the gradients before clipping. applied: bool,
-    False where the step was skipped. None has axes.
+    losses: their sum is the window's, over all processes. norm: of the gradients before clipping. applied: bool, False
+    where the step was skipped. None has axes.
     """
 
     losses: list[Tensor]
@@ -132,6 +132,7 @@ class AccumulationWindow:
     def _update(self, losses: list[Tensor], snapshot: StepSnapshot) -> StepResult:
         """From the window's gradients to weights, statistics and averages."""
         learner, parallel = self.learner, self.parallel
+        losses = parallel.reduce_losses(losses)
         parallel.reduce_gradients(learner.model.parameters())
         learner.scaler.unscale_(learner.optimizer)
         norm = parallel.clip(learner.model.parameters(), self.clip_norm)

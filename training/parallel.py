@@ -36,6 +36,12 @@ class Parallel(Protocol):
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all processes; a process without gradients adds zero."""
 
+    def reduce_losses(self, losses: list[Tensor]) -> list[Tensor]:
+        """Losses whose sum is that of the whole window, the same in every process, on the device.
+
+        losses: of the micro-batches of this process, none where its share is empty.
+        """
+
     def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
         """Scale the reduced gradients down to the 2-norm `limit` (None: leave them); → their norm before, no axes."""
 
@@ -62,6 +68,9 @@ class SingleProcess:
 
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """The gradients are those of the whole window already."""
+
+    def reduce_losses(self, losses: list[Tensor]) -> list[Tensor]:
+        return losses
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
