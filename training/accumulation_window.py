@@ -136,7 +136,8 @@ class AccumulationWindow:
         parallel.reduce_gradients(learner.model.parameters())
         learner.scaler.unscale_(learner.optimizer)
         norm = parallel.clip(learner.model.parameters(), self.clip_norm)
-        applied = parallel.all(torch.stack([*losses, norm]).isfinite().all())
+        # Losses and norm are those of all processes, so that each decides alike without asking the others.
+        applied = torch.stack([*losses, norm]).isfinite().all()
         conditional_step(learner.optimizer, applied)
         learner.scaler.update()  # unscale_ has seen any infinities: the scale shrinks
         if learner.sparsity is not None:

@@ -43,10 +43,10 @@ class Parallel(Protocol):
         """
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
-        """Scale the reduced gradients down to the 2-norm `limit` (None: leave them); → their norm before, no axes."""
+        """Scale the reduced gradients down to the 2-norm `limit` (None: leave them); → their norm before, no axes.
 
-    def all(self, flag: Tensor) -> Tensor:
-        """Whether a bool on the device is true in every process, on the device."""
+        The norm is the same in every process.
+        """
 
     def any(self, request: Request | None) -> Request | None:
         """A request to leave that any process got, the same in all of them; None where none did."""
@@ -74,9 +74,6 @@ class SingleProcess:
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
-
-    def all(self, flag: Tensor) -> Tensor:
-        return flag
 
     def any(self, request: Request | None) -> Request | None:
         return request

@@ -1,8 +1,6 @@
 """One optimizer step against a slow loop in float64 that knows nothing of terms, micro-batches or masks as tensors."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -19,10 +17,8 @@ from tests.training.toys import (
     random_data,
     snapshot,
 )
-from training.accumulation_window import AccumulationWindow
 from training.distillation import DistillationLoss, Teacher
 from training.losses import GroupSpec, TrainingLoss, binary_cross_entropy, cross_entropy
-from training.parallel import SingleProcess
 from training.precision import Precision
 from utils.batch import Batch
 
@@ -111,58 +107,6 @@ def test_a_step_is_the_slow_loops(sizes, kind, exclusive, splits):
     torch.testing.assert_close(model[1].bias, torch.tensor(bias, dtype=torch.float64), rtol=0, atol=1e-6)
     ((step, figures),) = notes.steps
     assert step == 1 and figures["train/loss"] == pytest.approx(loss, rel=1e-5) and loss > 0.1
-
-
-class OneOfTwo(SingleProcess):
-    """Parallel of two threads, which stand for processes. slots, barrier: what they have in common."""
-
-    def __init__(self, rank: int, slots: list, barrier: Barrier) -> None:
-        self.rank, self.slots, self.barrier = rank, slots, barrier
-
-    def gather(self, value):
-        self.slots[self.rank] = value
-        self.barrier.wait(timeout=60)
-        both = list(self.slots)
-        self.barrier.wait(timeout=60)
-        return both
-
-    def share(self, window):
-        return window[self.rank :: 2]
-
-    def sum(self, counts):
-        one, other = self.gather(counts)
-        return {name: one[name] + other[name] for name in one}
-
-    def reduce_losses(self, losses):
-        return [loss for own in self.gather(losses) for loss in own]
-
-    def reduce_gradients(self, parameters):
-        parameters = list(parameters)
-        own = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
-        for parameter, *both in zip(parameters, *self.gather(own), strict=True):
-            parameter.grad = both[0] + both[1]
-
-
-@pytest.mark.parametrize("sizes", [(6,), (3, 1, 2), (1, 1, 1, 1, 1, 1)])
-def test_two_processes_make_and_report_the_step_of_one(sizes):
-    """A process without a micro-batch, as of a window of one, takes part in it too."""
-    images, target, mask = random_data(6, seed=3)
-    window = cut_into(sizes, images.double(), target.double(), mask)
-    slots, barrier = [None, None], Barrier(2)
-
-    def step(parallel, trainer):
-        result = AccumulationWindow(trainer.learner, trainer.window.loss, parallel=parallel).step(window, window)
-        return sum(map(float, result.losses)), bool(result.applied), trainer.model[1].weight
-
-    # Built one after another: threads would share the random stream of the weights.
-    trainers = [trainer_of(linear_model()) for _ in range(3)]
-    loss, applied, weight = step(SingleProcess(), trainers[2])
-    with ThreadPoolExecutor(2) as threads:
-        both = list(threads.map(step, [OneOfTwo(rank, slots, barrier) for rank in range(2)], trainers))
-    assert applied and loss > 0.1 and not torch.equal(weight, linear_model()[1].weight)
-    for other_loss, other_applied, other_weight in both:
-        assert other_loss == pytest.approx(loss, rel=1e-12) and other_applied
-        torch.testing.assert_close(other_weight, weight, rtol=0, atol=1e-12)
 
 
 def test_a_window_without_a_label_is_no_step():

@@ -43,8 +43,8 @@ class Threads:
     def clip(self, parameters, limit):
         return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
 
-    def all(self, flag):
-        return torch.stack(self.gather(flag)).all()
+    def reduce_losses(self, losses):
+        return [loss for own in self.gather([loss.detach() for loss in losses]) for loss in own]
 
     def any(self, request):
         return next((each for each in self.gather(request) if each is not None), None)
@@ -114,6 +114,10 @@ def test_processes_that_share_windows_make_the_steps_of_one(size, poisoned):
         assert max(float((a - b).abs().max()) for a, b in shadow) < 1e-7
     for trainer in (one, trainers[0]):
         assert [r["skipped_steps"] for r in trainer.listeners[0].records] == [len(poisoned)] * 3
+    recorded, expected = (
+        [record["train_loss"] for record in trainer.listeners[0].records] for trainer in (trainers[0], one)
+    )
+    assert recorded == pytest.approx(expected, rel=1e-5), "rank 0 records the loss of all processes"
     listeners = [trainer.listeners for trainer in trainers]
     assert len(listeners[0]) == 1 and set(listeners[1:]) == {()}, "only rank 0 records"
 
@@ -143,7 +147,8 @@ def test_a_single_process_has_the_whole_of_everything():
     counts = {"labels": 3, "coarse": 0}
     assert alone.sum(counts) == counts
     assert [alone.any(request) for request in (None, "pause")] == [None, "pause"]
-    assert [bool(alone.all(torch.tensor(flag))) for flag in (True, False)] == [True, False]
+    losses = [torch.tensor(1.0), torch.tensor(2.0)]
+    assert alone.reduce_losses(losses) == losses
     state = {"model": model.state_dict()}
     assert alone.full_state(state) == state
 
