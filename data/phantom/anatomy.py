@@ -4,18 +4,8 @@ import cv2
 import numpy as np
 from numpy.random import PCG64, Generator
 
-from data.phantom.findings import (
-    Array,
-    Radiograph,
-    Shape,
-    branches,
-    ellipse,
-    grid,
-    polygon,
-    radius,
-    step,
-    strokes,
-)
+from data.phantom.drawing import Array, branches, ellipse, grid, polygon, radius, step, strokes
+from data.phantom.layers import Radiograph, Shape
 
 # (side, zone) of a finding: its place; from the front as a distance from the midline and y
 FRONTAL_ZONES = ((0.19, 0.26), (0.23, 0.45), (0.27, 0.64))

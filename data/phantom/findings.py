@@ -1,47 +1,20 @@
-"""The sample images' drawing tools, and one painter for each of the 14 findings.
+"""The 14 findings of the sample images: how each deforms the chest, and one painter for each.
 
-An image is kept as separate layers (`Radiograph`) until the end, as a finding acts on what a
-radiograph is made of: fluid takes the air out of a lung, a pneumothorax takes its vessels.
-All lengths are fractions of the image's side: x runs right, y runs down, the
-patient's right side is on the image's left (side -1). A lateral radiograph shows the patient
-facing left; there side -1 is the front of the chest and side +1 the back.
+A painter changes the layers of a `Radiograph` and returns the mask of what it drew; lengths and sides are those of
+`data.phantom.layers`.
 
 The names are those of NIH ChestX-ray14 (Wang et al. 2017, arXiv:1705.02315); the shapes
 follow the Fleischner Society's glossary (Hansell et al. 2008, doi:10.1148/radiol.2462070712).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import cos, sin
-from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-# float32 unless a docstring says otherwise. Any: the types of cv2 do not say which numbers its functions give.
-Array = NDArray[Any]
-Mask = NDArray[np.bool_]
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A chest's measures before it is drawn; findings that move organs change these."""
-
-    seed: int  # ribs and vessels
-    centre: float = 0.5
-    half_width: float = 0.385  # of the inner chest at its base
-    top: float = 0.09  # of the lungs
-    domes: tuple[float, float] = (0.72, 0.745)  # diaphragm, right and left
-    drop: float = 0.13  # from a dome to its costophrenic angle
-    heart: float = 0.45  # cardiothoracic ratio
-    shift: float = 0.0  # of heart and mediastinum
-    air: float = 1.0  # darkness of the lungs
-    vessels: float = 1.0
-    breast: float = 0.0
-    bubble: float = 0.05  # half width of the gastric bubble
+from data.phantom.drawing import Mask, branches, ellipse, glow, grid, noise, polygon, radius, step, strokes
+from data.phantom.layers import Radiograph, Shape
 
 
 @dataclass(frozen=True)
@@ -53,116 +26,6 @@ class Spot:
     zone: int
     scale: float  # about 1
     seed: int
-
-
-@dataclass
-class Radiograph:
-    """An undeveloped image: layers and landmarks; arrays are float32 [width, width]."""
-
-    lateral: bool
-    lungs: dict[int, Array]  # side: 0 to 1
-    inset: dict[int, Array]  # side: distance to the chest wall, positive inside
-    floor: dict[int, Array]  # side: height of the diaphragm, [1, width]
-    centres: dict[tuple[int, int], Point]  # (side, zone)
-    hila: dict[int, Point]
-    hiatus: Point  # where a hernia comes through
-    heart: Array
-    soft: Array
-    air: Array
-    marks: Array
-    bone: Array
-    extra: Array
-
-    @property
-    def width(self) -> int:
-        return self.air.shape[0]
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """The lungs told apart: both from the front, one (its back wall) from the side."""
-        return (1,) if self.lateral else (-1, 1)
-
-    def fill(self, opacity: Array, density: float) -> None:
-        """Replaces air by something of `density` where `opacity` (0 to 1) is set."""
-        self.air *= 1 - density * opacity
-        self.marks *= 1 - 0.8 * density * opacity
-
-
-@lru_cache(maxsize=4)
-def grid(width: int) -> tuple[Array, Array]:
-    """x as [1, width] and y as [width, 1]: pixel centres, 0 to 1."""
-    line = (np.arange(width, dtype=np.float32) + 0.5) / width
-    return line[None, :], line[:, None]
-
-
-def step(value: Array, soft: float) -> Array:
-    """0 to 1 around value 0, over about `soft` on each side."""
-    t = np.clip(value / (2 * soft) + 0.5, 0, 1).astype(np.float32)
-    return t * t * (3 - 2 * t)
-
-
-def radius(width: int, centre: Point, axes: Point, tilt: float = 0.0) -> Array:
-    """Distance from `centre` in units of an ellipse's half axes; `tilt` in radians."""
-    x, y = grid(width)
-    dx, dy = x - centre[0], y - centre[1]
-    u = (dx * cos(tilt) + dy * sin(tilt)) / axes[0]
-    v = (dy * cos(tilt) - dx * sin(tilt)) / axes[1]
-    return np.sqrt(u * u + v * v)
-
-
-def ellipse(width: int, centre: Point, axes: Point, tilt: float = 0.0, soft: float = 0.06) -> Array:
-    """A filled ellipse, 1 inside; `soft` is a part of its half axes."""
-    return step(1 - radius(width, centre, axes, tilt), soft)
-
-
-def glow(width: int, centre: Point, axes: Point, tilt: float = 0.0) -> Array:
-    """A hill of height 1 that is level at its top and reaches 0 on the ellipse."""
-    r = radius(width, centre, axes, tilt)
-    return np.clip(1 - r * r, 0, 1) ** 2
-
-
-def noise(rng: np.random.Generator, width: int, cells: int) -> Array:
-    """A smooth random field of mean 0 and deviation about 1, `cells` bumps per side."""
-    coarse = rng.standard_normal((cells, cells)).astype(np.float32)
-    return cv2.resize(coarse, (width, width), interpolation=cv2.INTER_CUBIC)
-
-
-def strokes(width: int, curves: Sequence, thick: float, blur: float = 0.0) -> Array:
-    """Lines of thickness `thick` through points [n, 2], 0 to 1; `blur` is a deviation."""
-    canvas = np.zeros((width, width), np.uint8)  # cv2 smooths edges in 8 bits only
-    points = [np.rint(np.asarray(c) * width * 16).astype(np.int32) for c in curves]
-    pixels = thick * width
-    cv2.polylines(canvas, points, False, 255, max(1, round(pixels)), cv2.LINE_AA, 4)
-    drawn = canvas.astype(np.float32) * (min(1.0, pixels) / 255)
-    return cv2.GaussianBlur(drawn, (0, 0), blur * width) if blur else drawn
-
-
-def polygon(width: int, points: Sequence[Point], blur: float) -> Array:
-    """A filled polygon, 0 to 1."""
-    canvas = np.zeros((width, width), np.uint8)
-    corners = np.rint(np.asarray(points) * width * 16).astype(np.int32)
-    cv2.fillPoly(canvas, [corners], 255, cv2.LINE_AA, 4)
-    return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), blur * width)
-
-
-def branches(
-    rng: np.random.Generator, start: Point, headings: NDArray, length: float, levels: int = 3
-) -> list[NDArray]:
-    """Curves [n, 7, 2] of a tree that grows from `start`, one array per level."""
-    origins = np.tile(np.asarray(start, dtype=np.float64), (len(headings), 1))
-    lengths = length * rng.uniform(0.7, 1.25, len(headings))
-    tree = []
-    for _ in range(levels):
-        bend = rng.normal(0, 0.7, len(headings))[:, None] * np.linspace(0, 1, 6)
-        turn = headings[:, None] + bend
-        moves = np.stack([np.cos(turn), np.sin(turn)], -1) * lengths[:, None, None] / 6
-        path = origins[:, None] + np.concatenate([0 * moves[:, :1], moves.cumsum(1)], 1)
-        tree.append(path)
-        origins = np.concatenate([path[:, 3], path[:, 5]])
-        fork = rng.uniform(0.35, 0.8, len(headings))
-        headings = np.concatenate([turn[:, 3] + fork, turn[:, 5] - fork])
-        lengths = np.tile(lengths, 2) * 0.6
-    return tree
 
 
 def bend(shape: Shape, finding: str, spot: Spot) -> Shape:

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
 from data.phantom.anatomy import draw_frontal, draw_lateral
-from data.phantom.findings import PAINTERS, Array, Mask, Radiograph, Shape, Spot, bend, noise
+from data.phantom.drawing import Array, Mask, noise
+from data.phantom.findings import PAINTERS, Spot, bend
+from data.phantom.layers import Radiograph, Shape
 
 FINDINGS: tuple[str, ...] = tuple(PAINTERS)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data.phantom import radiographs
-from data.phantom.findings import Shape, Spot
+from data.phantom.findings import Spot
+from data.phantom.layers import Shape
 from data.phantom.radiographs import FINDINGS, draw_images, write_phantom
 
 VIEWS = ("PA", "AP", "LATERAL")
