@@ -7,12 +7,8 @@ numbers measured on it say nothing about real radiographs.
 """
 
 import csv
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import count as count_up
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -23,6 +19,7 @@ from data.phantom.anatomy import draw_frontal, draw_lateral
 from data.phantom.drawing import Array, Mask, noise
 from data.phantom.findings import PAINTERS, Spot, bend
 from data.phantom.layers import Radiograph, Shape
+from data.phantom.series import series, write_whole_folder
 
 FINDINGS: tuple[str, ...] = tuple(PAINTERS)
 
@@ -296,12 +293,7 @@ def draw_images(count: int, size: int = 128, seed: int = 0) -> Iterator[PhantomI
     Raises:
         ValueError: for a size out of range, or a negative count or seed.
     """
-    if not 64 <= size <= 512:
-        raise ValueError(f"size {size}: the images can be drawn at 64 to 512 pixels")
-    if count < 0 or seed < 0:
-        raise ValueError(f"count {count}, seed {seed}: neither may be negative")
-    every = (p for number in count_up() for p in patient_images(seed, number, size))
-    return islice(every, count)
+    return series(patient_images, count, size, seed)
 
 
 # --- files
@@ -359,23 +351,6 @@ def fill_folder(folder: Path, images: Iterator[PhantomImage]) -> None:
                 save_png(folder / "masks" / name, mask_bits(p.masks))
             for finding, mask in p.masks.items():
                 box_rows.writerows((image, finding, *box) for box in boxes(mask))
-
-
-def write_whole_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Makes the new `folder` with what `fill(empty folder)` writes; it appears only when it is complete.
-
-    It is made under another name beside its place and then renamed. Raises FileExistsError if it exists.
-    """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists: remove it, or give another folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        fill(partial)
-        partial.rename(folder)
-    except BaseException:  # an interrupt too must leave nothing behind
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def write_phantom(folder: Path, count: int = 1200, size: int = 128, seed: int = 0) -> None:

@@ -12,14 +12,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count as count_up
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
-from data.phantom.radiographs import write_whole_folder
+from data.phantom.series import series, write_whole_folder
 from data.phantom.thorax import FINDINGS, Thorax, draw_thorax
 from data.readers.volumes import Volume
 
@@ -65,12 +63,7 @@ def draw_volumes(count: int, size: int = 64, seed: int = 0) -> Iterator[PhantomV
     seed: of the series; same arguments, same volumes, and volume i does not depend on count.
     Raises ValueError for a size out of range, or a negative count or seed.
     """
-    if not 64 <= size <= 512:
-        raise ValueError(f"size {size}: the volumes can be drawn at 64 to 512 voxels")
-    if count < 0 or seed < 0:
-        raise ValueError(f"count {count}, seed {seed}: neither may be negative")
-    every = (volume for number in count_up() for volume in _patient_volumes(seed, number, size))
-    return islice(every, count)
+    return series(_patient_volumes, count, size, seed)
 
 
 def write_phantom_volumes(folder: Path, count: int = 240, size: int = 64, seed: int = 0) -> None:

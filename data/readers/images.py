@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from configs.errors import DataError
 from data.readers.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom
+from data.readers.naming import naming
 from data.readers.png import PNG_MAGIC, check_png
 from data.readers.regular_files import read_head
 
@@ -23,7 +22,7 @@ _LUMA = np.array([19595, 38470, 7471], np.uint32)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode one PNG, JPEG or DICOM file; its first bytes decide which, whatever it is called.
+    """Decode one PNG, JPEG or DICOM file; its first bytes decide which, not its name.
 
     Returns [H, W] or [H, W, 3] (RGB): uint8 or uint16 as stored for PNG and JPEG (palettes and CMYK as RGB,
     1-bit as 0/255, transparency laid over black, EXIF orientation applied); float32 in [0, 1] for grey DICOM and
@@ -32,7 +31,8 @@ def read_image(path: Path) -> np.ndarray:
     Raises DataError, naming the file, for anything that prevents decoding: a missing or truncated file, a
     missing codec, more pixels than Pillow's decompression-bomb limit, a format that is none of the three.
     """
-    return _naming(path, _decode)
+    with naming("image", path):
+        return _decode(path)
 
 
 def read_reduced(path: Path, least: tuple[int, int]) -> np.ndarray | None:
@@ -45,23 +45,8 @@ def read_reduced(path: Path, least: tuple[int, int]) -> np.ndarray | None:
     show. See docs/benchmarks/data.md.
     The limits and the upright orientation are those of the full image. Raises DataError as `read_image` does.
     """
-    return _naming(path, lambda location: _decode_reduced(location, least))
-
-
-_Decoded = TypeVar("_Decoded")
-
-
-def _naming(path: Path, decode: Callable[[Path], _Decoded]) -> _Decoded:
-    """decode(path); what keeps it from being decoded is a DataError that names the file."""
-    try:
-        return decode(path)
-    except DataError as reason:
-        raise DataError(f"cannot read image '{path}': {reason}") from reason
-    except FileNotFoundError as reason:
-        raise DataError(f"cannot read image '{path}': there is no such file") from reason
-    except Exception as reason:  # decoders of foreign bytes raise anything: struct.error, SyntaxError, MemoryError, …
-        detail = " ".join(str(reason).split()) or "no further detail"
-        raise DataError(f"cannot read image '{path}': {type(reason).__name__}: {detail}") from reason
+    with naming("image", path):
+        return _decode_reduced(path, least)
 
 
 def to_channels(array: np.ndarray, channels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from configs.errors import DataError
 from data.readers.dicom import looks_like_dicom
 from data.readers.dicom_series import list_slices, read_multiframe, read_series
 from data.readers.images import IMAGE_SUFFIXES
+from data.readers.naming import naming
 from data.readers.nifti import NIFTI_SUFFIXES, is_nifti_name, read_nifti
 from data.readers.regular_files import leaves, read_head
 from data.readers.tables import some
@@ -26,15 +27,8 @@ def read_volume(path: Path, root: Path | None = None) -> Volume:
     root: a folder that slices may not leave by a symbolic link; None: anywhere.
     Raises DataError naming the path for anything that prevents reading: see read_nifti and read_series.
     """
-    try:
+    with naming("volume", path):
         return _read(path, root)
-    except DataError as reason:
-        raise DataError(f"cannot read volume '{path}': {reason}") from reason
-    except FileNotFoundError as reason:
-        raise DataError(f"cannot read volume '{path}': there is no such file or folder") from reason
-    except Exception as reason:  # decoders of foreign bytes raise anything: zlib.error, EOFError, ImageFileError, …
-        detail = " ".join(str(reason).split()) or "no further detail"
-        raise DataError(f"cannot read volume '{path}': {type(reason).__name__}: {detail}") from reason
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import nn
 from tests.training.toys import (
     CLASSES,
     SIDE,
+    CoarseAndFine,
     Notes,
     batch_of,
     differences,
@@ -121,16 +122,6 @@ def test_a_window_without_a_label_is_no_step():
     assert trainer.pending == []
 
 
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = linear_model()
-
-    def forward(self, x):
-        fine = self.body(x)
-        return fine[:, :2] * 0.5, fine
-
-
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
@@ -150,7 +141,7 @@ def test_the_terms_of_a_hierarchical_loss_have_counts_of_their_own(labels, coars
     weights = {"fine": 0.7, "coarse": 0.4, "consistency": 0.2}
     notes = Notes()
     loss = TrainingLoss(binary_cross_entropy, weights, groups=groups)
-    trainer = trainer_of(Pair(), loss=loss, listeners=[notes])
+    trainer = trainer_of(CoarseAndFine(linear_model()), loss=loss, listeners=[notes])
     with torch.no_grad():
         coarse, fine = (outputs.tolist() for outputs in trainer.model(images.double()))
     expected = 0.0

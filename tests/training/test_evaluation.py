@@ -14,6 +14,7 @@ from torch import nn
 from configs.errors import TrainingError
 from tests.training.toys import (
     CLASSES,
+    CoarseAndFine,
     Notes,
     TensorLoader,
     by_cuda,
@@ -161,16 +162,6 @@ def read_at_once(model, loss: TrainingLoss, loader) -> tuple[np.ndarray, float]:
     return np.concatenate(scores), float(loss.total(sums, counts))
 
 
-class CoarseAndFine(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside = plain_model()
-
-    def forward(self, x):
-        fine = self.inside(x)
-        return fine[:, :2] * 0.5, fine
-
-
 HIERARCHICAL = TrainingLoss(
     binary_cross_entropy,
     {"fine": 0.6, "coarse": 0.4, "consistency": 0.2},
@@ -183,7 +174,7 @@ HIERARCHICAL = TrainingLoss(
     [
         (full_model, TrainingLoss(binary_cross_entropy)),
         (plain_model, TrainingLoss(cross_entropy, exclusive=True)),
-        (CoarseAndFine, HIERARCHICAL),
+        (lambda: CoarseAndFine(plain_model()), HIERARCHICAL),
     ],
 )
 @pytest.mark.parametrize("bad", [(), (0,), (1, 2), (3,)])

@@ -74,6 +74,18 @@ def full_model(seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+class CoarseAndFine(nn.Module):
+    """Coarse logits, which are halves of the first two fine ones, and fine logits, those of `body`."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        fine = self.body(x)
+        return fine[:, :2] * 0.5, fine
+
+
 class Notes(Listener):
     """A listener that keeps what it is told, and passes it on to functions."""
 
