@@ -10,6 +10,7 @@ from math import prod
 from pathlib import PureWindowsPath
 
 from configs.errors import ConfigError
+from configs.fallbacks import SHAPE, Task
 
 Shape = tuple[int, int] | tuple[int, int, int]
 
@@ -59,6 +60,20 @@ def weights_problems(pretrained: bool | str, init_from: str | None, pruning: str
     return found
 
 
+def compile_problems(quantization_aware: bool, compiled: bool) -> list[str]:
+    """Training for int8, whose fake quantisation torch.compile does not take."""
+    if quantization_aware and compiled:
+        return ["TRAIN.quantization_aware and TRAIN.compile do not go together: set one of them to false"]
+    return []
+
+
+def cache_problems(cache: str, cache_dir: str | None) -> list[str]:
+    """A folder for a cache that is not on the disk."""
+    if cache_dir is None or cache == "disk":
+        return []
+    return [f"DATA.cache_dir is for DATA.cache 'disk', not '{cache}': set one of them"]
+
+
 def channel_problems(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[str]:
     """A normalisation for another number of channels, or by nothing."""
     found = [
@@ -69,8 +84,9 @@ def channel_problems(mean: Sequence[float] | None, std: Sequence[float] | None, 
     return [*found, f"DATA.std {std} must be positive"] if std and min(std) <= 0 else found
 
 
-def name_problems(names: Mapping[str, str | None]) -> list[str]:
-    """Names that become a folder's (key → name): neither paths nor what no file system takes."""
+def name_problems(model_name: str, run_name: str | None) -> list[str]:
+    """Names that become a folder's, and are a path or longer than a file system takes."""
+    names = {"MODEL.name": model_name.replace("/", "_"), "LOGGING.run_name": run_name}
     return [
         f"{key}: {name!r} is not allowed: one folder's name, without a path, of at most {_LONGEST_NAME} characters"
         for key, name in names.items()
@@ -88,6 +104,32 @@ def size_problems(shape: Shape) -> list[str]:
     if prod(shape) <= most:
         return []
     return [f"DATA.image_size {shape} has {prod(shape):,} {what}: at most {most:,} are possible"]
+
+
+def input_problems(
+    sizes: tuple[int | Shape | None, int | Shape | None],
+    window: tuple[float, float] | None,
+    spacing_mm: tuple[float, ...] | None,
+    resize: str,
+    channels_last: str | bool,
+    albumentations: bool,
+    augment_on: str,
+) -> list[str]:
+    """Settings that do not go with the input's shape: one too large, or those of images for volumes and vice versa.
+
+    sizes: DATA.image_size and MODEL.input_size.
+    """
+    try:
+        shape = shape_of(*sizes)
+    except ConfigError as error:
+        return [*window_problems(window), str(error)]
+    volumes = len(shape) == 3
+    kind = (
+        volume_problems(resize, channels_last, albumentations, window)
+        if volumes
+        else image_problems(window, spacing_mm)
+    )
+    return [*size_problems(shape), *kind, *augmentation_problems(augment_on, volumes, albumentations)]
 
 
 def volume_problems(
@@ -126,7 +168,7 @@ def augmentation_problems(augment_on: str, volumes: bool, albumentations: bool) 
     return [f"DATA.augment_on 'device' is for the light augmentation of images, not {other}: use auto or cpu"]
 
 
-def shape_of(image_size: int | Shape | None, input_size: int | Shape | None, fallback: Shape) -> Shape:
+def shape_of(image_size: int | Shape | None, input_size: int | Shape | None) -> Shape:
     """The input's shape from DATA.image_size and MODEL.input_size, either of which may be open.
 
     Raises ConfigError where both are given and differ.
@@ -134,7 +176,7 @@ def shape_of(image_size: int | Shape | None, input_size: int | Shape | None, fal
     data, model = _shape(image_size), _shape(input_size)
     if data and model and data != model:
         raise ConfigError(f"DATA.image_size {data} and MODEL.input_size {model} differ: set one, or both alike")
-    return data or model or fallback
+    return data or model or SHAPE
 
 
 def _shape(size: int | Shape | None) -> Shape | None:
@@ -153,6 +195,16 @@ def check_classes(num_classes: int | None, wanted: Sequence[str] | None, class_n
             f"MODEL.num_classes is {num_classes}, but the data have {len(class_names)} classes "
             f"({', '.join(class_names[:20])}): leave it null, or name the classes in DATA.class_names"
         )
+
+
+def task_of(task: Task | None, count: int, exclusive: bool) -> Task:
+    """The task, where it is null that of the data. exclusive: each image has exactly one of `count` classes.
+
+    Raises ConfigError where it is binary and the data have not one class.
+    """
+    if task == "binary" and count != 1:
+        raise ConfigError(f"MODEL.task 'binary' needs one class, the data have {count}: use multi_class")
+    return task or ("multi_class" if exclusive else "binary" if count == 1 else "multi_label")
 
 
 def check_groups(

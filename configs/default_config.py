@@ -1,8 +1,7 @@
-"""Every setting of HybridMedNet: its name, type, default and help text stand here and nowhere else.
+"""Every setting of HybridMedNet: its name, type, default and help text are defined here and nowhere else.
 
-Edit the defaults below, write a YAML file (see configs/*.yaml), or say `--set SECTION.key=value`: whatever value
-stands in a Config is meant. Where a setting follows from others or from the data, its default is null, and
-`Config.resolve` fills what is still null then.
+Edit the defaults below, write a YAML file (see configs/*.yaml), or pass `--set SECTION.key=value`: all count alike.
+Where a setting follows from others or from the data, its default is null, and `Config.resolve` fills it.
 """
 
 from __future__ import annotations
@@ -12,23 +11,10 @@ from typing import ClassVar, Literal, TypedDict, TypeVar, Unpack
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from configs import consistency
-from configs.errors import ConfigError
+from configs import consistency, fallbacks
+from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
 from configs.loading import RootSection
-from configs.previous_release import restore
 from configs.section import Section
-
-SAMPLE_FOLDER = "./data/sample_chest_xray"
-SAMPLE_VOLUME_FOLDER = "./data/sample_chest_ct"
-
-# What null is where no data say better, as for a network that is built in a notebook: the previous release's defaults.
-FALLBACK_TASK: Literal["multi_label"] = "multi_label"
-FALLBACK_SHAPE = (224, 224)
-FALLBACK_CLASSES, FALLBACK_COARSE_CLASSES = 14, 3
-# What null is otherwise.
-USUAL_WARMUP_EPOCHS = 5
-SAMPLE_COUNT, SAMPLE_SIZE = 1200, 128
-SAMPLE_VOLUME_COUNT, SAMPLE_VOLUME_SIZE = 240, 64
 
 _Flat = tuple[PositiveInt, PositiveInt]
 _Solid = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -81,12 +67,12 @@ class ModelSettings(Section):
     )
     in_channels: Literal[1, 3] = _setting(3, "Channels of the network's input; images are converted.")
     num_classes: PositiveInt | None = _setting(
-        None, f"Outputs of the head; null: as many as the data have classes (without data {FALLBACK_CLASSES})."
+        None, f"Outputs of the head; null: as many as the data have classes (without data {fallbacks.CLASSES})."
     )
     num_coarse_classes: PositiveInt | None = _setting(
         None,
         f"Coarse outputs; null: as many as coarse_groups, of which there are 2 by default (without data "
-        f"{FALLBACK_COARSE_CLASSES}).",
+        f"{fallbacks.COARSE_CLASSES}).",
     )
     coarse_groups: dict[str, list[str]] | None = _setting(
         None, "Coarse class → its findings. Null: 'any finding' and 'no finding'."
@@ -154,12 +140,12 @@ class TrainSettings(Section):
     weight_decay: float = _setting(1e-4, "Decoupled for adamw, L2 for sgd.", ge=0)
     momentum: float = _setting(0.9, "Momentum of sgd.", ge=0, lt=1)
     lr_scheduler: Literal["cosine", "onecycle", "plateau", "constant"] = _setting(
-        "cosine", "How the learning rate goes on after the warm-up."
+        "cosine", "How the learning rate changes after the warm-up."
     )
     warmup_epochs: float | None = _setting(
         None,
-        f"Epochs of linear warm-up (parts of one are allowed); null: {USUAL_WARMUP_EPOCHS}, and a tenth of a run "
-        f"shorter than {2 * USUAL_WARMUP_EPOCHS}.",
+        f"Epochs of linear warm-up (parts of one are allowed); null: {fallbacks.WARMUP_EPOCHS}, and a tenth of a run "
+        f"shorter than {2 * fallbacks.WARMUP_EPOCHS}.",
         ge=0,
     )
     plateau_patience: PositiveInt = _setting(3, "plateau: epochs without a better score before a cut.")
@@ -198,7 +184,8 @@ class DataSettings(Section):
 
     data_dir: str | None = _setting(
         None,
-        f"Folder or .npz; null: the sample data, {SAMPLE_FOLDER} (volumes: {SAMPLE_VOLUME_FOLDER}), made if missing.",
+        f"Folder or .npz; null: the sample data, {SAMPLE_IMAGES.folder} (volumes: {SAMPLE_VOLUMES.folder}), made if "
+        "missing.",
     )
     labels_file: str | None = _setting(None, "Labels CSV; null: labels.csv in data_dir.")
     format: Literal["auto", "csv", "nih", "folders", "medmnist"] = _setting("auto", "auto: recognised.")
@@ -206,7 +193,7 @@ class DataSettings(Section):
     image_size: PositiveInt | _Flat | _Solid | None = _setting(
         None,
         "Side, or height and width, of the network's input in pixels; three numbers (depth, height, width) say that "
-        f"the data are volumes. null: MODEL.input_size, or else {FALLBACK_SHAPE[0]}.",
+        f"the data are volumes. null: MODEL.input_size, or else {fallbacks.SHAPE[0]}.",
     )
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = _setting(
         None,
@@ -258,12 +245,13 @@ class DataSettings(Section):
     )
     sample_count: PositiveInt | None = _setting(
         None,
-        f"Images to draw when the sample data are made; null: {SAMPLE_COUNT}, or {SAMPLE_VOLUME_COUNT} volumes.",
+        f"Images to draw when the sample data are made; null: {SAMPLE_IMAGES.count}, or "
+        f"{SAMPLE_VOLUMES.count} volumes.",
     )
     sample_size: int | None = _setting(
         None,
-        f"Their side in pixels; null: {SAMPLE_SIZE}, or {SAMPLE_VOLUME_SIZE} for volumes, which have half as many "
-        "slices.",
+        f"Their side in pixels; null: {SAMPLE_IMAGES.size}, or {SAMPLE_VOLUMES.size} for volumes, which have half as "
+        "many slices.",
         ge=64,
         le=512,
     )
@@ -312,7 +300,8 @@ class CheckpointSettings(Section):
     )
     save_best: bool = _setting(True, "Keep best_model.pth by mean AUROC on the validation split.")
     on_save_error: Literal["stop", "continue"] = _setting(
-        "stop", "A disk that is full or read-only. continue: say so and train on, with the files that are there."
+        "stop",
+        "A disk that is full or read-only. continue: log an error and continue training with the existing files.",
     )
 
 
@@ -339,20 +328,13 @@ class Config(RootSection):
     CHECKPOINT: CheckpointSettings = Field(default_factory=CheckpointSettings)
     LOGGING: LoggingSettings = Field(default_factory=LoggingSettings)
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """From a pickle: of today's Config, which is empty before, or of the previous release's plain object."""
-        if not self.__dict__ and "__dict__" in state:
-            super().__setstate__(state)
-        else:
-            restore(self, state)
-
     def image_shape(self) -> consistency.Shape:
         """(height, width) of the network's input, (depth, height, width) where it is a volume.
 
         From DATA.image_size and MODEL.input_size; one number is the side of an image, never of a volume.
         Raises ConfigError where both are given and differ.
         """
-        return consistency.shape_of(self.DATA.image_size, self.MODEL.input_size, FALLBACK_SHAPE)
+        return consistency.shape_of(self.DATA.image_size, self.MODEL.input_size)
 
     def has_volumes(self) -> bool:
         """Whether the data are volumes: whether `image_shape` has three numbers."""
@@ -368,35 +350,24 @@ class Config(RootSection):
     def problems(self) -> list[str]:
         """Contradictions between settings that are each fine alone; empty where there are none."""
         model, train, data, loss = self.MODEL, self.TRAIN, self.DATA, self.LOSS
-        found = [
+        loss_type = loss.type or (model.task and fallbacks.loss_of(model.task))  # None while the data decide
+        return [
             *consistency.split_problems(data.train_split, data.val_split, data.test_split),
             *consistency.task_problems(model.task, loss.type, model.hierarchical),
-            *consistency.weight_problems(loss.pos_weight, self._loss_type()),
+            *consistency.weight_problems(loss.pos_weight, loss_type),
             *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
+            *consistency.compile_problems(train.quantization_aware, train.compile),
+            *consistency.cache_problems(data.cache, data.cache_dir),
             *consistency.channel_problems(data.mean, data.std, model.in_channels),
-            *consistency.name_problems(
-                {"MODEL.name": model.name.replace("/", "_"), "LOGGING.run_name": self.LOGGING.run_name}
-            ),
+            *consistency.name_problems(model.name, self.LOGGING.run_name),
+            *self._problems_of_size(),
         ]
-        if train.quantization_aware and train.compile:
-            found.append("TRAIN.quantization_aware and TRAIN.compile do not go together: set one of them to false")
-        if data.cache_dir is not None and data.cache != "disk":
-            found.append(f"DATA.cache_dir is for DATA.cache 'disk', not '{data.cache}': set one of them")
-        return found + self._problems_of_size()
 
     def _problems_of_size(self) -> list[str]:
-        data, last = self.DATA, self.TRAIN.channels_last
-        try:
-            shape, volumes = self.image_shape(), self.has_volumes()
-        except ConfigError as error:
-            return [*consistency.window_problems(data.window), str(error)]
-        kind = (
-            consistency.volume_problems(data.resize, last, data.use_albumentations, data.window)
-            if volumes
-            else consistency.image_problems(data.window, data.spacing_mm)
+        data, last, sizes = self.DATA, self.TRAIN.channels_last, (self.DATA.image_size, self.MODEL.input_size)
+        return consistency.input_problems(
+            sizes, data.window, data.spacing_mm, data.resize, last, data.use_albumentations, data.augment_on
         )
-        augmentation = consistency.augmentation_problems(data.augment_on, volumes, data.use_albumentations)
-        return [*consistency.size_problems(shape), *kind, *augmentation]
 
     def resolve(self, class_names: Sequence[str], exclusive: bool = False) -> Config:
         """A copy in which what depends on the data and on other settings is written out where it is null.
@@ -407,46 +378,31 @@ class Config(RootSection):
         config = self.model_copy(deep=True)
         model, count = config.MODEL, len(class_names)
         consistency.check_classes(model.num_classes, config.DATA.class_names, class_names)
-        model.task = model.task or ("multi_class" if exclusive else "binary" if count == 1 else "multi_label")
-        if model.task == "binary" and count != 1:
-            raise ConfigError(f"MODEL.task 'binary' needs one class, the data have {count}: use multi_class")
+        model.task = consistency.task_of(model.task, count, exclusive)
         model.num_classes, config.DATA.class_names = count, list(class_names)
         if model.hierarchical:
             model.num_coarse_classes = consistency.check_groups(
                 model.coarse_groups, model.num_coarse_classes, class_names
             )
-        config = config.complete()
-        problems = config.problems()
-        if problems:
-            raise ConfigError("with these data the configuration has problems:\n  " + "\n  ".join(problems))
-        return config
+        return config.complete().check("with these data ")
 
     def complete(self) -> Config:
         """A copy without null where that stands for another value: what `resolve` does, without knowing the data.
 
-        Where only the data could tell, DATA.class_names do, or else the fallbacks at the head of this file stand: so
+        What only the data could decide comes from DATA.class_names, or else from configs/fallbacks.py: so
         HybridMedNet(Config()) has 14 classes. Raises ConfigError where DATA.image_size and MODEL.input_size differ.
         """
         config = self.model_copy(deep=True)
         model, data, train = config.MODEL, config.DATA, config.TRAIN
-        volumes = self.has_volumes()
+        sample = SAMPLE_VOLUMES if self.has_volumes() else SAMPLE_IMAGES
         model.input_size = data.image_size = self.image_shape()
-        model.task = model.task or FALLBACK_TASK
-        known = len(data.class_names or ()) or (1 if model.task == "binary" else FALLBACK_CLASSES)
-        model.num_classes = model.num_classes or known
-        model.num_coarse_classes = model.num_coarse_classes or len(model.coarse_groups or ()) or FALLBACK_COARSE_CLASSES
-        if data.data_dir is None:
-            data.data_dir = SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER
-        data.sample_count = data.sample_count or (SAMPLE_VOLUME_COUNT if volumes else SAMPLE_COUNT)
-        data.sample_size = data.sample_size or (SAMPLE_VOLUME_SIZE if volumes else SAMPLE_SIZE)
-        config.LOSS.type = config._loss_type() or "bce"
+        model.task = model.task or fallbacks.TASK
+        model.num_classes = model.num_classes or fallbacks.class_count(model.task, data.class_names)
+        coarse = len(model.coarse_groups or ()) or fallbacks.COARSE_CLASSES
+        model.num_coarse_classes = model.num_coarse_classes or coarse
+        data.data_dir = sample.folder if data.data_dir is None else data.data_dir
+        data.sample_count, data.sample_size = data.sample_count or sample.count, data.sample_size or sample.size
+        config.LOSS.type = config.LOSS.type or fallbacks.loss_of(model.task)
         if train.warmup_epochs is None:
-            short = train.epochs < 2 * USUAL_WARMUP_EPOCHS  # the usual warm-up would leave it no training
-            train.warmup_epochs = train.epochs / 10 if short else USUAL_WARMUP_EPOCHS
+            train.warmup_epochs = fallbacks.warmup_epochs(train.epochs)
         return config
-
-    def _loss_type(self) -> Literal["bce", "focal", "asymmetric", "cross_entropy"] | None:
-        """LOSS.type, or what it will be; None while that depends on the data."""
-        if self.LOSS.type is not None or self.MODEL.task is None:
-            return self.LOSS.type
-        return "cross_entropy" if self.MODEL.task == "multi_class" else "bce"

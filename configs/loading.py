@@ -9,6 +9,7 @@ from typing import TypeVar
 import yaml
 
 from configs.errors import ConfigError, shortened
+from configs.previous_release import restore
 from configs.section import Section, unknown_name
 from configs.strict_yaml import MAX_CHARACTERS, parse_yaml
 
@@ -64,6 +65,13 @@ class RootSection(Section):
         _raise(problems, "")
         return {text: tuple(_leaves(cls, settings)) for text, settings in named.items()}
 
+    def __setstate__(self, state: Any) -> None:
+        """From a pickle: of this release's Config, which is empty before, or of the previous release's plain object."""
+        if not self.__dict__ and "__dict__" in state:
+            super().__setstate__(state)
+        else:
+            restore(self, state)
+
     def to_yaml(self) -> str:
         """Every setting, as YAML that `from_yaml` reads back to equal settings."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -71,6 +79,11 @@ class RootSection(Section):
     def problems(self) -> list[str]:
         """Contradictions between settings that are each fine alone; empty where there are none."""
         return []
+
+    def check(self: Root, source: str = "") -> Root:
+        """Itself. Raises ConfigError that lists all contradictions; source: what the sentence begins with."""
+        _raise(self.problems(), source)
+        return self
 
 
 def _checked(root: type[Root], settings: Settings, overrides: Iterable[str], problems: list[str], source: str) -> Root:

@@ -10,8 +10,9 @@ from typing import TypedDict
 
 import numpy as np
 
-from configs.default_config import SAMPLE_FOLDER, SAMPLE_VOLUME_FOLDER, Config, DataSettings
+from configs.default_config import Config, DataSettings
 from configs.errors import DataError
+from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
 from configs.section import settled
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
@@ -85,14 +86,14 @@ def _data_folder(data_dir: str | None, volumes: bool) -> Path:
 
     Runs on volumes of before may name the sample images, which once stood for either kind.
     """
-    if data_dir is None or (volumes and Path(data_dir) == Path(SAMPLE_FOLDER)):
-        return Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
+    if data_dir is None or (volumes and Path(data_dir) == Path(SAMPLE_IMAGES.folder)):
+        return Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder)
     return Path(data_dir)
 
 
 def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
     """Make the sample data if `folder` is their place and is not there."""
-    sample_folder = Path(SAMPLE_VOLUME_FOLDER if volumes else SAMPLE_FOLDER)
+    sample_folder = Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder)
     if folder.exists() or folder.resolve() != sample_folder.resolve():
         return
     count = settled(data.sample_count, "DATA.sample_count")

@@ -162,12 +162,12 @@ class Session:
         logger.info("%d of %d images have annotated regions", len(self.annotated), len(self.rows))
 
     def _open_regions(self) -> Regions | None:
-        from configs.default_config import SAMPLE_FOLDER
+        from configs.fallbacks import SAMPLE_IMAGES
         from data.regions.annotations import open_regions
 
         if self.config.has_volumes():
             return None
-        folder = Path(self.config.DATA.data_dir or SAMPLE_FOLDER)
+        folder = Path(self.config.DATA.data_dir or SAMPLE_IMAGES.folder)
         regions = open_regions(self.dataset_index, folder, self.options.boxes, self.options.masks)
         if regions is None:
             logger.warning("no table of boxes beside the data: maps are drawn, not measured; --boxes FILE names one")
