@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_resume import prepare
-from tests.test_train import arguments, run_main, write_class_folders
+from tests.training_runs import arguments, run_main, write_class_folders
 from utils.checkpoint import load_checkpoint
 
 QUIET = {

@@ -31,6 +31,7 @@ from evaluation.calibration import Calibration
 from models import HybridMedNet
 from models.saved_model import load_model
 from tests.settings_read import DRAWING, settings_read
+from tests.training_runs import write_class_folders
 from tests.waiting import LIMIT_S
 from training.precision import Precision
 from utils.checkpoint import load_checkpoint, save_checkpoint, write_safetensors
@@ -401,16 +402,6 @@ def test_safetensors_carry_what_was_fitted(run, tmp_path):
     saved = load_model(run / "model.safetensors")
     assert saved.description["operating_point"]["calibration"]["method"] == "temperature"
     assert all(torch.equal(tensor, weights[name]) for name, tensor in saved.model.state_dict().items())
-
-
-def write_class_folders(root: Path) -> Path:
-    for number, name in enumerate(("bright", "dark", "striped")):
-        for index in range(12):
-            pixels = np.random.default_rng(100 * number + index).integers(0, 40, (24, 24)).astype(np.uint8)
-            pixels[:: 2 if number == 2 else 1] += 200 if number != 1 else 0
-            (root / name).mkdir(parents=True, exist_ok=True)
-            assert cv2.imwrite(str(root / name / f"{index}.png"), pixels)
-    return root
 
 
 def write_npz(root: Path) -> Path:

@@ -1,26 +1,14 @@
 """train.py with MODEL.init_from: a run that starts from another run's weights."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import training_runs as helpers
 from utils.checkpoint import load_checkpoint
 
-HERE = Path(__file__).resolve().parent
-
-
-def _helpers():
-    """How tests/test_train.py calls train.main."""
-    spec = importlib.util.spec_from_file_location("train_helpers", HERE / "test_train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-helpers = _helpers()
 STILL = {"TRAIN__learning_rate": 1e-30, "TRAIN__epochs": 1, "TRAIN__mixed_precision": "false"}
 QUIET = {"LOGGING__tensorboard": "false", "TRAIN__epochs": 1}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.saved_model import load_model
-from tests.test_train import arguments, run_main, write_class_folders
+from tests.training_runs import arguments, run_main, write_class_folders
 from utils.checkpoint import load_checkpoint
 
 SMALL = {

@@ -2,95 +2,42 @@
 
 import csv
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import train
 from configs.default_config import Config
 from data.phantom.radiographs import write_phantom
 from data.splits.assignment import read_split
 from data.transforms.images import Preprocess
 from models import HybridMedNet
-from tests.kill_harness import flatten, identical
+from tests.kill_harness import identical
+from tests.training_runs import (
+    EPOCHS,
+    HARD,
+    ROOT,
+    SIZE,
+    arguments,
+    metrics_of,
+    run_main,
+    same_outcome,
+    write_class_folders,
+    write_npz,
+)
 from tests.waiting import LIMIT_S
 from training import probe
 from training.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 
-ROOT = Path(train.__file__).resolve().parent
-SHARED = ROOT.parent / "shared" / "data"
-EPOCHS, SIZE = 2, 32
 AUTO = ("channels_last", "mixed_precision")
-
-NETWORK = {
-    "MODEL.backbone": "timm/test_resnet",  # timm's smallest: checkpoints of 2 MB
-    "MODEL.pretrained": "false",
-    "MODEL.attention": "cbam",
-    "MODEL.fpn": "true",
-    "MODEL.fpn_channels": 16,
-    "MODEL.fusion_channels": 16,
-    "MODEL.fusion_stride": 16,
-    "DATA.image_size": SIZE,
-    "DATA.num_workers": 0,
-    "TRAIN.epochs": EPOCHS,
-    "TRAIN.batch_size": 4,
-    "TRAIN.device": "cpu",
-    "TRAIN.mixed_precision": "false",
-    "TRAIN.channels_last": "true",
-    "LOGGING.print_freq": 1,
-}
-
-
-def arguments(data: Path, runs: Path, name: str, **others) -> list[str]:
-    """--set …; others: SECTION__key=value."""
-    locations = {
-        "DATA.data_dir": data,
-        "CHECKPOINT.save_dir": runs,
-        "LOGGING.log_dir": runs / "logs",
-        "LOGGING.run_name": name,
-    }
-    extra = {key.replace("__", "."): value for key, value in others.items()}
-    return ["--set", *(f"{key}={value}" for key, value in {**NETWORK, **locations, **extra}.items())]
-
-
-@contextmanager
-def process_state():
-    """main() takes over logging, signals and the global random numbers: put them back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    random = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        for number, handler in signals.items():
-            signal.signal(number, handler)
-        torch.set_rng_state(random)
-
-
-def run_main(args: list[str]) -> int:
-    with process_state():
-        return train.main([str(arg) for arg in args])
-
-
-# What makes resuming hard: dropout, BatchNorm, windows of several batches, averaged weights.
-HARD = {"TRAIN__gradient_accumulation_steps": 2, "TRAIN__ema_decay": 0.9, "TRAIN__warmup_epochs": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +60,6 @@ def run(phantom, runs, drawing) -> Path:
         assert run_main(arguments(phantom, runs, "undisturbed", **HARD)) == 0
     assert torch.equal(before, torch.get_rng_state())
     return runs / "undisturbed"
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    """Without what the clock and the machine put in."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "data_wait_fraction", "memory_mib")}
-        for r in rows
-    ]
 
 
 # ---- what a run leaves behind
@@ -252,29 +190,6 @@ def test_auto_is_probed_once_and_written_out(phantom, tmp_path, monkeypatch):
 # ---- other tasks
 
 
-def write_class_folders(root: Path) -> Path:
-    """Three kinds of image: dark, bright, striped."""
-    for number, name in enumerate(("bright", "dark", "striped")):
-        for index in range(12):
-            pixels = np.random.default_rng(100 * number + index).integers(0, 40, (24, 24)).astype(np.uint8)
-            pixels[:: 2 if number == 2 else 1] += 200 if number != 1 else 0
-            (root / name).mkdir(parents=True, exist_ok=True)
-            assert cv2.imwrite(str(root / name / f"{index}.png"), pixels)
-    return root
-
-
-def write_npz(root: Path) -> Path:
-    arrays = {}
-    for split, count in (("train", 16), ("val", 8), ("test", 8)):
-        labels = np.arange(count) % 2
-        noise = np.random.default_rng(count).integers(0, 60, (count, 28, 28))
-        arrays[f"{split}_images"] = (noise + 150 * labels[:, None, None]).astype(np.uint8)
-        arrays[f"{split}_labels"] = labels[:, None]
-    root.mkdir()
-    np.savez(root / "data.npz", **arrays)
-    return root / "data.npz"
-
-
 @pytest.mark.parametrize(
     ("write", "task", "loss", "classes"),
     [
@@ -304,7 +219,7 @@ def test_a_hierarchical_model_trains(phantom, tmp_path):
     assert coarse.shape == (2, 3) and fine.shape == (2, 14)
 
 
-# ---- errors of the user
+# ---- what changes no number
 
 
 def test_gradient_checkpointing_changes_no_number(phantom, runs, run):
@@ -326,33 +241,7 @@ def test_a_cache_changes_no_number(phantom, runs, run, tmp_path, kind):
     assert len(list(tmp_path.glob("*.cache"))) == (kind == "disk")
 
 
-def test_help_needs_no_torch():
-    code = (
-        "import sys, train\n"
-        "train.parse_arguments([])\n"
-        "try:\n    train.parse_arguments(['--help'])\n"
-        "except SystemExit as leave:\n    assert leave.code == 0\n"
-        "print('heavy:', sorted({'torch', 'timm', 'cv2', 'albumentations', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
-    assert done.returncode == 0 and "--resume" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stderr
-
-
-@pytest.fixture
-def complaint(phantom, tmp_path, capsys, monkeypatch):
-    """complaint(options…) → the error message of a run that must end with exit code 2 and leave no folder."""
-
-    def call(data: Path = phantom, args: list[str] | None = None, **options) -> str:
-        runs = tmp_path / "runs"
-        monkeypatch.chdir(tmp_path)
-        assert run_main(args if args is not None else arguments(data, runs, "run", **options)) == 2
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err + captured.out
-        errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and not (runs / "run").exists()
-        return captured.err[captured.err.index("error: ") :]
-
-    return call
+# ---- out of memory
 
 
 @pytest.fixture
@@ -385,90 +274,6 @@ def test_out_of_memory_ends_a_run_that_shall_stop(phantom, tmp_path, scarce, cap
     assert run_main(arguments(phantom, tmp_path, "stop", TRAIN__on_oom="stop")) == 2
     errors = capsys.readouterr().err
     assert "error: out of memory with a micro-batch of 4" in errors and "Traceback" not in errors and scarce == [4]
-
-
-def test_unknown_settings_and_bad_values_are_told_together(complaint):
-    message = complaint(TRAIN__batchsize=8, MODEL__dropout="high", TRAIN__lr_scheduler="cosin")
-    assert "TRAIN.batchsize: did you mean 'batch_size'?" in message
-    assert "MODEL.dropout" in message and "did you mean 'cosine'" in message
-
-
-def test_missing_data(complaint, tmp_path):
-    assert str(tmp_path / "nowhere") in complaint(tmp_path / "nowhere")
-
-
-def test_an_unknown_backbone(complaint):
-    assert "resnet18" in complaint(MODEL__backbone="resnet-18")
-
-
-def test_an_unknown_backbone_is_told_before_any_data_are_opened(complaint, tmp_path):
-    message = complaint(args=["--set", "MODEL.backbone=convnxt_tiny"])
-    assert "did you mean 'convnext_tiny'?" in message
-    assert list(tmp_path.iterdir()) == [], "no sample images were drawn, no run was begun"
-
-
-def test_a_missing_config_file(complaint):
-    assert "nothing.yaml" in complaint(args=["--config", "nothing.yaml"])
-
-
-def test_weights_that_cannot_be_had(complaint, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    message = complaint(MODEL__pretrained="true")
-    assert "Three ways on" in message and "MODEL.pretrained=false" in message and "quickstart" in message
-    assert "does not exist" in complaint(MODEL__pretrained=tmp_path / "weights.pth")
-
-
-def test_a_device_and_a_precision_that_are_not_there(complaint):
-    assert "cuda:99" in complaint(TRAIN__device="cuda:99")
-    assert "fp16" in complaint(TRAIN__mixed_precision="fp16")
-
-
-@pytest.mark.skipif(not (SHARED / "nih_leaky64").is_dir(), reason="no ../shared/data/nih_leaky64 here")
-def test_patients_in_two_splits(complaint):
-    message = complaint(SHARED / "nih_leaky64")
-    assert "nih00116" in message and "DATA.allow_patient_overlap" in message
-
-
-def test_an_existing_run_is_not_written_over(phantom, run, runs, capsys):
-    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert run_main(arguments(phantom, runs, "undisturbed")) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
-
-
-def test_nothing_to_resume(complaint, tmp_path, run):
-    assert "there is no run in" in complaint(args=["--resume", "--set", f"CHECKPOINT.save_dir={tmp_path}"])
-    assert "there is no run and no checkpoint" in complaint(args=["--resume", tmp_path / "gone"])
-
-
-def test_a_run_without_a_whole_checkpoint_is_not_begun_again(complaint, run, tmp_path):
-    """Neither at the first --resume, which sets the damaged files aside, nor at the second, which finds none."""
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for path in run.iterdir():
-        damaged = path.name in ("last.pth", "previous.pth")
-        (folder / path.name).write_bytes(path.read_bytes()[: 5000 if damaged else None])
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for number in range(3):
-        assert "is not begun again" in complaint(args=["--resume", folder]), f"resumed {number + 1} times"
-    after = {path.name.removesuffix(".corrupt"): path.read_bytes() for path in folder.iterdir()}
-    assert after == before and (folder / "last.pth.corrupt").is_file()
-
-
-@pytest.mark.parametrize(
-    ("file", "setting", "reason"),
-    [
-        ("best_model.pth", "TRAIN.epochs=9", "lacks ema, optimizer"),
-        ("last.pth", "MODEL.fusion_channels=24", "another model"),
-        ("last.pth", "MODEL.backbone=resnet34", "another model"),
-        ("last.pth", "TRAIN.optimizer=sgd", "uses AdamW, TRAIN.optimizer now says SGD"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit(complaint, run, file, setting, reason):
-    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert reason in complaint(args=["--resume", run / file, "--set", setting])
-    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
 # ---- signals and resume
@@ -507,18 +312,6 @@ def stopped(args: list[str], cwd: Path, name: str) -> tuple[int, list[str]]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def same_outcome(one: Path, other: Path) -> None:
-    """Weights, averages, optimizer and random numbers, bit for bit, and every figure of every epoch."""
-    for name in ("last.pth", "best_model.pth"):
-        contents = [load_checkpoint(folder / name) for folder in (one, other)]
-        for key in ("model", "ema", "optimizer", "schedule", "random"):
-            flat = [dict(flatten(content.get(key))) for content in contents]
-            assert flat[0].keys() == flat[1].keys()
-            assert [path for path in flat[0] if not identical(flat[0][path], flat[1][path])] == []
-    assert metrics_of(one) == metrics_of(other)
-    assert (one / "split.csv").read_bytes() == (other / "split.csv").read_bytes()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")

@@ -10,7 +10,7 @@ from configs.errors import ConfigError
 from configs.followed import COMMANDS, EVALUATE, EXPLAIN, EXPORT, INSTEAD, PREDICT, Followed
 from configs.run_data import with_data_of_run
 from explain import __main__ as explain
-from tests.configs.test_default_config import SETTINGS
+from tests.configs.settings import SETTINGS
 
 KEYS = [".".join(path) for path in SETTINGS]
 SILENT = {"nothing": (), "everything": tuple(INSTEAD), "preprocessing": ("preprocessing",)}
