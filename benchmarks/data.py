@@ -103,7 +103,7 @@ def rate(epoch: Epoch, numbers: Iterator[int], least_seconds: float) -> float:
 def measure_source(source: Source, monai: bool, location: Path, repeats: int) -> list[PipelineRates]:
     """A row a pipeline: rates of its epochs, seconds to fill it."""
     rows: list[PipelineRates] = []
-    made: list[tuple[Epoch, Iterator[int]]] = []
+    running: list[tuple[Epoch, Iterator[int]]] = []
     for name, workers, make in pipelines(source, monai, location):
         begin = time.perf_counter()
         epoch = make()
@@ -111,11 +111,11 @@ def measure_source(source: Source, monai: bool, location: Path, repeats: int) ->
         rows.append(
             {"source": source.name, "pipeline": name, "workers": workers, "rates": [], "filling_seconds": filling}
         )
-        made.append((epoch, iter(range(10**9))))
+        running.append((epoch, iter(range(10**9))))
         if name in CACHES:
-            rate(epoch, made[-1][1], 0.0)
+            rate(epoch, running[-1][1], 0.0)
     for _ in range(repeats):
-        for row, (epoch, numbers) in zip(rows, made):
+        for row, (epoch, numbers) in zip(rows, running):
             row["rates"].append(rate(epoch, numbers, 1.0 if row["pipeline"] in CACHES else 0.0))
             print(
                 f"{row['source']}, {row['pipeline']}, {row['workers']} workers: {row['rates'][-1]:,.0f}/s", flush=True

@@ -65,7 +65,7 @@ class RootSection(Section):
         _raise(problems, "")
         return {text: tuple(_leaves(cls, settings)) for text, settings in named.items()}
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         """From a pickle: of this release's Config, which is empty before, or of the previous release's plain object."""
         if not self.__dict__ and "__dict__" in state:
             super().__setstate__(state)

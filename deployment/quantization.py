@@ -30,7 +30,7 @@ METHODS = ("minmax", "percentile", "entropy")
 # Convolutions of whole numbers are slow in onnxruntime without ranges that are known before.
 _DYNAMIC_TYPES = ("MatMul", "Gemm")
 _STATIC_TYPES = ("Conv", "MatMul", "Gemm")
-_MADE = "made.onnx"
+_QUANTIZED = "quantized.onnx"
 
 
 def quantize_dynamic(source: str | Path, target: str | Path, seven_bits: bool = True) -> int:
@@ -45,13 +45,15 @@ def quantize_dynamic(source: str | Path, target: str | Path, seven_bits: bool = 
     with _prepared(source) as prepared, _quiet():
         quantize_dynamic(
             prepared,
-            prepared.with_name(_MADE),
+            prepared.with_name(_QUANTIZED),
             op_types_to_quantize=list(_DYNAMIC_TYPES),
             per_channel=True,
             reduce_range=seven_bits,
             weight_type=QuantType.QInt8,
         )
-        return _finish(prepared.with_name(_MADE), target, ("MatMulInteger", "DynamicQuantizeMatMul"), "matrix products")
+        return _finish(
+            prepared.with_name(_QUANTIZED), target, ("MatMulInteger", "DynamicQuantizeMatMul"), "matrix products"
+        )
 
 
 def quantize_static(
@@ -80,7 +82,7 @@ def quantize_static(
         reader = _reader(prepared, images)
         quantize_static(
             prepared,
-            prepared.with_name(_MADE),
+            prepared.with_name(_QUANTIZED),
             reader,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_STATIC_TYPES),
@@ -91,7 +93,7 @@ def quantize_static(
             weight_type=QuantType.QInt8,
             calibrate_method=dict(zip(METHODS, kinds, strict=True))[method],
         )
-        return _finish(prepared.with_name(_MADE), target, ("QuantizeLinear",), "convolutions or matrix products")
+        return _finish(prepared.with_name(_QUANTIZED), target, ("QuantizeLinear",), "convolutions or matrix products")
 
 
 def to_half(source: str | Path, target: str | Path) -> None:

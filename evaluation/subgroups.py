@@ -119,9 +119,9 @@ def subgroup_figures(
     groups = group_rows(column, values)
     parts = [scored.only(rows) for rows in groups.values()]
     figures = [drawn_figures(part, thresholds, FIGURES) for part in parts]
-    drawn = iter(bootstrap([one for made in figures for one in made], scored.cluster_count, settings))
+    drawn = iter(bootstrap([one for group in figures for one in group], scored.cluster_count, settings))
     tables = [
-        figure_table(part, thresholds, [next(drawn) for _ in made], settings) for part, made in zip(parts, figures)
+        figure_table(part, thresholds, [next(drawn) for _ in group], settings) for part, group in zip(parts, figures)
     ]
     patients = [np.unique(scored.clusters[rows]).size for rows in groups.values()]
     usable = [size >= FEWEST_PATIENTS and name != UNKNOWN for name, size in zip(groups, patients)]

@@ -82,7 +82,7 @@ class PredictionHeatmaps:
     ) -> tuple[str, ...]:
         """Write an overlay for each (class name, probability); their paths relative to `folder`.
 
-        number: of the row, by which files are called. shown: uint8 [H, W] or [H, W, 3], or a volume [D, H, W], for
+        number: of the row, by which files are named. displayed: uint8 [H, W] or [H, W, 3], or a volume [D, H, W], for
         which `spacing` (z, y, x) is given too.
         """
         (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)

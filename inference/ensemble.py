@@ -65,8 +65,8 @@ class Ensemble:
 
     def begin(self, inputs: Sequence[Inputs]) -> Callable[[], np.ndarray]:
         """As `probabilities`, in two steps: what comes back gives them, and only that waits for the device."""
-        begun = [member.predictor.begin(inputs[member.input]) for member in self.members]
-        return lambda: np.mean([self._of(m, logits()) for m, logits in enumerate(begun)], axis=0)
+        pending = [member.predictor.begin(inputs[member.input]) for member in self.members]
+        return lambda: np.mean([self._of(m, logits()) for m, logits in enumerate(pending)], axis=0)
 
     def findings(self, probabilities: np.ndarray) -> list[int]:
         """[K] → classes at or over their threshold; of exclusive classes the likeliest one alone."""

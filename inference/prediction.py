@@ -55,9 +55,9 @@ def predict_rows(
     """
     bar = Progress(len(loader), "predict", every=max(len(loader) // 10, 1))
     try:
-        for begun in pipelined(_begun(loader, ensemble)):
-            if begun is not None:
-                batch, result = begun
+        for pending in pipelined(_pending_batches(loader, ensemble)):
+            if pending is not None:
+                batch, result = pending
                 probabilities = result()
                 singles = list(zip(*(one.split(one.studies) for one in batch.read))) if draw is not None else []
                 for position, number in enumerate(batch.rows):
@@ -69,7 +69,9 @@ def predict_rows(
         bar.close()
 
 
-def _begun(loader: JointLoader[Traits], ensemble: Ensemble) -> Iterator[tuple[_Sent, Callable[[], np.ndarray]] | None]:
+def _pending_batches(
+    loader: JointLoader[Traits], ensemble: Ensemble
+) -> Iterator[tuple[_Sent, Callable[[], np.ndarray]] | None]:
     """Each batch and what gives its probabilities; None for a batch without images."""
     device = ensemble.members[0].predictor.device
 

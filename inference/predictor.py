@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import PredictionError
-from inference.views import TestTimeTransform, show, transforms_for
+from inference.tta import TestTimeTransform, show, transforms_for
 from utils.batch import Batch, Inputs, Logits, call_model
 from utils.out_of_memory import catch_oom, free_memory, largest_part
 from utils.progress import Progress
@@ -42,7 +42,7 @@ class Predictor:
     """Runs members, models of the same classes, over the same batches.
 
     members: give logits [B, K] or (coarse, fine) logits, of which the fine ones are taken, see `call_model`; all on
-    one device; they are put into eval mode. tta: the mean of the logits over the views of inference/views.py.
+    one device; they are put into eval mode. tta: the mean of the logits over the transforms of inference/tta.py.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes logits by rounding.
     """
 
@@ -86,9 +86,9 @@ class Predictor:
         logits, index = [], []
         bar = Progress(len(loader), title, progress, max(len(loader), 1))
         try:
-            for begun in pipelined(self._begun(loader)):
-                if begun is not None:
-                    rows, result = begun
+            for pending in pipelined(self._pending_batches(loader)):
+                if pending is not None:
+                    rows, result = pending
                     logits.append(torch.stack(result()).numpy())
                     index.append(rows.numpy())
                 bar.advance(1)
@@ -102,7 +102,7 @@ class Predictor:
             raise PredictionError(f"{title}: a model gives NaN or infinity for {int(broken.sum())} images")
         return together, np.concatenate(index)
 
-    def _begun(self, loader: Loader) -> Iterator[tuple[Tensor, Callable[[], list[Tensor]]] | None]:
+    def _pending_batches(self, loader: Loader) -> Iterator[tuple[Tensor, Callable[[], list[Tensor]]] | None]:
         """Rows of each batch and what gives its logits; None for a batch without images."""
         batches = (batch for _, batch in loader.epoch(0))
         pairs = (None if batch is None else (batch.index, batch.inputs) for batch in batches)

@@ -146,8 +146,8 @@ def killed(data: Path, folder: Path, settings: dict[str, Any], kills: int, span:
     outcome, log = Outcome(), folder.parent / f"{folder.name}.txt"
     while True:
         outcome.attempts += 1
-        begun = (folder / "config.yaml").is_file()
-        arguments = ["--resume", str(folder)] if begun else arguments_of(data, folder, settings)
+        has_config = (folder / "config.yaml").is_file()
+        arguments = ["--resume", str(folder)] if has_config else arguments_of(data, folder, settings)
         process = launch(arguments, log)
         code = wait(process, rng.uniform(0, 0.7 * span)) if outcome.kills < kills else wait(process)
         if code is None:

@@ -22,7 +22,7 @@ from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from evaluation.calibration import Calibration
 from evaluation.operating_points import OperatingPoint
-from inference.views import IMAGE_TRANSFORMS, show
+from inference.tta import IMAGE_TRANSFORMS, show
 from models import HybridMedNet
 from models.saved_model import load_model
 from tests.data.readers import bad_images

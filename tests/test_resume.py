@@ -51,13 +51,13 @@ def prepare(steps: int | None, precision: str):
         if precision != "fp32":
             dtype = torch.float16 if precision == "fp16" else torch.bfloat16
             builder.choose_precision = lambda setting, device: Precision("cpu", dtype)
-        made, train_step = [], Trainer.train_step
+        outcomes, train_step = [], Trainer.train_step
 
         def counted(trainer, *arguments):
-            made.append(train_step(trainer, *arguments))
-            if len(made) == steps:
+            outcomes.append(train_step(trainer, *arguments))
+            if len(outcomes) == steps:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return made[-1]
+            return outcomes[-1]
 
         Trainer.train_step = counted
 

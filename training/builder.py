@@ -122,14 +122,14 @@ def resolve_precision(
     """A copy in which TRAIN.mixed_precision and channels_last say what `auto` is here; a probe of the model tells.
 
     config: resolved. model: on its device; it stays as it is. prefers_channels_last: of its backbone, for the prior.
-    A run that is resumed from a checkpoint is not probed: it goes on as it began. clock: seconds, for the probe.
+    A run that is resumed from a checkpoint is not probed: it keeps what it started with. clock: seconds, for the probe.
     """
     settings, device = config.TRAIN, next(model.parameters()).device
     if "auto" not in (settings.mixed_precision, settings.channels_last):
         return config
     prefers = prefers_channels_last and not config.has_volumes()
     if checkpoint is not None:
-        chosen = _as_begun(settings, checkpoint.get("config"), prefers, device)
+        chosen = _as_started(settings, checkpoint.get("config"), prefers, device)
     else:
         shape = probe_shape(device, settings.batch_size, config.MODEL.in_channels, config.image_shape())
         chosen = choose_fastest(model, *_candidates(config, prefers, device), shape, clock)
@@ -152,8 +152,8 @@ def _candidates(config: Config, prefers: bool, device: torch.device) -> tuple[li
     return [Candidate(one, memory_format) for one in precisions for memory_format in layouts], prior
 
 
-def _as_begun(settings: TrainSettings, before: object, prefers: bool, device: torch.device) -> Candidate:
-    """What a run was begun with where the settings say auto. before: the config in its checkpoint, whatever that is."""
+def _as_started(settings: TrainSettings, before: object, prefers: bool, device: torch.device) -> Candidate:
+    """What a run was started with where the settings say auto. before: the config in its checkpoint, of any type."""
     section = before.get("TRAIN") if isinstance(before, Mapping) else None
     section = section if isinstance(section, Mapping) else {}
     precision, layout = section.get("mixed_precision"), section.get("channels_last")

@@ -36,7 +36,7 @@ class Predictions:
 
 
 @dataclass
-class _Begun:
+class _PendingBatch:
     """A batch that the device is at: its labels, mask and rows, and the pending results of each of its parts.
 
     parts: names of the loss's terms; logits and the sums of these terms.
@@ -93,9 +93,9 @@ class Evaluator:
         pieces: list[_Piece] = []
         bar = Progress(len(loader), title, self.progress, max(len(loader), 1))
         try:
-            for begun in pipelined(self._begun(loader, title)):
-                if begun is not None:
-                    pieces.append(self._piece(begun))
+            for pending in pipelined(self._pending(loader, title)):
+                if pending is not None:
+                    pieces.append(self._piece(pending))
                 bar.advance(1)
                 if should_stop():
                     return None
@@ -103,7 +103,7 @@ class Evaluator:
             bar.close()
         return self._predictions(pieces, title)
 
-    def _begun(self, loader: Loader, title: str) -> Iterator[_Begun | None]:
+    def _pending(self, loader: Loader, title: str) -> Iterator[_PendingBatch | None]:
         """Each batch as soon as its work is queued on the device; None for one without images."""
         batches = (batch for _, batch in loader.epoch(0))
         for batch, sent in prefetch_to_device(batches, self._send, self.device):
@@ -112,7 +112,7 @@ class Evaluator:
             else:
                 labels = (batch.targets.labels, batch.targets.mask, batch.index)
                 assert sent is not None
-                yield _Begun(labels, self.loss.counts(batch.targets), self._begin(sent, title))
+                yield _PendingBatch(labels, self.loss.counts(batch.targets), self._begin(sent, title))
 
     def _send(self, batch: Batch) -> Batch:
         return batch.to(self.device, self.memory_format)
@@ -131,11 +131,11 @@ class Evaluator:
         sums = self.loss.sums(logits, batch.targets, batch.inputs)
         return list(sums), AsyncHostCopy([logits.fine, *sums.values()])
 
-    def _piece(self, begun: _Begun) -> _Piece:
-        arrived = [(names, host_copy.get()) for names, host_copy in begun.parts]
-        scores = np.concatenate([self.probabilities(logits).numpy() for _, (logits, *_) in arrived])
-        losses = [dict(zip(names, map(float, sums))) for names, (_, *sums) in arrived]
-        return _Piece((scores, *(tensor.numpy() for tensor in begun.labels)), losses, begun.counts)
+    def _piece(self, pending: _PendingBatch) -> _Piece:
+        outputs = [(names, host_copy.get()) for names, host_copy in pending.parts]
+        scores = np.concatenate([self.probabilities(logits).numpy() for _, (logits, *_) in outputs])
+        losses = [dict(zip(names, map(float, sums))) for names, (_, *sums) in outputs]
+        return _Piece((scores, *(tensor.numpy() for tensor in pending.labels)), losses, pending.counts)
 
     def _halve(self, size: int, title: str, failure: str) -> None:
         before = largest_part(size, self.splits)

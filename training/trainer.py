@@ -98,10 +98,10 @@ class Trainer:
         started = time.perf_counter()
         try:
             for window in self._windows(loader):
-                arrived = time.perf_counter()
+                received = time.perf_counter()
                 stepped = self.train_step(window.batches, window.sent)
                 sums.batches = window.numbers[-1] + 1
-                sums.data_wait_seconds += arrived - started
+                sums.data_wait_seconds += received - started
                 now = time.perf_counter()
                 sums.seconds, started = sums.seconds + now - started, now
                 bar.advance(len(window.numbers), loss=f"{sums.mean_loss:.4f}", skipped=sums.skipped)

@@ -29,10 +29,10 @@ class AsyncHostCopy:
         return self._copies
 
 
-def pipelined(begun: Iterable[T]) -> Iterator[T]:
-    """Each item after the next one has been begun, so that a device has work while a result is read."""
+def pipelined(items: Iterable[T]) -> Iterator[T]:
+    """Each item, one late: after the next one has been started, so that the device has work while a result is read."""
     waiting: list[T] = []
-    for item in begun:
+    for item in items:
         waiting.append(item)
         if len(waiting) > 1:
             yield waiting.pop(0)

@@ -8,7 +8,7 @@ from torch import nn
 from configs.default_config import Config
 from configs.errors import PredictionError
 from inference.predictor import Predictor
-from inference.views import IMAGE_TRANSFORMS, VOLUME_TRANSFORMS, show
+from inference.tta import IMAGE_TRANSFORMS, VOLUME_TRANSFORMS, show
 from models import HybridMedNet
 from tests.training.toys import TensorLoader, random_data
 from training.evaluation import Evaluator

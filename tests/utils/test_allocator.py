@@ -10,7 +10,7 @@ import pytest
 STEPS = """
 import resource, sys, torch
 from utils.allocator import keep_freed_memory
-told = keep_freed_memory() if sys.argv[1] == "keep" else None
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def step():
     blocks = [torch.ones(12 << 20) for _ in range(3)]  # 48 MiB each
 for _ in range(6):  # the heap finds its size
@@ -18,7 +18,7 @@ for _ in range(6):  # the heap finds its size
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     step()
-print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
@@ -31,7 +31,7 @@ def faults(mode: str, **environment: str) -> tuple[str, int]:
     return reported, int(count)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_later_steps_find_their_memory_there():
     reported, kept = faults("keep")
     _, usual = faults("leave")

@@ -10,16 +10,16 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_each_item_comes_once_after_the_next_has_begun(count):
-    begun = []
+    started = []
 
     def begin():
         for number in range(count):
-            begun.append(number)
+            started.append(number)
             yield number
 
     for number in pipelined(begin()):
-        assert begun[-1] == min(number + 1, count - 1)
-    assert begun == list(range(count))
+        assert started[-1] == min(number + 1, count - 1)
+    assert started == list(range(count))
 
 
 def test_what_is_fetched_is_what_was_there():

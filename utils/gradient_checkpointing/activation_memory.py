@@ -158,7 +158,7 @@ class SavedActivations(DispatchMode):
     def __init__(self, model: nn.Module, *inputs: Tensor) -> None:
         super().__init__()
         self.ignored = {storage_key(t) for t in [*model.parameters(), *model.buffers(), *inputs]}
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.created: dict[int, tuple[StorageWeakRef, int]] = {}
         self.in_backward = False
         self.peak = 0
 
@@ -176,9 +176,9 @@ class SavedActivations(DispatchMode):
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and not _counts_for_nothing(tensor, self.ignored):
                     storage = tensor.untyped_storage()
-                    self.made[storage_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())
+                    self.created[storage_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())
         return result
 
     def _look(self) -> None:
-        self.made = {key: entry for key, entry in self.made.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.made.values()))
+        self.created = {key: entry for key, entry in self.created.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.created.values()))

@@ -198,8 +198,8 @@ def own_range(pixels: np.ndarray) -> np.ndarray:
 def structured() -> Iterator[Case]:
     """Data sets that say something wrong, and sound ones in unusual dress."""
     for name, make in REFUSED.items():
-        made = make()
-        yield Case(f"{name}.dcm", made if isinstance(made, bytes) else written(made), "refuse")
+        content = make()
+        yield Case(f"{name}.dcm", content if isinstance(content, bytes) else written(content), "refuse")
     plain = written(image())
     start = 132 + 12 + struct.unpack("<I", plain[140:144])[0]
     sound = {

@@ -272,7 +272,7 @@ def archives(folder: Path, canary: Path) -> dict[str, Path]:
     """Name → file; each must be refused."""
     pickled = pickle.dumps(Harm(canary))
     big = array_file((300_000, 28, 28), b"")
-    made = {
+    archives = {
         "object": npz(folder / "object.npz", array_file((2,), pickled, "|O")),
         "raw_pickle": npz(folder / "pickle.npz", pickled),
         "elements_1e12": npz(folder / "1e12.npz", array_file((10**6, 1000, 1000), bytes(99))),
@@ -287,11 +287,11 @@ def archives(folder: Path, canary: Path) -> dict[str, Path]:
         "damaged": npz(folder / "damaged.npz", array_file((2, 3, 3), bytes(range(18))), compression=zipfile.ZIP_STORED),
     }
     for mark, flags, method in ((b"PK\1\2", 8, 10), (b"PK\3\4", 6, 8)):
-        edited(made["encrypted"], mark, flags, b"\1\0")
-        edited(made["unknown_packing"], mark, method, b"\x63\0")
-    edited(made["damaged"], bytes(range(18)), 5, b"\xff")
-    made["lone_npy"] = make(folder / "lone.npz", array_file((10**12,), b""))
-    return {**made, **tables(folder)}
+        edited(archives["encrypted"], mark, flags, b"\1\0")
+        edited(archives["unknown_packing"], mark, method, b"\x63\0")
+    edited(archives["damaged"], bytes(range(18)), 5, b"\xff")
+    archives["lone_npy"] = make(folder / "lone.npz", array_file((10**12,), b""))
+    return {**archives, **tables(folder)}
 
 
 def tables(folder: Path) -> dict[str, Path]:

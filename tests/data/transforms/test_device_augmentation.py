@@ -49,8 +49,8 @@ def halves(limits: dict, size: tuple[int, int], channels: int, mean=PLAIN[0], st
 
 
 def finished(device: DeviceAugmentation, images: list[np.ndarray], epoch: int = 0) -> torch.Tensor:
-    made = [device.prepare(image, sample_rng(4, epoch, i)) for i, image in enumerate(images)]
-    read = device.collate(made)
+    prepared = [device.prepare(image, sample_rng(4, epoch, i)) for i, image in enumerate(images)]
+    read = device.collate(prepared)
     return device.device_transform(read.inputs.image, read.augmentation_params)
 
 

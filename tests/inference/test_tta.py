@@ -1,4 +1,4 @@
-"""Test-time views against a slow loop over pixels, and what the fixed lists promise."""
+"""Test-time transforms against a slow loop over pixels, and what the fixed lists promise."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.views import IMAGE_TRANSFORMS, VOLUME_TRANSFORMS, TestTimeTransform, show, transforms_for
+from inference.tta import IMAGE_TRANSFORMS, VOLUME_TRANSFORMS, TestTimeTransform, show, transforms_for
 
 
 def slow_transform(image: np.ndarray, transform: TestTimeTransform) -> np.ndarray:
