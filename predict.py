@@ -52,7 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="DIR", default="predictions", help="where results are written (predictions)")
     add("--format", choices=("csv", "json"), nargs="+", default=["csv", "json"], help="of results (both)")
     add("--threshold", metavar="X", type=float, help="for all classes; without it the checkpoint's, or else 0.5")
-    add("--tta", action="store_true", help="average over fixed transforms of each image (test-time augmentation): five times the work")
+    add("--tta", action="store_true", help="test-time augmentation: average over five fixed transforms of each image")
     add("--heatmaps", metavar="METHOD", nargs="?", const="grad_cam", help="also draw where findings are (grad_cam)")
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
     add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 images, at most 4")

@@ -224,7 +224,7 @@ def _try_row(backbone: str, attention: str, image_size: int) -> tuple[str, ...]:
     """The cells behind backbone and attention; the last one is 'ok' or says what failed."""
     try:
         outcome = try_model(backbone, attention, image_size)
-    except Exception as error:  # a table of all is the point: the next one is tried whatever this one did
+    except Exception as error:  # the table lists all: one failure does not stop the others
         return "–", "–", "–", f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     plain, recomputed = (n / 2**20 for n in outcome.saved_bytes)
     return (

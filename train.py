@@ -3,7 +3,7 @@
 
 python train.py --config configs/quickstart.yaml
 python train.py --config configs/nih_chestxray14.yaml --set DATA.data_dir=/data/nih TRAIN.batch_size=16
-python train.py --resume                     # go on with the newest run
+python train.py --resume                     # resume the newest run
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="PATH",
         nargs="?",
         const="",
-        help="go on with a run's folder or checkpoint; alone: the newest",
+        help="resume a run's folder or checkpoint; alone: the newest",
     )
     return parser.parse_args(arguments)
 
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         logger.warning("%s", interrupted)
         return interrupted.exit_code
     if result.interrupted is not None:
-        logger.warning("%s: go on by --resume", control.reason)
+        logger.warning("%s: continue by --resume", control.reason)
         return result.interrupted.exit_code
     return 0
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 def train(config: Config, resumed: Path | None = None, control: Control | None = None) -> RunResult:
     """The recipe: config → data → model → learner (see `prepare`) → the run's folder → trainer → fit → test.
 
-    resumed: a run's folder or one of its checkpoints to go on from (see `find_run`). control: asked between steps
+    resumed: a run's folder or one of its checkpoints to resume from (see `find_run`). control: asked between steps
     whether to save and leave; without one, the file 'control' in the run's folder is looked at. Signals are not taken
     over here. May be called several times in a process, and outside its main thread.
     Raises HybridMedNetError; the run's status.json says then that it failed, and why.
@@ -171,7 +171,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
 
 
 def find_resumed(options: argparse.Namespace) -> Path | None:
-    """The run's folder or the checkpoint to go on from, None for a new run."""
+    """The run's folder or the checkpoint to resume from, None for a new run."""
     if options.resume is None:
         return None
     return find_run(options.resume, load_settings(options, None).CHECKPOINT.save_dir)

@@ -4,7 +4,7 @@ python -m benchmarks.export                                            # what do
 python -m benchmarks.export --formats onnx --backbones swin_tiny --again
 
 Random weights, 14 classes, cross-scale attention; images of 64 px, volumes of 32³. Each result is written down at
-once, so that a run that was stopped goes on. Seconds are the process's CPU time: other programs do not count.
+once, so that a stopped run can be continued. Seconds are the process's CPU time: other programs do not count.
 """
 
 from __future__ import annotations

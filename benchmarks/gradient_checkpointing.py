@@ -270,7 +270,7 @@ def table(rows: list[Row]) -> str:
 
 
 def page(rows: list[Row], exact: dict[str, float], cuda: list[Row], size: int, batch: int) -> str:
-    """The Markdown page; nothing in it is estimated except the column that says so."""
+    """The Markdown page; nothing in it is estimated except the column with that title."""
     machine = describe_environment("cpu", "fp32")
     versions = ", ".join(f"{key} {machine['packages'][key]}" for key in ("torch", "torchvision", "timm"))
     where = f"{machine['processor']}, {torch.get_num_threads()} threads, Python {machine['python']}, {versions}"

@@ -39,7 +39,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class TrainingError(HybridMedNetError):
-    """Training cannot go on, for instance because the loss is no longer finite."""
+    """Training cannot continue, for instance because the loss is no longer finite."""
 
 
 class EvaluationError(HybridMedNetError):

@@ -32,7 +32,8 @@ def restore(config: Section, state: object) -> None:
     if left_out:
         names = ", ".join(left_out[:_MAX_DISPLAYED]) + (", …" if len(left_out) > _MAX_DISPLAYED else "")
         warnings.warn(
-            f"where the previous release's Config has paths, or what is not allowed, today's defaults stand: {names}",
+            "where the previous release's Config has paths, or what is not allowed, the current defaults are used: "
+            + names,
             stacklevel=2,
         )
 

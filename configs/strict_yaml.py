@@ -1,4 +1,4 @@
-"""YAML as settings need it: plain values only, nothing read as what it was not meant for, nothing that swells."""
+"""YAML for settings: plain values only, no surprising conversions, no expansion of aliases beyond the text's size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_yaml(text: str, what: str) -> object:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """safe_load that refuses what YAML 1.1 reads otherwise than it looks, and what may swell.
+    """safe_load that refuses what YAML 1.1 reads otherwise than it looks, and aliases that could expand.
 
     Refused are a key given twice, numbers such as 012 and 1:30 (10 and 90) or beyond 64 bits, tags, more than 20
     levels, an alias of what it stands in, and aliases that together say more than a million characters.

@@ -150,7 +150,7 @@ def build_loaders(
 
 
 def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages) -> DatasetIndex:
-    """The loader's dataset index, its images decoded once as DATA.cache says; the loader lends its workers for it."""
+    """The loader's dataset index, its images decoded once as DATA.cache says; by the loader's workers."""
     data = config.DATA
     if data.cache == "none":
         return loader.dataset.dataset_index

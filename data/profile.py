@@ -1,6 +1,6 @@
 """What the training images look like before preprocessing, and how another image differs from them.
 
-A model answers whatever it is given; nothing in its answer says that an image was a screenshot or a lateral view. So a
+A model answers for any input; nothing in its answer says that an image was a screenshot or a lateral view. So a
 run notes a few plain traits of its training data, and prediction compares. This finds what is coarsely wrong (size,
 depth, colour, view, a negative, another part of the body); it is no test of whether a model holds for an image.
 """
@@ -82,8 +82,8 @@ _TRAITS = {"images": IMAGE_TRAITS, "volumes": VOLUME_TRAITS}
 class Traits(NamedTuple):
     """What is measured of one image or volume.
 
-    figures: float32 [T], in the order of IMAGE_TRAITS or VOLUME_TRAITS; without an image's likeness, which is told
-    against others. cells: float32 [64], an image's brightness in 8 x 8 cells, from which that follows; [0] of volumes.
+    figures: float32 [T], in the order of IMAGE_TRAITS or VOLUME_TRAITS; without an image's likeness, which is computed
+    against other images. cells: float32 [64], an image's brightness in 8 x 8 cells, for that; [0] of volumes.
     """
 
     figures: np.ndarray

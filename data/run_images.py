@@ -27,7 +27,7 @@ def real_images(
 ) -> tuple[np.ndarray, str]:
     """(float32 [8, C, *spatial], where they are from), of less than 8 all there are.
 
-    Those of the run's data where they are at hand, else the drawn sample data's, made in memory.
+    Those of the run's data where they are available, else the drawn sample data's, made in memory.
     saved: the settings in the checkpoint, with the overrides. folder: where it lies. preprocess: the checkpoint's.
     overrides: the user's, see with_data_of_run.
     """
@@ -35,7 +35,7 @@ def real_images(
         index = dataset_index_of_run(saved, folder, overrides)
         found, origin = _some_of(index, preprocess), "the run's data"
     except (ConfigError, DataError) as error:
-        logger.info("the run's images are not at hand (%s): drawn ones are compared", error)
+        logger.info("the run's images are not available (%s): drawn ones are compared", error)
         found, origin = _some_of(drawn_dataset_index(saved.has_volumes()), preprocess), "drawn sample data"
     return found, origin
 
@@ -45,7 +45,7 @@ def training_images(
 ) -> Iterator[np.ndarray]:
     """`count` of the run's training split, float32 [1, C, *spatial] each, spread over it, read as they are needed.
 
-    Raises ConfigError and DataError where the run's data or its split.csv are not at hand.
+    Raises ConfigError and DataError where the run's data or its split.csv are not available.
     """
     config, split = with_data_of_run(saved, folder, overrides=overrides), folder / "split.csv"
     if not split.is_file():

@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "test")
 Pixels = np.ndarray | Volume | FittedVolume
 
 
-# The kind of a study's view where it is of one image, whatever that shows.
+# The kind of view of a study that has one image, whichever projection it shows.
 IMAGE = "image"
 
 

@@ -117,7 +117,7 @@ def _reader(model: Path, images: Iterable[np.ndarray]) -> CalibrationDataReader:
     batches = iter(images)
     first = next(batches, None)
     if first is None:
-        raise ExportError("there is no image to calibrate int8 with: raise --calibration-count")
+        raise ExportError("there are no images to calibrate int8 with: raise --calibration-count")
 
     everything = itertools.chain([first], batches)
 
@@ -150,7 +150,7 @@ def _naming_failures(kind: str, source: str | Path) -> Iterator[None]:
         yield
     except ExportError:
         raise
-    except Exception as error:  # onnxruntime's tools raise whatever they meet
+    except Exception as error:  # onnxruntime's tools raise any type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ExportError(f"'{source}' cannot be made {kind}: {reason}") from error
 

@@ -31,7 +31,7 @@ def traced_program(model: nn.Module, image_shape: Sequence[int], batch: int | No
         with ready_for_export(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(model, (example,), dynamic_shapes=shapes)
-    except Exception as error:  # whatever the tracer, the compiler or the model raises
+    except Exception as error:  # the tracer, the compiler and the model raise any type
         raise ExportError(
             f"torch.export cannot trace this model ({type(error).__name__}: {first_line(error)})"
         ) from error

@@ -86,7 +86,7 @@ def about_evaluation(
 ) -> About:
     """path: the checkpoint. saved: what was read from it. split: its name; index: the rows scored.
 
-    place: names of device and precision. notes: what else is to be said.
+    place: names of device and precision. notes: further sentences.
     """
     left_out = len(data.split.rows(split)) - len(index)
     facts = {

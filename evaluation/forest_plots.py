@@ -47,7 +47,7 @@ def subgroups_figure(subgroup: SubgroupResults, level: float) -> Figure:
 
 
 def draw_forest(axes: Axes, rows: Sequence[Row], last_is_mean: bool = False) -> None:
-    """A dot and a line a row, the first on top; a row whose figure is undefined says so."""
+    """One dot and interval per row, the first on top; undefined figures are labelled as such."""
     # A mean's record also says over how many classes it is.
     defined = [end for _, one in rows for end in (one["value"], one["low"], one["high"]) if end is not None]
     left = min([0.5, *defined]) - 0.02

@@ -111,7 +111,7 @@ def _draw_precision_recall(axes: Axes, scores: np.ndarray, labels: np.ndarray, o
     precision, recall, _ = precision_recall_curve(scores, labels)
     axes.axhline(one.positives / total, color=GREY, linewidth=0.8, linestyle="--")
     # Average precision is the area under these steps; straight lines between the points would promise more. The last
-    # point, precision 1 at recall 0, is a convention: the first step goes on to there.
+    # point, precision 1 at recall 0, is a convention: the first step is extended to it.
     axes.step(recall, [*precision[:-1], precision[-2]], where="post", color=BLUE, linewidth=1.6)
     unit_ticks(axes)
 

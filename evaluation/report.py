@@ -20,7 +20,7 @@ class About:
     """What was evaluated, in words.
 
     title: the page's. facts: name → text, as listed. warnings: what a reader must know before any figure.
-    notes: what else is to be said. All are shown as they are, whatever characters they hold.
+    notes: further sentences. All text is escaped and shown as it is.
     """
 
     title: str
@@ -110,5 +110,5 @@ def _count(value: float | None) -> str:
 
 
 def _p_value(p: float | None) -> str:
-    """No p is 0, however many digits would say so."""
+    """A p-value is never printed as 0, however small it is."""
     return "< 0.0001" if p is not None and p < 0.0001 else number(p, 4)

@@ -29,7 +29,7 @@ def attribution_maps(
 
     As `class_activation_maps`, with a key of ATTRIBUTION_METHODS. These look at the input itself: level must be 'auto'.
     The signed attributions are summed over the channels, cut at zero and divided by their maximum.
-    The same every time, whatever the batch and the caller's random state, which is not touched.
+    Deterministic: independent of the batch and of the caller's random state, which is not touched.
     Raises ExplanationError for an unknown method or class, another level, or values that are not finite.
     """
     if level != "auto":
@@ -91,7 +91,7 @@ def _occlusion(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
 def _smooth_grad(logits: Callable[[Tensor], Tensor], x: Tensor, k: int) -> Tensor:
     """The mean of |∂y/∂x| over noisy copies of x; noise of 15 % of the image's range.
 
-    Smilkov et al. 2017, arXiv:1706.03825. Drawn from a generator of its own: the caller's goes on as if nothing was.
+    Smilkov et al. 2017, arXiv:1706.03825. Drawn from its own generator: the caller's is not advanced.
     """
     from captum.attr import NoiseTunnel, Saliency
 

@@ -18,7 +18,7 @@ def cells_to_pixels(maps: Tensor, size: Sequence[int], stride: float, first: flo
     """Linear interpolation along each of the last len(size) axes: [..., *cells] → [..., *size].
 
     Cell i is centred on pixel first + i · stride, so that a map of a padded input, or of one whose size the stride does
-    not divide, lies where it belongs. Beyond the outer cells' centres their values go on.
+    not divide, lies where it belongs. Beyond the outer cells' centres their values are repeated.
     first: None for (stride − 1) / 2, cells that tile the image; where cells · stride = size, this is then torch's
     interpolation with align_corners=False.
     """

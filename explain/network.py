@@ -91,7 +91,7 @@ def check_classes(classes: Sequence[int], count: int) -> list[int]:
 
 @contextmanager
 def explaining(model: object, gradients: bool = True) -> Iterator[None]:
-    """Evaluation mode, and autograd on or off, whatever the caller's modes are; all as before at the end."""
+    """Evaluation mode, and autograd on or off, regardless of the caller's modes, which are restored at the end."""
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(evaluating(model))

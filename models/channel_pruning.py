@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels, and whatever depends on them, are taken out of a network."""
+"""Structured pruning: whole channels, and all that depends on them, are removed from a network."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class _BackboneWithReaders(nn.Module):
         return [read(level) for read, level in zip(self.readers, self.backbone.forward_features(x), strict=True)]
 
     def left_whole(self) -> list[nn.Module]:
-        """The readers, what a backbone has beside its body, and whatever belongs to a module that has heads."""
+        """The readers, what a backbone has beside its body, and all that belongs to a module that has heads."""
         beside = [part for name, part in self.backbone.named_children() if name != "body"]
         headed = [module for module in self.backbone.modules() if hasattr(module, "num_heads")]
         return [module for part in (*self.readers, *beside, *headed) for module in part.modules()]

@@ -56,7 +56,7 @@ def _complete(model: HybridMedNet) -> HybridMedNet:
 
 
 def start_from(model: HybridMedNet, path: str, class_names: Sequence[str] | None = None) -> str:
-    """Load a file of today's or the previous release's, .safetensors too, into a model; a line for the log.
+    """Load a current or previous release's file, .safetensors too, into a model; returns a line for the log.
 
     A head for other classes, by their numbers, by whether some are coarse, or (class_names: the new ones) by the names
     that the file has, is left out as a whole, and the model's own stays; all else is loaded strictly.

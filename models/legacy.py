@@ -1,4 +1,4 @@
-"""Names of the previous release's ResNets → today's: what its state dicts hold, under the names of HybridMedNet."""
+"""Names of the previous release's ResNets → current ones: its state dicts under the names of HybridMedNet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from configs.errors import WeightsError
 from utils.checkpoint.tensors import is_plain
 
-# None of these beginnings is one of today's, so that today's names pass through unchanged.
+# None of these prefixes is in use now, so that current names pass through unchanged.
 _BEGINNINGS = (
     ("feature_extractor.backbone.conv1.0.", "backbone.body.conv1."),
     ("feature_extractor.backbone.conv1.1.", "backbone.body.bn1."),
@@ -27,7 +27,7 @@ _PARTS = {"0.weight": "hidden.weight", "0.bias": "hidden.bias", "3.weight": "wei
 
 
 def rename_previous_release(weights: Mapping[str, object]) -> dict[str, object]:
-    """Old names → today's; the flat head's networks, one per class, become rows of one matrix.
+    """Old names → current ones; the flat head's networks, one per class, become rows of one matrix.
 
     Names that are not old pass through unchanged. Raises WeightsError where the classes are not complete, 0 to K − 1.
     """
@@ -97,7 +97,7 @@ _RESNETS: dict[tuple[tuple[int, ...], int], str] = {
 
 
 def settings_of_previous_release(weights: Mapping[str, Tensor]) -> dict[str, str | int | bool] | None:
-    """MODEL settings of the network that weights under today's names are of; None if they are of none like it."""
+    """MODEL settings of the network that weights under current names are of; None if they are of none like it."""
     body = "backbone.body."
     stages = [{name.split(".")[3] for name in weights if name.startswith(f"{body}layer{n}.")} for n in (1, 2, 3, 4)]
     convolutions = 3 if f"{body}layer1.0.conv3.weight" in weights else 2

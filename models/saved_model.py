@@ -1,4 +1,4 @@
-"""A network from a file alone: a checkpoint of today, .safetensors that were made of one, or the previous release's."""
+"""A network from a file alone: a current checkpoint, .safetensors converted from one, or the previous release's."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
     overrides: 'SECTION.key=value' on top of the file's settings, such as DATA.class_names of an old file. No path that
     a file names is opened: MODEL.pretrained and MODEL.init_from of its settings are not followed.
     Raises CheckpointError where the file is damaged or holds something else, ConfigError where its settings are not
-    today's, ModelError where its backbone is unknown, WeightsError where its weights are not of its settings.
+    valid, ModelError where its backbone is unknown, WeightsError where its weights are not of its settings.
     """
     path = Path(path)
     return _build(path, _read(path), overrides)

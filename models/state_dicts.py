@@ -1,4 +1,4 @@
-"""State dicts for a network, whatever wrote them: prefixes off, old names renamed, all compared before loading."""
+"""State dicts of any origin for a network: prefixes removed, old names renamed, all compared before loading."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fit_state_dict(
 ) -> OrderedDict[str, object]:
     """`given` under the names of `own`, ready for torch's load_state_dict.
 
-    own: the network's own state dict. given: of today or of the previous release, with or without what wrappers
+    own: the network's own state dict. given: current or of the previous release, with or without what wrappers
     (DataParallel, torch.compile) leave in names. strict: their names must be the same; shapes and kinds of numbers
     always must, see `misfit`. NaN and infinities are loaded, with a warning.
     Raises WeightsError that lists both differences of the names, and the tensors that are of another kind.
@@ -52,7 +52,7 @@ def plain_name(name: str) -> str:
 
 
 def compare(own: Mapping[str, Tensor], found: Mapping[str, object], strict: bool = True) -> None:
-    """WeightsError where `found` cannot be loaded as `own`, which may be on the meta device; both by today's names."""
+    """WeightsError where `found` cannot be loaded as `own`, which may be on the meta device; both by current names."""
     missing = [name for name in own if name not in found] if strict else []
     unexpected = [name for name in found if name not in own] if strict else []
     misfits = {name: why for name in own if name in found and (why := misfit(found[name], own[name]))}

@@ -68,4 +68,4 @@ def test_the_checkpoint_before_is_whole(fault, on_save_error, outcomes):
     assert outcome["held"]["previous.pth"] == 1
     errors = [line for line in captured.splitlines() if "ERROR" in line]
     assert any("last.pth" in line and REASONS[fault] in line for line in errors)
-    assert all("training goes on" in line for line in errors if "the log" not in line)
+    assert all("training continues" in line for line in errors if "the log" not in line)

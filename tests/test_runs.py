@@ -203,7 +203,7 @@ def test_the_best_of_abandoned_epochs_is_not_reported(settings, whole, caplog):
     aside = {path.name for path in folder.glob("*.abandoned")}
     assert aside >= {f"{name}.abandoned" for name in ("last.pth", "best_model.pth", "epoch_0002.pth", "epoch_0003.pth")}
     assert (folder / "last.pth.abandoned").read_bytes() == before["last.pth"]
-    assert "is not of the run that goes on from step 6" in caplog.text
+    assert "does not belong to the run resumed from step 6" in caplog.text
     assert f"test, weights of epoch {result.best_epoch}:" in caplog.text and "weights of epoch 3" not in caplog.text
     kept = load_checkpoint(folder / "best_model.pth")
     assert kept["metrics"] in RunFolder.read(folder).history and kept["metrics"]["epoch"] == result.best_epoch

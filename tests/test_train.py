@@ -323,7 +323,7 @@ def test_a_signal_saves_leaves_and_the_resumed_run_ends_alike(phantom, runs, run
     left, lines = stopped(arguments(phantom, folder.parent, name, **options), runs, name)
     text = "".join(lines)
     assert left == code, text
-    assert "Traceback" not in text and f"stopped by {name}: go on by --resume" in lines[-1]
+    assert "Traceback" not in text and f"stopped by {name}: continue by --resume" in lines[-1]
     progress = load_checkpoint(folder / "last.pth")["progress"]
     assert progress["epoch"] < EPOCHS and 0 < progress["global_step"] < 2 * 6, "the signal came too late to test"
     monkeypatch.chdir(folder.parent)

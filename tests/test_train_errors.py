@@ -89,7 +89,7 @@ def test_weights_that_cannot_be_had(complaint, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     message = complaint(MODEL__pretrained="true")
-    assert "Three ways on" in message and "MODEL.pretrained=false" in message and "quickstart" in message
+    assert "Three ways to continue" in message and "MODEL.pretrained=false" in message and "quickstart" in message
     assert "does not exist" in complaint(MODEL__pretrained=tmp_path / "weights.pth")
 
 
@@ -125,7 +125,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_again(complaint, run, tmp
         (folder / path.name).write_bytes(path.read_bytes()[: 5000 if damaged else None])
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for number in range(3):
-        assert "is not begun again" in complaint(args=["--resume", folder]), f"resumed {number + 1} times"
+        assert "is not started over" in complaint(args=["--resume", folder]), f"resumed {number + 1} times"
     after = {path.name.removesuffix(".corrupt"): path.read_bytes() for path in folder.iterdir()}
     assert after == before and (folder / "last.pth.corrupt").is_file()
 

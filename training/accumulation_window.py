@@ -20,7 +20,7 @@ from utils.torch_private import conditional_step
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step, still on the device.
+    """The outcome of a step, still on the device.
 
     losses: their sum is the window's, over all processes. norm: of the gradients before clipping. applied: bool, False
     where the step was skipped. None has axes.
@@ -91,7 +91,7 @@ class AccumulationWindow:
         number = self.learner.state.global_step + 1
         with catch_oom() as caught:
             return self._update(losses, snapshot)
-        what = f"optimizer step {number}, which may be half made: go on from the last checkpoint"
+        what = f"optimizer step {number}, which may be half applied: resume from the last checkpoint"
         raise memory_error(what, caught.failure) from None
 
     def send(self, batch: Batch) -> Batch:

@@ -121,7 +121,7 @@ def teacher_of(
 ) -> Teacher:
     """A Teacher out of what models.saved_model.load_model gives, for a student's classes and preprocessing.
 
-    Classes are matched by name, in whatever order; a teacher of findings may know more of them. Its images must be
+    Classes are matched by name, in any order; a teacher of findings may know more of them. Its images must be
     prepared as the student's are, but for mean and standard deviation, which are converted.
     Raises ConfigError where the two do not fit, naming what differs.
     """

@@ -56,7 +56,7 @@ class Adaptation:
         self.checkpointing = ""  # the outcome of switching it on, once tried
 
     def adapt(self, state: TrainerState, size: int, failure: str) -> None:
-        """Go one step down from what failed on batches of `size` images, and say so.
+        """Go one step down from what failed on batches of `size` images, and log it.
 
         Raises TrainingError where that is not allowed, or where there is no further step.
         """

@@ -55,7 +55,7 @@ def round_input(x: Tensor) -> Tensor:
 
 class Int8Rounding(TorchFunctionMode):
     """Inside, convolutions and linear layers compute with `round_input` of their input and `round_weight` of their
-    weight, whatever module or function calls them; biases, and all else, are as they are."""
+    weight, whichever module or function calls them; biases, and all else, are unchanged."""
 
     def __torch_function__(
         self,

@@ -26,14 +26,14 @@ def resume(learner: Learner, checkpoint: FileContent, config: Config) -> None:
         names = ", ".join(map(str, classes)) if isinstance(classes, list) and classes else "?"
         raise CheckpointError(
             f"the run to resume has the classes {names}, the data now have "
-            f"{', '.join(config.DATA.class_names or ['?'])}: begin a new run, from its weights by MODEL.init_from"
+            f"{', '.join(config.DATA.class_names or ['?'])}: start a new run, from its weights by MODEL.init_from"
         )
     if not isinstance(before, Mapping):
         raise CheckpointError("the settings in this checkpoint are damaged")
     messages, batch_size = _differences(before, config), _batch_size(before, config)
     learner.load_state_dict(checkpoint)
     for level, words in messages:
-        logger.log(level, "not as the run was begun, %s", words)
+        logger.log(level, "different from the run's start: %s", words)
     _move_batches(learner.state, batch_size, config.TRAIN.batch_size)
 
 
@@ -58,11 +58,11 @@ def _batch_size(before: FileContent, config: Config) -> int:
 
 
 def _move_batches(state: TrainerState, old: int, batch_size: int) -> None:
-    """Where the batch size has changed, the epoch goes on at the same image, or a few before it."""
+    """Where the batch size has changed, the epoch continues at the same image, or a few before it."""
     sums = state.sums
     if old == batch_size or not sums.batches:
         return
     images = sums.batches * old
     sums.batches = images // batch_size
     again = images - sums.batches * batch_size
-    logger.warning("the epoch goes on at image %d; %d images are seen twice in it", images - again, again)
+    logger.warning("the epoch continues at image %d; %d images are seen twice in it", images - again, again)

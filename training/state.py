@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class EpochSums:
-    """What an epoch has added up so far; plain numbers, so that an interrupted epoch can go on.
+    """What an epoch has added up so far; plain numbers, so that an interrupted epoch can be continued.
 
     seconds: of the whole loop; data_wait_seconds: of these, waiting for data.
     """

@@ -65,7 +65,7 @@ class Trainer:
         self.learner, self.parallel = window.learner, window.parallel
         self.listeners = tuple(listeners) if self.parallel.rank == 0 else ()
         self.should_stop = should_stop
-        # Of the learner, which keeps these objects when it goes on from a checkpoint.
+        # Of the learner, which keeps these objects when it resumes from a checkpoint.
         self.model, self.state, self.schedule = self.learner.model, self.learner.state, self.learner.schedule
         self.pending: list[PendingStep] = []  # attempted, oldest first
         self._names: Callable[[Tensor], list[str]] = lambda index: []  # of the loader that is trained from

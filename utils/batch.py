@@ -123,7 +123,7 @@ class Logits(NamedTuple):
 
     @classmethod
     def of(cls, outputs: object) -> Logits:
-        """From what a model returned, whatever model: a Tensor, Logits, or a pair (coarse, fine).
+        """From what any model returns: a Tensor, Logits, or a pair (coarse, fine).
 
         Modules that are not of this program may return anything: ModelError for anything else.
         """

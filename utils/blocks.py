@@ -1,7 +1,7 @@
 """A network as a flat list of blocks, which may be cut anywhere.
 
 What flows between blocks is a State: tensors with names. Each block reads the fields that it works on and gives a state
-with what later blocks need; what nobody reads any more is not in it, as a state at a cut is kept for the backward pass.
+with what later blocks need; what is no longer read is not in it, as a state at a cut is kept for the backward pass.
 """
 
 from __future__ import annotations

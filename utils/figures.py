@@ -67,7 +67,7 @@ def panel_title(axes: Axes, name: str, *lines: str) -> None:
 
 
 def caption(figure: Figure, lines: Sequence[str], displayed: int, total: int) -> None:
-    """A title of several lines, wrapped to the figure, the last of which says so where not all classes are shown."""
+    """A title of several lines, wrapped to the figure; the last line states how many classes are shown, if not all."""
     more = [f"shown: the {displayed} classes with the most positives"] if displayed < total else []
     width = int(12.5 * figure.get_figwidth())  # characters of 11 points
     text = "\n".join(part for line in [*lines, *more] for part in textwrap.wrap(line, width))

@@ -207,7 +207,7 @@ def classification_metrics(
     class_names: K names.
 
     Both means are over the classes with positives and negatives: the average precision of a class
-    without negatives is 1 whatever the scores, so it is listed but not averaged.
+    without negatives is 1 for all scores, so it is listed but not averaged.
     Raises ValueError for shapes that disagree, and, naming the class and the count, for known entries
     whose score is not finite or whose target is neither 0 nor 1.
     """

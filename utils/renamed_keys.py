@@ -21,12 +21,12 @@ _KINDS = {"pictures": "images"}
 
 
 def todays_figures(row: Mapping[str, V]) -> dict[str, V]:
-    """A row of metrics.jsonl, or figures by their TensorBoard tags, under today's keys."""
+    """A row of metrics.jsonl, or figures by their TensorBoard tags, under current keys."""
     return {_todays_tag(key): value for key, value in row.items()}
 
 
 def todays_content(content: FileContent) -> FileContent:
-    """What a checkpoint or a .safetensors file says, under today's keys; entries of other types are left as they are.
+    """What a checkpoint or a .safetensors file says, under current keys; entries of other types are left as they are.
 
     Renamed are those of the progress and its sums, of the operating point, of the description of the training data, of
     the best epoch's metrics and of the scalars that were last written.

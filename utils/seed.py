@@ -24,9 +24,9 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, torch's generators of the CPU and of `device` begin at `seed`; afterwards they go on where they were.
+    """Inside, torch's generators of the CPU and of `device` begin at `seed`; afterwards they continue where they were.
 
-    torch.manual_seed seeds those of all devices, of which nobody else would put the others back.
+    torch.manual_seed seeds those of all devices, and the others would not be restored.
     """
     kind = "cpu" if device is None else device.type
     with (

@@ -44,7 +44,7 @@ _LEAST_CHUNK, _MOST_CHUNKS = 2**26, 64
 class Builder:
     """Reads all images of a loader's dataset index and hands their bytes to a sink.
 
-    loader: of the dataset index to be cached; lends its workers. bad: counts what cannot be read. style: of the
+    loader: of the dataset index to be cached; its workers decode. bad: counts what cannot be read. style: of the
     progress, see `Progress`.
     """
 

@@ -158,7 +158,7 @@ def open_cache_file(path: Path, rows: int) -> tuple[CacheIndex, FileBytes]:
     try:
         about = json.loads(body[rows * RECORD.itemsize :])
     except ValueError as reason:
-        raise DamagedCache(f"what it says of itself is no JSON: {reason}") from None
+        raise DamagedCache(f"its header is not JSON: {reason}") from None
     return CacheIndex(records, about), FileBytes(path, footer)
 
 

@@ -132,7 +132,7 @@ class CachedReader(Reader):
         stored = self._kept(offset, length)
         if not self._checked[index]:
             if zlib.crc32(stored.data) != self._fields["crc"][index]:
-                raise DataError(f"{self.location} is damaged at its image {index}: delete it, and it is made again")
+                raise DataError(f"{self.location} is damaged at its image {index}: delete it, and it is rebuilt")
             self._checked[index] = True
         return self._decoded(index, stored, *KINDS[kind])
 
@@ -195,8 +195,8 @@ def stamps(dataset_index: DatasetIndex) -> np.ndarray:
         files = dataset_index.files(row)
         if not files:
             raise ConfigError(
-                f"DATA.cache: the data source does not report the files of '{study.name}', so changes cannot be "
-                "detected: set it to none"
+                f"DATA.cache: the data source does not report the files of '{study.name}', so the cache cannot detect "
+                "changes: set it to none"
             )
         text = "\n".join(seen[path] if path in seen else seen.setdefault(path, _stamp(path)) for path in files)
         found[row] = np.frombuffer(
@@ -233,11 +233,11 @@ def find(path: Path, recipe: Recipe, now: np.ndarray) -> tuple[CacheIndex, FileB
     except FileNotFoundError:
         return None
     except (DamagedCache, DataError, OSError) as reason:
-        logger.warning("the cache '%s' is damaged, it is made again: %s", path, reason)
+        logger.warning("the cache '%s' is damaged and is rebuilt: %s", path, reason)
         return None
     why = _outdated(index, recipe, now)
     if why:
-        logger.info("the cache '%s' is made again: %s", path, why)
+        logger.info("the cache '%s' is rebuilt: %s", path, why)
         return None
     return index, kept
 

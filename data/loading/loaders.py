@@ -117,7 +117,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 class StudyLoader(Generic[Content]):
     """What a dataset's transform makes of its studies, a batch at a time, read by workers.
 
-    `loader.epoch(n, start)` gives epoch n from batch `start` on, so that an interrupted epoch goes on where it was.
+    `loader.epoch(n, start)` gives epoch n from batch `start` on, so that an interrupted epoch continues where it was.
     An unreadable study is left out of its batch and reported to `bad`.
     failures: what is tolerated of workers that are killed or hang, and counted; None: nothing.
     """

@@ -1,4 +1,4 @@
-"""Worker processes that are killed or hang: what each was reading, and an epoch that goes on as if nothing had been."""
+"""Worker processes that are killed or hang: what each was reading, and how the epoch continues unchanged."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class WorkerFailures:
     reasons: list[str] = field(default_factory=list)
 
     def add(self, reason: str, batch: int) -> None:
-        """Say that the epoch goes on from `batch`. DataError that names every file if it is once too often."""
+        """Log that the epoch continues from `batch`. DataError that names every file if the limit is exceeded."""
         self.reasons.append(reason)
         count = len(self.reasons)
         if count > self.limit:
@@ -120,7 +120,7 @@ class WorkerPool:
 
     A thread, as the training process itself may be waiting for a frozen worker.
     A worker hangs if it has been at one file for longer than `timeout`. All hang if a batch is waited for and none has
-    begun or ended a file for that long. Time is counted in looks, so that a stopped run (Ctrl-Z) does not hang.
+    started or finished a file for that long. Time is counted in looks, so that a stopped run (Ctrl-Z) does not hang.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ def _read_header(path: Path) -> Nifti1Header | Nifti2Header:
         head = file.read(_HEADER_BYTES)
     size = next((size for size in _MAGIC if any(head[:4] == size.to_bytes(4, order) for order in ("little", "big"))), 0)
     if not size or not head[slice(*_MAGIC[size][0])] == _MAGIC[size][1]:
-        raise DataError("it is no NIfTI file in one piece: convert it to .nii.gz")
+        raise DataError("it is not a single-file NIfTI: convert it to .nii.gz")
     header = (Nifti1Header if size == 348 else Nifti2Header)(head[:size])
     if not 0 <= header.get_data_offset() <= _MOST_EXTENSIONS_BYTES:
         raise DataError(f"its header says that its voxels begin at byte {header.get_data_offset():,}")

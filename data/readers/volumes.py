@@ -1,4 +1,4 @@
-"""What a volume is once it has been read, whatever file it came from: one order of axes, one direction, one unit.
+"""A volume after reading, the same for all file formats: one order of axes, one direction, one unit.
 
 The convention, for every reader and everything behind it: voxels[z, y, x] with z from the patient's feet to the head
 (inferior → superior), y from the chest to the back (anterior → posterior), x from the patient's right to the left.

@@ -75,7 +75,7 @@ def find_boxes(data_dir: Path) -> Path | None:
 def read_boxes(path: str | Path, class_names: Sequence[str] | None = None) -> Boxes:
     """A table of boxes: image, finding, x, y, w, h as the sample data have it, or NIH's BBox_List_2017.csv (.gz too).
 
-    NIH's are recognised by their header; its boxes are scaled to the images at hand when they are asked for, and its
+    NIH's are recognised by their header; its boxes are scaled to the actual images when they are requested, and its
     'Infiltrate' is 'Infiltration'. class_names: the classes there are; a finding that is none of them is an error.
     Raises DataError naming the file, and the lines, for other columns, numbers that are none, boxes without an area,
     and two images that differ in folder or suffix only.
@@ -155,7 +155,7 @@ def read_mask(path: Path, finding: str) -> np.ndarray | None:
     bits = read_image(path)
     if bits.ndim != 2 or bits.dtype != np.uint16:
         raise DataError(
-            f"'{path}' is no mask of the sample data: it is {bits.dtype} {list(bits.shape)}, not 16-bit grey"
+            f"'{path}' is not a mask of the sample data: it is {bits.dtype} {list(bits.shape)}, not 16-bit grey"
         )
     if finding not in FINDINGS:
         raise DataError(f"the sample data's masks have no finding {finding!r}: there are {', '.join(FINDINGS)}")

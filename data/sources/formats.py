@@ -36,7 +36,7 @@ def open_source(
 
     data_dir: a folder, or MedMNIST's .npz itself. labels_file: CSV or .npz, relative to data_dir or to where we are;
     None: labels.csv, NIH's Data_Entry table or the folder's one .npz. format: csv, nih, folders, medmnist, or auto.
-    class_names: the classes, in order; None: taken from the data. allow_missing: go on without missing files.
+    class_names: the classes, in order; None: taken from the data. allow_missing: continue without missing files.
     volumes: the source holds volumes (csv and folders only).
     Raises DataError: see open_csv, open_nih, open_folders, open_medmnist and recognise.
     """

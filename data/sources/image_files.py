@@ -99,7 +99,7 @@ def missing_files_error(
     return DataError(
         f"{len(missing)} of {total} images that '{table}' lists are missing: {some(missing)}. "
         f"Looked in {folders}.{hint} Set DATA.data_dir to the folder that holds them, "
-        "or DATA.allow_missing_images=true to go on without them"
+        "or DATA.allow_missing_images=true to continue without them"
     )
 
 

@@ -187,7 +187,7 @@ def _column_labels(table: Table, taken: frozenset[int], class_names: Sequence[st
 
 
 def _column_notes(table: Table, taken: frozenset[int], columns: Sequence[int], named: bool) -> tuple[str, ...]:
-    """What became of columns that are neither classes nor known by name."""
+    """How columns that are neither classes nor known by name were handled."""
     rest = [index for index in range(len(table.header)) if index not in taken and index not in columns]
     if named:
         unused = [table.header[index] for index in rest if _is_class_column(table, index)]

@@ -169,7 +169,7 @@ def _named(item: Item) -> Item:
     if item.name.isprintable():
         return item
     name = ascii(item.name)[1:-1]
-    return replace(item, name=name, error="its name is no readable text: rename it")
+    return replace(item, name=name, error="its name is not valid Unicode: rename it")
 
 
 def dicom_view(path: Path) -> str:

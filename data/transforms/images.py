@@ -143,7 +143,7 @@ class LightAugmentation:
         self.horizontal_flip = horizontal_flip
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Image [H, W, C] → one random variant; 7 numbers are drawn whatever the settings are."""
+        """Image [H, W, C] → one random variant; always draws 7 numbers, for all settings."""
         height, width = image.shape[:2]
         matrix, brightness, gain = self.draw((height, width), rng)
         # The warp comes first: what it fills with 0 then brightens together with a black background.
@@ -349,7 +349,7 @@ class Preprocess:
     def read(self, dataset_index: DatasetIndex, index: int, full: Pixels | None = None) -> np.ndarray:
         """The image to call it with: JPEG files that are large enough come at a scale that leaves twice `size`.
 
-        full: what dataset_index.read(index) gave, where that is at hand. Raises DataError as that does.
+        full: the result of dataset_index.read(index), if already read. Raises DataError as that does.
         """
         small = dataset_index.read_reduced(index, (2 * self.size[0], 2 * self.size[1]))
         if small is not None:

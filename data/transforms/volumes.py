@@ -123,7 +123,7 @@ class LightVolumeAugmentation:
         self.noise, self.horizontal_flip = noise, horizontal_flip
 
     def __call__(self, voxels: np.ndarray, spacing_mm: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-        """[D, H, W] → one random variant; 9 numbers are drawn whatever the settings are, and a number per voxel."""
+        """[D, H, W] → one random variant; always draws 9 numbers, for all settings, and one per voxel."""
         angle, scale, *shift, gain, offset = rng.uniform(-1.0, 1.0, 7) * self.limits
         mirror, deviation = rng.random() < self.horizontal_flip, rng.random() * self.noise
         out = warp(voxels, affine_to_old(voxels.shape, spacing_mm, angle, 1.0 + scale, shift, mirror))
@@ -264,7 +264,7 @@ class VolumePreprocess:
         return FittedVolume(*regrid(windowed, self.size, volume.spacing_mm, self.spacing_mm))
 
     def read(self, dataset_index: DatasetIndex, index: int, full: Pixels | None = None) -> Volume | FittedVolume:
-        """The volume to call it with; full: what dataset_index.read(index) gave, where that is at hand."""
+        """The volume to call it with; full: the result of dataset_index.read(index), if already read."""
         volume = dataset_index.read(index) if full is None else full
         assert isinstance(volume, (Volume, FittedVolume)), "a source of volumes"
         return volume

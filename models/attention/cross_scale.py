@@ -18,7 +18,7 @@ class CrossScaleAttention(PyramidAttention):
     """Every place of a level queries the pooled tokens of all other levels.
 
     Tokens of all levels are brought to one width and marked with a learned embedding of their level.
-    With four levels a place sees at most 3 · 49 tokens of an image and 3 · 64 of a volume, whatever its size.
+    With four levels a position attends to at most 3 · 49 tokens of an image and 3 · 64 of a volume, of any size.
 
     grid: cells per axis; None: 7 in images, 4 in volumes.
     Shapes: levels [B, channels[i], *spatial_i] in → the same out. At least two levels, else ValueError.

@@ -77,7 +77,7 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
         """The network for input x as a flat list: State(x) in, the levels of the pyramid out.
 
         As fine as the architecture's own blocks, so that checkpointing can cut between any two of them. The same
-        number of blocks whatever x is.
+        number of blocks for every x.
         """
 
     def global_attention(self, x: Tensor) -> GlobalAttention | None:

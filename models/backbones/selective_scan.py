@@ -47,7 +47,7 @@ def selective_scan(
 
     u, delta [batch, L, d], A [d, N], B, C [batch, L, N], D, delta_bias [d] → y [batch, L, d] in the type of u.
 
-    States are float32 whatever the types of the arguments, float64 where u is. Time and memory are linear in L; of the
+    States are float32 for all types of the arguments, float64 where u is. Time and memory are linear in L; of the
     states only every 16th is kept. Mamba's own function has the sequence last, which costs copies here.
     Raises ValueError for other shapes: nothing is broadcast, and kernels read memory by these shapes.
     """

@@ -14,14 +14,14 @@ from configs.errors import CheckpointError, ModelError, WeightsUnavailableError
 from utils.checkpoint import read_weights
 
 WAYS_ON = (
-    "Three ways on: MODEL.pretrained=false trains from random weights; "
+    "Three ways to continue: MODEL.pretrained=false trains from random weights; "
     "MODEL.pretrained=/path/to/file takes a .pth or .safetensors file that you have; "
     "configs/quickstart.yaml is a preset that needs none."
 )
 
 
 def read_backbone_weights(path: str) -> dict[str, Tensor]:
-    """Tensors of a local file under the names timm uses. Raises ModelError with the ways on."""
+    """Tensors of a local file under the names timm uses. Raises ModelError with the ways to continue."""
     try:
         weights = read_weights(path)
     except CheckpointError as error:

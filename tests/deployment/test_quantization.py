@@ -155,7 +155,7 @@ def test_half_is_half_the_size_and_nearly_the_same(network, tmp_path):
 
 
 def test_no_images(network, tmp_path):
-    with pytest.raises(ExportError, match="no image to calibrate"):
+    with pytest.raises(ExportError, match="no images to calibrate"):
         quantize_static(network, tmp_path / "static.onnx", [])
     assert not (tmp_path / "static.onnx").exists()
 

@@ -127,7 +127,7 @@ def test_the_three_lines_work_without_internet(monkeypatch, tmp_path, recipe, go
     config.MODEL["backbone"] = "resnet34"
     model = HybridMedNet(config)
     assert "are not available" in caplog.text and "before load_state_dict" in caplog.text
-    with pytest.raises(WeightsUnavailableError, match=r"are not available.*Three ways on"):
+    with pytest.raises(WeightsUnavailableError, match=r"are not available.*Three ways to continue"):
         model(recipe.golden_input())
     with pytest.raises(WeightsError):
         model.load_state_dict({"backbone.body.conv1.weight": torch.zeros(1)})

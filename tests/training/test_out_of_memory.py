@@ -312,7 +312,7 @@ def test_an_optimizer_without_room_for_its_state(kind, monkeypatch):
     trainer = make_trainer(Scarce(full_model(), 1000), kind)
     monkeypatch.setattr(trainer.learner.optimizer, "step", lambda *_, **__: by_the_cpu())
     with pytest.raises(
-        TrainingError, match=r"optimizer step 1, which may be half made.*last checkpoint.*optimizer=sgd"
+        TrainingError, match=r"optimizer step 1, which may be half applied.*last checkpoint.*optimizer=sgd"
     ):
         trainer.train_epoch(TensorLoader(*random_data(16), 8))
     assert trainer.model.sizes == [8] and trainer.state.global_step == 0, "it must not be tried again"

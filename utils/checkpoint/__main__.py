@@ -2,7 +2,7 @@
 
 python -m utils.checkpoint inspect FILE             what a file holds; nothing in it is run
 python -m utils.checkpoint verify FILE...           whether its bytes are those that were written
-python -m utils.checkpoint convert FILE NEW         today's format (.pth) or .safetensors
+python -m utils.checkpoint convert FILE NEW         current format (.pth) or .safetensors
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("inspect", help="print what a file holds").add_argument("file", type=Path)
     commands.add_parser("verify", help="check CRC and digest").add_argument("files", type=Path, nargs="+")
-    convert = commands.add_parser("convert", help="write today's format or safetensors")
+    convert = commands.add_parser("convert", help="write the current format or safetensors")
     convert.add_argument("file", type=Path)
     convert.add_argument("new", type=Path)
     add_overrides(convert, CONVERT)

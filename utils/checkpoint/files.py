@@ -78,7 +78,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Fil
 
 
 def examine(path: Path) -> str:
-    """Read a .safetensors or torch file of anyone's as a whole; what there was to check it by, in words.
+    """Read any .safetensors or torch file as a whole; also how it was verified, in words.
 
     Raises DamagedCheckpointError where its bytes are not those that were written, as far as anything in it can tell,
     or where it is no such file; CheckpointError where reading it would run something.
@@ -93,7 +93,7 @@ def examine(path: Path) -> str:
 
 
 def read_file(path: Path) -> object:
-    """Whatever tensors and plain values a .safetensors or torch file of anyone's holds, wrapped as it is there.
+    """All tensors and plain values of any .safetensors or torch file, in their original structure.
 
     Raises CheckpointError where it is damaged, or where reading it would run something.
     """
@@ -107,7 +107,7 @@ def read_file(path: Path) -> object:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Name → tensor of a .safetensors file or of a torch file, whatever entry they stand under.
+    """Name → tensor of a .safetensors file or of a torch file, whichever entry holds them.
 
     Prefixes that wrappers leave (`module.`, `_orig_mod.`) are taken off. Raises CheckpointError.
     """
@@ -222,6 +222,6 @@ def _safe_load(
 
 
 def _unsafe_part(error: pickle.UnpicklingError) -> str:
-    """What the file names or does; torch's own message goes on with advice that must not be followed."""
+    """What the file names or does; torch's own message continues with advice that must not be followed."""
     named = re.search(r"GLOBAL (\S+)|unrecognized function (\S.*)", str(error))
     return f"it asks for {named[1] or named[2]}" if named else "its pickle does more than hold values"

@@ -19,7 +19,7 @@ _SETTINGS = ("MODEL.backbone", "MODEL.attention", "MODEL.task", "MODEL.num_class
 
 
 def describe(path: Path) -> list[str]:
-    """Lines about a torch or .safetensors file of anyone's. Raises CheckpointError where it cannot be read safely."""
+    """Lines about any torch or .safetensors file. Raises CheckpointError where it cannot be read safely."""
     content: object
     if path.suffix == ".safetensors":
         weights, content = read_safetensors(path)

@@ -1,4 +1,4 @@
-"""The previous release's files carry a pickled Config, which is read, safely, as one of today's.
+"""The previous release's files carry a pickled Config, which is read, safely, as a current one.
 
 torch.load's safe mode refuses objects of classes that are not on its list, which is one for the whole process. This
 program puts the class there while it reads a file. `import models` leaves it there (`allow_old_config`), as the
@@ -20,12 +20,12 @@ SafeClass = Callable[..., object] | tuple[Callable[..., object], str]
 
 
 class OldConfig:
-    """Stands in files for the previous release's Config: making one gives a Config of today's defaults."""
+    """Stands in files for the previous release's Config: calling it gives a Config of current defaults."""
 
     def __new__(cls, *_: object) -> Config:  # type: ignore[misc]
         warnings.warn(
             "this file carries a Config of the previous release, which kept its settings in the program: what the file "
-            "does not hold has today's default",
+            "does not hold has the current default",
             stacklevel=2,
         )
         return Config()

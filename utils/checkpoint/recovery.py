@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_resumable(path: Path) -> FileContent | None:
-    """What to go on from: a checkpoint's content, of a folder last.pth's; None where a run had not got to its first.
+    """What to resume from: a checkpoint's content, of a folder last.pth's; None where a run had not reached its first.
 
     A damaged last.pth of a folder is renamed to last.pth.corrupt, and of those that are left the one with the most
-    optimizer steps is taken; both are said. Raises CheckpointError where none of them is whole, and for a damaged
+    optimizer steps is taken; both are logged. Raises CheckpointError where none of them is whole, and for a damaged
     file that was named itself.
     """
     if not path.is_dir():
@@ -37,16 +37,16 @@ def load_resumable(path: Path) -> FileContent | None:
 
 
 def _refuse_to_begin_over(folder: Path) -> None:
-    """CheckpointError where a folder without a whole checkpoint shows that training had got somewhere."""
+    """CheckpointError where a folder without a whole checkpoint shows that a training made progress in it."""
     remains = remains_of_training(folder)
     if not remains:
-        logger.warning("'%s' had not got to its first checkpoint: the run begins again", folder)
+        logger.warning("'%s' had not reached its first checkpoint: the run starts from the beginning", folder)
         return
     best = folder / BEST
     advice = f", from these weights by MODEL.init_from={best}" if best.is_file() and _is_whole(best) else ""
     raise CheckpointError(
-        f"no checkpoint in '{folder}' is whole, and training had got somewhere in it ({', '.join(remains)}): it is not "
-        f"begun again over that. Begin a new run under another LOGGING.run_name{advice}"
+        f"no checkpoint in '{folder}' is whole, but a training made progress in it ({', '.join(remains)}): it is not "
+        f"started over. Start a new run under another LOGGING.run_name{advice}"
     )
 
 

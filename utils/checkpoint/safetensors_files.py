@@ -37,7 +37,7 @@ def write_safetensors(path: Path, weights: Mapping[str, Tensor], description: Ch
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], FileContent]:
-    """(name → tensor, what the metadata say) of anyone's file; entries that are not JSON stay text.
+    """(name → tensor, what the metadata say) of any file; entries that are not JSON stay text.
 
     Raises CheckpointError where there is none; DamagedCheckpointError where it cannot be read, or where it has a
     digest of ours and it does not fit.

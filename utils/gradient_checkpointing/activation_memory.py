@@ -73,7 +73,7 @@ class _Recorder:
     """Runs blocks and notes what they save. Tensors are held until the end, so that no key is given twice."""
 
     def __init__(self, given: Sequence[Tensor]) -> None:
-        """given: parameters, buffers and the input, which are there whatever is saved."""
+        """given: parameters, buffers and the input, which are held in any case."""
         self.given = {storage_key(tensor) for tensor in given}
         self.alive: list[Tensor] = list(given)
 
@@ -127,7 +127,7 @@ _recomputing = threading.local()
 
 @contextmanager
 def recomputation() -> Iterator[None]:
-    """Inside, operations repeat a forward pass, whatever the state of the backward pass is."""
+    """Inside, operations count as a repeated forward pass, in any state of the backward pass."""
     before = getattr(_recomputing, "now", False)
     _recomputing.now = True
     try:

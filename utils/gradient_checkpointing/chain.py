@@ -1,6 +1,6 @@
 """Gradient checkpointing for networks that are not ours: a chain of their modules is recomputed, by hooks.
 
-The network's own forward pass goes on as it was. Between the call of a run's first module and the return of its last
+The network's own forward pass is unchanged. Between the call of a run's first module and the return of its last
 one nothing that autograd saves is kept; when the first of it is asked for, the modules of the run are called again, one
 after another, from the run's input.
 """
@@ -238,7 +238,7 @@ class _Recording:
                 self.model(*given[0], **given[1])
             except ModelError:
                 raise
-            except Exception as error:  # whatever a foreign forward pass raises where values are missing
+            except Exception as error:  # a foreign forward pass may raise any type where values are missing
                 raise ModelError(
                     f"{type(self.model).__name__} cannot be planned without running it: {str(error)[:200]}"
                 ) from error

@@ -67,7 +67,7 @@ class Checkpointable:
     _plan: Plan | None = None
 
     def blocks(self, x: Tensor) -> list[Block]:
-        """The network for input x: State(x) in, its outputs out. As many blocks whatever x is."""
+        """The network for input x: State(x) in, its outputs out. The number of blocks does not depend on x."""
         raise NotImplementedError
 
     def enable_gradient_checkpointing(
@@ -109,7 +109,7 @@ class Checkpointable:
         return plan is not None and bool(plan.runs)
 
     def checkpointing_plan(self) -> Plan | None:
-        """The plan in force, None where nothing was asked for."""
+        """The active plan, None where none was requested."""
         return self._plan
 
     def recomputes(self) -> bool:

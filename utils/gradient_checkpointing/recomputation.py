@@ -71,7 +71,7 @@ _RECOMPUTE_CONTEXTS: list[Callable[[], AbstractContextManager]] = []
 
 @contextmanager
 def again_in_recomputation(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
-    """What is computed inside is computed again within a context that `make` gives, in whatever thread that happens.
+    """What is computed inside is computed again within a context that `make` gives, in any thread.
 
     For contexts that change what operations compute; torch restores autocast and random states itself.
     """
@@ -127,7 +127,7 @@ class _AutocastOptions(TypedDict):
 class RngAndAutocastState:
     """What a forward pass depends on beside its inputs: random states and autocast, as they are now.
 
-    `again` puts them in force for a while; the random streams go on afterwards as if nothing had been drawn.
+    `again` applies them temporarily; the random streams continue afterwards as if nothing had been drawn.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -76,7 +76,7 @@ class Control:
 
     @contextmanager
     def watching(self, folder: Path) -> Iterator[Control]:
-        """Look at the file in this folder too; it is gone when the training ends, so that the next one goes on."""
+        """Look at the file in this folder too; it is removed when the training ends, so that the next one runs."""
         self._file = folder / CONTROL
         try:
             yield self
@@ -133,7 +133,7 @@ class Control:
 
 
 def discard_request(folder: Path) -> None:
-    """Remove the file that asks for something, if there is one: nobody is training, or it was obeyed."""
+    """Remove the file that asks for something, if there is one: no training is running, or it was carried out."""
     try:
         (folder / CONTROL).unlink(missing_ok=True)
     except OSError as error:

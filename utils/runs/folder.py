@@ -162,7 +162,7 @@ def _make(path: Path, exist_ok: bool) -> None:
 def _refuse_what_is_there(path: Path) -> None:
     if any(found.name != LOCK and not found.name.endswith(".tmp") for found in path.iterdir()):
         raise CheckpointError(
-            f"'{path}' exists already: choose another LOGGING.run_name, or go on with it by --resume {path}"
+            f"'{path}' exists already: choose another LOGGING.run_name, or continue it by --resume {path}"
         )
 
 
@@ -176,7 +176,7 @@ def find_run(resume: str, save_dir: str) -> Path:
     found = {path: _last_written(path) for path in Path(save_dir).glob("*/")}
     runs = [path for path, written in found.items() if written]
     if not runs:
-        raise CheckpointError(f"--resume: there is no run in '{save_dir}'; name its folder, or begin a new run")
+        raise CheckpointError(f"--resume: there is no run in '{save_dir}'; name its folder, or start a new run")
     return max(runs, key=lambda path: found[path])
 
 
@@ -213,6 +213,6 @@ def remains_of_training(folder: Path) -> list[str]:
 
 
 def _last_written(folder: Path) -> float:
-    """When a run's config or a checkpoint to go on from was written; 0 where the folder is no run's."""
+    """When a run's config or a checkpoint to resume from was written; 0 where the folder is no run's."""
     files = [folder / name for name in (CONFIG, LAST, PREVIOUS)]
     return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)

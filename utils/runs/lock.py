@@ -78,7 +78,7 @@ class FolderLock:
 
 
 def lock_state(folder: Path) -> Literal["held", "free", "unknown"]:
-    """Whether a training, of this process too, goes on in a folder; nothing is written, no lock is dropped.
+    """Whether a training, also of this process, is running in a folder; nothing is written, no lock is dropped.
 
     unknown: there is no lock file that can be read, or the file system has no locks.
     """
@@ -93,7 +93,7 @@ def lock_state(folder: Path) -> Literal["held", "free", "unknown"]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a training is known to go on in a run's folder."""
+    """Whether a training is known to be running in a run's folder."""
     return lock_state(folder) == "held"
 
 

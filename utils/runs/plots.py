@@ -133,8 +133,8 @@ def roc_curves_figure(
 
     scores [N, K], targets [N, K] of 0 and 1, mask bool [N, K]: as metrics was computed from.
     points: where the operating point of each class lies, (false positive rate, sensitivity); none where nan.
-    A class without positives or negatives says so. Of more than 20 classes, the 20 with the most
-    positives are shown, in their order, and the title says so.
+    A class without positives or negatives is labelled undefined. Of more than 20 classes, the 20 with the most
+    positives are shown, in their order, as the title states.
     Raises ValueError for shapes that disagree with each other or with metrics.
     """
     score, target, known = np.asarray(scores), np.asarray(targets), np.asarray(mask, bool)

@@ -60,7 +60,7 @@ class Recorder(Listener):
 
     config: its CHECKPOINT and LOGGING sections are followed.
     description: what every checkpoint carries beside weights: config, class names, preprocessing; plain values.
-    checkpoint: what a resumed run goes on from; TensorBoard forgets what was written after it.
+    checkpoint: what a run is resumed from; TensorBoard forgets what was written after it.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Recorder(Listener):
         return Best(None, last_epoch) if content is None else Best(content["model"], content["metrics"]["epoch"])
 
     def _whole(self, content: CheckpointContent) -> CheckpointContent:
-        """A checkpoint's content with the run's description and what TensorBoard was last told."""
+        """A checkpoint's content with the run's description and the last figures written to TensorBoard."""
         return {**self.description, **content, "scalars": self._latest}
 
     def _write_scalars(self, step: int, figures: Mapping[str, float]) -> None:

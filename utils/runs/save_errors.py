@@ -21,4 +21,4 @@ def on_save_error(continues: bool, what: str) -> Iterator[None]:
         if not continues:
             advice = "fix this and continue with --resume; CHECKPOINT.on_save_error=continue would train on"
             raise CheckpointError(f"{message} ({advice})") from None
-        logger.error("%s; training goes on (CHECKPOINT.on_save_error)", message)
+        logger.error("%s; training continues (CHECKPOINT.on_save_error)", message)

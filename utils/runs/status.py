@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Standing(Protocol):
-    """Where training goes on: epochs that have ended, optimizer steps, the best epoch (from 0; -1: none), its score."""
+    """Where to continue: epochs that have ended, optimizer steps, the best epoch (from 0; -1: none), its score."""
 
     epoch: int
     global_step: int
@@ -46,7 +46,7 @@ class Standing(Protocol):
 class RunStatus:
     """What status.json holds.
 
-    phase: 'lost' is never in the file; a reader says so of a run whose process has gone without a word.
+    phase: 'lost' is never in the file; a reader reports it for a run whose process ended without a final status.
     step, total_steps: optimizer steps done, and of the whole run. epoch, epochs: epochs finished, and of the whole run.
     eta_seconds: until the last step, at the mean pace of this process; None before there is one, and where it ended.
     pid, host: of the process. started, updated: its start and this file's writing, ISO 8601, UTC.
@@ -76,7 +76,7 @@ _STATUS = TypeAdapter(RunStatus)
 class StatusWriter(Listener):
     """Listens to a training and keeps status.json and steps.jsonl; a context, as the way it is left is the last word.
 
-    step, epoch: where a resumed run goes on; the rows of steps.jsonl after that step are cut away.
+    step, epoch: where a resumed run continues; the rows of steps.jsonl after that step are cut away.
     continues: CHECKPOINT.on_save_error is 'continue'. seconds_between: between two writings within a phase.
     """
 
@@ -200,7 +200,7 @@ def _read(path: Path) -> RunStatus | None:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise CheckpointError(
             f"'{path}' is damaged ({where}: {first['msg']}): the run's other files are not touched by that, and a "
-            "training that goes on in it writes a new one"
+            "the next training in it writes a new one"
         ) from None
 
 

@@ -32,7 +32,7 @@ class StepLog:
         self._whole: int | None = None  # bytes of the file before a write that failed
 
     def go_on_after(self, last_step: int) -> None:
-        """Forget, atomically, the steps after the checkpoint that a resumed run goes on from. Raises OSError."""
+        """Forget, atomically, the steps after the checkpoint that a run is resumed from. Raises OSError."""
         rows = read_rows(self.path)
         kept = [row for row in rows if _step_of(row) in range(last_step + 1)]
         if rows or self.path.exists():

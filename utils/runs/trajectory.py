@@ -1,4 +1,4 @@
-"""A run that goes on from an earlier checkpoint than its newest: files of the epochs that are abandoned by that.
+"""A run that resumes from an earlier checkpoint than its newest: files of the epochs that are abandoned by that.
 
 They are set aside, so that the weights in a run's folder belong to one sequence of steps, and the best of them is best
 in it.
@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The folder of a run that goes on from `standing`. is_newest: that is of the newest checkpoint in it."""
+    """The folder of a run that resumes from `standing`. is_newest: that is of the newest checkpoint in it."""
 
     folder: Path
     standing: Standing
     is_newest: bool
 
     def set_aside_others(self) -> list[str]:
-        """Rename the weights of abandoned epochs to *.abandoned, and say so. Returns the names that they had.
+        """Rename the weights of abandoned epochs to *.abandoned, and log it. Returns the names that they had.
 
-        last.pth goes last: a process killed in here leaves a run that goes on from where it was.
+        last.pth goes last: a process killed in here leaves a run that can be resumed from where it was.
         """
         names = []
         for path in self._others():
             aside = set_aside(path, "abandoned")
             names.append(path.name)
             step = self.standing.global_step
-            logger.warning("'%s' is not of the run that goes on from step %d: kept as '%s'", path, step, aside.name)
+            logger.warning("'%s' does not belong to the run resumed from step %d: kept as '%s'", path, step, aside.name)
         return names
 
     def restore_best(self, description: Mapping[str, object], history: list[JsonObject]) -> bool:

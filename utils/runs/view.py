@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def read_history(folder: Path) -> list[JsonObject]:
-    """The rows of metrics.jsonl under today's keys, none where it is missing. Raises OSError."""
+    """The rows of metrics.jsonl under current keys, none where it is missing. Raises OSError."""
     return [todays_figures(row) for row in read_rows(folder / METRICS)]
 
 
 class RunView:
     """The files of a run's folder, each read when it is first asked for and then kept; make a new view to look again.
 
-    Nothing is written, nobody is kept from training, and what is being written is read whole or as it was before.
+    Nothing is written, training is never blocked, and a file that is being written is read whole, new or old.
     What is damaged or cannot be read is a CheckpointError, or a ConfigError of config.yaml, of that one attribute.
     """
 

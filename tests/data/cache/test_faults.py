@@ -80,7 +80,7 @@ def test_a_damaged_cache_is_told_and_made_again(cached, name, caplog):
     content = path.read_bytes()
     path.write_bytes(DAMAGES[name](content))
     assert equal(expected, all_inputs(loaders_of(own, PLAIN, DISK)))
-    assert "is damaged, it is made again" in caplog.text and path.read_bytes() == content
+    assert "is damaged and is rebuilt" in caplog.text and path.read_bytes() == content
     assert cache_files(own) == [path]
 
 
@@ -127,7 +127,7 @@ def test_a_forged_index_is_refused(cached, fault, caplog):
         file.write(content)
         write_index(file, images, CacheIndex(records, about))
     assert equal(expected, all_inputs(loaders_of(own, PLAIN, DISK)))
-    assert "is damaged, it is made again" in caplog.text
+    assert "is damaged and is rebuilt" in caplog.text
 
 
 def test_a_text_that_is_no_json(tmp_path):

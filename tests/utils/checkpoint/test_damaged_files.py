@@ -237,7 +237,7 @@ def test_the_only_checkpoint_is_damaged(tmp_path):
     save_checkpoint(content(), tmp_path / LAST)
     for number in (1, 2):
         (tmp_path / LAST).write_bytes(b"x" * number)
-        with pytest.raises(CheckpointError, match=r"not begun again.*another LOGGING\.run_name$"):
+        with pytest.raises(CheckpointError, match=r"not started over.*another LOGGING\.run_name$"):
             load_resumable(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"last.pth.corrupt", "last.pth.2.corrupt"}
 
@@ -258,7 +258,7 @@ def test_a_run_that_had_got_somewhere_is_not_begun_again(tmp_path, name):
     for file, raw in REMAINS[name].items():
         (tmp_path / file).write_bytes(raw)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="not begun again") as refused:
+        with pytest.raises(CheckpointError, match="not started over") as refused:
             load_resumable(tmp_path)
     assert all(file in str(refused.value) for file in REMAINS[name]) and "init_from" not in str(refused.value)
     assert fingerprint(tmp_path) == REMAINS[name]
@@ -281,7 +281,7 @@ def test_a_file_that_was_named_is_not_replaced_by_another(folder):
 def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, files, caplog):
     for file, raw in files.items():
         (tmp_path / file).write_bytes(raw)
-    assert load_resumable(tmp_path) is None and "the run begins again" in caplog.text
+    assert load_resumable(tmp_path) is None and "the run starts from the beginning" in caplog.text
 
 
 def test_what_is_not_damaged_is_not_set_aside(folder, monkeypatch):

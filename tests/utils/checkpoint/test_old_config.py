@@ -22,7 +22,7 @@ from utils.checkpoint.old_config import allow_old_config
 
 ROOT = Path(__file__).resolve().parents[3]
 REAL = ROOT.parent / "shared" / "legacy" / "old_config_only.pth"
-DEFAULTS = "what the file does not hold has today's default"
+DEFAULTS = "what the file does not hold has the current default"
 
 
 class PlainConfig:

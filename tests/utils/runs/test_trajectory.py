@@ -64,7 +64,7 @@ def test_what_came_later_is_set_aside_and_last_goes_last(folder, caplog):
     gone = ["epoch_0002.pth", "epoch_0003.pth", "epoch_0004.pth", "best_model.pth", "previous.pth", "last.pth"]
     assert found == gone and names(folder) == {"epoch_0001.pth", *(f"{name}.abandoned" for name in gone)}
     assert all((folder / f"{name}.abandoned").read_bytes() == content[name] for name in gone)
-    assert all(f"{name}' is not of the run that goes on from step 10" in caplog.text for name in gone)
+    assert all(f"{name}' does not belong to the run resumed from step 10" in caplog.text for name in gone)
 
 
 def test_nothing_that_was_set_aside_is_written_over(folder):
