@@ -1,117 +1,42 @@
 """evaluate.py from the command line to report, metrics and predictions, on drawn data and untrained networks."""
 
 import csv
-import json
-import logging
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
 import cv2
-import nibabel
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-import evaluate
-from configs.default_config import Config
 from configs.errors import CheckpointError
-from configs.followed import EVALUATE
-from data.builder import open_data, split_data
-from data.phantom.radiographs import write_phantom
-from data.splits.assignment import write_split
 from data.transforms.images import Preprocess
-from data.transforms.volumes import VolumePreprocess
-from evaluation import evaluation_folder
 from evaluation.calibration import Calibration
-from models import HybridMedNet
 from models.saved_model import load_model
-from tests.settings_read import DRAWING, settings_read
+from tests.evaluation_runs import (
+    COUNT,
+    HOSTILE,
+    NAMES,
+    SIZE,
+    call,
+    metrics_of,
+    read_rows,
+    table_of,
+    write_images,
+    write_labels,
+    write_run,
+    write_volumes,
+)
 from tests.training_runs import write_class_folders
-from tests.waiting import LIMIT_S
-from training.precision import Precision
-from utils.checkpoint import load_checkpoint, save_checkpoint, write_safetensors
-
-ROOT = Path(evaluate.__file__).resolve().parent
-SIZE, COUNT = 32, 60
-# Two findings of the phantom, one of them with a name that a browser, a spreadsheet and a formula would obey; one that
-# nobody has; one that is often unknown.
-HOSTILE = '=1+1"><script src=http://evil.example/x.js></script>$x_{'
-NAMES = ["Cardiomegaly", HOSTILE, "Never", "Unsure"]
-NETWORK = [
-    "MODEL.backbone=timm/test_efficientnet",
-    "MODEL.pretrained=false",
-    "MODEL.fpn_channels=8",
-    "MODEL.fusion_channels=8",
-    "MODEL.fusion_stride=32",
-    "DATA.num_workers=0",
-    "TRAIN.batch_size=16",
-    "TRAIN.device=cpu",
-    "TRAIN.mixed_precision=false",
-    "TRAIN.channels_last=false",
-    "DATA.train_split=0.4",
-    "DATA.val_split=0.3",
-    "DATA.test_split=0.3",
-]
+from utils.checkpoint import load_checkpoint, write_safetensors
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """The phantom's images with a column per class."""
-    folder = tmp_path_factory.mktemp("data") / "phantom"
-    write_phantom(folder, COUNT, 64)
-    write_labels(folder / "labels.csv", rows_of(folder / "labels.csv"))
-    return folder
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """The phantom's rows with labels by chance: an untrained network knows nothing anyway."""
-    rows, rng = read_rows(path), np.random.default_rng(0)
-    for row in rows:
-        codes = [str(code) for code in rng.integers(0, 2, 3)]
-        row |= {NAMES[0]: codes[0], NAMES[1]: codes[1], NAMES[2]: "0", NAMES[3]: codes[2]}
-        row[NAMES[3]] = "" if rng.random() < 0.3 else codes[2]
-    return rows
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_labels(path: Path, rows: list[dict[str, str]], names: list[str] = NAMES, more: tuple[str, ...] = ()) -> None:
-    columns = ["image", "patient_id", "view", "age", "sex", *more, *names]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_run(folder: Path, data: Path, *overrides: str, seed: int = 0, size: object = SIZE) -> Path:
-    """A run's folder as train.py leaves it, its network untrained."""
-    given = Config.from_overrides([*NETWORK, f"DATA.image_size={size}", f"DATA.data_dir={data}", *overrides])
-    dataset_index = open_data(given)
-    config = given.resolve(dataset_index.class_names, dataset_index.exclusive)
-    torch.manual_seed(seed)
-    model = HybridMedNet(config).eval()
-    make = VolumePreprocess if config.has_volumes() else Preprocess
-    preprocess = make(config.image_shape(), 3, model.backbone.mean, model.backbone.std)
-    folder.mkdir(parents=True)
-    content = {
-        "config": config.model_dump(mode="json"),
-        "class_names": list(dataset_index.class_names),
-        "preprocessing": preprocess.as_dict(),
-        "split_sha256": write_split(folder / "split.csv", dataset_index, split_data(config, dataset_index)),
-        "model": model.state_dict(),
-        "metrics": {"epoch": 3},
-    }
-    save_checkpoint(content, folder / "best_model.pth")
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    return folder
+    return write_images(tmp_path_factory.mktemp("data") / "phantom")
 
 
 @pytest.fixture(scope="module")
@@ -125,29 +50,6 @@ def run(first, tmp_path) -> Path:
     return Path(shutil.copytree(first, tmp_path / "run"))
 
 
-class Blank:
-    """In place of a figure: one that is quick to draw."""
-
-    def savefig(self, buffer, **_) -> None:
-        buffer.write(b"no image")
-
-
-def call(*arguments: object, figures: bool = False) -> int:
-    """evaluate.main with few draws and blank images; logging is put back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    names = evaluation_folder.IMAGES
-    with pytest.MonkeyPatch.context() as patch:
-        if not figures:
-            patch.setattr(evaluation_folder, "draw_figures", lambda *_: dict.fromkeys(names, Blank()))
-        try:
-            draws = [] if "--draws" in arguments else ["--draws", "20"]
-            return evaluate.main([str(argument) for argument in [*arguments, *draws]])
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-
-
 @pytest.fixture(scope="module")
 def evaluated(first, tmp_path_factory, drawing) -> Path:
     """A run that was evaluated once, with everything on."""
@@ -155,19 +57,6 @@ def evaluated(first, tmp_path_factory, drawing) -> Path:
     with drawing():
         assert call(run, "--calibrate", "platt", "--subgroups", "sex", "age", "--compare", first, figures=True) == 0
     return run
-
-
-def metrics_of(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-
-
-def table_of(folder: Path, names: list[str] = NAMES) -> tuple[list[dict[str, str]], np.ndarray, np.ndarray]:
-    """(rows, probabilities [N, K], labels [N, K] with nan where unknown) of predictions.csv."""
-    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    scores = np.array([[float(row[f"probability {name}"]) for name in names] for row in rows])
-    labels = np.array([[float(row[f"label {name}"] or "nan") for name in names] for row in rows])
-    return rows, scores, labels
 
 
 # ---- the figures
@@ -415,20 +304,6 @@ def write_npz(root: Path) -> Path:
     return root / "data.npz"
 
 
-def write_volumes(root: Path) -> Path:
-    """Noise; axes and units are what tests/data look at."""
-    root.mkdir()
-    rows = ["image,patient_id,split,Spot,Dot"]
-    for number in range(12):
-        voxels = np.random.default_rng(number).normal(size=(20, 20, 10)).astype(np.float32)
-        nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 4.0, 1.0])).to_filename(root / f"{number}.nii.gz")
-        rows.append(
-            f"{number}.nii.gz,p{number // 2},{('train', 'val', 'test')[number // 4]},{number % 2},{number // 2 % 2}"
-        )
-    (root / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
-    return root
-
-
 @pytest.mark.parametrize(
     ("write", "overrides", "size", "task"),
     [
@@ -458,127 +333,3 @@ def test_a_hierarchical_model_is_scored_by_its_findings(images, tmp_path):
     run = write_run(tmp_path / "run", images, "MODEL.hierarchical=true", groups)
     assert call(run) == 0
     assert len(metrics_of(run / "evaluation-test")["classes"]) == 4
-
-
-# ---- the user's errors
-
-
-@pytest.fixture
-def complaint(capsys):
-    """complaint(arguments…) → the one line of an evaluation that must end with exit code 2."""
-
-    def say(*arguments: object) -> str:
-        assert call(*arguments) == 2
-        lines = capsys.readouterr().err.splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        assert len(errors) == 1 and not [line for line in lines if "Traceback" in line]
-        return "\n".join(lines[lines.index(errors[0]) :])
-
-    return say
-
-
-def test_help_needs_no_torch():
-    code = (
-        "import sys, evaluate\n"
-        "try:\n    evaluate.parse_arguments(['--help'])\n"
-        "except SystemExit as leave:\n    assert leave.code == 0\n"
-        "print('heavy:', sorted({'torch', 'timm', 'cv2', 'scipy', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
-    assert done.returncode == 0 and "--calibrate" in done.stdout and done.stdout.endswith("heavy: []\n"), done.stderr
-
-
-def test_settings_without_effect_are_refused(complaint, run):
-    for override, key in {
-        "DATA.image_size=64": "DATA.image_size",
-        "data.mean=[0.5]": "DATA.mean",
-        "DATA.window=[0, 1]": "DATA.window",
-        "MODEL.dropout=0.1": "MODEL.dropout",
-        "model.backbone.type=resnet18": "MODEL.backbone",
-        "training.epochs=3": "TRAIN.epochs",
-        "DATA.class_names=[a, b, c, d]": "DATA.class_names",
-    }.items():
-        messages = complaint(run, "--set", override)
-        assert f"--set {key}: no effect in evaluate.py" in messages and "TRAIN.device" in messages, override
-    assert "did you mean 'num_workers'" in complaint(run, "--set", "DATA.num_worker=1")
-    assert not (run / "evaluation-test").exists()
-
-
-def test_every_followed_setting_is_read(run, monkeypatch):
-    read = settings_read(lambda: call(run), monkeypatch)
-    assert read >= {*EVALUATE.keys, "MODEL.task"} - DRAWING
-    assert not {"DATA.window", "DATA.resize", "DATA.mean", "LOGGING.format", "TRAIN.epochs"} & read
-
-
-def test_overrides_reach_the_compared_model_in_any_spelling(run, first, monkeypatch):
-    devices = []
-    monkeypatch.setattr(
-        "training.precision.choose_available_precision",
-        lambda wanted, _: devices.append(wanted) or Precision("cpu", None),
-    )
-    assert call(run, "--compare", first, "--set", "train.mixed_precision=true") == 0
-    assert devices == [True, True]
-
-
-def test_a_setting_that_fits_the_checkpoint_alone(tmp_path):
-    """A window is for volumes: a file of volumes that is silent about its preprocessing takes one."""
-    data = write_volumes(tmp_path / "data")
-    run = write_run(tmp_path / "run", data, "MODEL.backbone=convnext3d_tiny", size=[8, 32, 32])
-    content = load_checkpoint(run / "best_model.pth")
-    del content["preprocessing"]
-    save_checkpoint(content, run / "best_model.pth")
-    for override in (["--set", "DATA.window=[-1, 1]"], []):
-        assert call(run, "--output", tmp_path / f"out{len(override)}", *override) == 0
-    names = [one["name"] for one in metrics_of(tmp_path / "out0")["classes"]]
-    assert not np.array_equal(table_of(tmp_path / "out0", names)[1], table_of(tmp_path / "out2", names)[1])
-
-
-def test_wishes_that_cannot_be(complaint, run):
-    assert "did you mean 'youden'" in complaint(run, "--threshold", "yuden")
-    assert "temperature, platt, none" in complaint(run, "--calibrate", "isotonic")
-    assert "--draws 0" in complaint(run, "--draws", "0")
-    assert "did you mean 'sex'" in complaint(run, "--subgroups", "sexx")
-    assert "no split 'val'" in complaint(run, "--split", "all", "--threshold", "f1")
-
-
-def test_checkpoints_that_are_none(complaint, run, tmp_path):
-    assert "nowhere.pth' does not exist" in complaint(tmp_path / "nowhere.pth")
-    (tmp_path / "empty").mkdir()
-    assert "there is no best_model.pth and no last.pth" in complaint(tmp_path / "empty")
-    assert "nowhere.pth' does not exist" in complaint(run, "--compare", tmp_path / "nowhere.pth")
-    (run / "best_model.pth").write_bytes((run / "best_model.pth").read_bytes()[:5000])
-    assert "damaged" in complaint(run)
-
-
-def test_a_path_in_the_checkpoint_is_not_opened(complaint, run):
-    (run / "config.yaml").unlink()
-    assert "--data FOLDER" in complaint(run)
-
-
-def test_splits_that_are_not_there(complaint, run, images, tmp_path):
-    data = Path(shutil.copytree(images, tmp_path / "hospital"))
-    rows = [
-        row | {"split": "train" if number % 2 else "val"} for number, row in enumerate(read_rows(data / "labels.csv"))
-    ]
-    write_labels(data / "labels.csv", rows[1:], NAMES, ("split",))
-    message = complaint(run, "--data", data)
-    assert "no test split" in message and "train (30 images), val (29 images)" in message and "--split all" in message
-    write_labels(data / "labels.csv", rows[1:])
-    assert "there are none" in complaint(run, "--data", data)
-
-
-def test_a_split_file_that_does_not_fit_the_runs_own_data(complaint, run):
-    path = run / "split.csv"
-    path.write_text(path.read_text(encoding="utf-8").replace("test", "train", 1), encoding="utf-8")
-    assert "damaged or was edited" in complaint(run)
-
-
-def test_data_that_lack_a_class(complaint, run, images, tmp_path):
-    data = Path(shutil.copytree(images, tmp_path / "hospital"))
-    write_labels(data / "labels.csv", read_rows(data / "labels.csv"), NAMES[:3])
-    assert "'Unsure'" in complaint(run, "--data", data, "--split", "all")
-
-
-def test_a_folder_that_cannot_be_made(complaint, run, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "name another by --output" in complaint(run, "--output", tmp_path / "file" / "x")
