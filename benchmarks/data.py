@@ -1,4 +1,4 @@
-"""Reading images, measured: images a second from files and from a cache, beside torchvision and MONAI.
+"""Reading images, measured: images per second from files and from a cache, beside torchvision and MONAI.
 
 python -m benchmarks.data                                 # writes docs/benchmarks/data.{md,json}
 python -m benchmarks.data --images 64 --repeats 1 --no-write
@@ -101,7 +101,7 @@ def rate(epoch: Epoch, numbers: Iterator[int], least_seconds: float) -> float:
 
 
 def measure_source(source: Source, monai: bool, location: Path, repeats: int) -> list[PipelineRates]:
-    """A row a pipeline: rates of its epochs, seconds to fill it."""
+    """One row per pipeline: rates of its epochs, seconds to fill it."""
     rows: list[PipelineRates] = []
     running: list[tuple[Epoch, Iterator[int]]] = []
     for name, workers, make in pipelines(source, monai, location):
@@ -124,7 +124,7 @@ def measure_source(source: Source, monai: bool, location: Path, repeats: int) ->
 
 
 def measure_readback(source: Source, repeats: int) -> dict[str, list[float]]:
-    """Images a second of the caches' readers alone, in this process: with checksums, as at first, and without."""
+    """Images per second of the caches' readers alone, in this process: with checksums, as at first, and without."""
     found: dict[str, list[float]] = {"disk, first": [], "disk": [], "ram, first": [], "ram": []}
     readers = {cache: our_reader(source, cache) for cache in ("disk", "ram")}
     for _ in range(repeats):
@@ -231,7 +231,7 @@ def verdicts(figures: Figures) -> list[Verdict]:
 
 
 def rows(figures: Figures) -> list[list[str]]:
-    """A line a source and pipeline: images a second by workers, gain over our files, seconds to fill."""
+    """One line per source and pipeline: images per second by workers, gain over our files, seconds to fill."""
     found = []
     for source, pipeline in dict.fromkeys((row["source"], row["pipeline"]) for row in figures["rows"]):
         rates = [median(figures, source, pipeline, workers) for workers in WORKERS]
@@ -261,7 +261,7 @@ Written by `python -m benchmarks.data` on {machine["time"][:10]}: {machine["proc
 {figures["threads"]} threads, Python {machine["python"]}, {versions}.
 
 {figures["images"]} drawn images of 1,024 px (8 bits; DICOM: 12 bits, uncompressed; .npz: 224 px, in memory), fitted to
-{SIZE} px, lightly augmented, normalised, three channels. Images a second of the training loader, medians of
+{SIZE} px, lightly augmented, normalised, three channels. Images per second of the training loader, medians of
 {figures["repeats"]} rounds in which the pipelines took turns; on a machine with fewer free cores than workers more of
 these do not help. Files are in the page cache. *gain*: over our files with no workers, augmented or not as they are: a
 cache spares decoding, while augmentation takes its time with it too. *filling*: of ours once, with the workers of that

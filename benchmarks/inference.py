@@ -55,7 +55,7 @@ def in_memory(images: int, batch: int, size: int, pinned: bool) -> BatchesInMemo
 
 @dataclass(frozen=True)
 class Row:
-    """One network: images a second of each way, and the medians of what is left of the bare passes' in each turn."""
+    """One network: images per second of each way, and the medians of what is left of the bare passes' in each turn."""
 
     backbone: str
     bare: float

@@ -84,7 +84,7 @@ def alternated(steps: dict[str, Callable[[], None]], device: torch.device, repea
 
 
 class Row(TypedDict):
-    """One network. seconds: of a step by variant. auto: the variant that auto takes. compilation: see that function."""
+    """Seconds per step by variant, what auto takes, and what its probe took, of one network."""
 
     name: str
     batch: int
@@ -188,7 +188,7 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
 
 
 def cells(row: Row, columns: list[str]) -> list[str]:
-    """A row of the table: milliseconds an image by variant, then what auto takes."""
+    """A row of the table: milliseconds per image by variant, then what auto takes."""
     fastest = min(row["seconds"].values())
     times = []
     for name in columns:
@@ -215,7 +215,7 @@ def page(figures: Figures) -> str:
 Written by `python -m benchmarks.precision` on {machine["time"][:10]}: {figures["device_name"]},
 {figures["threads"]} threads, Python {machine["python"]}, torch {machine["packages"]["torch"]}.
 
-Milliseconds an image of a training step (forward, loss, backward, clipping, AdamW) of whole networks with their
+Milliseconds per image of a training step (forward, loss, backward, clipping, AdamW) of whole networks with their
 default attention at {figures["size"]} px, in steps of {rows[0]["batch"]}. All variants of a network take turns,
 {figures["repeats"]} times after a first one; medians. The fastest is bold.
 

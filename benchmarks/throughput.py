@@ -53,9 +53,9 @@ WANTED = {"resnet50": 0.20, "convnext_base": 0.30, "swin_base": 0.30, "vit_base"
 
 @dataclass(frozen=True)
 class Row:
-    """One network: images a second in training and inference, utilisation and peak memory in training.
+    """One network: images per second in training and inference, utilisation and peak memory in training.
 
-    loader: images a second of the Trainer with images from a loader, None where that was not measured.
+    loader: images per second of the Trainer with images from a loader, None where that was not measured.
     """
 
     name: str
@@ -85,7 +85,7 @@ def write_images(folder: Path) -> None:
 def rate_with_loader(
     name: str, batch: int, compiled: bool, images: str, device: torch.device, size: int = SIZE
 ) -> float:
-    """Images a second of a Trainer from its second epoch on, with the images in a folder."""
+    """Images per second of a Trainer from its second epoch on, with the images in a folder."""
     config = Config.from_overrides(
         [
             f"DATA.data_dir={images}",

@@ -293,7 +293,7 @@ class CheckpointSettings(Section):
 
     section_name: ClassVar[str] = "CHECKPOINT"
 
-    save_dir: str = _setting("./checkpoints", "One folder a run is made in here.")
+    save_dir: str = _setting("./checkpoints", "One folder per run is created in here.")
     save_freq: NonNegativeInt = _setting(5, "Also keep epoch_NNNN.pth every so many epochs; 0: none.")
     save_every_steps: NonNegativeInt = _setting(
         0, "Also write last.pth every so many optimizer steps, for epochs of hours; 0: only when an epoch ends."
@@ -306,7 +306,7 @@ class CheckpointSettings(Section):
 
 
 class LoggingSettings(Section):
-    """What is said, where."""
+    """Log lines, scalars and the name of the run."""
 
     section_name: ClassVar[str] = "LOGGING"
 

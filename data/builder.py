@@ -248,7 +248,7 @@ def _as_exclusive(dataset_index: DatasetIndex) -> DatasetIndex:
     if len(wrong):
         names = ", ".join(dataset_index.studies[i].name for i in wrong[:5])
         raise DataError(
-            f"MODEL.task 'multi_class' needs exactly one class an image; {len(wrong)} of {len(labels)} have none, "
+            f"MODEL.task 'multi_class' needs exactly one class per image; {len(wrong)} of {len(labels)} have none, "
             f"several or an unsure one ({names}, …): use MODEL.task=multi_label, or correct the labels"
         )
     return replace(dataset_index, exclusive=True)

@@ -74,7 +74,7 @@ class DatasetIndex:
 
     read(index) -> uint8 or uint16 or float32 array [H, W] or [H, W, 3], DICOM already windowed to [0, 1]; or a Volume.
     Raises DataError naming the image or volume if it cannot be decoded. A Reader can do more.
-    exclusive: exactly one class an image (folders, multi-class .npz).
+    exclusive: exactly one class per image (folders, multi-class .npz).
     notes: counted warnings met on the way, each a sentence.
     """
 

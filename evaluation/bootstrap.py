@@ -37,7 +37,7 @@ def bootstrap(figures: Sequence[Figures], patients: int, settings: BootstrapSett
     """
 
     def block(first: int) -> list[dict[str, Floats]]:
-        # The last block is filled up and cut afterwards: sums are then rounded alike however many draws are asked for.
+        # The last block is filled up and cut afterwards: sums are then rounded alike for any number of draws.
         weights = draw_weights(patients, first, BLOCK, settings.seed)
         return [figure(weights) for figure in figures]
 

@@ -51,9 +51,9 @@ def operating_point(
 
     stored: `as_dict` of one, from the checkpoint, or None. validation: gives logits, targets, mask [N, K] of the
     validation split; None where there is none to fit on. classes: K.
-    Without wishes the stored one is taken; without that one is fitted, by Youden's rule and without calibration;
+    With no options the stored one is used; without a stored one it is fitted, by Youden's rule and without calibration;
     without a validation split too, thresholds are 0.5, not chosen.
-    Raises ConfigError for wishes that there is no validation split for; CheckpointError for a stored one that is none.
+    Raises ConfigError for options that need a missing validation split, CheckpointError for an invalid stored one.
     """
     before = None if stored is None else OperatingPoint.from_dict(stored, classes)
     if validation is None:

@@ -18,7 +18,7 @@ class ScoredSplit:
 
     probabilities: float64 [N, K], finite where known. targets: [N, K], 0 or 1 where known.
     mask: bool [N, K], True where the label is known. patients: N names; images of one name are drawn together.
-    class_names: K. split: its name. exclusive: exactly one class an image.
+    class_names: K. split: its name. exclusive: exactly one class per image.
     Raises ValueError where these do not fit each other.
     """
 

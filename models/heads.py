@@ -48,7 +48,7 @@ class ClasswiseMLP(nn.Module):
 
 
 class MultiLabelHead(nn.Module):
-    """A logit a class from a shared pooled vector. [B, C, *spatial] → [B, num_classes]."""
+    """One logit per class from a shared pooled vector. [B, C, *spatial] → [B, num_classes]."""
 
     def __init__(self, channels: int, num_classes: int, dropout: float = 0.5, norm: str = "batch") -> None:
         super().__init__()

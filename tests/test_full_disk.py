@@ -32,7 +32,7 @@ def phantom(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, phantom):
-    """outcomes(fault) → on_save_error → what came of it; one process a fault, as most of its time goes into imports."""
+    """outcomes(fault) → on_save_error → its outcome; one process per fault, as most of its time goes into imports."""
     return lru_cache(lambda fault: train_with(fault, tmp_path_factory.mktemp(fault), phantom))
 
 

@@ -109,7 +109,7 @@ class Adaptation:
         return f"out of memory ({failure}), though {tried}, and {self.checkpointing}: {_SMALLER}"
 
     def resume(self, state: TrainerState) -> None:
-        """Go on as a saved run did: switch checkpointing on where memory had run out, and say what is in force.
+        """Continue as a saved run did: switch checkpointing on where memory had run out, and log what is active.
 
         Raises CheckpointError for a model that cannot recompute.
         """

@@ -50,7 +50,7 @@ def panel_grid(panels: int) -> tuple[int, int]:
 
 
 def panel_figure(panels: int, height: float = 3.15) -> tuple[Figure, list[Axes]]:
-    """A figure of so many square panels, `height` inches a row with its title; those that are left over are hidden."""
+    """A figure of square panels, `height` inches per row with its title; unused panels are hidden."""
     columns, rows = panel_grid(panels)
     figure = new_figure(max(2.5 * columns, 4.2), height * rows + 0.6)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())

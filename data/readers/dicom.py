@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import DataError
-from data.readers.regular_files import check_swelling
+from data.readers.regular_files import check_expansion
 
 if TYPE_CHECKING:
     from pydicom import Dataset, FileDataset
@@ -139,7 +139,7 @@ def _check_deflated(path: Path) -> None:
         packer, packed, unpacked = zlib.decompressobj(-zlib.MAX_WBITS), path.stat().st_size, 0
         while piece := packer.unconsumed_tail or file.read(_PIECE_BYTES):
             unpacked += len(packer.decompress(piece, _PIECE_BYTES))
-            check_swelling(packed, unpacked)
+            check_expansion(packed, unpacked)
 
 
 def _refuse_what_is_not_one_image(dataset: Dataset, max_pixels: int | None) -> None:

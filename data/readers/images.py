@@ -147,7 +147,7 @@ def _sixteen_bits(array: np.ndarray) -> np.ndarray:
 
 
 def _is_deep_colour(head: bytes) -> bool:
-    """PNG of 16 bits a channel with colour or alpha (IHDR: depth at byte 24, colour type at 25)."""
+    """PNG of 16 bits per channel with colour or alpha (IHDR: depth at byte 24, colour type at 25)."""
     return head.startswith(PNG_MAGIC) and len(head) > 25 and head[24] == 16 and head[25] in (2, 4, 6)
 
 

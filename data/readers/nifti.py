@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.errors import DataError
-from data.readers.regular_files import check_swelling, read_head
+from data.readers.regular_files import check_expansion, read_head
 from data.readers.volumes import Volume, check_size, to_convention
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _is_packed(path: Path) -> bool:
 
 def _unpack(path: Path, end: int) -> io.BytesIO:
     """The first `end` bytes; all are read, as gzip's checksum stands at the end and nibabel stops before it."""
-    check_swelling(path.stat().st_size, end)
+    check_expansion(path.stat().st_size, end)
     with gzip.open(path) as file:
         content, beyond = file.read(end), 0
         while piece := file.read(_PIECE_BYTES):

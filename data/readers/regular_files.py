@@ -11,7 +11,7 @@ from configs.errors import DataError
 
 _HEAD_BYTES = 256
 # Images and tables shrink to a tenth by deflate, blank ones to a hundredth; a bomb to a thousandth.
-_MOST_SWELLING, _FREE_BYTES = 100, 2**26
+_MAX_EXPANSION, _FREE_BYTES = 100, 2**26
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -44,9 +44,9 @@ def refuse_link(root: Path, path: Path) -> Path:
     return path
 
 
-def check_swelling(packed: int, unpacked: int) -> None:
+def check_expansion(packed: int, unpacked: int) -> None:
     """DataError for what unpacks to more than 64 MiB and more than 100 times its size: a decompression bomb."""
-    if unpacked > max(_FREE_BYTES, _MOST_SWELLING * packed):
+    if unpacked > max(_FREE_BYTES, _MAX_EXPANSION * packed):
         raise DataError(
-            f"its {packed:,} bytes unpack to more than {_MOST_SWELLING} times as many: a decompression bomb"
+            f"its {packed:,} bytes unpack to more than {_MAX_EXPANSION} times as many: a decompression bomb"
         )

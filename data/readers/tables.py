@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import DataError
-from data.readers.regular_files import check_swelling, read_head
+from data.readers.regular_files import check_expansion, read_head
 
 SPLIT_NAMES = {
     "train": "train",
@@ -73,7 +73,7 @@ def _read_all(file: IO[bytes] | gzip.GzipFile, stored: int) -> bytes:
     while piece := file.read(_PIECE_BYTES):
         pieces.append(piece)
         count += len(piece)
-        check_swelling(stored, count)
+        check_expansion(stored, count)
         if count > MAX_TEXT_BYTES:
             raise DataError(f"it has more than {MAX_TEXT_BYTES:,} bytes, which no table of labels needs")
     return b"".join(pieces)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from configs.errors import DataError
-from data.readers.regular_files import check_swelling, read_head
+from data.readers.regular_files import check_expansion, read_head
 from data.readers.tables import some
 from data.study import IMAGE, SPLITS, DatasetIndex, Reader, Study
 
@@ -89,7 +89,7 @@ def _check_sizes(path: Path, keys: Sequence[str]) -> None:
     """DataError for an archive that unpacks to far more than it is, or arrays whose headers tell of other sizes."""
     with zipfile.ZipFile(path) as archive:
         members = [archive.getinfo(f"{key}.npy") for key in keys]
-        check_swelling(path.stat().st_size, sum(member.file_size for member in members))
+        check_expansion(path.stat().st_size, sum(member.file_size for member in members))
         for member in members:
             with archive.open(member) as file:
                 read_header = read_array_header_1_0 if read_magic(file) == (1, 0) else read_array_header_2_0

@@ -82,7 +82,7 @@ def test_all_contradictions_are_told_at_once():
     [
         {"MODEL.task": "multi_class"},
         {"MODEL.task": "multi_class", "LOSS.type": "cross_entropy"},
-        {"LOSS.type": "cross_entropy"},  # the data may have one class an image
+        {"LOSS.type": "cross_entropy"},  # the data may have one class per image
         {"MODEL.in_channels": 1, "DATA.mean": [0.5], "DATA.std": [0.25]},
         {"DATA.train_split": 0.8, "DATA.val_split": 0.2, "DATA.test_split": 0.0},
         {"LOSS.pos_weight": [1.0, 2.0]},

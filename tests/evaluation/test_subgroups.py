@@ -122,7 +122,7 @@ def test_small_and_unknown_groups_are_listed_and_not_used():
 
 
 def test_a_patient_in_two_groups_is_drawn_for_both():
-    """Two images a patient with equal scores and labels, one in each group: no draw can tell them apart."""
+    """Two images per patient with equal scores and labels, one in each group: no draw can tell them apart."""
     scored, _ = split_of_two()
     p, y = np.repeat(scored.probabilities[::2], 2, 0), np.repeat(scored.targets[::2], 2, 0)
     twins = ScoredSplit(p, y, scored.mask, scored.patients, scored.class_names)

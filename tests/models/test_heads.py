@@ -1,4 +1,4 @@
-"""Heads against a network a class, built and run one by one, in float64."""
+"""Heads against one network per class, built and run one by one, in float64."""
 
 import pytest
 import torch

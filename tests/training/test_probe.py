@@ -40,7 +40,7 @@ class FakeClock:
 class Costly(nn.Module):
     """A small network with all a probe could disturb; an image of it costs what the candidate's entry says.
 
-    costs: seconds an image by candidate; an exception class or function in place of them is raised or called.
+    costs: seconds per image by candidate; an exception class or function in place of them is raised or called.
     runs: (candidate, images) of all forward passes, copies' included.
     """
 

@@ -65,7 +65,7 @@ def _contexts(norms: Sequence[BatchNorm]) -> dict:
     return {"context_fn": contexts}
 
 
-# Makers of contexts in force now, the outermost first; see `again_in_recomputation`.
+# Factories of the contexts that are active now, the outermost first; see `again_in_recomputation`.
 _RECOMPUTE_CONTEXTS: list[Callable[[], AbstractContextManager]] = []
 
 

@@ -91,7 +91,7 @@ def _points(history: History, key: str) -> tuple[list[int], list[float]]:
 
 
 def _draw_panel(axes: Axes, history: History, title: str, series: Mapping[str, str]) -> None:
-    """One line a key of series, which maps keys of the history to legend labels."""
+    """One line per key of series, which maps keys of the history to legend labels."""
     from matplotlib.ticker import MaxNLocator
 
     # Lines differ in dashes and markers too, for readers and printers that have no colours.
