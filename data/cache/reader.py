@@ -195,8 +195,8 @@ def stamps(dataset_index: DatasetIndex) -> np.ndarray:
         files = dataset_index.files(row)
         if not files:
             raise ConfigError(
-                f"DATA.cache: the data source does not report the files of '{study.name}', so the cache cannot detect "
-                "changes: set it to none"
+                f"DATA.cache: the data source does not report the files of '{study.name}', so changes cannot be "
+                "detected: set it to none"
             )
         text = "\n".join(seen[path] if path in seen else seen.setdefault(path, _stamp(path)) for path in files)
         found[row] = np.frombuffer(

@@ -64,7 +64,7 @@ def test_the_sample_datas_boxes_and_masks(tmp_path):
         if image.masks:
             assert read_mask(folder / "masks" / Path(study.name).name, absent) is None
     assert seen > 10
-    with pytest.raises(DataError, match="no mask of the sample data"):
+    with pytest.raises(DataError, match="not a mask of the sample data"):
         read_mask(folder / study.name, "Mass")
     with pytest.raises(DataError, match="no finding 'Fracture'"):
         read_mask(folder / "masks" / f"{stem(next(iter(table.by_image)))}.png", "Fracture")
