@@ -7,7 +7,7 @@ Where a setting follows from others or from the data, its default is null, and `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, TypedDict, TypeVar, Unpack
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
@@ -15,24 +15,10 @@ from configs import consistency, fallbacks
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
 from configs.loading import RootSection
 from configs.section import Section
+from configs.section import setting as _setting
 
 _Flat = tuple[PositiveInt, PositiveInt]
 _Solid = tuple[PositiveInt, PositiveInt, PositiveInt]
-
-T = TypeVar("T")
-
-
-class _Limits(TypedDict, total=False):
-    """What a number must be: greater than, greater than or equal to, less than, less than or equal to."""
-
-    gt: float
-    ge: float
-    lt: float
-    le: float
-
-
-def _setting(default: T, help_text: str, **limits: Unpack[_Limits]) -> T:
-    return Field(default, description=help_text, **limits)
 
 
 class GradientCheckpointing(Section):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypedDict, TypeVar, Unpack, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
@@ -199,3 +199,17 @@ def default_text(field: FieldInfo) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(list(value) if isinstance(value, tuple) else value)
+
+
+class _Limits(TypedDict, total=False):
+    """What a number must be: greater than, greater than or equal to, less than, less than or equal to."""
+
+    gt: float
+    ge: float
+    lt: float
+    le: float
+
+
+def setting(default: T, help_text: str, **limits: Unpack[_Limits]) -> T:
+    """A field of a section: its default, its help text, and what a number must be."""
+    return Field(default, description=help_text, **limits)

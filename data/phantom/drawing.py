@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]  # float32 unless a docstring says otherwise
+# float32 unless a docstring says otherwise. Any: the types of cv2 do not say which numbers its functions give.
+Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 Point = tuple[float, float]
 
