@@ -13,7 +13,8 @@ from utils.runs import files as run_files
 ROOT = Path(__file__).resolve().parents[1]
 MAP = ROOT / "docs" / "ARCHITECTURE.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-TODAY = [path for path in PAGES if path.name != "CHANGELOG.md"]  # which names what was, too
+# But for those that name what was, and files of sketches that were thrown away.
+TODAY = [path for path in PAGES if path.name not in ("CHANGELOG.md", "structure.md")]
 SUFFIXES = ("py", "md", "yaml", "yml", "txt", "toml", "json", "j2", "pth")
 _FILE = re.compile(rf"[\w./*-]*\w\.(?:{'|'.join(SUFFIXES)})\b")
 _FOLDER = re.compile(r"(?:[\w.]+/)+(?=[\s`.,:)]|$)")

@@ -272,3 +272,17 @@ def test_no_room_for_the_averaged_weights(monkeypatch):
     monkeypatch.setattr("training.trainer.weights_applied", refused)
     with pytest.raises(TrainingError, match=r"out of memory in validation.*ema_decay=0"):
         trainer.evaluate(loader_with_scores(), "validation")
+
+
+def test_an_evaluation_reads_the_same_epoch_each_time():
+    """Whatever epoch the training is at: order and what is drawn for images are functions of the epoch."""
+    asked = []
+
+    class Noted(TensorLoader):
+        def epoch(self, epoch: int, start: int = 0):
+            asked.append((epoch, start))
+            return super().epoch(epoch, start)
+
+    trainer = make_trainer(full_model(), epochs=2)
+    trainer.fit(TensorLoader(*random_data(16), 4), Noted(*random_data(16), 4))
+    assert trainer.state.epoch == 2 and asked == [(0, 0), (0, 0)]

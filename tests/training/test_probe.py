@@ -341,6 +341,13 @@ def test_the_prior_on_a_cpu_is_float32_as_the_backbone_prefers(with_bf16, prefer
     assert settled(slow, "TRAIN.mixed_precision=auto", prefers=prefers)[:2] == (False, prefers)
 
 
+@pytest.mark.parametrize("prefers", [False, True])
+def test_the_prior_keeps_a_precision_that_is_set(with_bf16, prefers):
+    """A gain of 2 % is too little to leave the backbone's layout."""
+    slightly_faster = {**ALL, B: 0.1 if prefers else 0.102, BL: 0.102 if prefers else 0.1}
+    assert settled(slightly_faster, "TRAIN.mixed_precision=bf16", prefers=prefers)[:2] == ("bf16", prefers)
+
+
 def test_volumes_are_contiguous(with_bf16, monkeypatch):
     asked = []
 
