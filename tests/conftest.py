@@ -19,6 +19,11 @@ from utils.torch_private import loader_utils
 SAVEFIG = Figure.savefig
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: after some uses of autograd, torch refuses backward passes in a forked process."""
+    items.sort(key=lambda item: "harness" not in getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_finish() -> None:
     """Thousands of tests and all that they import stay to the end: the garbage collector need not look at them again.
 
