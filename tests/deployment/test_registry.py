@@ -3,6 +3,9 @@
 ONNX files take half a minute to minutes each, so that all but the parts are slow tests.
 """
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,6 +129,17 @@ class AllModes(nn.Module):
         return tuple(network.forward_head(features) for network in self.networks)
 
 
+def rounding_error(model: nn.Module, images: np.ndarray) -> float:
+    """How far the float32 network itself is from its float64 copy: some random networks are ill-conditioned."""
+    exact = copy.deepcopy(model).double()
+
+    @torch.inference_mode()
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        return [y.numpy() for y in exact(torch.from_numpy(batch).double())]
+
+    return compare(model, run, images)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES_ONLY)
 def test_every_family_of_images_with_every_attention(name, tmp_path):
@@ -133,5 +147,6 @@ def test_every_family_of_images_with_every_attention(name, tmp_path):
     shape, model = image_shape(name), AllModes(name).eval()
     export_onnx(model, shape, tmp_path / "x.onnx", {}, output_names=ATTENTION_MODES)
     difference = compare(model, open_onnx(tmp_path / "x.onnx"), random_images(shape, 3))
-    print(f"{name} with {', '.join(ATTENTION_MODES)}: largest |Δ| {difference:.1e}")
-    assert difference < BOUNDS["fp32"]
+    own = rounding_error(model, random_images(shape, 3))
+    print(f"{name} with {', '.join(ATTENTION_MODES)}: largest |Δ| {difference:.1e}, rounding alone {own:.1e}")
+    assert difference < max(BOUNDS["fp32"], 3 * own)
