@@ -63,8 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Predict; returns the exit code: 0 if any image was predicted, 2 if none or for the user's errors, 130."""
-    options = parse_arguments(arguments)
-    return run_script(lambda: predict(options))
+    return run_script(lambda: predict(parse_arguments(arguments)))
 
 
 def predict(options: argparse.Namespace) -> int:

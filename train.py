@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.default_config import Config
-from configs.errors import HybridMedNetError
+from utils.command_line import run_script
 from utils.log import log_to_file, setup_logging
 from utils.runs.control import Control, Interrupted, discard_request
 from utils.runs.files import LOG
@@ -67,17 +67,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train; the exit code: 0, 2 for users' errors, 143 after SIGTERM or a pause, 130 after SIGINT or a stop."""
-    options = parse_arguments(arguments)
-    setup_logging()
+    return run_script(lambda: run(parse_arguments(arguments)))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Signals, settings → `train` → the exit code."""
     control = Control().install()
     try:
         resumed = find_resumed(options)
         config = load_settings(options, resumed)
         setup_logging(config.LOGGING.format)
         result = train(config, resumed, control)
-    except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except Interrupted as interrupted:
         logger.warning("%s", interrupted)
         return interrupted.exit_code

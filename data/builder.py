@@ -96,6 +96,13 @@ def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
     sample_folder = Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder)
     if folder.exists() or folder.resolve() != sample_folder.resolve():
         return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder_claimed(folder.parent, "draw sample data", wait=True):
+        if not folder.exists():  # else another first run has drawn them meanwhile
+            _draw(data, folder, volumes)
+
+
+def _draw(data: DataSettings, folder: Path, volumes: bool) -> None:
     count = settled(data.sample_count, "DATA.sample_count")
     size = settled(data.sample_size, "DATA.sample_size")
     logger.info("drawing %d sample %s into %s", count, "volumes" if volumes else "images", folder)

@@ -93,8 +93,7 @@ def parse_level(text: str) -> int | str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Explain; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
-    options = parse_arguments(arguments)
-    return run_script(lambda: run(options))
+    return run_script(lambda: run(parse_arguments(arguments)))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import logging
 import sys
 from collections.abc import Callable
 
 from configs.errors import HybridMedNetError
 from configs.followed import Followed
 from utils.log import setup_logging
+from utils.terminal import tolerant_output
+
+logger = logging.getLogger(__name__)
+
+# What the machine may refuse at any place of a program, and what to do about it.
+_ADVICE = {
+    errno.EMFILE: "raise the limit (ulimit -n), or use fewer data workers (DATA.num_workers, --num-workers)",
+    errno.ENFILE: "the machine has too many files open: close other programs, or use fewer data workers",
+    errno.ENOSPC: "free some space, or write elsewhere",
+    errno.EDQUOT: "free some of your quota, or write elsewhere",
+    errno.EFBIG: "files may not grow to that size here: see ulimit -f",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "check the permissions, or write elsewhere",
+    errno.ENOMEM: "use a smaller batch or fewer data workers",
+}
 
 
 def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
@@ -26,14 +43,31 @@ def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
 def run_script(work: Callable[[], int | None]) -> int:
     """Do the work of a script that has nothing to save when it is interrupted.
 
-    Returns the exit code: work's own or 0; 2 after the user's errors, one line on stderr; 130 after Ctrl-C.
+    Returns the exit code: work's own or 0; 2 after errors of the user or the machine, one line on stderr; 130 after
+    Ctrl-C. Who reads the output, and whether to the end, changes nothing.
     """
-    setup_logging()
-    try:
-        return work() or 0
-    except HybridMedNetError as error:
+    with tolerant_output():
+        setup_logging()
+        try:
+            return work() or 0
+        except (HybridMedNetError, OSError, MemoryError) as error:
+            return say_error(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+def say_error(error: HybridMedNetError | OSError | MemoryError) -> int:
+    """One line on stderr for an error that a user or the machine has caused; the exit code."""
+    if isinstance(error, HybridMedNetError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    logger.debug("the error was raised here", exc_info=error)
+    if isinstance(error, MemoryError):
+        print(f"error: out of memory ({error or 'no more is known'}): {_ADVICE[errno.ENOMEM]}", file=sys.stderr)
+        return 2
+    what = error.strerror or str(error)
+    file = "" if error.filename is None else f" ('{error.filename}')"
+    advice = f": {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
+    print(f"error: {what[:1].lower()}{what[1:]}{file}{advice}", file=sys.stderr)
+    return 2

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from configs.errors import DataError
+from data.loading.sending import Piped, end_where_nothing_can_be_sent, send
 from data.loading.worker_watch import ResilientLoader, WorkerFailures
 from data.study import DatasetIndex
 from data.transforms.images import sample_rng
@@ -132,6 +133,7 @@ class StudyLoader(Generic[Content]):
         failures: WorkerFailures | None = None,
     ) -> None:
         self.dataset, self.batches, self.bad = dataset, batches, bad
+        self._told_of_pipe = False
         self._loader = ResilientLoader(
             dataset,
             batches,
@@ -156,10 +158,21 @@ class StudyLoader(Generic[Content]):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Tensor, Content | None]]:
         """(number of the batch in its epoch, rows int64 [n], what was made of them); None where none could be read."""
-        for number, read in self._loader.epoch(epoch, start):
+        for number, sent in self._loader.epoch(epoch, start):
+            read = self._opened(sent) if isinstance(sent, Piped) else sent
             for failed, reason in read.failures:
                 self.bad.add(failed, reason)
             yield number, read.rows, read.content
+
+    def _opened(self, sent: Piped[_Read[Content]]) -> _Read[Content]:
+        if not self._told_of_pipe:
+            logger.warning(
+                "%s: batches come through a pipe, which is slower; give more (docker run --shm-size=2g), or lower "
+                "DATA.num_workers",
+                sent.reason,
+            )
+            self._told_of_pipe = True
+        return sent.open()
 
 
 class ImageLoader:
@@ -208,11 +221,11 @@ class _Read(NamedTuple, Generic[Content]):
     failures: list[tuple[int, str]]
 
 
-def _collate(items: list[Item], transform: TransformTo[Content]) -> _Read[Content]:
+def _collate(items: list[Item], transform: TransformTo[Content]) -> _Read[Content] | Piped[_Read[Content]]:
     failures = [(item.row, item.reason) for item in items if item.reason is not None]
     read = [item for item in items if item.reason is None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
-    return _Read(rows, transform.collate([item.value for item in read]) if read else None, failures)
+    return send(_Read(rows, transform.collate([item.value for item in read]) if read else None, failures))
 
 
 def _init_worker(_: int) -> None:
@@ -220,6 +233,7 @@ def _init_worker(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
+    end_where_nothing_can_be_sent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from configs.errors import DataError
+from data.loading.sending import CANNOT_SEND, REMEDY, workers_error
 from utils.torch_private import leave_child_exits_to_us, shut_down_killed_workers, worker_processes
 
 if TYPE_CHECKING:
@@ -155,6 +156,10 @@ class WorkerPool:
             if number in self._hung or self._is_over(number)
         )
 
+    def could_not_send(self) -> bool:
+        """Whether any ended as it had no means to hand over a batch, as any other would."""
+        return any(self._is_over(n) and process.exitcode == CANNOT_SEND for n, process in enumerate(self.processes))
+
     def kill(self) -> None:
         """Kill all of them."""
         for process in self.processes:
@@ -220,7 +225,12 @@ class ResilientLoader(Generic[Read]):
 
     def _start_workers(self) -> None:
         """A new DataLoader; its workers start with its first epoch."""
-        self._table = torch.tensor([[NO_FILE, 0]] * self.num_workers, dtype=torch.int64).share_memory_()
+        self._table = torch.tensor([[NO_FILE, 0]] * self.num_workers, dtype=torch.int64).reshape(-1, 2)
+        if self.num_workers:
+            try:
+                self._table.share_memory_()
+            except (RuntimeError, OSError) as error:
+                raise workers_error(error) or error from None
         self._pool = WorkerPool([], self._table, None, self.failures.times)
         self._iterator: Iterator[Read] | None = None
         self._loader = DataLoader(
@@ -244,10 +254,13 @@ class ResilientLoader(Generic[Read]):
                     batch = next(iterator)
             except StopIteration:
                 return
-            except Exception:
-                if not self._pool.has_ended(within=self.failures.times.exit):
+            except Exception as error:
+                lacking = workers_error(error) if self.num_workers else None
+                if lacking is not None or not self._pool.has_ended(within=self.failures.times.exit):
                     if self._pool.processes:
                         self._terminate_workers()  # torch would wait 5 s for each, whenever the iterator is collected
+                    if lacking is not None:
+                        raise lacking from None
                     raise
                 iterator = None
                 self._replace_workers(number)
@@ -268,8 +281,10 @@ class ResilientLoader(Generic[Read]):
 
     def _replace_workers(self, number: int) -> None:
         """Throw all workers away; what comes from batch `number` on is a function of it, so nothing is lost."""
-        reason = self._pool.describe_ended(self.dataset.dataset_index)
+        reason, lacking = self._pool.describe_ended(self.dataset.dataset_index), self._pool.could_not_send()
         self._terminate_workers()
+        if lacking:
+            raise DataError(f"data workers cannot send what they read ({reason}): {REMEDY}")
         self.failures.add(reason, number)
 
     def _terminate_workers(self) -> None:

@@ -7,9 +7,11 @@ closing another descriptor of the lock file (to look at it) does not drop it, as
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
@@ -22,6 +24,8 @@ try:
     import fcntl
 except ImportError:  # Windows: there is nothing to hold
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 # A reader holds a shared lock for some microseconds while it looks: refused is who does not get it for this long.
 _TRIES, _SECONDS_BETWEEN = 20, 0.025
@@ -75,6 +79,42 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+@contextmanager
+def folder_claimed(folder: Path, work: str, wait: bool = False) -> Iterator[None]:
+    """While one process at a time does `work` ('predict') in a folder that is there, which gets no lock file.
+
+    wait: for another that does so, with a word; else CheckpointError where there is one. Nothing is held, and nothing
+    refused, on file systems without locks and on Windows.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"cannot open the folder '{folder}': {error.strerror}") from None
+    try:
+        if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if not wait:
+                raise CheckpointError(
+                    f"another process is at work in '{folder}': wait for it to end, or {work} into another folder"
+                )
+            logger.info("waiting for another process that is to %s in '%s'", work, folder)
+            _flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, operation: int) -> bool:
+    """False where another holds it; True, too, where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        return error.errno not in _HELD_BY_ANOTHER
+    return True
 
 
 def lock_state(folder: Path) -> Literal["held", "free", "unknown"]:

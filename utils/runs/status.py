@@ -199,7 +199,7 @@ def _read(path: Path) -> RunStatus | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise CheckpointError(
-            f"'{path}' is damaged ({where}: {first['msg']}): the run's other files are not touched by that, and a "
+            f"'{path}' is damaged ({where}: {first['msg']}): the run's other files are not touched by that, and "
             "the next training in it writes a new one"
         ) from None
 
