@@ -17,7 +17,7 @@ from pydicom.pixels import processing
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage
 
 from configs.errors import DataError
-from data.readers.dicom import window
+from data.readers.dicom_values import window
 from data.readers.images import read_image, scale_intensity, to_channels
 
 ROOT = Path(__file__).resolve().parents[3]
