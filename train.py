@@ -105,7 +105,7 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
         config, loaders, learner = parts.config, parts.loaders, parts.learner
 
         run = until_the_end.enter_context(open_run(config, parts.model.attention_mode, resumed, lock, learner.state))
-        status = until_the_end.enter_context(watch_status(run, config, len(loaders.train), learner.state))
+        status = until_the_end.enter_context(watch_status(run, config, learner))
         until_the_end.enter_context(control.watching(run.path))
         until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
         description = describe_run(run, parts)
@@ -166,7 +166,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     learner = build_learner(config, model, len(loaders.train))
     loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
     if checkpoint is not None:
-        resume(learner, checkpoint, config)
+        resume(learner, checkpoint, config, len(loaders.train.indices))
     return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss)
 
 
@@ -205,11 +205,12 @@ def open_run(
     return RunFolder.create_numbered(config.CHECKPOINT.save_dir, name.replace("/", "_"))
 
 
-def watch_status(run: RunFolder, config: Config, batches: int, state: Standing) -> StatusWriter:
-    """Of a run that begins at `state`; batches: of an epoch."""
-    steps, epochs = -(-batches // config.TRAIN.gradient_accumulation_steps), config.TRAIN.epochs
+def watch_status(run: RunFolder, config: Config, learner: Learner) -> StatusWriter:
+    """Of a run that begins where its learner is; its steps may have been of another size before."""
+    state, schedule = learner.state, learner.schedule
+    total = state.global_step + max(schedule.total_steps - schedule.step_number, 0)
     continues = config.CHECKPOINT.on_save_error == "continue"
-    return StatusWriter(run.path, steps * epochs, epochs, state.global_step, state.epoch, continues)
+    return StatusWriter(run.path, total, config.TRAIN.epochs, state.global_step, state.epoch, continues)
 
 
 def keep_best(run: RunFolder, config: Config, description: Mapping[str, object], state: Standing) -> None:

@@ -117,6 +117,8 @@ SCHEDULES = ("cosine", "onecycle", "plateau", "constant")
 class LearningRateSchedule:
     """The learning rate as a function of the optimizer step, set before each step.
 
+    A step is a share of all `total_steps`: a run that is resumed with steps of another size goes on by `move_to`.
+
     Linear warm-up over `warmup_steps`, then:
     cosine: half a cosine from peak to minimum; constant: the peak; plateau: the peak, cut by `factor` after
     `patience` epochs without a better score; onecycle: a cosine up from peak/25 over 30 % of all steps and a cosine
@@ -164,6 +166,11 @@ class LearningRateSchedule:
     def step(self) -> None:
         """After an optimizer step, made or skipped: only the device knows which, and the rate must not wait for it."""
         self.step_number += 1
+        self._apply()
+
+    def move_to(self, step: int) -> None:
+        """Go on at another step: where steps have become larger or smaller, the one of the same share."""
+        self.step_number = step
         self._apply()
 
     def epoch_end(self, score: float) -> None:
