@@ -70,7 +70,7 @@ class ModelSettings(Section):
     init_from: str | None = _setting(
         None,
         "Checkpoint or weights of a whole HybridMedNet to start from (.pth, the previous release's too, .safetensors); "
-        "a head for another number of classes is left out. Published weights are not fetched then.",
+        "of its head the rows of classes and coarse classes of the same name. Published weights are not fetched then.",
     )
     fpn: Literal["auto"] | bool = _setting("auto", "Feature pyramid network; auto: for classic ResNets.")
     fpn_channels: PositiveInt = _setting(256, "Channels of every level of the feature pyramid network.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.default_config import Config
 from configs.differences import differences
 from configs.errors import CheckpointError
+from configs.fallbacks import coarse_meanings
 from training.learner import Learner
 from training.state import TrainerState
 from utils.listener import FileContent
@@ -33,6 +34,7 @@ def resume(learner: Learner, checkpoint: FileContent, config: Config, images: in
         )
     if not isinstance(before, Mapping):
         raise CheckpointError("the settings in this checkpoint are damaged")
+    _check_coarse_classes(before, config)
     messages = _differences(before, config)
     earlier = _earlier_epoch(before, checkpoint.get("training_data"), config, images)
     learner.load_state_dict(checkpoint)
@@ -45,6 +47,31 @@ def resume(learner: Learner, checkpoint: FileContent, config: Config, images: in
     if learner.state.epoch > config.TRAIN.epochs:
         done = learner.state.epoch
         logger.warning("%d epochs are done, and TRAIN.epochs is %d: nothing is trained", done, config.TRAIN.epochs)
+
+
+def _check_coarse_classes(before: FileContent, config: Config) -> None:
+    """CheckpointError where the coarse outputs of a hierarchical model would be trained on other targets."""
+    settings, names = before.get("MODEL"), config.DATA.class_names or []
+    groups = settings.get("coarse_groups") if isinstance(settings, Mapping) else None
+    if not config.MODEL.hierarchical:
+        return
+    try:
+        was = coarse_meanings(groups, names)
+        same = was == coarse_meanings(config.MODEL.coarse_groups, names)
+        words = [_coarse_words(one) for one in (groups, config.MODEL.coarse_groups)]
+    except (AttributeError, TypeError, ValueError):
+        raise CheckpointError("the settings in this checkpoint are damaged: MODEL.coarse_groups") from None
+    if not same:
+        raise CheckpointError(
+            f"the run to resume has the coarse classes {words[0]}, MODEL.coarse_groups now says {words[1]}: their "
+            "order counts, set it as it was; or start a new run from its weights by MODEL.init_from, which takes each by name"
+        )
+
+
+def _coarse_words(groups: Mapping[str, Sequence[str]] | None) -> str:
+    if not groups:
+        return "any finding, no finding"
+    return ", ".join(f"{name} ({', '.join(members)})" for name, members in groups.items())
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,48 @@ def test_other_classes_are_refused_before_anything_is_loaded(names):
     assert one.loaded == []
 
 
+HIERARCHICAL, GROUPS = "MODEL.hierarchical=true", "MODEL.coarse_groups={one: [a], both: [a, b]}"
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "MODEL.coarse_groups={both: [a, b], one: [a]}",
+        "MODEL.coarse_groups={one: [b], both: [a, b]}",
+        "MODEL.coarse_groups={once: [a], both: [a, b]}",
+        "MODEL.coarse_groups=null",
+    ],
+)
+def test_other_coarse_classes_are_refused_before_anything_is_loaded(groups):
+    one = trainer()
+    with pytest.raises(
+        CheckpointError, match=r"coarse classes one \(a\), both \(a, b\), MODEL\.coarse_groups now says"
+    ):
+        resume(one, checkpoint(config(HIERARCHICAL, GROUPS)), config(HIERARCHICAL, groups))
+    assert one.loaded == []
+
+
+def test_coarse_classes_that_are_the_same_go_on():
+    same = "MODEL.coarse_groups={one: [a], both: [b, a]}"  # the findings of a group have no order
+    for before, now in ((GROUPS, same), ("MODEL.coarse_groups=null", "MODEL.coarse_groups=null")):
+        one = trainer()
+        resume(one, checkpoint(config(HIERARCHICAL, before)), config(HIERARCHICAL, now))
+        assert len(one.loaded) == 1
+    one = trainer()  # where no output is coarse they mean nothing
+    resume(one, checkpoint(config(GROUPS)), config("MODEL.coarse_groups=null"))
+    assert len(one.loaded) == 1
+
+
+@pytest.mark.parametrize("forged", [{"one": 3}, [["a"]], 7, {"one": [["a"]]}, {"one": torch.zeros(2)}], ids=str)
+def test_forged_coarse_classes_are_refused(forged):
+    content = checkpoint(config(HIERARCHICAL, GROUPS))
+    content["config"]["MODEL"]["coarse_groups"] = forged
+    one = trainer()
+    with pytest.raises(CheckpointError, match=r"damaged|has the coarse classes"):
+        resume(one, content, config(HIERARCHICAL, GROUPS))
+    assert one.loaded == []
+
+
 @pytest.mark.parametrize(("size", "batches", "again"), [(16, 3, 0), (12, 4, 0), (10, 4, 8), (32, 1, 16), (64, 0, 48)])
 def test_another_batch_size_goes_on_at_the_same_image(size, batches, again, caplog):
     one = trainer(6)  # 48 images
