@@ -121,8 +121,9 @@ def _names_in(described: FileContent, counts: Mapping[str, int]) -> HeadNames:
 
 def _are_names(names: object) -> bool:
     """A list of texts, each once."""
-    texts = isinstance(names, (list, tuple)) and all(type(name) is str for name in names)
-    return texts and len(set(names)) == len(names)
+    if not isinstance(names, (list, tuple)) or not all(type(name) is str for name in names):
+        return False
+    return len(set(names)) == len(names)
 
 
 def _words(counts: Mapping[str, int]) -> str:

@@ -64,7 +64,7 @@ def _check_coarse_classes(before: FileContent, config: Config) -> None:
     if not same:
         raise CheckpointError(
             f"the run to resume has the coarse classes {words[0]}, MODEL.coarse_groups now says {words[1]}: their "
-            "order counts, set it as it was; or start a new run from its weights by MODEL.init_from, which takes each by name"
+            "order counts, set it as it was; or start a new run by MODEL.init_from, which goes by names"
         )
 
 
@@ -116,8 +116,8 @@ def _earlier_epoch(before: FileContent, training_data: object, config: Config, i
         if type(value) is not int or not 0 < value < 1 << 31:
             raise CheckpointError(f"the settings in this checkpoint are damaged: TRAIN.{key}")
         values.append(value)
-    known = type(counted) is int and 0 < counted < 1 << 53
-    return _Epoch(counted if known else images, *values)
+    known = isinstance(counted, int) and 0 < counted < 1 << 53
+    return _Epoch(counted if known and counted is not None else images, *values)
 
 
 def _move_batches(state: TrainerState, before: _Epoch, now: _Epoch) -> None:

@@ -101,12 +101,13 @@ def saved_groups(saved: FileContent, own: FileContent, earlier: Sequence[Sequenc
     """
     try:
         numbers = [list(group["params"]) for group in saved["param_groups"]]
-        names = [group.get("param_names") for group in saved["param_groups"]]
+        names: list[Sequence[str]] = [group.get("param_names") for group in saved["param_groups"]]
         if not all(type(number) is int for group in numbers for number in group):
             raise TypeError
     except (TypeError, KeyError, ValueError, AttributeError):
         raise CheckpointError("the state of the optimizer in this checkpoint is damaged") from None
-    today = [list(group["param_names"]) for group in own["param_groups"]]
+    today: list[Sequence[str]] = [list(group["param_names"]) for group in own["param_groups"]]
+    known: list[list[Sequence[str]]]
     known = [names] if any(group is not None for group in names) else [today, [list(group) for group in earlier]]
     in_order = [number for group in numbers for number in group] == list(range(sum(map(len, numbers))))
     for groups in known:
