@@ -23,7 +23,7 @@ from configs.default_config import Config
 from configs.errors import HybridMedNetError
 from utils.log import log_to_file, setup_logging
 from utils.runs.control import Control, Interrupted, discard_request
-from utils.runs.files import LOG
+from utils.runs.files import LABELS, LOG
 from utils.runs.folder import RunFolder, find_run, folder_of
 from utils.runs.lock import FolderLock
 from utils.runs.result import RunResult, result_of
@@ -141,7 +141,9 @@ class Parts:
 
 def prepare(config: Config, resumed: Path | None) -> Parts:
     """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
+    from configs.plausibility import step_notes
     from data.builder import build_loaders, open_data, split_data
+    from data.splits.resumed_data import tell_label_changes
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, resolve_precision
     from training.precision import choose_device
@@ -157,16 +159,21 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
     saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
     assignment = split_data(config, dataset_index, saved_split)
+    if resumed and checkpoint is not None:
+        tell_label_changes(folder_of(resumed) / LABELS, checkpoint.get("labels_sha256"), dataset_index, assignment)
 
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
+    images = len(loaders.train.indices)
+    for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
+        logger.warning("%s", note)
     config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
     labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
     learner = build_learner(config, model, len(loaders.train))
     loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
     if checkpoint is not None:
-        resume(learner, checkpoint, config, len(loaders.train.indices))
+        resume(learner, checkpoint, config, images)
     return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss)
 
 
@@ -245,11 +252,15 @@ def fit(trainer: Trainer, loaders: Loaders, control: Control) -> Interrupted | N
 def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     """Write config, split and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
+    from data.splits.resumed_data import LabelRecord
     from utils.environment import describe_environment
 
     config, learner, model = parts.config, parts.learner, parts.model
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, parts.dataset_index, parts.assignment)
+    labels = LabelRecord.of(parts.dataset_index)
+    if not (run.path / LABELS).is_file():  # those of the run's beginning stay
+        run.write_text(LABELS, labels.to_json())
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
     return {
@@ -257,6 +268,7 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
         "class_names": list(parts.dataset_index.class_names),
         **parts.loaders.describe(),
         "split_sha256": split_hash,
+        "labels_sha256": labels.sha256,
         "removed_channels": model.removed_channels,
     }
 
