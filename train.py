@@ -143,7 +143,6 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
     from configs.plausibility import step_notes
     from data.builder import build_loaders, open_data, split_data
-    from data.splits.resumed_data import tell_label_changes
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, resolve_precision
     from training.precision import choose_device
@@ -159,8 +158,6 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
     saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
     assignment = split_data(config, dataset_index, saved_split)
-    if resumed and checkpoint is not None:
-        tell_label_changes(folder_of(resumed) / LABELS, checkpoint.get("labels_sha256"), dataset_index, assignment)
 
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
@@ -250,14 +247,17 @@ def fit(trainer: Trainer, loaders: Loaders, control: Control) -> Interrupted | N
 
 
 def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
-    """Write config, split and environment into the run's folder; what checkpoints carry of them."""
+    """Write config, split, labels and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
-    from data.splits.resumed_data import LabelRecord
+    from data.splits.resumed_data import LabelRecord, tell_label_changes
     from utils.environment import describe_environment
 
     config, learner, model = parts.config, parts.learner, parts.model
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, parts.dataset_index, parts.assignment)
+    if parts.checkpoint is not None:
+        digest = parts.checkpoint.get("labels_sha256")
+        tell_label_changes(run.path / LABELS, digest, parts.dataset_index, parts.assignment)
     labels = LabelRecord.of(parts.dataset_index)
     if not (run.path / LABELS).is_file():  # those of the run's beginning stay
         run.write_text(LABELS, labels.to_json())
