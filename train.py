@@ -23,7 +23,7 @@ from configs.default_config import Config
 from configs.errors import HybridMedNetError
 from utils.log import log_to_file, setup_logging
 from utils.runs.control import Control, Interrupted, discard_request
-from utils.runs.files import LOG
+from utils.runs.files import LABELS, LOG
 from utils.runs.folder import RunFolder, find_run, folder_of
 from utils.runs.lock import FolderLock
 from utils.runs.result import RunResult, result_of
@@ -105,7 +105,7 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
         config, loaders, learner = parts.config, parts.loaders, parts.learner
 
         run = until_the_end.enter_context(open_run(config, parts.model.attention_mode, resumed, lock, learner.state))
-        status = until_the_end.enter_context(watch_status(run, config, len(loaders.train), learner.state))
+        status = until_the_end.enter_context(watch_status(run, config, learner))
         until_the_end.enter_context(control.watching(run.path))
         until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
         description = describe_run(run, parts)
@@ -141,6 +141,7 @@ class Parts:
 
 def prepare(config: Config, resumed: Path | None) -> Parts:
     """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
+    from configs.plausibility import step_notes
     from data.builder import build_loaders, open_data, split_data
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, resolve_precision
@@ -161,12 +162,15 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
+    images = len(loaders.train.indices)
+    for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
+        logger.warning("%s", note)
     config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
     labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
     learner = build_learner(config, model, len(loaders.train))
     loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
     if checkpoint is not None:
-        resume(learner, checkpoint, config)
+        resume(learner, checkpoint, config, images)
     return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss)
 
 
@@ -205,11 +209,12 @@ def open_run(
     return RunFolder.create_numbered(config.CHECKPOINT.save_dir, name.replace("/", "_"))
 
 
-def watch_status(run: RunFolder, config: Config, batches: int, state: Standing) -> StatusWriter:
-    """Of a run that begins at `state`; batches: of an epoch."""
-    steps, epochs = -(-batches // config.TRAIN.gradient_accumulation_steps), config.TRAIN.epochs
+def watch_status(run: RunFolder, config: Config, learner: Learner) -> StatusWriter:
+    """Of a run that begins where its learner is; its steps may have been of another size before."""
+    state, schedule = learner.state, learner.schedule
+    total = state.global_step + max(schedule.total_steps - schedule.step_number, 0)
     continues = config.CHECKPOINT.on_save_error == "continue"
-    return StatusWriter(run.path, steps * epochs, epochs, state.global_step, state.epoch, continues)
+    return StatusWriter(run.path, total, config.TRAIN.epochs, state.global_step, state.epoch, continues)
 
 
 def keep_best(run: RunFolder, config: Config, description: Mapping[str, object], state: Standing) -> None:
@@ -242,13 +247,20 @@ def fit(trainer: Trainer, loaders: Loaders, control: Control) -> Interrupted | N
 
 
 def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
-    """Write config, split and environment into the run's folder; what checkpoints carry of them."""
+    """Write config, split, labels and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
+    from data.splits.resumed_data import LabelRecord, tell_label_changes
     from utils.environment import describe_environment
 
     config, learner, model = parts.config, parts.learner, parts.model
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, parts.dataset_index, parts.assignment)
+    if parts.checkpoint is not None:
+        digest = parts.checkpoint.get("labels_sha256")
+        tell_label_changes(run.path / LABELS, digest, parts.dataset_index, parts.assignment)
+    labels = LabelRecord.of(parts.dataset_index)
+    if not (run.path / LABELS).is_file():  # those of the run's beginning stay
+        run.write_text(LABELS, labels.to_json())
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
     return {
@@ -256,6 +268,7 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
         "class_names": list(parts.dataset_index.class_names),
         **parts.loaders.describe(),
         "split_sha256": split_hash,
+        "labels_sha256": labels.sha256,
         "removed_channels": model.removed_channels,
     }
 

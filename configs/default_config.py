@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from configs import consistency, fallbacks
+from configs import consistency, fallbacks, plausibility
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
 from configs.loading import RootSection
 from configs.section import Section
@@ -70,7 +70,7 @@ class ModelSettings(Section):
     init_from: str | None = _setting(
         None,
         "Checkpoint or weights of a whole HybridMedNet to start from (.pth, the previous release's too, .safetensors); "
-        "a head for another number of classes is left out. Published weights are not fetched then.",
+        "of its head the rows of classes and coarse classes of the same name. Published weights are not fetched then.",
     )
     fpn: Literal["auto"] | bool = _setting("auto", "Feature pyramid network; auto: for classic ResNets.")
     fpn_channels: PositiveInt = _setting(256, "Channels of every level of the feature pyramid network.")
@@ -335,6 +335,10 @@ class Config(RootSection):
 
     def problems(self) -> list[str]:
         """Contradictions between settings that are each fine alone; empty where there are none."""
+        return [*self.problems_of_saved(), *self._problems_of_training()]
+
+    def problems_of_saved(self) -> list[str]:
+        """Those that no network can be built with, or no image be read: of a model's file too."""
         model, train, data, loss = self.MODEL, self.TRAIN, self.DATA, self.LOSS
         loss_type = loss.type or (model.task and fallbacks.loss_of(model.task))  # None while the data decide
         return [
@@ -347,6 +351,25 @@ class Config(RootSection):
             *consistency.channel_problems(data.mean, data.std, model.in_channels),
             *consistency.name_problems(model.name, self.LOGGING.run_name),
             *self._problems_of_size(),
+        ]
+
+    def _problems_of_training(self) -> list[str]:
+        """Those that only a training has; see configs/plausibility.py."""
+        model, train, data, loss = self.MODEL, self.TRAIN, self.DATA, self.LOSS
+        shape = self.DATA.image_size or self.MODEL.input_size
+        count = model.num_classes or (data.class_names and len(data.class_names)) or None
+        return [
+            *plausibility.normalisation_problems(data.mean, data.std),
+            *plausibility.spacing_problems(data.spacing_mm, shape if isinstance(shape, tuple) else ()),
+            *plausibility.rate_problems(
+                train.optimizer, train.learning_rate, train.min_learning_rate, train.weight_decay, train.ema_decay
+            ),
+            *plausibility.schedule_problems(train.epochs, train.warmup_epochs),
+            *plausibility.patience_problems(train.lr_scheduler, train.plateau_patience, train.early_stopping_patience),
+            *plausibility.weight_of_loss_problems(model.hierarchical, loss.fine_weight),
+            *plausibility.memory_problems(model.gradient_checkpointing.memory_budget_gb),
+            *plausibility.class_problems(data.class_names, model.num_classes, model.coarse_groups),
+            *plausibility.list_problems(loss.pos_weight, "LOSS.pos_weight", count),
         ]
 
     def _problems_of_size(self) -> list[str]:

@@ -30,7 +30,7 @@ def with_data_of_run(
     beside, config = folder / RUN_CONFIG, saved.model_copy(deep=True)
     metadata = {key for keys in Config.override_keys(overrides).values() for key in keys}
     known = data is None and beside.is_file()
-    source = Config.from_yaml(beside).DATA if known else Config().DATA
+    source = Config.from_yaml(beside, saved=True).DATA if known else Config().DATA
     for key in ("data_dir", "labels_file", "format"):
         if f"DATA.{key}" not in metadata:
             config.DATA[key] = source[key]
