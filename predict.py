@@ -45,7 +45,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="What the columns mean, and the warnings: docs/prediction.md.",
     )
     add = parser.add_argument
-    add("input", metavar="INPUT", nargs="+", help="images (PNG, JPEG, DICOM; volumes), folders, CSVs with `image`")
+    add(
+        "input",
+        metavar="INPUT",
+        nargs="+",
+        help="images (PNG, JPEG, WebP, TIFF, DICOM; volumes), folders, CSVs with `image`",
+    )
     add(
         "--checkpoint", metavar="FILE", nargs="+", required=True, help="a run's folder or a model's file; several: mean"
     )

@@ -33,7 +33,7 @@ from data.transforms.volumes import VolumePreprocess
 logger = logging.getLogger(__name__)
 
 # To be raised with every change of what a file becomes before augmentation: readers, reduced JPEG, intensity, resizing.
-DECODING = 1
+DECODING = 2
 FOLDER = ".hybridmednet_cache"
 # Kind of a record: how its numbers are stored, and the channels of its image.
 KINDS = {1: ("u1", 1), 2: ("u1", 3), 3: ("<u2", 1), 4: ("<u2", 3)}
