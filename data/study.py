@@ -56,6 +56,8 @@ class Reader:
     can.
     """
 
+    fitted = False  # whether its images are what a preprocessing made of others, which were judged then
+
     def __call__(self, index: int) -> Pixels:
         raise NotImplementedError
 
@@ -91,6 +93,11 @@ class DatasetIndex:
     def files(self, index: int) -> Sequence[Path]:
         """`Reader.files`, none where `read` is no Reader."""
         return self.read.files(index) if isinstance(self.read, Reader) else ()
+
+    @property
+    def fitted(self) -> bool:
+        """`Reader.fitted`, False where `read` is no Reader."""
+        return isinstance(self.read, Reader) and self.read.fitted
 
     def label_matrix(self) -> np.ndarray:
         """float32 [num_studies, num_classes] with the codes of Study.labels."""

@@ -28,6 +28,7 @@ from data.cache.reader import (
     with_reader,
 )
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, StudyLoader, UnreadableImages
+from data.loading.remarks import as_json
 from data.study import DatasetIndex
 from utils.atomic_file import remove, replacing
 from utils.progress import Progress
@@ -71,7 +72,8 @@ class Builder:
                         announced = True
                     end = _append(records, rows.tolist(), encoded, end, write)
                 progress.advance(min(size, count - number * size))
-        return CacheIndex(records, {"unreadable": self._unreadable(records)})
+        remarks = as_json(self._bad.remarks, count)
+        return CacheIndex(records, {"unreadable": self._unreadable(records), "remarks": remarks})
 
     def _encoding_loader(self) -> StudyLoader[EncodedBatch]:
         """All rows, each image as the bytes that are kept; the first batch is from all over the dataset index."""

@@ -39,11 +39,14 @@ class DamagedCache(Exception):
 
 
 class CacheDescription(TypedDict, total=False):
-    """What a cache says of itself: of which settings and library versions it is, and row → why it cannot be read."""
+    """What a cache says of itself: of which settings and library versions it is, row → why it cannot be read, and row →
+    [kind, detail] of what was remarked.
+    """
 
     settings: dict[str, object]
     libraries: dict[str, str]
     unreadable: dict[str, str]
+    remarks: dict[str, list[list[str]]]
 
 
 @dataclass(frozen=True)

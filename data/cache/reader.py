@@ -24,7 +24,9 @@ from torch import Tensor
 
 from configs.errors import ConfigError, DataError
 from data.cache.file import RECORD, CacheIndex, DamagedCache, FileBytes, SharedBytes, open_cache_file
+from data.loading.remarks import from_json
 from data.readers.regular_files import refuse_link
+from data.readers.remarks import remark
 from data.readers.volumes import FittedVolume
 from data.study import DatasetIndex, Pixels, Reader
 from data.transforms.images import Preprocess
@@ -116,13 +118,17 @@ class CachedReader(Reader):
     """DatasetIndex.read of a cache: fitted images [H, W, C], uint8 or float32 in [0, 1], or FittedVolumes.
 
     An image that could not be read when the cache was made raises the DataError that it raised then. Bytes are
-    compared with their checksum when a process reads them for the first time.
+    compared with their checksum when a process reads them for the first time. What was remarked of an image then is
+    remarked again.
     """
+
+    fitted = True
 
     def __init__(self, index: CacheIndex, kept: FileBytes | SharedBytes, size: Sequence[int], location: str) -> None:
         self.size, self.location, self._kept = tuple(size), location, kept
         self._fields = {name: index.records[name].copy() for name in ("kind", "offset", "length", "crc", "spacing")}
         self._unreadable: dict[str, str] = index.about["unreadable"]
+        self._remarks = from_json(index.about.get("remarks", {}), len(index.records))
         self._checked = np.zeros(len(index.records), bool)
 
     def __call__(self, index: int) -> Pixels:
@@ -134,6 +140,8 @@ class CachedReader(Reader):
             if zlib.crc32(stored.data) != self._fields["crc"][index]:
                 raise DataError(f"{self.location} is damaged at its image {index}: delete it, and it is rebuilt")
             self._checked[index] = True
+        for known in self._remarks.get(index, ()):
+            remark(*known)
         return self._decoded(index, stored, *KINDS[kind])
 
     def _decoded(self, index: int, stored: np.ndarray, dtype: str, channels: int) -> np.ndarray | FittedVolume:
@@ -263,6 +271,10 @@ def _check(index: CacheIndex, size: Sequence[int]) -> None:
     reasons = index.about.get("unreadable") if isinstance(index.about, dict) else None
     if not isinstance(reasons, dict) or {str(row) for row in np.flatnonzero(kinds == 0)} != set(reasons):
         raise DamagedCache("it does not say why images are missing")
+    try:
+        from_json(index.about.get("remarks"), len(index.records))
+    except ValueError as reason:
+        raise DamagedCache(str(reason)) from None
 
 
 def _check_some(index: CacheIndex, kept: Callable[[int, int], np.ndarray]) -> None:

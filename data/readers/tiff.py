@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import DataError
-from data.readers.remarks import remark
 from data.readers.volumes import finite
 
 if TYPE_CHECKING:
@@ -78,10 +77,7 @@ def _deep_grey(image: Image.Image, inverted: bool, unsigned: bool) -> np.ndarray
 
 def _unit(values: np.ndarray) -> np.ndarray:
     """[0, 1] by min–max, float32; zeros for an image of one value."""
-    count = values.size - int(np.isfinite(values).sum())
-    if count:
-        remark("not_finite", f"{count:,} of {values.size:,} pixels")
-        values = finite(values)
+    values = finite(values)
     low, high = values.min(), values.max()
     return ((values - low) / (high - low) if high > low else np.zeros(values.shape)).astype(np.float32)
 

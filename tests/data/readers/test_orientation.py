@@ -235,7 +235,7 @@ def test_values_that_are_no_numbers_become_the_smallest(tmp_path):
     with collecting() as remarks:
         unit = read_image(tmp_path / "a.tif")
     assert np.isfinite(unit).all() and unit[0, 0] == unit[1, 1] == 0 and unit.max() == 1
-    assert remarks["not_finite"].detail == "2 of 140 pixels"
+    assert remarks["not_finite"].detail == "2 of 140 values"
 
 
 def test_unsigned_32_bits_are_no_negative_numbers(tmp_path):
