@@ -23,11 +23,14 @@ def judge(image: np.ndarray) -> None:
     """
     if not is_collecting() or not image.size:
         return
-    low, high = image.min(), image.max()
+    few = _some_of(image)
+    low, high = few.min(), few.max()
+    if low == high or image.dtype == np.uint16:
+        low, high = image.min(), image.max()
     if low == high:
         remark("constant", f"all values are {low:g}")
         return
-    counts = np.bincount(_levels(_some_of(image), float(low), float(high)), minlength=256)
+    counts = np.bincount(_levels(few, float(low), float(high)), minlength=256)
     shares = counts / counts.sum()
     if shares[0] + shares[255] > CLIPPED_SHARE:
         remark("clipped", f"{shares[0]:.1%} black, {shares[255]:.1%} white")
