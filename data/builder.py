@@ -154,11 +154,11 @@ def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad:
     data = config.DATA
     if data.cache == "none":
         return loader.dataset.dataset_index
-    builder = Builder(loader, preprocess, bad, config.LOGGING.progress)
+    builder = Builder(loader, preprocess, bad, config.LOGGING.progress, with_content=data.cache == "disk")
     if data.cache == "ram":
         return cached_in_memory(builder)
     source = _data_folder(data.data_dir, config.has_volumes())
-    return cached_on_disk(builder, cache_folder(data.cache_dir, source), source)
+    return cached_on_disk(builder, cache_folder(data.cache_dir, source), source, data.cache_check == "content")
 
 
 def saved_preprocess(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from configs.errors import DataError
+from configs.errors import CacheError, DataError
 from data.loading.remarks import ImageRemarks
 from data.loading.worker_watch import ResilientLoader, WorkerFailures
 from data.readers.remarks import Remark, collecting
@@ -87,6 +87,7 @@ class Item(NamedTuple):
     value: object  # known to the transform alone, which collates it
     reason: str | None = None
     remarks: tuple[Remark, ...] = ()
+    fatal: bool = False  # a reason that is not this study's
 
 
 class ImageDataset(Dataset[Item], Generic[Transform]):
@@ -101,7 +102,7 @@ class ImageDataset(Dataset[Item], Generic[Transform]):
             try:
                 value = self.transform.apply(self.dataset_index, index, sample_rng(self.seed, epoch, index))
             except DataError as error:
-                return Item(index, None, str(error))
+                return Item(index, None, str(error), fatal=isinstance(error, CacheError))
         return Item(index, value, None, tuple(remarks.values()))
 
 
@@ -168,6 +169,8 @@ class StudyLoader(Generic[Content]):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Tensor, Content | None]]:
         """(number of the batch in its epoch, rows int64 [n], what was made of them); None where none could be read."""
         for number, read in self._loader.epoch(epoch, start):
+            if read.fatal is not None:
+                raise CacheError(read.fatal)
             for failed, reason in read.failures:
                 self.bad.add(failed, reason)
             for row, remarks in read.remarks:
@@ -221,6 +224,7 @@ class _Read(NamedTuple, Generic[Content]):
     content: Content | None  # None where nothing could be read
     failures: list[tuple[int, str]]
     remarks: list[tuple[int, tuple[Remark, ...]]]
+    fatal: str | None = None  # why nothing more can be read
 
 
 def _collate(items: list[Item], transform: TransformTo[Content]) -> _Read[Content]:
@@ -228,7 +232,8 @@ def _collate(items: list[Item], transform: TransformTo[Content]) -> _Read[Conten
     read = [item for item in items if item.reason is None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
     remarks = [(item.row, item.remarks) for item in read if item.remarks]
-    return _Read(rows, transform.collate([item.value for item in read]) if read else None, failures, remarks)
+    fatal = next((item.reason for item in items if item.fatal), None)
+    return _Read(rows, transform.collate([item.value for item in read]) if read else None, failures, remarks, fatal)
 
 
 def _init_worker(_: int) -> None:
