@@ -67,7 +67,7 @@ class FileBytes:
         self._file: BinaryIO | None = None
 
     def __call__(self, offset: int, length: int) -> np.ndarray:
-        """uint8 [length]. Raises CacheError where the file is no longer the one it was, or shorter."""
+        """uint8 [length], the caller's own. Raises CacheError where the file is another one now, or shorter."""
         if self._file is None:
             self._file = self._open()
         found = _read_at(self._file, len(MAGIC) + offset, length)
@@ -75,7 +75,7 @@ class FileBytes:
             raise CacheError(
                 f"the cache '{self.path}' was truncated while it is read: start again (--resume), and it is rebuilt"
             )
-        return np.frombuffer(found, np.uint8)
+        return found
 
     def _open(self) -> BinaryIO:
         try:
@@ -83,7 +83,7 @@ class FileBytes:
             end = file.seek(0, os.SEEK_END)
         except OSError as reason:
             raise CacheError(f"cannot open the cache '{self.path}': {reason}") from reason
-        if _read_at(file, max(end - len(self.footer), 0), len(self.footer)) != self.footer:
+        if _read_at(file, max(end - len(self.footer), 0), len(self.footer)).tobytes() != self.footer:
             file.close()
             raise CacheError(f"the cache '{self.path}' has become another one since this run began: start it again")
         return file
@@ -96,15 +96,15 @@ class FileBytes:
             self._file.close()
 
 
-def _read_at(file: BinaryIO, begin: int, length: int) -> bytes:
-    """Up to `length` bytes; fewer at the end of the file. The position, which forked processes share, is not used."""
-    if not hasattr(os, "pread"):  # Windows, where nothing is forked
+def _read_at(file: BinaryIO, begin: int, length: int) -> np.ndarray:
+    """Up to `length` bytes, uint8; fewer at the end. The position, which forked processes share, is not used."""
+    if not hasattr(os, "preadv"):  # Windows, where nothing is forked
         file.seek(begin)
-        return file.read(length)
-    found = os.pread(file.fileno(), length, begin)
-    while len(found) < length and (more := os.pread(file.fileno(), length - len(found), begin + len(found))):
-        found += more
-    return found
+        return np.frombuffer(bytearray(file.read(length)), np.uint8)
+    found, count = np.empty(length, np.uint8), 0
+    while count < length and (more := os.preadv(file.fileno(), [found[count:]], begin + count)):
+        count += more
+    return found[:count] if count < length else found
 
 
 class SharedBytes:

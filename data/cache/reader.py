@@ -164,7 +164,7 @@ class CachedReader(Reader):
     def _decoded(self, index: int, stored: np.ndarray, dtype: str, channels: int) -> np.ndarray | FittedVolume:
         pixels = stored.view(dtype).reshape(*self.size, channels)
         if dtype == "u1":
-            return pixels.copy()
+            return pixels if stored.flags.owndata else pixels.copy()
         unit = pixels.astype(np.float32)
         unit /= np.float32(65535)
         if len(self.size) == 2:
