@@ -220,6 +220,11 @@ class DataSettings(Section):
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
     allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
     allow_missing_images: bool = _setting(False, "Train without the listed files that are missing (counted).")
+    check_duplicates: bool = _setting(
+        True,
+        "Look for images of the same content when data are opened, and warn of splits and labels that they contradict; "
+        "reads files of equal size. docs/data.md.",
+    )
     max_bad_images: NonNegativeInt = _setting(0, "How many undecodable images to tolerate, each named.")
     uncertain_labels: Literal["ignore", "zeros", "ones", "smooth"] = _setting(
         "ignore", "What -1 means: masked, 0, 1, or a soft 0.55–0.85 in training (masked in evaluation)."

@@ -25,6 +25,7 @@ WITHOUT_EFFECT = (
     "DATA.test_split",
     "DATA.allow_patient_overlap",
     "DATA.allow_missing_images",
+    "DATA.check_duplicates",
     "DATA.max_bad_images",
     "DATA.sample_count",
     "DATA.sample_size",

@@ -23,6 +23,7 @@ from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
 from data.sources.formats import open_source
+from data.sources.identical_files import drawn_split_notes
 from data.splits.assignment import assign_splits, read_split
 from data.study import SPLITS, DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
@@ -72,7 +73,13 @@ def open_data(config: Config) -> DatasetIndex:
     folder = _data_folder(data.data_dir, volumes)
     _draw_sample_data(data, folder, volumes)
     dataset_index = open_source(
-        folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes
+        folder,
+        data.labels_file,
+        data.format,
+        data.class_names,
+        data.allow_missing_images,
+        volumes,
+        data.check_duplicates,
     )
     for note in dataset_index.notes:
         logger.warning("%s", note)
@@ -109,6 +116,8 @@ def split_data(config: Config, dataset_index: DatasetIndex, saved: Path | None =
     data = config.DATA
     fractions = (data.train_split, data.val_split, data.test_split)
     assignment = assign_splits(dataset_index, fractions, config.TRAIN.seed, data.allow_patient_overlap)
+    for note in drawn_split_notes(dataset_index, assignment):
+        logger.warning("%s", note)
     counts = {split: int((assignment == split).sum()) for split in SPLITS}
     logger.info("images: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
     if data.test_split > 0 and not counts["test"]:

@@ -78,6 +78,7 @@ class DatasetIndex:
     Raises DataError naming the image or volume if it cannot be decoded. A Reader can do more.
     exclusive: exactly one class per image (folders, multi-class .npz).
     notes: counted warnings met on the way, each a sentence.
+    identical: rows whose images are the same, byte for byte, a tuple for each content; () where nobody looked.
     """
 
     class_names: tuple[str, ...]
@@ -85,6 +86,7 @@ class DatasetIndex:
     read: Reader | Callable[[int], Pixels]
     exclusive: bool = False
     notes: tuple[str, ...] = ()
+    identical: tuple[tuple[int, ...], ...] = ()
 
     def read_reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
         """`Reader.reduced`, None where `read` is no Reader."""

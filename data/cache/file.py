@@ -102,7 +102,7 @@ def _read_at(file: BinaryIO, begin: int, length: int) -> np.ndarray:
         file.seek(begin)
         return np.frombuffer(bytearray(file.read(length)), np.uint8)
     found, count = np.empty(length, np.uint8), 0
-    while count < length and (more := os.preadv(file.fileno(), [found[count:]], begin + count)):
+    while count < length and (more := os.preadv(file.fileno(), [found[count:].data], begin + count)):
         count += more
     return found[:count] if count < length else found
 
