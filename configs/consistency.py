@@ -67,11 +67,14 @@ def compile_problems(quantization_aware: bool, compiled: bool) -> list[str]:
     return []
 
 
-def cache_problems(cache: str, cache_dir: str | None) -> list[str]:
-    """A folder for a cache that is not on the disk."""
-    if cache_dir is None or cache == "disk":
-        return []
-    return [f"DATA.cache_dir is for DATA.cache 'disk', not '{cache}': set one of them"]
+def cache_problems(cache: str, cache_dir: str | None, cache_check: str) -> list[str]:
+    """Settings of a cache on the disk for one that is not there."""
+    set_in_vain = {"cache_dir": cache_dir is not None, "cache_check": cache_check != "stat"}
+    return [
+        f"DATA.{key} is for DATA.cache 'disk', not '{cache}': set one of them"
+        for key, given in set_in_vain.items()
+        if given and cache != "disk"
+    ]
 
 
 def channel_problems(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[str]:

@@ -204,6 +204,11 @@ class DataSettings(Section):
     cache_dir: str | None = _setting(
         None, "Folder of the cache on disk; null: .hybridmednet_cache in data_dir, or beside a .npz."
     )
+    cache_check: Literal["stat", "content"] = _setting(
+        "stat",
+        "How the cache on disk sees that files have changed: stat, by size and times, and by content where these are "
+        "others; content, by reading all of them.",
+    )
     worker_timeout: float | None = _setting(
         300.0, "Seconds a data worker may take for one file before it is replaced; null: any time.", gt=0
     )
@@ -215,6 +220,11 @@ class DataSettings(Section):
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
     allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
     allow_missing_images: bool = _setting(False, "Train without the listed files that are missing (counted).")
+    check_duplicates: bool = _setting(
+        True,
+        "Look for images of the same content when data are opened, and warn of splits and labels that they contradict; "
+        "reads files of equal size. docs/data.md.",
+    )
     max_bad_images: NonNegativeInt = _setting(0, "How many undecodable images to tolerate, each named.")
     uncertain_labels: Literal["ignore", "zeros", "ones", "smooth"] = _setting(
         "ignore", "What -1 means: masked, 0, 1, or a soft 0.55–0.85 in training (masked in evaluation)."
@@ -347,7 +357,7 @@ class Config(RootSection):
             *consistency.weight_problems(loss.pos_weight, loss_type),
             *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
             *consistency.compile_problems(train.quantization_aware, train.compile),
-            *consistency.cache_problems(data.cache, data.cache_dir),
+            *consistency.cache_problems(data.cache, data.cache_dir, data.cache_check),
             *consistency.channel_problems(data.mean, data.std, model.in_channels),
             *consistency.name_problems(model.name, self.LOGGING.run_name),
             *self._problems_of_size(),

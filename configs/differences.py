@@ -17,6 +17,7 @@ WITHOUT_EFFECT = (
     "DATA.data_dir",  # the images' names and patients are compared with the run's split.csv
     "DATA.num_workers",
     "DATA.cache_dir",  # DATA.cache itself rounds images of more than 8 bits
+    "DATA.cache_check",
     "DATA.worker_timeout",
     "DATA.max_worker_failures",
     "DATA.train_split",  # split.csv stays
@@ -24,6 +25,7 @@ WITHOUT_EFFECT = (
     "DATA.test_split",
     "DATA.allow_patient_overlap",
     "DATA.allow_missing_images",
+    "DATA.check_duplicates",
     "DATA.max_bad_images",
     "DATA.sample_count",
     "DATA.sample_size",

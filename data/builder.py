@@ -23,6 +23,7 @@ from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
 from data.sources.formats import open_source
+from data.sources.identical_files import drawn_split_notes
 from data.splits.assignment import assign_splits, read_split
 from data.splits.resumed_data import check_source_split
 from data.study import SPLITS, DatasetIndex
@@ -73,7 +74,13 @@ def open_data(config: Config) -> DatasetIndex:
     folder = _data_folder(data.data_dir, volumes)
     _draw_sample_data(data, folder, volumes)
     dataset_index = open_source(
-        folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes
+        folder,
+        data.labels_file,
+        data.format,
+        data.class_names,
+        data.allow_missing_images,
+        volumes,
+        data.check_duplicates,
     )
     for note in dataset_index.notes:
         logger.warning("%s", note)
@@ -112,6 +119,8 @@ def split_data(config: Config, dataset_index: DatasetIndex, saved: Path | None =
     data = config.DATA
     fractions = (data.train_split, data.val_split, data.test_split)
     assignment = assign_splits(dataset_index, fractions, config.TRAIN.seed, data.allow_patient_overlap)
+    for note in drawn_split_notes(dataset_index, assignment):
+        logger.warning("%s", note)
     counts = {split: int((assignment == split).sum()) for split in SPLITS}
     logger.info("images: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
     if data.test_split > 0 and not counts["test"]:
@@ -157,11 +166,11 @@ def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad:
     data = config.DATA
     if data.cache == "none":
         return loader.dataset.dataset_index
-    builder = Builder(loader, preprocess, bad, config.LOGGING.progress)
+    builder = Builder(loader, preprocess, bad, config.LOGGING.progress, with_content=data.cache == "disk")
     if data.cache == "ram":
         return cached_in_memory(builder)
     source = _data_folder(data.data_dir, config.has_volumes())
-    return cached_on_disk(builder, cache_folder(data.cache_dir, source), source)
+    return cached_on_disk(builder, cache_folder(data.cache_dir, source), source, data.cache_check == "content")
 
 
 def saved_preprocess(

@@ -11,6 +11,7 @@ from data.labels import nearest
 from data.readers.regular_files import refuse_link
 from data.readers.tables import some
 from data.sources.folders import has_class_folders, open_folders
+from data.sources.identical_files import user_cache_folder, with_identical
 from data.sources.labels_csv import open_csv
 from data.sources.medmnist import open_medmnist
 from data.sources.nih import NIH_TABLES, open_nih
@@ -31,17 +32,19 @@ def open_source(
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
     volumes: bool = False,
+    check_duplicates: bool = True,
 ) -> DatasetIndex:
     """The dataset index of a data source.
 
     data_dir: a folder, or MedMNIST's .npz itself. labels_file: CSV or .npz, relative to data_dir or to where we are;
     None: labels.csv, NIH's Data_Entry table or the folder's one .npz. format: csv, nih, folders, medmnist, or auto.
     class_names: the classes, in order; None: taken from the data. allow_missing: continue without missing files.
-    volumes: the source holds volumes (csv and folders only).
+    volumes: the source holds volumes (csv and folders only). check_duplicates: note images of the same content.
     Raises DataError: see open_csv, open_nih, open_folders, open_medmnist and recognise.
     """
     try:
-        return _open(Path(data_dir).expanduser(), labels_file, format, class_names, allow_missing, volumes)
+        found = _open(Path(data_dir).expanduser(), labels_file, format, class_names, allow_missing, volumes)
+        return with_identical(found, user_cache_folder()) if check_duplicates else found
     except OSError as reason:
         raise DataError(f"cannot read DATA.data_dir '{data_dir}': {reason}") from reason
 

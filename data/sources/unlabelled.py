@@ -63,10 +63,10 @@ class ItemReader(Reader):
 def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[DatasetIndex, tuple[Item, ...]]:
     """(a dataset index without classes, its items), in the order of the inputs.
 
-    An input is a file; a folder, of which all images below are taken, sorted by path: PNG, JPEG and DICOM by their
-    suffix, files without one by their content; or a CSV with a column `image` (see data/readers/tables.py), whose names
-    are relative to the CSV's folder or its folder images/, and whose other columns are kept. With volumes: NIfTI files,
-    multi-frame DICOM files, and folders of DICOM slices. Hidden files and DICOMDIR are skipped.
+    An input is a file; a folder, of which all images below are taken, sorted by path: those with one of
+    IMAGE_SUFFIXES, files without one by their content; or a CSV with a column `image` (see data/readers/tables.py),
+    whose names are relative to the CSV's folder or its folder images/, and whose other columns are kept. With volumes:
+    NIfTI files, multi-frame DICOM files, and folders of DICOM slices. Hidden files and DICOMDIR are skipped.
     Names are relative to the input; of several inputs the input comes before. What is known to be unreadable (missing
     files, links out of the folder) is an item with an error. Notes count what was left out.
 

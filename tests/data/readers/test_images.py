@@ -151,7 +151,7 @@ def _jpeg_bytes() -> bytes:
     "name, content, says",
     [
         ("empty.png", b"", "empty"),
-        ("text.png", b"hello, I am no image", "neither PNG, JPEG nor DICOM"),
+        ("text.png", b"hello, I am no image", "neither PNG, JPEG, WebP, TIFF nor DICOM"),
         ("text.dcm", b"hello" * 100, "not DICOM"),
         ("noext", b"hello" * 100, "not DICOM"),
         ("cut.png", _png_bytes(GREY)[:150], "truncated|Truncated|broken"),
