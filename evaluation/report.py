@@ -11,6 +11,7 @@ from evaluation.operating_points import NOT_CHOSEN
 from evaluation.records import ClassResults, Results
 from evaluation.reliability import BINS
 from evaluation.results_table import UNDEFINED, number
+from utils.text import printable_lines
 
 TEMPLATE = "report.html.j2"
 
@@ -38,7 +39,7 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_finalized)
     environment.filters |= {"number": number, "count": _count, "p_value": _p_value}
     return environment.get_template(TEMPLATE).render(
         results=results,
@@ -52,6 +53,11 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
         counts={one["name"]: (one["positives"], one["negatives"]) for one in results["classes"]},
         images={name: base64.b64encode(content).decode() for name, content in images.items()},
     )
+
+
+def _finalized(value: object) -> object:
+    """Every value that the template shows, before it is escaped for HTML; what the template made itself as it is."""
+    return printable_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def threshold_text(results: Results) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from configs.errors import PredictionError
 from inference.ensemble import Ensemble
 from utils.atomic_file import write_atomically
+from utils.command_line import show
 from utils.csv_cells import safe_cell
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,9 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
     """Print the results, for a single image its probabilities; the exit code: 0 if any was predicted, else 2."""
     counts = count(rows)
     if len(rows) == 1 and counts["predicted"]:
-        print(image_table(rows[0], ensemble))
+        show(image_table(rows[0], ensemble))
         for warning in rows[0].warnings:
-            print(f"unlike the training images: {warning}")
+            show(f"unlike the training images: {warning}")
     if counts["warnings"]:
         logger.warning(
             "%d of %d images are unlike the training images: see the column warnings",
@@ -69,11 +70,11 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
             counts["predicted"],
         )
     noun = "image" if counts["images"] == 1 else "images"
-    print(
+    show(
         f"{counts['images']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
         f"{counts['warnings']} with warnings"
     )
-    print(f"thresholds: {ensemble.threshold_source}\nresults: {', '.join(map(str, paths))}")
+    show(f"thresholds: {ensemble.threshold_source}\nresults: {', '.join(map(str, paths))}")
     return 0 if counts["predicted"] else 2
 
 

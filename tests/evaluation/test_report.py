@@ -62,6 +62,16 @@ def test_names_facts_warnings_and_notes_are_text():
     assert name in unescape(page) and "49" not in re.sub(r"[\d.]*49[\d.]*", "", page)
 
 
+def test_no_control_character_of_a_name_reaches_the_page():
+    name = "a\x1b]0;title\x07\u202eb\u2028c\x9b31m\ud800"
+    about = About(name, {name: name}, [name], [name])
+    results = results_of(scored_split((name, "b")), **{name: [name, "M"] * 40})
+    page = report_html(results, about, {})
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\ud800]", page)
+    assert page.count("\\x1b]0;title\\x07\\u202eb") >= 8
+    page.encode()
+
+
 def test_a_comparison_and_groups_have_their_tables():
     scored = scored_split()
     results = results_of(scored, sex=["F", "M"] * 40)
