@@ -214,6 +214,11 @@ class DataSettings(Section):
     val_split: float = _setting(0.15, "Share of patients to validate on.", gt=0, lt=1)
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
     allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
+    patient_ids: Literal["stop", "join", "exact"] = _setting(
+        "stop",
+        "Ids that may be one person's (007 and 7, P1 and p1): stop: an error names them; join: one patient; exact: "
+        "different ones, each as it is written. docs/data.md.",
+    )
     allow_missing_images: bool = _setting(False, "Train without the listed files that are missing (counted).")
     max_bad_images: NonNegativeInt = _setting(0, "How many undecodable images to tolerate, each named.")
     uncertain_labels: Literal["ignore", "zeros", "ones", "smooth"] = _setting(

@@ -23,6 +23,7 @@ WITHOUT_EFFECT = (
     "DATA.val_split",
     "DATA.test_split",
     "DATA.allow_patient_overlap",
+    "DATA.patient_ids",
     "DATA.allow_missing_images",
     "DATA.max_bad_images",
     "DATA.sample_count",

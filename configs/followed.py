@@ -27,7 +27,7 @@ INSTEAD = {
     COARSE_GROUPS: ("MODEL.coarse_groups",),
 }
 _SOURCE = ("DATA.data_dir", "DATA.labels_file", "DATA.format")
-_OPENING = ("DATA.allow_missing_images", "DATA.sample_count", "DATA.sample_size")
+_OPENING = ("DATA.patient_ids", "DATA.allow_missing_images", "DATA.sample_count", "DATA.sample_size")
 _PRECISION = ("TRAIN.mixed_precision", "TRAIN.channels_last")
 _READING = (
     "DATA.uncertain_labels",

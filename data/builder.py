@@ -72,7 +72,13 @@ def open_data(config: Config) -> DatasetIndex:
     folder = _data_folder(data.data_dir, volumes)
     _draw_sample_data(data, folder, volumes)
     dataset_index = open_source(
-        folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes
+        folder,
+        data.labels_file,
+        data.format,
+        data.class_names,
+        data.allow_missing_images,
+        volumes,
+        data.patient_ids,
     )
     for note in dataset_index.notes:
         logger.warning("%s", note)

@@ -31,17 +31,18 @@ def open_source(
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
     volumes: bool = False,
+    patient_ids: str = "stop",
 ) -> DatasetIndex:
     """The dataset index of a data source.
 
     data_dir: a folder, or MedMNIST's .npz itself. labels_file: CSV or .npz, relative to data_dir or to where we are;
     None: labels.csv, NIH's Data_Entry table or the folder's one .npz. format: csv, nih, folders, medmnist, or auto.
     class_names: the classes, in order; None: taken from the data. allow_missing: continue without missing files.
-    volumes: the source holds volumes (csv and folders only).
+    volumes: the source holds volumes (csv and folders only). patient_ids: see `patient_identities` (csv and nih only).
     Raises DataError: see open_csv, open_nih, open_folders, open_medmnist and recognise.
     """
     try:
-        return _open(Path(data_dir).expanduser(), labels_file, format, class_names, allow_missing, volumes)
+        return _open(Path(data_dir).expanduser(), labels_file, format, class_names, allow_missing, volumes, patient_ids)
     except OSError as reason:
         raise DataError(f"cannot read DATA.data_dir '{data_dir}': {reason}") from reason
 
@@ -53,6 +54,7 @@ def _open(
     class_names: Sequence[str] | None,
     allow_missing: bool,
     volumes: bool,
+    patient_ids: str,
 ) -> DatasetIndex:
     root = _existing(data_dir)
     kind = recognise(root, labels_file) if format == "auto" else format
@@ -73,8 +75,8 @@ def _open(
         return open_folders(root, class_names, volumes)
     table = _find_labels(root, labels_file) if labels_file is not None or kind == "csv" else None
     if table is None or kind == "nih":
-        return open_nih(root, table, class_names, allow_missing)
-    return open_csv(root, table, class_names, allow_missing, volumes)
+        return open_nih(root, table, class_names, allow_missing, patient_ids)
+    return open_csv(root, table, class_names, allow_missing, volumes, patient_ids)
 
 
 def recognise(data_dir: str | Path, labels_file: str | Path | None = None) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.labels import NIH_FINDINGS, is_no_finding, nearest, parse_cell, split_findings
+from data.readers.patient_ids import patient_identities
 from data.readers.tables import Table, column_roles, parse_split, raise_problems, read_table, some
 from data.sources.image_files import FileReader, ImageFiles, missing_files_error, missing_files_note
 from data.sources.volume_files import VolumeReader, check_names
@@ -26,6 +27,7 @@ def open_csv(
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
     volumes: bool = False,
+    patient_ids: str = "stop",
 ) -> DatasetIndex:
     """The dataset index of a labels CSV.
 
@@ -36,6 +38,8 @@ def open_csv(
     are sorted, unless all are NIH's: then its 14 in NIH's order.
     Files are looked for in data_dir, data_dir/images and, if inside data_dir, the folder of the CSV. With volumes an
     image is a NIfTI file, a folder of DICOM slices or a multi-frame DICOM file.
+
+    patient_ids: see `patient_identities`.
 
     Raises DataError, with lines and values: see read_table; malformed cells, names that class_names lacks, paths
     that leave data_dir, contradictory rows for one image, missing files (allow_missing: counted and left out).
@@ -48,7 +52,7 @@ def open_csv(
     check_names(labels_file, table.column(roles["image"]), volumes)
     files = ImageFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    studies, row_notes = build_studies(table, roles, labels, paths)
+    studies, row_notes = build_studies(table, roles, labels, paths, patient_ids)
     reader = (VolumeReader if volumes else FileReader)(files.root, tuple(study.file for study in studies))
     return DatasetIndex(labels.names, studies, reader, notes=(*labels.notes, *file_notes, *row_notes))
 
@@ -91,23 +95,27 @@ def locate(
 
 
 def build_studies(
-    table: Table, roles: Mapping[str, int], labels: TableLabels, paths: Sequence[str | None]
+    table: Table,
+    roles: Mapping[str, int],
+    labels: TableLabels,
+    paths: Sequence[str | None],
+    patient_ids: str = "stop",
 ) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     """(samples, notes): rows that have a file, repeated ones once; DataError where repetitions disagree."""
     keep = [index for index in range(len(table.header)) if index not in labels.columns and index not in _own(roles)]
     named = {index: role for role, index in roles.items() if role in ("view", "age", "sex")}
     further_columns = [(index, named.get(index, table.header[index])) for index in keep]
     splits = _splits(table, roles.get("split"))
-    patient = roles.get("patient_id")
+    patients, patient_notes = _patients(table, roles.get("patient_id"), patient_ids)
     studies: dict[str, Study] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
     repeated = 0
-    for (line, cells), codes, path, split in zip(table.rows, labels.codes, paths, splits):
+    for (line, cells), codes, path, split, patient in zip(table.rows, labels.codes, paths, splits, patients):
         if path is None:
             continue
         further = {name: cells[index] for index, name in further_columns}
-        study = Study(path, {IMAGE: path}, codes, "" if patient is None else cells[patient], split, further)
+        study = Study(path, {IMAGE: path}, codes, patient, split, further)
         if path not in studies:
             studies[path], lines[path] = study, line
             continue
@@ -116,7 +124,7 @@ def build_studies(
             problems.append(f"lines {lines[path]} and {line} name '{path}' with different labels, patient or split")
     raise_problems(table.path, problems)
     notes = [f"{repeated} rows repeat another row and are left out"] if repeated else []
-    return tuple(studies.values()), (*notes, *_patient_notes(tuple(studies.values())))
+    return tuple(studies.values()), (*notes, *patient_notes, *_patient_notes(tuple(studies.values())))
 
 
 def multi_hot(
@@ -263,6 +271,13 @@ def _splits(table: Table, column: int | None) -> list[str | None]:
             problems.append(f"line {line}, column {table.header[column]!r}: {reason}")
     raise_problems(table.path, problems)
     return splits
+
+
+def _patients(table: Table, column: int | None, patient_ids: str) -> tuple[list[str], list[str]]:
+    """(whose image each row is, '' where it names nobody; notes); see `patient_identities`."""
+    if column is None:
+        return [""] * len(table.rows), []
+    return patient_identities(table.path, [(line, cells[column]) for line, cells in table.rows], patient_ids)
 
 
 def _agree(one: Study, other: Study) -> bool:

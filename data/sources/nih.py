@@ -35,6 +35,7 @@ def open_nih(
     labels_file: Path | None = None,
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
+    patient_ids: str = "stop",
 ) -> DatasetIndex:
     """The dataset index of ChestX-ray14, 14 classes in NIH's order (or class_names).
 
@@ -55,7 +56,7 @@ def open_nih(
     labels = read_labels(table, roles, class_names or NIH_FINDINGS)
     files = ImageFiles(data_dir, image_folders(data_dir))
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    studies, row_notes = build_studies(table, roles, labels, paths)
+    studies, row_notes = build_studies(table, roles, labels, paths, patient_ids)
     studies, list_notes = _with_official_lists(studies, data_dir)
     reader = FileReader(files.root, tuple(study.file for study in studies))
     return DatasetIndex(labels.names, studies, reader, notes=(*file_notes, *row_notes, *list_notes))

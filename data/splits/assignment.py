@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import DataError
+from data.readers.patient_ids import patient_keys
 from data.readers.tables import read_text, some
 from data.splits.stratify import stratify_groups
 from data.study import SPLITS, DatasetIndex
 from utils.atomic_file import write_atomically
+from utils.text import told_apart
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,12 @@ def split_hash(dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     return hashlib.sha256(_content(dataset_index, assignment).encode()).hexdigest()
 
 
+def saved_hash(path: Path) -> str:
+    """The sha256 in a file that write_split saved, which is that of its content; DataError as read_split raises."""
+    _verified_rows(path)
+    return read_text(path).rpartition(_HASH_MARK)[2].strip()
+
+
 def write_split(path: Path, dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     """Write split.csv: image, patient_id, split, sorted by image, then a line '# sha256: …'. Returns that hash.
 
@@ -97,10 +105,19 @@ def read_split(path: Path, dataset_index: DatasetIndex) -> np.ndarray:
             f"({some(lacking, 3) or 'none'}), {len(beyond)} of its {len(saved)} are not in the data "
             f"({some(beyond, 3) or 'none'}). Use the data it was made from, or start a new run"
         )
-    moved = [study.name for study in dataset_index.studies if saved[study.name][0] != study.patient_id]
+    moved = [study for study in dataset_index.studies if not _same_patient(saved[study.name][0], study.patient_id)]
     if moved:
-        raise DataError(f"'{path}' names another patient for {len(moved)} images: {some(moved, 3)}")
+        was, now = saved[moved[0].name][0] or "none", moved[0].patient_id or "none"
+        raise DataError(
+            f"'{path}' names another patient for {len(moved)} images: {some([study.name for study in moved], 3)} "
+            f"(of the first, then and now: {told_apart(was, now)})"
+        )
     return np.array([saved[image][1] for image in images])
+
+
+def _same_patient(one: str, other: str) -> bool:
+    """Whether ids of one image name the same patient: a table that a spreadsheet has saved again writes 7 for 007."""
+    return one == other or bool(one and other and patient_keys(one) & patient_keys(other))
 
 
 def images_and_patients(path: Path, split: str) -> tuple[frozenset[str], frozenset[str]]:
