@@ -12,6 +12,7 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Letters of other alphabets that are drawn like a Latin one (from Unicode TR 39, confusables.txt), and what is read for
 # another letter in most typefaces.
 _LOOK_ALIKES = str.maketrans(
@@ -52,7 +53,13 @@ _MISSING = frozenset(
     + ["-", "--", "---", "–", "—", "―", ".", "..", "...", "?", "??", "???", "*", "/", "\\", "_"]
     + ["未知", "不详", "不明", "无", "無", "空", "缺失", "未填", "未填写", "未提供", "没有", "未记录"]
 )
+_WITHIN = re.compile(r"(?<=[^\W_])[\s_\-‐‑‒–—]+(?=[^\W_])")
 _BLANKS = re.compile(r"[\s_\-‐‑‒–—]+")
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text has what no line of a file can hold: controls, separators of lines, bytes that are no UTF-8."""
+    return bool(_CONTROLS.search(text))
 
 
 def printable(text: object) -> str:
@@ -97,8 +104,8 @@ def is_missing(text: str) -> bool:
 
 
 def folded(text: str) -> str:
-    """What two spellings of one name have in common: `visible`, in one case, with '_' and '-' as blanks."""
-    return _BLANKS.sub(" ", visible(text).casefold()).strip()
+    """What two spellings of one name have in common: `visible`, in one case, with '_' and '-' within it as blanks."""
+    return _WITHIN.sub(" ", visible(text).casefold())
 
 
 def tell_apart(one: str, other: str) -> str:

@@ -102,8 +102,15 @@ def recognise(data_dir: str | Path, labels_file: str | Path | None = None) -> st
         return "folders"
     raise DataError(
         f"no known format in '{root}': looked for labels.csv, NIH's Data_Entry_2017.csv, one .npz, and two or more "
-        f"folders of images or volumes. {_tables_there(root)}"
+        f"folders of images or volumes. {_tables_there(root)}{_data_below(root)}"
     )
+
+
+def _data_below(root: Path) -> str:
+    """'. … looks like data', where that is so of one folder, as of a zip's that was unpacked into one of its name."""
+    below = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))]
+    fitting = [path for path in below[:20] if (path / LABELS_FILES[0]).is_file() or has_class_folders(path)]
+    return f". '{fitting[0]}' looks like data: name it as DATA.data_dir" if len(fitting) == 1 else ""
 
 
 def _kind_of_file(path: Path) -> str:

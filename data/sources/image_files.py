@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
+import filecmp
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
 from configs.errors import DataError
-from data.readers.images import read_image, read_reduced
+from data.readers.images import IMAGE_SUFFIXES, read_image, read_reduced
+from data.readers.nifti import NIFTI_SUFFIXES
 from data.readers.regular_files import leaves
 from data.readers.tables import some
 from data.study import Reader
+from utils.text import told_apart
+
+_COMPARED = 20_000  # names of a folder, which takes a second
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,16 @@ class ImageFiles:
     root: the folder that no name may leave, by '..', an absolute path or a symbolic link.
     bases: folders below root, relative to it, in which names are looked up, the first match counting.
     folders: whether a name may be that of a folder, as that of a volume's slices is.
+    respelled: names that `find` was asked for → the files that it found under a spelling of them.
     """
 
     root: Path
     bases: tuple[str, ...] = ("",)
     folders: bool = False
+    respelled: dict[str, str] = field(default_factory=dict, repr=False)
     _listings: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False)
+    _parents: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    _spellings: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
@@ -55,22 +67,76 @@ class ImageFiles:
     def find(self, name: str) -> str | None:
         """The file's path relative to root ('images/a.png'), or None where there is none.
 
-        Raises ValueError, saying why, for a name that leaves root.
+        A file of that very name counts before one that is spelled in another way: with '/' for '\\', in another Unicode
+        form (macOS) or case, or with an image's suffix after it.
+        Raises ValueError, saying why, for a name that leaves root, and for one that several different files have.
         """
-        parent, _, leaf = _safe_path(name).rpartition("/")
-        for base in self.bases:
-            folder = f"{base}/{parent}" if base and parent else base or parent
-            if self._holds(folder, leaf):
-                return f"{folder}/{leaf}" if folder else leaf
-        return None
+        path = _safe_path(name)
+        parent, leaf = _split(path)
+        found = [_joined(folder, leaf) for folder in self._folders(parent) if self._holds(folder, leaf)]
+        if not found:
+            found = [file for base in self.bases for file in self._spelled(base, _safe_path(name.replace("\\", "/")))]
+            self.respelled.update({name: found[0]} if found else {})
+        others = [file for file in dict.fromkeys(found) if file != found[0] and not self._same(file, found[0])]
+        if others:
+            raise ValueError(f"it may be {told_apart(found[0], others[0])}, which differ: name it with its folder")
+        return found[0] if found else None
+
+    def notes(self) -> tuple[str, ...]:
+        """What was found under another spelling."""
+        pairs = [told_apart(name, file) for name, file in self.respelled.items()]
+        if not pairs:
+            return ()
+        return (f"{len(pairs)} names are spelled otherwise than their files, which are taken: {some(pairs, 3)}",)
+
+    def _folders(self, parent: str) -> list[str]:
+        """The folders of that name below the bases that are not empty."""
+        if parent not in self._parents:
+            folders = [_joined(base, parent) for base in self.bases]
+            self._parents[parent] = [folder for folder in folders if self._listing(folder)]
+        return self._parents[parent]
+
+    def _spelled(self, base: str, path: str) -> list[str]:
+        """The files below a base whose path is a spelling of this one."""
+        folders, parts = [base], path.split("/")
+        for depth, part in enumerate(parts, 1):
+            last = depth == len(parts)
+            folders = [_joined(folder, name) for folder in folders for name in self._alike(folder, part, last)]
+        return [file for file in folders if self._holds(*_split(file))]
+
+    def _alike(self, folder: str, part: str, last: bool) -> list[str]:
+        """The names in a folder that are a spelling of one; of folders, all but for the last part of a path."""
+        if folder not in self._spellings:
+            spellings: dict[str, list[str]] = {}
+            for name in self._names(folder):
+                for key in {_key(name), _key(name.removesuffix(_image_suffix(name)))}:
+                    spellings.setdefault(key, []).append(name)
+            self._spellings[folder] = spellings
+        found = self._spellings[folder].get(_key(part), [])
+        whole = [name for name in found if _key(name) == _key(part)]
+        return whole if whole or not last else found
+
+    def _names(self, folder: str) -> list[str]:
+        path = self.root / folder
+        if not path.is_dir() or leaves(self.root, path):
+            return []
+        return sorted(entry.name for entry in path.iterdir())
+
+    def _same(self, one: str, other: str) -> bool:
+        """Whether two files are one, or alike: then it does not matter which is taken."""
+        first, second = self.root / one, self.root / other
+        return first.samefile(second) or (first.is_file() and second.is_file() and filecmp.cmp(first, second, False))
 
     def _holds(self, folder: str, name: str) -> bool:
-        if folder not in self._listings:
-            self._listings[folder] = self._list(folder)
-        listing = self._listings[folder]
+        listing = self._listing(folder)
         if listing.get(name):
             self._check_inside(self.root / folder / name)
         return name in listing
+
+    def _listing(self, folder: str) -> dict[str, bool]:
+        if folder not in self._listings:
+            self._listings[folder] = self._list(folder)
+        return self._listings[folder]
 
     def _list(self, folder: str) -> dict[str, bool]:
         """The names in a folder that count, and whether each is a symbolic link; {} where there is no such folder."""
@@ -89,6 +155,25 @@ class ImageFiles:
             raise ValueError(f"its symbolic link leads out of data_dir, to '{os.path.realpath(path)}'")
 
 
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder and name else folder or name
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _image_suffix(name: str) -> str:
+    lowered = name.lower()
+    known = next((suffix for suffix in (*NIFTI_SUFFIXES, *IMAGE_SUFFIXES) if lowered.endswith(suffix)), "")
+    return name[len(name) - len(known) :] if known else ""
+
+
 def missing_files_error(
     table: Path, root: Path, missing: Sequence[str], total: int, looked_in: Sequence[str]
 ) -> DataError:
@@ -98,9 +183,22 @@ def missing_files_error(
     hint = " Some are folders: for volumes set DATA.image_size=[depth, height, width]." if series else ""
     return DataError(
         f"{len(missing)} of {total} images that '{table}' lists are missing: {some(missing)}. "
-        f"Looked in {folders}.{hint} Set DATA.data_dir to the folder that holds them, "
-        "or DATA.allow_missing_images=true to continue without them"
+        f"Looked in {folders}.{hint}{_nearest_there(root, missing, looked_in)} Set DATA.data_dir to the folder that "
+        "holds them, or DATA.allow_missing_images=true to continue without them"
     )
+
+
+def _nearest_there(root: Path, missing: Sequence[str], looked_in: Sequence[str]) -> str:
+    """' There is …' for the nearest name to the first missing one, where there is any like it."""
+    leaf = PurePosixPath(missing[0].replace("\\", "/")).name
+    for folder in looked_in:
+        try:
+            names = [entry.name for entry in islice((root / folder).iterdir(), _COMPARED)]
+        except OSError:
+            continue
+        for name in difflib.get_close_matches(leaf, names, 1, 0.8):
+            return f" There is {told_apart(_joined(folder, name), missing[0]).replace(' and ', ', not ', 1)}."
+    return ""
 
 
 def missing_files_note(missing: Sequence[str], total: int) -> str:

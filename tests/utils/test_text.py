@@ -149,3 +149,4 @@ def test_what_spellings_of_a_name_have_in_common():
     alike = ["Big Tumour", "big_tumour", " BIG-TUMOUR ", "Ｂig\u00a0Tumour", "big  tumour\u200b"]
     assert {folded(name) for name in alike} == {"big tumour"}
     assert folded("e\u0301") == folded("É") and folded("Mass") != folded("Masse")
+    assert folded("ER-") != folded("ER") and folded("-1") != folded("1")  # a sign is no blank
