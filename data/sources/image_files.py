@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import filecmp
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,8 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from configs.errors import DataError
-from data.readers.images import IMAGE_SUFFIXES, read_image, read_reduced
-from data.readers.nifti import NIFTI_SUFFIXES
+from data.readers.images import read_image, read_reduced
 from data.readers.regular_files import leaves
 from data.readers.tables import some
 from data.study import Reader
@@ -50,16 +48,13 @@ class ImageFiles:
     root: the folder that no name may leave, by '..', an absolute path or a symbolic link.
     bases: folders below root, relative to it, in which names are looked up, the first match counting.
     folders: whether a name may be that of a folder, as that of a volume's slices is.
-    respelled: names that `find` was asked for → the files that it found under a spelling of them.
     """
 
     root: Path
     bases: tuple[str, ...] = ("",)
     folders: bool = False
-    respelled: dict[str, str] = field(default_factory=dict, repr=False)
     _listings: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False)
     _parents: dict[str, list[str]] = field(default_factory=dict, repr=False)
-    _spellings: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
@@ -67,27 +62,14 @@ class ImageFiles:
     def find(self, name: str) -> str | None:
         """The file's path relative to root ('images/a.png'), or None where there is none.
 
-        A file of that very name counts before one that is spelled in another way: with '/' for '\\', in another Unicode
-        form (macOS) or case, or with an image's suffix after it.
         Raises ValueError, saying why, for a name that leaves root, and for one that several different files have.
         """
-        path = _safe_path(name)
-        parent, leaf = _split(path)
+        parent, _, leaf = _safe_path(name).rpartition("/")
         found = [_joined(folder, leaf) for folder in self._folders(parent) if self._holds(folder, leaf)]
-        if not found:
-            found = [file for base in self.bases for file in self._spelled(base, _safe_path(name.replace("\\", "/")))]
-            self.respelled.update({name: found[0]} if found else {})
-        others = [file for file in dict.fromkeys(found) if file != found[0] and not self._same(file, found[0])]
+        others = [file for file in found[1:] if not self._same(file, found[0])]
         if others:
             raise ValueError(f"it may be {told_apart(found[0], others[0])}, which differ: name it with its folder")
         return found[0] if found else None
-
-    def notes(self) -> tuple[str, ...]:
-        """What was found under another spelling."""
-        pairs = [told_apart(name, file) for name, file in self.respelled.items()]
-        if not pairs:
-            return ()
-        return (f"{len(pairs)} names are spelled otherwise than their files, which are taken: {some(pairs, 3)}",)
 
     def _folders(self, parent: str) -> list[str]:
         """The folders of that name below the bases that are not empty."""
@@ -96,35 +78,11 @@ class ImageFiles:
             self._parents[parent] = [folder for folder in folders if self._listing(folder)]
         return self._parents[parent]
 
-    def _spelled(self, base: str, path: str) -> list[str]:
-        """The files below a base whose path is a spelling of this one."""
-        folders, parts = [base], path.split("/")
-        for depth, part in enumerate(parts, 1):
-            last = depth == len(parts)
-            folders = [_joined(folder, name) for folder in folders for name in self._alike(folder, part, last)]
-        return [file for file in folders if self._holds(*_split(file))]
-
-    def _alike(self, folder: str, part: str, last: bool) -> list[str]:
-        """The names in a folder that are a spelling of one; of folders, all but for the last part of a path."""
-        if folder not in self._spellings:
-            spellings: dict[str, list[str]] = {}
-            for name in self._names(folder):
-                for key in {_key(name), _key(name.removesuffix(_image_suffix(name)))}:
-                    spellings.setdefault(key, []).append(name)
-            self._spellings[folder] = spellings
-        found = self._spellings[folder].get(_key(part), [])
-        whole = [name for name in found if _key(name) == _key(part)]
-        return whole if whole or not last else found
-
-    def _names(self, folder: str) -> list[str]:
-        path = self.root / folder
-        if not path.is_dir() or leaves(self.root, path):
-            return []
-        return sorted(entry.name for entry in path.iterdir())
-
     def _same(self, one: str, other: str) -> bool:
         """Whether two files are one, or alike: then it does not matter which is taken."""
         first, second = self.root / one, self.root / other
+        if not first.exists() or not second.exists():  # a link to nothing
+            return False
         return first.samefile(second) or (first.is_file() and second.is_file() and filecmp.cmp(first, second, False))
 
     def _holds(self, folder: str, name: str) -> bool:
@@ -157,21 +115,6 @@ class ImageFiles:
 
 def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder and name else folder or name
-
-
-def _split(path: str) -> tuple[str, str]:
-    folder, _, name = path.rpartition("/")
-    return folder, name
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _image_suffix(name: str) -> str:
-    lowered = name.lower()
-    known = next((suffix for suffix in (*NIFTI_SUFFIXES, *IMAGE_SUFFIXES) if lowered.endswith(suffix)), "")
-    return name[len(name) - len(known) :] if known else ""
 
 
 def missing_files_error(

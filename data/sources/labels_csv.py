@@ -91,7 +91,7 @@ def locate(
     missing = [cells[column] for (_, cells), path in zip(table.rows, paths) if path is None]
     if missing and (not allow_missing or len(missing) == len(paths)):
         raise missing_files_error(table.path, files.root, missing, len(paths), files.bases)
-    return paths, (*files.notes(), *([missing_files_note(missing, len(paths))] if missing else []))
+    return paths, (missing_files_note(missing, len(paths)),) if missing else ()
 
 
 def build_studies(

@@ -82,7 +82,7 @@ def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Datase
         if not path.exists():
             raise DataError(f"there is no file or folder '{path}'")
         if path.is_file() and path.name.lower().endswith(_TABLE_SUFFIXES):
-            items += _from_table(path, prefix, volumes, notes)
+            items += _from_table(path, prefix, volumes)
         elif path.is_dir():
             items += _from_folder(path, prefix, volumes, notes)
         else:
@@ -141,7 +141,7 @@ def _volume_locations(folder: Path, left: LeftOut) -> Iterator[Path]:
     yield from sorted(locations)
 
 
-def _from_table(path: Path, prefix: str, volumes: bool, notes: list[str]) -> list[Item]:
+def _from_table(path: Path, prefix: str, volumes: bool) -> list[Item]:
     table = read_table(path)
     roles = column_roles(table)
     if "image" not in roles:
@@ -162,7 +162,6 @@ def _from_table(path: Path, prefix: str, volumes: bool, notes: list[str]) -> lis
         location = files.root / (found or name)
         items.append(_named(Item(prefix + (found or name), location, files.root, columns, view, error)))
     raise_problems(path, problems)
-    notes += [f"'{path}': {note}" for note in files.notes()]
     return items
 
 

@@ -9,7 +9,7 @@ from configs.errors import DataError
 from data.sources.formats import open_folders, open_source, recognise
 from data.sources.image_files import ImageFiles
 from data.sources.unlabelled import open_unlabelled
-from tests.data.sources.writers import image, images, opened, table
+from tests.data.sources.writers import image, images, opened
 
 # Written by: the Mac's Finder into zips, Jupyter, Synology, QNAP, Windows, ext4, git, Python.
 SYSTEM = [
@@ -169,42 +169,6 @@ def test_names_with_ideographic_blanks_are_names(tmp_path):
 # ---- from a name in a table to a file
 
 
-SPELLED = [
-    ("a", "a.png"),
-    ("a.PNG", "a.png"),
-    ("A.png", "a.png"),
-    ("s\\a.png", "s/a.png"),
-    (".\\s\\a.png", "s/a.png"),
-    ("S/a", "s/a.png"),
-    (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png")),
-    (unicodedata.normalize("NFD", "s/é"), unicodedata.normalize("NFC", "s/é.jpg")),
-    ("1.2.840.1", "1.2.840.1.dcm"),
-    ("IMG_1", "images/IMG_1.jpeg"),
-]
-
-
-@pytest.mark.parametrize(("name", "file"), SPELLED)
-def test_a_spelling_of_a_name_finds_its_file(tmp_path, name, file):
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_bytes(b"x")
-    (tmp_path / "other.png").write_bytes(b"y")
-    files = ImageFiles(tmp_path, ("", "images"))
-    assert files.find(name) == file and files.find("nothing") is None
-    (note,) = files.notes()
-    assert note.startswith("1 names are spelled otherwise")
-
-
-def test_the_very_name_counts_first(tmp_path):
-    for name in ("a.png", "A.png", "a", "a.jpg"):
-        (tmp_path / name).write_bytes(name.encode())
-    files = ImageFiles(tmp_path)
-    assert [files.find(name) for name in ("a", "A.png", "a.png")] == ["a", "A.png", "a.png"] and files.notes() == ()
-    (tmp_path / "b.jpg").write_bytes(b"1")
-    (tmp_path / "b.png").write_bytes(b"2")
-    with pytest.raises(ValueError, match=r"'b\.jpg' and 'b\.png'"):
-        ImageFiles(tmp_path).find("b")
-
-
 def test_two_files_of_one_name_are_not_mixed_up(tmp_path):
     """In data_dir and its images/: the first was taken without a word."""
     (tmp_path / "images").mkdir()
@@ -216,31 +180,7 @@ def test_two_files_of_one_name_are_not_mixed_up(tmp_path):
     assert ImageFiles(tmp_path, ("", "images")).find("a.png") == "a.png"
 
 
-@pytest.mark.parametrize("name", ["..\\a.png", "s\\..\\..\\a.png", "C:\\a.png", "\\\\host\\a.png", "\\a.png"])
-def test_backslashes_lead_nowhere_else(tmp_path, name):
-    with pytest.raises(ValueError, match=r"absolute|leaves"):
-        ImageFiles(tmp_path).find(name)
-
-
-def test_a_link_is_followed_by_no_spelling_either(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "x.png").write_bytes(b"x")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.png").symlink_to(tmp_path / "out" / "x.png")
-    (tmp_path / "data" / "deep").symlink_to(tmp_path / "out")
-    files = ImageFiles(tmp_path / "data")
-    with pytest.raises(ValueError, match="out of data_dir"):
-        files.find("A.PNG")
-    assert files.find("DEEP/x.png") is None
-
-
-def test_spellings_in_a_table_are_told_and_the_nearest_is_named(tmp_path):
-    images(tmp_path, "s/a.png s/b.png")
-    index = opened(tmp_path, "image,labels\ns\\a.png,Mass\ns/b,Nodule\n")
-    assert [study.name for study in index.studies] == ["s/a.png", "s/b.png"]
-    assert any("2 names are spelled otherwise" in note for note in index.notes)
-    dataset_index, items = open_unlabelled([table(tmp_path, "image\nS\\A\n")], False)
-    assert [item.name for item in items] == ["s/a.png"] and "spelled" in dataset_index.notes[0]
+def test_the_nearest_name_there_is_told(tmp_path):
     image(tmp_path / "chest_0001.png")
     with pytest.raises(DataError, match=r"There is 'chest_0001\.png', not 'chest_001\.png'"):
         opened(tmp_path, "image,labels\nchest_001.png,Mass\n")
