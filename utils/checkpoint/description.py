@@ -79,7 +79,8 @@ def _check_class_names(value: _Value) -> None:
     for number, name in enumerate(value):
         if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME:
             raise _wrong(f"[{number}]", name, f"a name of at most {_LONGEST_NAME:,} characters")
-    twice = [name for name, count in Counter(value).items() if count > 1]
+    counts: Counter[str] = Counter(value)
+    twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise _wrong("", value, f"each name once, and {reprlib.repr(twice[0])} is there more often")
 
