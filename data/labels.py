@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.errors import DataError
+from utils.text import look_alikes, tell_apart
 
 NIH_FINDINGS = (
     "Atelectasis",
@@ -63,7 +64,10 @@ def is_no_finding(name: str) -> bool:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """': did you mean …?' for the known name nearest to this one, or ''."""
+    """': did you mean …?' for the known name nearest to this one, and in what they differ if they look alike; or ''."""
+    alike = next(look_alikes([name], known), None)
+    if alike:
+        return f": did you mean {alike[1]!r}? They differ: {tell_apart(*alike)}"
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f": did you mean {lowered[close[0]]!r}?" if close else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 
 # C0 and C1 controls (ESC begins what moves a cursor or renames a window), DEL, line separators, what turns the
 # direction of writing (Unicode TR 36, 2.10), what is not drawn at all, and surrogates, which no terminal takes.
@@ -130,6 +131,23 @@ def told_apart(one: str, other: str) -> str:
     """`'one' and 'other'`, escaped, and in brackets in what they differ where they look alike."""
     difference = tell_apart(one, other)
     return f"'{printable(one)}' and '{printable(other)}'" + (f" (they differ: {difference})" if difference else "")
+
+
+def alike_between(ones: Iterable[str], others: Iterable[str]) -> str:
+    """For the end of a message that lists names of two sides: '; 'Mass' and 'mass' (they differ: …)' of the first two,
+    one of each side, that look alike; '' where none do.
+    """
+    found = next(look_alikes(ones, others), None)
+    return f"; {told_apart(*found)}" if found else ""
+
+
+def look_alikes(ones: Iterable[str], others: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of two names, one of each side, that look alike and differ."""
+    looks = {_skeleton(other): other for other in others}
+    for one in ones:
+        other = looks.get(_skeleton(one), one)
+        if other != one:
+            yield one, other
 
 
 def _skeleton(text: str) -> str:

@@ -19,7 +19,7 @@ from data.readers.tables import SPLIT_NAMES, some
 from data.sources.image_files import FileReader
 from data.sources.volume_files import VOLUME_WORDS, VolumeReader, check_names
 from data.study import IMAGE, DatasetIndex, Study
-from utils.text import folded, has_controls, tell_apart, told_apart
+from utils.text import alike_between, folded, has_controls, told_apart
 
 # A folder with one of these has its labels elsewhere: it is not a folder per class.
 _NOT_CLASSES = ("images", "image", "masks", "labels", "annotations")
@@ -196,7 +196,8 @@ def _class_names(
     if wanted:
         names |= empty & set(wanted)
         if set(wanted) != names:
-            raise DataError(f"DATA.class_names are {some(wanted, 20)}, the folders {some(sorted(names), 20)}")
+            hint = alike_between(set(wanted) - names, names - set(wanted))
+            raise DataError(f"DATA.class_names are {some(wanted, 20)}, the folders {some(sorted(names), 20)}{hint}")
     notes = [f"class folder '{name}' is empty, and no class" for name in sorted(empty - names)]
     for split, folders in found.items():
         lacking = names - {one.name for one in folders}
@@ -210,8 +211,7 @@ def _class_names(
 
 
 def _lacking(root: Path, split: str, lacking: Sequence[str], there: Sequence[str]) -> str:
-    alike = next(((one, other) for one in lacking for other in there if tell_apart(one, other)), None)
-    hint = f"; {told_apart(*alike)}" if alike else ""
+    hint = alike_between(lacking, there)
     return f"the class folders of '{root}' differ between its splits: {split} lacks {some(lacking)}{hint}"
 
 

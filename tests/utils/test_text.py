@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import DataError
 from evaluation.results_table import format_results_table
 from utils.command_line import show, show_error
 from utils.figures import new_figure, panel_title, png
 from utils.log import JsonFormatter, TextFormatter, setup_logging
 from utils.progress import Progress
-from utils.text import folded, printable, printable_lines, tell_apart, told_apart
+from utils.text import alike_between, folded, printable, printable_lines, tell_apart, told_apart
 
 # What a terminal acts on: colours, its title (OSC 0), the same as one C1 control, the cursor, a bell, a backspace.
 CONTROLS = ["\x1b[31m", "\x1b]0;title\x07", "\x9b31m", "\x1b[2K", "\b", "\x7f", "\0", "\r", "\v", "\f", "\x85"]
@@ -145,8 +146,24 @@ def test_names_that_differ_to_the_eye_need_no_word(one, other):
     assert tell_apart(one, other) == "" and told_apart(one, other) == f"'{one}' and '{other}'"
 
 
+def test_of_two_lists_of_names_those_that_look_alike_are_told():
+    assert alike_between(["Nodule", "Mass "], ["Edema", "Mass"]).startswith("; 'Mass ' and 'Mass' (they differ: only")
+    assert alike_between(["Nodule"], ["Mass"]) == alike_between([], ["Mass"]) == alike_between(["a"], ["a"]) == ""
+
+
 def test_what_spellings_of_a_name_have_in_common():
     alike = ["Big Tumour", "big_tumour", " BIG-TUMOUR ", "Ｂig\u00a0Tumour", "big  tumour\u200b"]
     assert {folded(name) for name in alike} == {"big tumour"}
     assert folded("e\u0301") == folded("É") and folded("Mass") != folded("Masse")
     assert folded("ER-") != folded("ER") and folded("-1") != folded("1")  # a sign is no blank
+
+
+def test_messages_about_classes_say_in_what_names_differ(tmp_path):
+    from data.labels import nearest
+    from tests.data.sources.writers import images, opened
+
+    assert "U+041C CYRILLIC" in nearest("Маss", ["Mass", "Nodule"])
+    assert nearest("Mas", ["Mass"]) == ": did you mean 'Mass'?"
+    images(tmp_path, "a.png")
+    with pytest.raises(DataError, match="U\\+0430 CYRILLIC SMALL LETTER A"):
+        opened(tmp_path, "image,labels\na.png,Mаss\n", class_names=["Mass"])
