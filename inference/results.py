@@ -18,6 +18,7 @@ from inference.ensemble import Ensemble
 from utils.atomic_file import write_atomically
 from utils.command_line import show
 from utils.csv_cells import safe_cell
+from utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -139,13 +140,14 @@ def count(rows: Sequence[Row]) -> dict[str, int]:
 def image_table(row: Row, ensemble: Ensemble) -> str:
     """One image's probabilities for a terminal, the likeliest first."""
     assert row.probabilities is not None
-    width = max(map(len, [*ensemble.class_names, "class"]))
+    names = list(map(printable, ensemble.class_names))
+    width = max(map(len, [*names, "class"]))
     threshold = "" if ensemble.exclusive else "  threshold"
     lines = [f"{'class':{width}}  probability{threshold}"]
     for k in np.argsort(-row.probabilities, kind="stable").tolist():
         limit = "" if ensemble.exclusive else f"  {ensemble.thresholds[k]:9.3f}"
         mark = "  finding" if k in row.findings else ""
-        lines.append(f"{ensemble.class_names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
+        lines.append(f"{names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
     return "\n".join(lines)
 
 

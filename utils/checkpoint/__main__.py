@@ -16,6 +16,7 @@ from pathlib import Path
 from configs.errors import CheckpointError, HybridMedNetError
 from configs.followed import CONVERT
 from utils.command_line import add_overrides, show, show_error
+from utils.text import printable_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,5 +89,5 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(message)}\n"
     sys.exit(main())
