@@ -13,6 +13,7 @@ from configs.errors import DataError
 from data.readers.images import read_image, read_reduced
 from data.readers.regular_files import leaves
 from data.readers.tables import some
+from data.sources.file_names import alike, below, forward_slashes, is_windows_root, shared_folders
 from data.study import Reader
 
 
@@ -42,11 +43,13 @@ class ImageFiles:
     root: the folder that no name may leave, by '..', an absolute path or a symbolic link.
     bases: folders below root, relative to it, in which names are looked up, the first match counting.
     folders: whether a name may be that of a folder, as that of a volume's slices is.
+    rewritten: names that were found otherwise than they are written, and what they were found as.
     """
 
     root: Path
     bases: tuple[str, ...] = ("",)
     folders: bool = False
+    rewritten: dict[str, str] = field(default_factory=dict, repr=False)
     _listings: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,22 +58,55 @@ class ImageFiles:
     def find(self, name: str) -> str | None:
         """The file's path relative to root ('images/a.png'), or None where there is none.
 
-        Raises ValueError, saying why, for a name that leaves root.
+        Where no file is called so, the one that differs in case, Unicode form, backslashes or in having a suffix only.
+        Raises ValueError, saying why, for a name that leaves root, and where several files fit it.
         """
-        parent, _, leaf = _safe_path(name).rpartition("/")
-        for base in self.bases:
-            folder = f"{base}/{parent}" if base and parent else base or parent
-            if self._holds(folder, leaf):
-                return f"{folder}/{leaf}" if folder else leaf
-        return None
+        path = _safe_path(name)
+        exact = next((found for base in self.bases if (found := self._at(base, path)) is not None), None)
+        if exact is not None:
+            return exact
+        fitting = list(
+            dict.fromkeys(found for base in self.bases for found in self._alike(base, forward_slashes(path)))
+        )
+        if len(fitting) > 1:
+            raise ValueError(f"no file has exactly this name, and several fit it: {some(fitting)}")
+        if fitting:
+            self.rewritten[name] = fitting[0]
+        return fitting[0] if fitting else None
+
+    def _at(self, base: str, path: str) -> str | None:
+        parent, _, leaf = path.rpartition("/")
+        folder = f"{base}/{parent}" if base and parent else base or parent
+        return (f"{folder}/{leaf}" if folder else leaf) if self._holds(folder, leaf) else None
+
+    def _alike(self, base: str, path: str) -> list[str]:
+        """Paths that a name fits, without regard to case and suffix; folder by folder, of which each is one."""
+        found = [base]
+        *parents, leaf = path.split("/")
+        for parent in parents:
+            found = [
+                f"{folder}/{name}".lstrip("/") for folder in found for name in alike(parent, self._folders(folder))
+            ]
+        below = [(folder, name) for folder in found for name in alike(leaf, self._listing(folder))]
+        return [f"{folder}/{name}".lstrip("/") for folder, name in below if self._holds(folder, name)]
+
+    def _folders(self, folder: str) -> list[str]:
+        path = self.root / folder
+        if not path.is_dir() or leaves(self.root, path):
+            return []
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
 
     def _holds(self, folder: str, name: str) -> bool:
-        if folder not in self._listings:
-            self._listings[folder] = self._list(folder)
-        listing = self._listings[folder]
+        listing = self._listing(folder)
         if listing.get(name):
             self._check_inside(self.root / folder / name)
         return name in listing
+
+    def _listing(self, folder: str) -> dict[str, bool]:
+        if folder not in self._listings:
+            self._listings[folder] = self._list(folder)
+        return self._listings[folder]
 
     def _list(self, folder: str) -> dict[str, bool]:
         """The names in a folder that count, and whether each is a symbolic link; {} where there is no such folder."""
@@ -106,6 +142,39 @@ def missing_files_error(
 def missing_files_note(missing: Sequence[str], total: int) -> str:
     """The counted warning for the same."""
     return f"{len(missing)} of {total} listed images are missing and left out: {some(missing)}"
+
+
+def below_data_dir(names: Sequence[str], files: ImageFiles) -> tuple[list[str], list[str]]:
+    """(names, absolute Windows paths among them without the folder that all of these lie in; notes).
+
+    Such a folder is data_dir on the machine where the table was made: the one below which files are found as they are
+    here. Where none or several are, the names stay, and are refused.
+    """
+    absolute = [name for name in names if is_windows_root(name)]
+    if not absolute:
+        return list(names), []
+    fitting = [
+        folder for folder in shared_folders(absolute) if any(_is_there(below(n, folder), files) for n in absolute)
+    ]
+    if len(fitting) != 1:
+        return list(names), []
+    note = f"{len(absolute)} images are named by absolute paths: '{fitting[0]}' was read as data_dir"
+    return [below(name, fitting[0]) if is_windows_root(name) else name for name in names], [note]
+
+
+def _is_there(name: str, files: ImageFiles) -> bool:
+    try:
+        return files.find(name) is not None
+    except ValueError:
+        return False
+
+
+def rewritten_notes(files: ImageFiles) -> tuple[str, ...]:
+    """What was found under another name than the table has."""
+    if not files.rewritten:
+        return ()
+    listed = some([f"'{name}' as '{found}'" for name, found in files.rewritten.items()], 2)
+    return (f"{len(files.rewritten)} images were found under names that are written otherwise: {listed}",)
 
 
 def _safe_path(name: str) -> str:
