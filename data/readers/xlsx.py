@@ -87,17 +87,22 @@ def _read_sheets(raw: bytes, notes: list[str]) -> list[_Sheet]:
     formulas = None
     if any(_FORMULA.search(part) for part in parts.values()):
         formulas = load_workbook(io.BytesIO(raw), read_only=True)
-    sheets = []
+    sheets, long = [], list[str]()
     for sheet in values.worksheets:
         sheet.reset_dimensions()  # what a file says of its own size need not be true
         rows = []
         for number, cells in enumerate(sheet.iter_rows(), start=1):
-            texts = [_text(cell, sheet.title, notes) for cell in cells]
+            texts = [_text(cell, sheet.title, long) for cell in cells]
             if any(texts):
                 rows.append((number, texts))
         if formulas is not None:
             _check_computed(formulas[sheet.title], sheet.title, dict(rows))
         sheets.append(_Sheet(sheet.title, parts.get(sheet.title, b""), _squared(rows)))
+    if long:
+        notes.append(
+            f"{long[0]} and {len(long) - 1} other cells are numbers of more than {_EXACT_DIGITS} digits, of which a "
+            "spreadsheet keeps no more: format such a column as text before its numbers are put in"
+        )
     return sheets
 
 
@@ -121,14 +126,14 @@ def _parts(archive: zipfile.ZipFile) -> dict[str, bytes]:
     return found
 
 
-def _text(cell: Cell, title: str, notes: list[str]) -> str:
+def _text(cell: Cell, title: str, long: list[str]) -> str:
     value = cell.value
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, (int, float)):
-        return _number(value, cell, title, notes)
+        return _number(value, cell, title, long)
     if isinstance(value, datetime) and value.time() == time():
         return value.date().isoformat()
     if isinstance(value, (datetime, date, time)):
@@ -136,13 +141,11 @@ def _text(cell: Cell, title: str, notes: list[str]) -> str:
     return str(value) if isinstance(value, timedelta) else clean(str(value))
 
 
-def _number(value: float, cell: Cell, title: str, notes: list[str]) -> str:
-    text = str(int(value)) if value == int(value) and abs(value) < 1e18 else f"{value:.{_EXACT_DIGITS}g}"
-    if len(text.lstrip("-")) > _EXACT_DIGITS and text.lstrip("-").isdigit():
-        notes.append(
-            f"sheet '{title}', cell {cell.coordinate}: a number of more than {_EXACT_DIGITS} digits, of which a "
-            "spreadsheet keeps no more; format such a column as text before its numbers are put in"
-        )
+def _number(value: float, cell: Cell, title: str, long: list[str]) -> str:
+    whole = abs(value) < 1e22 and value == int(value)
+    text = str(int(value)) if whole else f"{value:.{_EXACT_DIGITS}g}"
+    if whole and abs(value) >= 10**_EXACT_DIGITS:
+        long.append(f"{title}!{cell.coordinate}")
     zeros = re.fullmatch(r"0{2,}", cell.number_format or "")
     return text.zfill(len(zeros[0])) if zeros and text.isdigit() else text
 
