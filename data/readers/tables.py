@@ -248,7 +248,8 @@ def _build(path: Path, records: Iterable[Record], notes: tuple[str, ...], decima
     rows = []
     for line, cells in lines:
         if not least <= len(cells) <= len(header) and (len(cells) < least or any(cells[len(header) :])):
-            raise DataError(f"'{path}' line {line} has {len(cells)} cells, the header has {len(header)}")
+            hint = ": a cell with a delimiter in it needs quotes" if len(cells) > len(header) else ""
+            raise DataError(f"'{path}' line {line} has {len(cells)} cells, the header has {len(header)}{hint}")
         rows.append((line, tuple(cells[index] for index in kept)))
     if not rows:
         raise DataError(f"'{path}' holds a header and no rows")

@@ -34,6 +34,8 @@ _TRADITIONAL = """
 """
 _BY_WORDS = {"gb18030": _SIMPLIFIED.split(), "big5": _TRADITIONAL.split()}
 _LATIN_PAGES = ("cp1252", "cp1250", "cp1254", "iso8859-1", "iso8859-2", "iso8859-15")
+# Characters of two bytes, of which the second may be one of ASCII.
+_RUNS = re.compile(rb"(?:[\x80-\xff]+[@-~]?)+")
 _OFFERED = ("gb18030", "big5", "cp1252", "cp1251", "shift_jis", "euc_kr")
 _SHOWN = 24
 
@@ -55,7 +57,10 @@ def decode(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
         text = raw.decode()
     except UnicodeDecodeError as reason:
         return _of_code_page(raw, _by_words(raw), reason.start)
-    known = text.isascii() or any(word in text for words in _BY_WORDS.values() for word in words)
+    if text.isascii():
+        return text, ""
+    found = " ".join(set(re.findall(r"[^\x00-\x7f]+", text)))
+    known = any(word in found for words in _BY_WORDS.values() for word in words)
     if not known and (by_words := _by_words(raw)):  # the bytes of '联通' in GBK are valid UTF-8
         raise DataError(f"may be UTF-8 or {' or '.join(by_words)}: {_readings(raw, ('utf-8', *by_words))}: {_ASK}")
     return text, ""
@@ -101,12 +106,12 @@ def _is_readable(text: str) -> bool:
 
 def _by_words(raw: bytes) -> list[str]:
     """The encodings of Chinese in which there are words of tables."""
-    return [name for name, words in _BY_WORDS.items() if _has_word(raw, name, words)]
+    found = b" ".join(set(_RUNS.findall(raw)))
+    likely = [name for name, words in _BY_WORDS.items() if any(word.encode(name) in found for word in words)]
+    return [name for name in likely if _has_word(raw, name, _BY_WORDS[name])]
 
 
 def _has_word(raw: bytes, encoding: str, words: list[str]) -> bool:
-    if raw.isascii() or not any(word.encode(encoding) in raw for word in words):
-        return False
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError:
