@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.operating_points import NOT_CHOSEN
@@ -21,13 +21,15 @@ class About:
     """What was evaluated, in words.
 
     title: the page's. facts: name → text, as listed. warnings: what a reader must know before any figure.
-    notes: further sentences. All text is escaped and shown as it is.
+    notes: further sentences. titles: class → what it is called in the report and its figures. All text is escaped and
+    shown as it is.
     """
 
     title: str
     facts: Mapping[str, str]
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from configs.errors import PredictionError
 from inference.ensemble import Ensemble
 from utils.atomic_file import write_atomically
 from utils.command_line import show
-from utils.csv_cells import safe_cell
+from utils.csv_cells import csv_text, probability_text
 from utils.text import printable
 
 logger = logging.getLogger(__name__)
@@ -97,7 +95,7 @@ def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
     """The table as text, the same for the same input: no dates and no paths of this machine but those in errors.
 
     Columns: image, those of the input tables, 'probability <class>' for each class, findings ('A|B'), warnings
-    ('a; b'), error. Probabilities are written in full, so that they read back as they were. A column of an input table
+    ('a; b'), error. Probabilities have nine digits, see `probability_text`. A column of an input table
     that is called like one of these is 'input <name>'.
     """
     names = ensemble.class_names
@@ -105,15 +103,16 @@ def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
     own = [f"probability {name}" for name in names]
     last = ["findings", "warnings", "error"]
     kept = [f"input {name}" if name in ("image", *own, *last) else name for name in columns]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(safe_cell, ["image", *kept, *own, *last]))
+    limits = [[float(limit)] for limit in ensemble.thresholds] or [[]] * len(names)
+    table = [["image", *kept, *own, *last]]
     for row in rows:
         given = [row.columns.get(name, "") for name in columns]
-        figures = [""] * len(names) if row.probabilities is None else map(repr, row.probabilities.tolist())
+        figures = [""] * len(names)
+        if row.probabilities is not None:
+            figures = list(map(probability_text, row.probabilities.tolist(), limits))
         findings = "|".join(names[k] for k in row.findings)
-        writer.writerow(map(safe_cell, [row.image, *given, *figures, findings, "; ".join(row.warnings), row.error]))
-    return text.getvalue()
+        table.append([row.image, *given, *figures, findings, "; ".join(row.warnings), row.error])
+    return csv_text(table)
 
 
 def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, object]) -> str:

@@ -93,7 +93,7 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
     notes, as are classes without images in val or test.
 
     Raises DataError for class folders with files of which none is an image, for classes that train lacks, for two
-    whose names differ in case, blanks or Unicode form only (class_names may name both), for others than class_names,
+    whose names differ in case, blanks or Unicode form only, for others than class_names,
     fewer than two, folders beside the splits, links that leave data_dir.
     """
     root, left = data_dir.resolve(), LeftOut()
@@ -104,7 +104,7 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
         check_names(data_dir, [name for one in everything for name in one.others], volumes)
         expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the class folders of '{data_dir}' hold no {expected}")
-    _check_alike(root, sorted({one.name for one in everything}), class_names or ())
+    _check_alike(root, sorted({one.name for one in everything}))
     _check_readable(data_dir, everything, volumes)
     names, notes = _class_names(root, found, class_names)
     studies = [
@@ -162,13 +162,13 @@ def _class_folders(root: Path, folder: Path, left: LeftOut, volumes: bool) -> It
         yield _ClassFolder(child.name, child.relative_to(root).as_posix(), tuple(images), tuple(others))
 
 
-def _check_alike(root: Path, names: Sequence[str], class_names: Sequence[str]) -> None:
-    """DataError for two names of one class, as they may be, that the user has not called two."""
+def _check_alike(root: Path, names: Sequence[str]) -> None:
+    """DataError for two names of one class, as they may be."""
     for one, other in combinations(names, 2):
-        if folded(one) == folded(other) and not {one, other} <= set(class_names):
+        if folded(one) == folded(other):
             raise DataError(
                 f"the class folders of '{root}' have names that may be of one class: {told_apart(one, other)}. Put "
-                "their files into one folder, or name both in DATA.class_names"
+                "their files into one folder, or rename one"
             )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from configs.errors import DataError
 from data.readers.patient_ids import keys_of, patient_identities, patient_keys
+from data.readers.tables import TableSettings
 from data.sources.formats import open_source
 from data.splits.assignment import assign_splits, patient_overlap, read_split, saved_hash, write_split
 from data.splits.saved_split import saved_split
@@ -198,7 +199,7 @@ def test_a_split_never_tears_spellings_apart(tmp_path):
     folder = table(tmp_path, patients)
     with pytest.raises(DataError, match=r"40 patient ids written in several ways"):
         open_source(folder)
-    index = open_source(folder, patient_ids="join")
+    index = open_source(folder, settings=TableSettings(patient_ids="join"))
     assert len({study.group for study in index.studies}) == 40
     assignment = assign_splits(index, seed=3).reshape(40, 3)
     assert (assignment == assignment[:, :1]).all() and len(set(assignment[:, 0])) == 3
@@ -212,11 +213,11 @@ def test_images_without_a_patient_are_each_their_own(tmp_path):
 
 def test_a_given_split_is_compared_by_people(tmp_path):
     folder = table(tmp_path, ["007", "8", "7", "9"], ["train", "train", "test", "val"])
-    index = open_source(folder, patient_ids="join")
+    index = open_source(folder, settings=TableSettings(patient_ids="join"))
     assert patient_overlap(index, np.array(["train", "train", "test", "val"])) == {("train", "test"): ["7"]}
     with pytest.raises(DataError, match="more than one split"):
         assign_splits(index)
-    assign_splits(open_source(folder, patient_ids="exact"))
+    assign_splits(open_source(folder, settings=TableSettings(patient_ids="exact")))
 
 
 def test_a_table_that_was_saved_by_a_spreadsheet_has_its_split_still(tmp_path):
@@ -244,7 +245,7 @@ def test_patients_of_other_data_are_known_by_other_spellings(tmp_path):
     trained = int(np.flatnonzero(assignment == "train")[0]) + 1
     text = f"image,patient_id,Mass\na.png,{trained},1\nb.png,{trained}.0,0\nc.png,77,0\n"
     (tmp_path / "other" / "labels.csv").write_text(text)
-    other = open_source(tmp_path / "other", patient_ids="join")
+    other = open_source(tmp_path / "other", settings=TableSettings(patient_ids="join"))
     (concern,) = saved_split(other, saved, None, own_data=False).concerns("all")
     assert concern.startswith("2 of these")
 
