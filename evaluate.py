@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import EvaluationError
 from configs.followed import EVALUATE
-from utils.command_line import add_overrides, run_script
+from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import model_file
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def evaluate(options: argparse.Namespace) -> None:
         keep_operating_point(path, point.as_dict(), data.split.own)
     about = about_evaluation(path, saved, data, options.split, index, execution, notes)
     write_evaluation(output, scored, logits, point, results, about, data.names(index))
-    print(format_results_table(results))
+    show(format_results_table(results))
     logger.info("report, figures and predictions are in %s", output)
 
 

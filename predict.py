@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """The recipe: models → images → probabilities → findings, warnings, heatmaps → files."""
+    from data.builder import asked_tables
     from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
     from data.sources.unlabelled import open_unlabelled
     from inference.members import about_prediction
@@ -85,7 +86,7 @@ def predict(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     prepare_process(device)
     ensemble, preprocesses, profiles = open_models(options, device)
-    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3)
+    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3, asked_tables(options.set))
     for note in dataset_index.notes:
         logger.warning("%s", note)
     folder = make_folder(options.output)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from configs.default_config import Config
 from configs.errors import HybridMedNetError
+from utils.command_line import show_error
 from utils.log import log_to_file, setup_logging
 from utils.runs.control import Control, Interrupted, discard_request
 from utils.runs.files import LABELS, LOG
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         setup_logging(config.LOGGING.format)
         result = train(config, resumed, control)
     except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error)
         return error.exit_code
     except Interrupted as interrupted:
         logger.warning("%s", interrupted)

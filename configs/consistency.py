@@ -5,6 +5,7 @@ Every rule gives sentences for the user, none where the values go together. A va
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import PureWindowsPath
@@ -15,6 +16,7 @@ from configs.fallbacks import SHAPE, Task
 Shape = tuple[int, int] | tuple[int, int, int]
 
 _LARGEST = {2: (89_478_485, "pixels"), 3: (1 << 29, "voxels")}  # as data take them; a network's input is no larger
+COLUMN_ROLES = ("image", "labels", "patient_id", "split", "view", "age", "sex")
 _LONGEST_NAME = 100  # a file system takes 255 bytes; the backbone and the time are added to a model's name
 
 
@@ -75,6 +77,39 @@ def cache_problems(cache: str, cache_dir: str | None, cache_check: str) -> list[
         for key, given in set_in_vain.items()
         if given and cache != "disk"
     ]
+
+
+def table_problems(
+    class_names: Sequence[str] | None,
+    class_titles: Mapping[str, str] | None,
+    columns: Mapping[str, str | None] | None,
+    ignore_columns: Sequence[str] | None,
+    encoding: str | None,
+) -> list[str]:
+    """What is said of a table of labels, and cannot be."""
+    found = []
+    unknown = [role for role in columns or {} if role not in COLUMN_ROLES]
+    if unknown:
+        found.append(f"DATA.columns: {', '.join(map(repr, unknown))} is not one of {', '.join(COLUMN_ROLES)}")
+    twice = [name for name, count in Counter(name for name in (columns or {}).values() if name).items() if count > 1]
+    found += [f"DATA.columns: {name!r} cannot be two things" for name in twice]
+    both = [name for name in ignore_columns or () if name in (class_names or ())]
+    found += [
+        f"DATA.ignore_columns and DATA.class_names both name {name!r}: it is a class or it is not" for name in both
+    ]
+    if class_names is not None:
+        strangers = [name for name in class_titles or {} if name not in class_names]
+        found += [f"DATA.class_titles: {name!r} is no class ({', '.join(class_names[:20])})" for name in strangers]
+    titles = [
+        title for title, count in Counter((class_titles or {}).values()).items() if count > 1 or not title.strip()
+    ]
+    found += [f"DATA.class_titles: {title!r} must be a text, and of one class" for title in titles]
+    if encoding is not None:
+        try:
+            b"".decode(encoding)
+        except (LookupError, ValueError):  # a null character in it is a ValueError
+            found.append(f"DATA.encoding: {encoding!r} is no text encoding: utf-8, gb18030, big5, utf-16, cp1252, …")
+    return found
 
 
 def channel_problems(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[str]:

@@ -173,9 +173,21 @@ class DataSettings(Section):
         f"Folder or .npz; null: the sample data, {SAMPLE_IMAGES.folder} (volumes: {SAMPLE_VOLUMES.folder}), made if "
         "missing.",
     )
-    labels_file: str | None = _setting(None, "Labels CSV; null: labels.csv in data_dir.")
+    labels_file: str | None = _setting(None, "Table of labels, CSV, TSV or .xlsx; null: labels.* in data_dir.")
     format: Literal["auto", "csv", "nih", "folders", "medmnist"] = _setting("auto", "auto: recognised.")
     class_names: list[str] | None = _setting(None, "The classes, in order; null: taken from the data.")
+    class_titles: dict[str, str] | None = _setting(
+        None, "What classes are called in reports and plots: {class: title}; null: by their names."
+    )
+    columns: dict[str, str | None] | None = _setting(
+        None,
+        "The table's columns by what they are for: image, labels, patient_id, split, view, age, sex (null: there is "
+        "none); null: known by their names. docs/data.md.",
+    )
+    ignore_columns: list[str] | None = _setting(
+        None, "Columns of 1 and 0 that are no classes; null: those whose names say so."
+    )
+    encoding: str | None = _setting(None, "The table's character encoding, such as gb18030; null: where it is certain.")
     image_size: PositiveInt | _Flat | _Solid | None = _setting(
         None,
         "Side, or height and width, of the network's input in pixels; three numbers (depth, height, width) say that "
@@ -219,6 +231,11 @@ class DataSettings(Section):
     val_split: float = _setting(0.15, "Share of patients to validate on.", gt=0, lt=1)
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
     allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
+    patient_ids: Literal["stop", "join", "exact"] = _setting(
+        "stop",
+        "Ids that may be one person's (007 and 7, P1 and p1): stop: an error names them; join: one patient; exact: "
+        "different ones, each as it is written. docs/data.md.",
+    )
     allow_missing_images: bool = _setting(False, "Train without the listed files that are missing (counted).")
     check_duplicates: bool = _setting(
         True,
@@ -358,6 +375,9 @@ class Config(RootSection):
             *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
             *consistency.compile_problems(train.quantization_aware, train.compile),
             *consistency.cache_problems(data.cache, data.cache_dir, data.cache_check),
+            *consistency.table_problems(
+                data.class_names, data.class_titles, data.columns, data.ignore_columns, data.encoding
+            ),
             *consistency.channel_problems(data.mean, data.std, model.in_channels),
             *consistency.name_problems(model.name, self.LOGGING.run_name),
             *self._problems_of_size(),

@@ -22,6 +22,7 @@ from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
+from data.readers.tables import TableSettings
 from data.sources.formats import open_source
 from data.sources.identical_files import drawn_split_notes
 from data.splits.assignment import assign_splits, read_split
@@ -81,12 +82,25 @@ def open_data(config: Config) -> DatasetIndex:
         data.allow_missing_images,
         volumes,
         data.check_duplicates,
+        settings=table_settings(data),
     )
     for note in dataset_index.notes:
         logger.warning("%s", note)
     if config.MODEL.task == "multi_class" and not dataset_index.exclusive:
         dataset_index = _as_exclusive(dataset_index)
     return dataset_index
+
+
+def table_settings(data: DataSettings) -> TableSettings:
+    """What the settings say of tables."""
+    return TableSettings(data.encoding, data.columns or {}, data.ignore_columns or (), data.patient_ids)
+
+
+def asked_tables(overrides: Sequence[str]) -> TableSettings:
+    """What a command's own overrides say of tables; those that a model was trained from were others."""
+    keys = Config.override_keys(overrides)
+    of_tables = [text for text, named in keys.items() if all(key in ("DATA.columns", "DATA.encoding") for key in named)]
+    return table_settings(Config.from_overrides(of_tables).DATA)
 
 
 def _data_folder(data_dir: str | None, volumes: bool) -> Path:

@@ -15,6 +15,7 @@ from data.builder import evaluation_labels, open_data
 from data.loading.loaders import Labels
 from data.splits.saved_split import SavedSplit, saved_split
 from data.study import DatasetIndex
+from utils.text import alike_between
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,18 @@ def open_evaluation_data(
     if class_names is not None:
         config.DATA.class_names = list(class_names)
     dataset_index = open_data(config)
-    expected = tuple(class_names) if class_names is not None else None
-    if expected not in (None, dataset_index.class_names) or len(dataset_index.class_names) != config.MODEL.num_classes:
+    expected, there = tuple(class_names) if class_names is not None else None, dataset_index.class_names
+    if expected not in (None, there) or len(there) != config.MODEL.num_classes:
         raise DataError(
             f"the model has {config.MODEL.num_classes} classes ({', '.join(expected or ('names unknown',))}), the data "
-            f"have {len(dataset_index.class_names)} ({', '.join(dataset_index.class_names)}): the data must have every "
-            "one of them; DATA.class_names says which columns they are"
+            f"have {len(there)} ({', '.join(there)}): the data must have every "
+            f"one of them; DATA.class_names says which columns they are{alike_between(*_unmatched(expected, there))}"
         )
     split = saved_split(dataset_index, folder / "split.csv", digest, own_data)
     location = config.DATA.data_dir or "the built-in sample data"
     return EvaluationData(location, dataset_index, evaluation_labels(config, dataset_index), split)
+
+
+def _unmatched(expected: Sequence[str] | None, there: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names that only the one side has."""
+    return [name for name in expected or () if name not in there], [n for n in there if n not in (expected or ())]

@@ -19,6 +19,7 @@ from evaluation.probability_plots import calibration_figure, histogram_figure
 from evaluation.records import Results
 from evaluation.report import About, report_html
 from evaluation.scored_split import ScoredSplit
+from evaluation.titles import titled_results, titled_split
 from utils.atomic_file import write_atomically
 from utils.figures import png
 
@@ -78,11 +79,12 @@ def write_evaluation(
     """
     metadata = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
     before = uncalibrated(logits, scored.exclusive) if point.calibration else None
-    figures = {name: png(one) for name, one in draw_figures(scored, point.thresholds, results, before).items()}
+    shown, titled = titled_split(scored, about.titles), titled_results(results, about.titles)
+    figures = {name: png(one) for name, one in draw_figures(shown, point.thresholds, titled, before).items()}
     texts = {
         "metrics.json": json.dumps({**metadata, **results}, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "predictions.csv": predictions_csv(scored, *names),
-        "report.html": report_html(results, about, figures),
+        "predictions.csv": predictions_csv(scored, *names, thresholds=point.thresholds),
+        "report.html": report_html(titled, about, figures),
     }
     try:
         for name in IMAGES:

@@ -86,12 +86,13 @@ class Gap(TypedDict):
 
 
 class SubgroupResults(TypedDict):
-    """The groups of one column. note: why there is no gap, '' where there is one."""
+    """The groups of one column. note: why there is no gap, '' where there is one. spellings: what was taken for one."""
 
     column: str
     groups: list[GroupResults]
     gap: Gap | None
     note: str
+    spellings: list[str]
 
 
 class ClassComparison(TypedDict):

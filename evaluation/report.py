@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.operating_points import NOT_CHOSEN
 from evaluation.records import ClassResults, Results
 from evaluation.reliability import BINS
 from evaluation.results_table import UNDEFINED, number
+from utils.text import printable_lines
 
 TEMPLATE = "report.html.j2"
 
@@ -20,13 +21,15 @@ class About:
     """What was evaluated, in words.
 
     title: the page's. facts: name → text, as listed. warnings: what a reader must know before any figure.
-    notes: further sentences. All text is escaped and shown as it is.
+    notes: further sentences. titles: class → what it is called in the report and its figures. All text is escaped and
+    shown as it is.
     """
 
     title: str
     facts: Mapping[str, str]
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> str:
@@ -38,7 +41,7 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_finalized)
     environment.filters |= {"number": number, "count": _count, "p_value": _p_value}
     return environment.get_template(TEMPLATE).render(
         results=results,
@@ -52,6 +55,11 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
         counts={one["name"]: (one["positives"], one["negatives"]) for one in results["classes"]},
         images={name: base64.b64encode(content).decode() for name, content in images.items()},
     )
+
+
+def _finalized(value: object) -> object:
+    """Every value that the template shows, before it is escaped for HTML; what the template made itself as it is."""
+    return printable_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def threshold_text(results: Results) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from evaluation.records import Results
 from utils.intervals import IntervalRecord
+from utils.text import printable
 
 HEADING = ("class", "positives / negatives", "AUROC", "AP", "sensitivity", "specificity")
 DISPLAYED = ("auroc", "average_precision", "sensitivity", "specificity")
@@ -26,7 +27,7 @@ def with_interval(figure: IntervalRecord, digits: int = 3) -> str:
 
 def _cells(name: str, counts: str, figures: Mapping[str, IntervalRecord]) -> tuple[str, ...]:
     displayed = [with_interval(figures[DISPLAYED[0]]), *(number(figures[key]["value"]) for key in DISPLAYED[1:])]
-    return (name, counts, *displayed)
+    return (printable(name), counts, *displayed)
 
 
 def format_results_table(results: Results) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Required, TypedDict
 
 from configs.errors import ExplanationError
 from configs.followed import EXPLAIN
-from utils.command_line import add_overrides, run_script
+from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import RunFolder, model_file
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def run(options: argparse.Namespace) -> None:
             if session.annotated:
                 found = localization(list(session.measure(method, level)), session.class_names)
                 results[method]["all"], results[method]["classes"] = found["all"], found["classes"]
-                print(format_localization(f"\n{method}, level {level}, {options.split} split", found))
+                show(format_localization(f"\n{method}, level {level}, {options.split} split", found))
             session.draw(output.path, method, level, options.count)
             if options.sanity:
                 check = session.sanity(method, level)
                 results[method]["sanity"] = sanity_values(check)
-                print(format_sanity(check))
+                show(format_sanity(check))
         except ExplanationError as error:
             if len(methods) == 1:
                 raise

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from configs.errors import PredictionError
 from inference.predictor import Predictor
 from utils.batch import Inputs
+from utils.text import alike_between
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -110,7 +111,7 @@ def _check_same_classes(one: Member, other: Member) -> None:
     if lacking or more:
         raise PredictionError(
             f"an ensemble needs models of the same classes: '{other.name}' lacks {', '.join(lacking) or 'none'} of "
-            f"'{one.name}' and has {', '.join(more) or 'none'} beside"
+            f"'{one.name}' and has {', '.join(more) or 'none'} beside{alike_between(lacking, more)}"
         )
     if one.exclusive != other.exclusive:
         raise PredictionError(f"of '{one.name}' and '{other.name}' one has exclusive classes, the other has not")

@@ -18,6 +18,7 @@ from models.hybrid_med_net import HybridMedNet
 from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
 from models.state_dicts import compare, plain_name, todays_names
 from utils.checkpoint import find_weights, load_checkpoint, read_file, read_safetensors
+from utils.checkpoint.description import check_classes_and_input, check_description
 from utils.listener import FileContent
 
 
@@ -67,6 +68,7 @@ def _build(path: Path, file: _File, overrides: Sequence[str]) -> SavedModel:
     names = description.get("class_names") or config.DATA.class_names
     if names and len(names) != config.MODEL.num_classes:
         raise ConfigError(f"'{path}' has {config.MODEL.num_classes} classes, DATA.class_names names {len(names)}")
+    check_classes_and_input(path, description, config)
     removed = description.get("removed_channels") or ()
     with torch.random.fork_rng(devices=[]):  # initial values, which the file's replace
         _compare_before_building(config, weights, removed)
@@ -136,6 +138,7 @@ def _read(path: Path) -> _File:
     if path.suffix == ".safetensors":
         tensors, description = read_safetensors(path)
         if isinstance(description.get("config"), dict):
+            check_description(path, description)
             return _File(tensors, description["config"], description, "safetensors")
         return _previous_release(path, tensors)
     content = read_file(path)

@@ -14,6 +14,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from utils.text import printable
+
 Floats = NDArray[np.float64]
 
 
@@ -241,7 +243,7 @@ def format_metrics_table(metrics: Metrics) -> str:
     rows = [("class", "AUROC", "AP", "positives / total")]
     for one in metrics.per_class:
         count = f"{one.positives:,} / {one.positives + one.negatives:,}"
-        rows.append((one.name, _figure(one.auroc), _figure(one.average_precision), count))
+        rows.append((printable(one.name), _figure(one.auroc), _figure(one.average_precision), count))
     total = len(metrics.per_class)
     summary = f"mean of {metrics.defined_classes} of {total} {'class' if total == 1 else 'classes'}"
     rows.append((summary, _figure(metrics.mean_auroc), _figure(metrics.mean_average_precision), ""))

@@ -47,7 +47,7 @@ def test_the_table(rows):
         "warnings",
         "error",
     ]
-    assert read[1] == ["'@a.png", "-1", "'=cmd()", repr(0.1 + 0.2), "0.75", "0.9", "lung|bone"] + [
+    assert read[1] == ["'@a.png", "-1", "'=cmd()", "0.3", "0.75", "0.9", "lung|bone"] + [
         "height 9 pixels; colour",
         "",
     ]
