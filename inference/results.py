@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,15 @@ from utils.csv_cells import safe_cell
 
 logger = logging.getLogger(__name__)
 
+# Marks a class that the training split had no positive image of.
+NEVER_SEEN = "†"
+
 
 @dataclass
 class Row:
     """The result of one image. columns: what a table said of it. probabilities: [K], None with an error.
 
-    findings: classes at or over their threshold. heatmaps: files, relative to the results' folder.
+    findings: the classes that are called. heatmaps: files, relative to the results' folder.
     """
 
     image: str
@@ -42,7 +46,7 @@ class Row:
             self.error = "a model gives NaN for it"
             return False
         self.probabilities, self.warnings = probabilities, tuple(warnings)
-        self.findings = tuple(ensemble.findings(probabilities))
+        self.findings = ensemble.decision.findings(probabilities)
         return True
 
 
@@ -73,7 +77,10 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
         f"{counts['images']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
         f"{counts['warnings']} with warnings"
     )
-    print(f"thresholds: {ensemble.threshold_source}\nresults: {', '.join(map(str, paths))}")
+    print(f"thresholds: {ensemble.threshold_source}")
+    if ensemble.not_learnt:
+        print(f"{NEVER_SEEN} no positive image in training, so never learnt: {', '.join(ensemble.not_learnt)}")
+    print(f"results: {', '.join(map(str, paths))}")
     return 0 if counts["predicted"] else 2
 
 
@@ -120,7 +127,9 @@ def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, ob
         **about,
         "models": [{"file": member.name, **member.facts} for member in ensemble.members],
         "threshold_source": ensemble.threshold_source,
-        "thresholds": None if ensemble.exclusive else dict(zip(ensemble.class_names, ensemble.thresholds)),
+        "thresholds": ensemble.decision.as_dict()["thresholds"] or None,
+        "decision": ensemble.decision.as_dict(),
+        "no_positive_in_training": list(ensemble.not_learnt),
         "counts": count(rows),
         "images": [_as_dict(row, ensemble) for row in rows],
     }
@@ -138,13 +147,15 @@ def count(rows: Sequence[Row]) -> dict[str, int]:
 def image_table(row: Row, ensemble: Ensemble) -> str:
     """One image's probabilities for a terminal, the likeliest first."""
     assert row.probabilities is not None
-    width = max(map(len, [*ensemble.class_names, "class"]))
-    threshold = "" if ensemble.exclusive else "  threshold"
-    lines = [f"{'class':{width}}  probability{threshold}"]
+    limits = ensemble.decision.limits
+    names = [f"{name} {NEVER_SEEN}" if name in ensemble.not_learnt else name for name in ensemble.class_names]
+    width = max(map(len, [*names, "class"]))
+    without = all(map(math.isnan, limits))
+    lines = [f"{'class':{width}}  probability{'' if without else '  threshold'}"]
     for k in np.argsort(-row.probabilities, kind="stable").tolist():
-        limit = "" if ensemble.exclusive else f"  {ensemble.thresholds[k]:9.3f}"
+        limit = "" if without else f"  {'–':>9}" if math.isnan(limits[k]) else f"  {limits[k]:9.3f}"
         mark = "  finding" if k in row.findings else ""
-        lines.append(f"{ensemble.class_names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
+        lines.append(f"{names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
     return "\n".join(lines)
 
 

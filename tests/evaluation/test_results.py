@@ -78,7 +78,9 @@ def test_undefined_is_none_and_never_averaged_in():
     values = evaluate_scores(scored, point, settings=SETTINGS)
     rows, mean = values["classes"], values["mean"]
     assert rows[3]["figures"]["auroc"] == {"value": None, "low": None, "high": None}
-    assert rows[3]["confusion"] is None and rows[3]["threshold"] is None
+    assert rows[3]["threshold"] == 0.5 and not rows[3]["threshold_chosen"], "what predict.py calls with"
+    called = (created.probabilities[:, 3] >= 0.5) & created.mask[:, 3]
+    assert rows[3]["confusion"] == {"tp": 0, "fp": called.sum(), "tn": (created.mask[:, 3] & ~called).sum(), "fn": 0}
     assert rows[2]["figures"]["ppv"]["value"] is None and rows[2]["figures"]["sensitivity"]["value"] == 0
     assert mean["defined_classes"] == 3
     assert mean["figures"]["auroc"]["classes"] == 3 and mean["figures"]["ppv"]["classes"] == 2
