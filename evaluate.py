@@ -130,7 +130,8 @@ def measure(
     (logits,), index = score(options.split)
     probabilities = point.probabilities(logits, task.exclusive)
     known, groups = data.known(index), data.groups(index)
-    scored = scored_by_task(task, probabilities, *known, groups, options.split, saved.not_learnt())
+    not_learnt = saved.not_learnt() if "training_positives" in saved.description else data.not_learnt()
+    scored = scored_by_task(task, probabilities, *known, groups, options.split, not_learnt)
     results = evaluate_scores(scored, point, data.columns(options.subgroups, index), settings, task)
     results["comparison"], notes = compare(options, compared, config, data, index, scored, settings)
     if fitted and options.save:

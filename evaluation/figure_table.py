@@ -129,7 +129,9 @@ def figure_table(
 
     thresholds: [K], nan where undefined. AUROC and average precision are those of utils.metrics.
     """
-    metrics = classification_metrics(scored.probabilities, scored.targets, scored.mask, scored.class_names)
+    metrics = classification_metrics(
+        scored.probabilities, scored.targets, scored.mask, scored.class_names, scored.not_learnt
+    )
     confusion = scored.confusion(thresholds)
     known = [scored.known(k) for k in range(len(scored.class_names))]
     values = {

@@ -82,7 +82,7 @@ def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     figure, panels = panel_figure(len(displayed), height=2.9)
     for axes, k in zip(panels, displayed):
         panel_title(
-            axes, split.class_names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}"
+            axes, split.label(k), "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}"
         )
         names = (split.other_class, split.class_names[k]) if split.other_class else ("absent", "present")
         _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k], names)
@@ -95,7 +95,7 @@ def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
 
 def ranking(split: ScoredSplit) -> Metrics:
     """AUROC and average precision of each class over its known labels."""
-    return classification_metrics(split.probabilities, split.targets, split.mask, split.class_names)
+    return classification_metrics(split.probabilities, split.targets, split.mask, split.class_names, split.not_learnt)
 
 
 def _operating_point(split: ScoredSplit) -> str:
@@ -110,7 +110,7 @@ def _classes(count: int) -> str:
 def _draw_precision_recall(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
     total = one.positives + one.negatives
     figure = f"AP {one.average_precision:.3f}" if one.defined else "AP –"
-    panel_title(axes, one.name, figure, f"{one.positives:,} of {total:,} positive")
+    panel_title(axes, one.label, figure, one.count)
     unit_square(axes)
     if not one.defined:
         say_undefined(axes, one.positives, one.negatives)
@@ -172,7 +172,7 @@ def _matrix_figure(split: ScoredSplit) -> Figure:
     figure = new_figure(side, side)
     axes = figure.subplots()
     _draw_counts(axes, counts, 0 if classes > MAX_MATRIX else 9 if classes <= 10 else 7)
-    names = [_short(name) for name in split.class_names]
+    names = [_short(split.label(k)) for k in range(classes)]
     axes.set_xticks(range(classes), names, rotation=90 if classes > 4 else 0, fontsize=8, parse_math=False)
     axes.set_yticks(range(classes), names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted: the most probable class")

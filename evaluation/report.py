@@ -10,7 +10,8 @@ from pathlib import Path
 from evaluation.operating_points import NOT_CHOSEN
 from evaluation.records import ClassResults, Results
 from evaluation.reliability import BINS
-from evaluation.results_table import NEVER_SEEN, UNDEFINED, number, p_value
+from evaluation.results_table import UNDEFINED, number, p_value
+from utils.metrics import NEVER_SEEN
 
 TEMPLATE = "report.html.j2"
 

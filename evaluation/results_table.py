@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from evaluation.operating_points import MOST_PROBABLE
 from evaluation.records import ClassResults, Comparison, Results
 from utils.intervals import IntervalRecord
+from utils.metrics import NEVER_SEEN
 
 HEADING = ("class", "positives / negatives", "AUROC", "AP", "sensitivity", "specificity")
 DISPLAYED = ("auroc", "average_precision", "sensitivity", "specificity")
 UNDEFINED = "–"
-NEVER_SEEN = "†"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -77,11 +77,17 @@ def _called(results: Results) -> list[str]:
     decision = results["decision"]
     if decision["rule"] == "most_probable_class":
         return [f"called: {MOST_PROBABLE} of each image; sensitivity and specificity are of that"]
+    thresholds = f"thresholds: {results['threshold_rule']}" + (
+        f", chosen on {results['threshold_split']}" if results["threshold_split"] else ""
+    )
+    left = [row["name"] for row in results["classes"] if not row["threshold_chosen"]]
+    if results["threshold_split"] and left:
+        thresholds += f"; 0.5, not chosen, for {', '.join(left)}"
     if decision["positive_class"] is None:
-        return []
+        return [thresholds]
     ((name, threshold),) = decision["thresholds"].items()
     (other,) = (one for one in decision["classes"] if one != name)
-    return [f"called: {name} where its probability is at least {threshold:.4f}, else {other}"]
+    return [thresholds, f"called: {name} where its probability is at least {threshold:.4f}, else {other}"]
 
 
 def _never_seen(results: Results) -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.operating_points import confusion_counts
 from utils.decision import Task, calls_at
+from utils.metrics import NEVER_SEEN
 
 Floats = NDArray[np.float64]
 
@@ -62,6 +63,11 @@ class ScoredSplit:
     def learnt(self) -> NDArray[np.bool_]:
         """Whether a class had a positive image in training, bool [K]."""
         return np.array([name not in self.not_learnt for name in self.class_names])
+
+    def label(self, k: int) -> str:
+        """A class's name, marked where it was never positive in training."""
+        name = self.class_names[k]
+        return f"{name} {NEVER_SEEN}" if name in self.not_learnt else name
 
     def calls(self, thresholds: ArrayLike) -> NDArray[np.bool_]:
         """What is called at these thresholds [K], bool [N, K]; none are needed where the most probable class is."""

@@ -18,11 +18,9 @@ from configs.errors import PredictionError
 from inference.ensemble import Ensemble
 from utils.atomic_file import write_atomically
 from utils.csv_cells import safe_cell
+from utils.metrics import NEVER_SEEN
 
 logger = logging.getLogger(__name__)
-
-# Marks a class that the training split had no positive image of.
-NEVER_SEEN = "†"
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -81,10 +81,12 @@ def build_trainer(
     loss: TrainingLoss | DistillationLoss,
     listeners: Sequence[Listener] = (),
     should_stop: Callable[[], Request | None] = lambda: None,
+    not_learnt: Collection[str] = (),
 ) -> Trainer:
     """A Trainer that is ready to `fit`.
 
-    config: the one that the learner was built with. loss: of training; validation has no teacher.
+    config: the one that the learner was built with. loss: of training; validation has no teacher. not_learnt: classes
+    without a positive in the training split, over which no mean is.
     """
     settings, model = config.TRAIN, learner.model
     memory_format = choose_memory_format(settings.channels_last)
@@ -99,6 +101,7 @@ def build_trainer(
         config.LOGGING.progress,
         learner.adaptation.allowed,
         scoring,
+        not_learnt,
     )
     window = AccumulationWindow(learner, loss, training, settings.gradient_clip_norm, memory_format)
     return Trainer(window, evaluator, _options(config, learner.device), listeners, should_stop)
@@ -309,7 +312,8 @@ def _class_weight(config: Config, train_labels: KnownLabels, device: torch.devic
     names = config.DATA.class_names or [f"class {k + 1}" for k in range(len(values))]
     if len(values) != config.MODEL.num_classes:
         raise ConfigError(
-            f"LOSS.class_weight has {len(values)} values for {config.MODEL.num_classes} classes: {', '.join(names[:20])}"
+            f"LOSS.class_weight has {len(values)} values for {config.MODEL.num_classes} classes "
+            f"({', '.join(names[:20])})"
         )
     logger.info("class weights: %s", ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values)))
     return torch.tensor(values, device=device)

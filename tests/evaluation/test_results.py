@@ -150,7 +150,8 @@ def test_thresholds_must_fit(scored):
 def test_the_table_shows_every_class_and_the_mean(results):
     lines = format_results_table(results[0]).splitlines()
     assert lines[0].split()[0] == "class" and "AUROC" in lines[0] and "positives / negatives" in lines[0]
-    assert len(lines) == 1 + 1 + 4 + 1 + 1 and lines[-1].startswith("mean of 4 of 4 classes")
+    assert len(lines) == 1 + 1 + 4 + 1 + 1 + 1 and lines[-2].startswith("mean of 4 of 4 classes")
+    assert lines[-1] == "thresholds: sensitivity=0.8, chosen on val"
     row = results[0]["classes"][0]
     auroc = row["figures"]["auroc"]
     assert f"{auroc['value']:.3f} [{auroc['low']:.3f}–{auroc['high']:.3f}]" in lines[2]
