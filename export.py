@@ -97,9 +97,10 @@ def export(options: argparse.Namespace) -> None:
     point = stored_point(saved.description.get("operating_point"), len(names))
     network, output = exported_network(options, saved, point)
     preprocess = saved_preprocess(saved.preprocessing, saved.config, model.backbone.mean, model.backbone.std)
-    stored = point.as_dict() if point.split else None
+    stored, decision = (point.as_dict() if point.split else None), point.decision(saved.task()).as_dict()
     coarse = coarse_names(saved.config, names)
-    metadata = export_metadata(saved.config, names, coarse, preprocess.as_dict(), stored, output, path)
+    described = preprocess.as_dict()
+    metadata = export_metadata(saved.config, names, coarse, described, stored, decision, output, path)
     image_shape = (model.in_channels, *model.image_size)
     request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
     real, origin = real_images(saved.config, path.parent, preprocess, options.set)

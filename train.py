@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from configs.default_config import Config
 from configs.errors import HybridMedNetError
 from utils.command_line import show_error
+from utils.decision import Task
 from utils.log import log_to_file, setup_logging
 from utils.runs.control import Control, Interrupted, discard_request
 from utils.runs.files import LABELS, LOG
@@ -35,12 +36,13 @@ if TYPE_CHECKING:  # --help does without torch
 
     from data.builder import Loaders
     from data.study import DatasetIndex
+    from evaluation.records import OperatingPointRecord
     from models import HybridMedNet
     from training.distillation import DistillationLoss
     from training.learner import Learner
     from training.losses import TrainingLoss
     from training.trainer import Trainer
-    from utils.listener import CheckpointContent
+    from utils.listener import CheckpointContent, FileContent, Scores
 
 logger = logging.getLogger("train")
 
@@ -112,9 +114,9 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
         description = describe_run(run, parts)
         if resumed is not None:
             keep_best(run, config, description, learner.state)
-        recorder = Recorder(run, config, description, parts.checkpoint)
+        recorder = Recorder(run, config, description, parts.checkpoint, parts.operating_point)
         # The status comes last, so that it says nothing that is not on the disk.
-        trainer = build_trainer(config, learner, parts.loss, [recorder, status], control.request)
+        trainer = build_trainer(config, learner, parts.loss, [recorder, status], control.request, parts.not_learnt)
 
         interrupted = fit(trainer, loaders, control)
         if interrupted is None:
@@ -122,13 +124,17 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
             split, loader = ("test", loaders.test) if loaders.test else ("val", loaders.val)
             best = recorder.best(learner.state.epoch)
             recorder.report(split, best.epoch, trainer.evaluate(loader, split, best.weights))
+            parts.report_operating_point(best.operating_point)
         status.on_phase(interrupted.left_as if interrupted else "finished")
         return result_of(run, learner.state.best_epoch + 1, interrupted)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training is made of. config: resolved. checkpoint: what a resumed run goes on from, else None."""
+    """What a training is made of. config: resolved. checkpoint: what a resumed run goes on from, else None.
+
+    positives: how many images of the training split are positive for each class.
+    """
 
     config: Config
     checkpoint: CheckpointContent | None
@@ -138,6 +144,33 @@ class Parts:
     model: HybridMedNet
     learner: Learner
     loss: TrainingLoss | DistillationLoss
+    positives: list[int]
+
+    @property
+    def task(self) -> Task:
+        """What the classes are to each other."""
+        exclusive = self.config.MODEL.task == "multi_class"
+        return Task(self.dataset_index.class_names, exclusive, self.config.DATA.positive_class)
+
+    @property
+    def not_learnt(self) -> list[str]:
+        """The classes that none is positive for."""
+        return [name for name, count in zip(self.dataset_index.class_names, self.positives) if not count]
+
+    def operating_point(self, validation: Scores) -> OperatingPointRecord:
+        """What an epoch's weights call present, fitted on the validation split."""
+        from evaluation.fitting import point_of_training
+
+        point = point_of_training(validation.scores, validation.targets > 0.5, validation.mask, self.task)
+        return point.as_dict()
+
+    def report_operating_point(self, stored: FileContent | None) -> None:
+        """Say what leaves the training with its best weights."""
+        from evaluation.fitting import fitted_text, stored_point
+
+        if stored is not None:
+            point = stored_point(stored, len(self.task.class_names))
+            logger.info("with the best weights are saved: %s", fitted_text(point, self.task))
 
 
 def prepare(config: Config, resumed: Path | None) -> Parts:
@@ -146,6 +179,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     from data.builder import build_loaders, open_data, split_data
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, resolve_precision
+    from training.classes import positives_of
     from training.precision import choose_device
     from training.resume import resume
     from utils.checkpoint import load_resumable
@@ -172,7 +206,8 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
     if checkpoint is not None:
         resume(learner, checkpoint, config, images)
-    return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss)
+    positives = positives_of(loaders.train_labels())
+    return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss, positives)
 
 
 def find_resumed(options: argparse.Namespace) -> Path | None:
@@ -251,6 +286,7 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     """Write config, split, labels and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
     from data.splits.resumed_data import LabelRecord, tell_label_changes
+    from training.classes import warn_of_classes
     from utils.environment import describe_environment
 
     config, learner, model = parts.config, parts.learner, parts.model
@@ -262,6 +298,10 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     labels = LabelRecord.of(parts.dataset_index)
     if not (run.path / LABELS).is_file():  # those of the run's beginning stay
         run.write_text(LABELS, labels.to_json())
+    if parts.task.positive_class is not None:
+        pair = parts.task.positive_class, parts.task.other_class
+        logger.info("'%s' is the positive class, '%s' the negative one (DATA.positive_class)", *pair)
+    warn_of_classes(parts.loaders.train_labels(), parts.dataset_index.class_names)
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
     return {
@@ -271,6 +311,7 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
         "split_sha256": split_hash,
         "labels_sha256": labels.sha256,
         "removed_channels": model.removed_channels,
+        "training_positives": parts.positives,
     }
 
 

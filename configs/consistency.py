@@ -32,8 +32,9 @@ def task_problems(task: str | None, loss: str | None, hierarchical: bool) -> lis
     """A loss or a head that is not for the task."""
     found = []
     exclusive = task == "multi_class"
-    if task is not None and loss is not None and exclusive != (loss == "cross_entropy"):
-        fit = "cross_entropy" if exclusive else "bce, focal or asymmetric"
+    fitting = ("cross_entropy", "focal") if exclusive else ("bce", "focal", "asymmetric")
+    if task is not None and loss is not None and loss not in fitting:
+        fit = "cross_entropy or focal" if exclusive else "bce, focal or asymmetric"
         found.append(f"LOSS.type: '{loss}' does not fit MODEL.task '{task}': use {fit}")
     if hierarchical and task not in (None, "multi_label"):
         found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{task}'")
@@ -48,6 +49,73 @@ def weight_problems(pos_weight: str | Sequence[float] | None, loss: str | None) 
     if isinstance(pos_weight, list) and min(pos_weight, default=0) <= 0:
         found.append(f"LOSS.pos_weight {pos_weight}: weights must be positive")
     return found
+
+
+def class_weight_problems(class_weight: str | Sequence[float] | None, task: str | None) -> list[str]:
+    """Weights of exclusive classes that the task does not take, or that are none."""
+    found = []
+    if class_weight is not None and task not in (None, "multi_class"):
+        found.append(
+            f"LOSS.class_weight is for exclusive classes (MODEL.task 'multi_class'), not for '{task}': LOSS.pos_weight "
+            "weighs the positives of findings"
+        )
+    if isinstance(class_weight, list) and min(class_weight, default=0) <= 0:
+        found.append(f"LOSS.class_weight {class_weight}: weights must be positive, one for each class")
+    return found
+
+
+def positive_class_problems(positive: str | None, task: str | None, class_names: Sequence[str] | None) -> list[str]:
+    """A positive class where there are not two exclusive ones, or which is neither of them."""
+    if positive is None:
+        return []
+    if task not in (None, "multi_class"):
+        return [
+            f"DATA.positive_class is for two exclusive classes (MODEL.task 'multi_class'), not for '{task}': leave it "
+            "null"
+        ]
+    if class_names is None:
+        return []
+    if len(class_names) != 2:
+        return [
+            f"DATA.positive_class {positive!r} is for two exclusive classes, and there are {len(class_names)}: of more "
+            "than two the most probable one is called; leave it null"
+        ]
+    if positive not in class_names:
+        return [f"DATA.positive_class: {positive!r} is neither {class_names[0]!r} nor {class_names[1]!r}"]
+    return []
+
+
+# What people call those who do not have it, in letters only and in lower case.
+_NEGATIVE = {
+    *(
+        "normal",
+        "normals",
+        "negative",
+        "neg",
+        "healthy",
+        "control",
+        "controls",
+        "nofinding",
+        "nofindings",
+        "none",
+        "no",
+    ),
+    *("absent", "absence", "without", "benign", "background", "other", "others", "false", "nodisease", "unremarkable"),
+    *("正常", "阴性", "健康", "对照", "无", "良性", "未见异常", "无异常", "无病", "否"),
+}
+_NEGATING = ("non", "no", "not", "without", "un", "非", "无", "未")
+
+
+def positive_class_of(class_names: Sequence[str]) -> str:
+    """Of two exclusive classes the positive one: not the one that is called normal, negative or the like.
+
+    'no tumour' is negative beside 'tumour', and so is '0' beside '1'; where the names do not tell, it is the second.
+    """
+    one, other = ("".join(filter(str.isalnum, name.casefold())) for name in class_names)
+    negative = [word in _NEGATIVE or word == "0" for word in (one, other)]
+    if negative[0] == negative[1]:
+        negative = [word in {f"{prefix}{rest}" for prefix in _NEGATING} for word, rest in ((one, other), (other, one))]
+    return class_names[0] if negative == [False, True] else class_names[1]
 
 
 def weights_problems(pretrained: bool | str, init_from: str | None, pruning: str) -> list[str]:

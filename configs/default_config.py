@@ -188,6 +188,11 @@ class DataSettings(Section):
         None, "Columns of 1 and 0 that are no classes; null: those whose names say so."
     )
     encoding: str | None = _setting(None, "The table's character encoding, such as gb18030; null: where it is certain.")
+    positive_class: str | None = _setting(
+        None,
+        "Of two exclusive classes the one that a threshold decides about and figures are of; null: not the one called "
+        "normal, negative or the like, or else the second one.",
+    )
     image_size: PositiveInt | _Flat | _Solid | None = _setting(
         None,
         "Side, or height and width, of the network's input in pixels; three numbers (depth, height, width) say that "
@@ -277,10 +282,16 @@ class LossSettings(Section):
 
     type: Literal["bce", "focal", "asymmetric", "cross_entropy"] | None = _setting(
         None,
-        "cross_entropy goes with task: multi_class, and only with it. null: that for multi_class, else bce.",
+        "cross_entropy goes with task: multi_class, and only with it; focal with every task. null: cross_entropy for "
+        "multi_class, else bce.",
     )
     pos_weight: Literal["auto"] | list[float] | None = _setting(
         None, "Weight of positives in bce: a list, or auto = negatives / positives of the training split."
+    )
+    class_weight: Literal["auto"] | list[float] | None = _setting(
+        None,
+        "Exclusive classes: weight of each in cross_entropy and focal; a list, or auto = images / (classes · images of "
+        "the class) in the training split.",
     )
     label_smoothing: float = _setting(0.0, "Towards 0.5 (multi-label) or uniform (multi-class).", ge=0, lt=1)
     focal_gamma: float = _setting(2.0, "Focal loss: focusing exponent.", ge=0)
@@ -372,6 +383,8 @@ class Config(RootSection):
             *consistency.split_problems(data.train_split, data.val_split, data.test_split),
             *consistency.task_problems(model.task, loss.type, model.hierarchical),
             *consistency.weight_problems(loss.pos_weight, loss_type),
+            *consistency.class_weight_problems(loss.class_weight, model.task),
+            *consistency.positive_class_problems(data.positive_class, model.task, data.class_names),
             *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
             *consistency.compile_problems(train.quantization_aware, train.compile),
             *consistency.cache_problems(data.cache, data.cache_dir, data.cache_check),
@@ -419,6 +432,8 @@ class Config(RootSection):
         consistency.check_classes(model.num_classes, config.DATA.class_names, class_names)
         model.task = consistency.task_of(model.task, count, exclusive)
         model.num_classes, config.DATA.class_names = count, list(class_names)
+        if config.DATA.positive_class is None and model.task == "multi_class" and count == 2:
+            config.DATA.positive_class = consistency.positive_class_of(class_names)
         if model.hierarchical:
             model.num_coarse_classes = consistency.check_groups(
                 model.coarse_groups, model.num_coarse_classes, class_names

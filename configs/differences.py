@@ -19,6 +19,7 @@ WITHOUT_EFFECT = (
     "DATA.num_workers",
     "DATA.cache_dir",  # DATA.cache itself rounds images of more than 8 bits
     "DATA.cache_check",
+    "DATA.positive_class",  # of figures and calls, not of the training
     "DATA.worker_timeout",
     "DATA.max_worker_failures",
     "DATA.train_split",  # split.csv stays

@@ -51,6 +51,13 @@ class EvaluationData:
         """What is drawn together: the patient, or the image itself where no patient is named."""
         return [self.dataset_index.studies[row].group for row in index]
 
+    def not_learnt(self) -> frozenset[str]:
+        """The classes that no image of the training split is positive for, where the split is the model's own."""
+        rows = self.split.rows("train") if self.split.own and self.split.has("train") else np.empty(0, np.int64)
+        labels, mask = self.known(rows)
+        counts = (labels & mask).sum(axis=0)
+        return frozenset(name for name, n in zip(self.dataset_index.class_names, counts) if len(rows) and not n)
+
     def columns(self, names: Sequence[str], index: np.ndarray) -> dict[str, list[str]]:
         """Name → n texts of further columns of the labels table. Raises DataError for one that is not there."""
         there = sorted({name for study in self.dataset_index.studies for name in study.table})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,23 +16,24 @@ def predictions_csv(
     images: Sequence[str],
     patients: Sequence[str],
     splits: Sequence[str],
+    findings: Sequence[str] | None = None,
     thresholds: Sequence[float] = (),
 ) -> str:
     """The table as text.
 
-    Columns: image, patient_id, split, 'probability <class>' for each class, 'label <class>' for each class.
+    Columns: image, patient_id, split, 'probability <class>' for each class, 'label <class>' for each class, and
+    'findings', what is called, as predict.py writes it ('A|B'), where `findings` has N texts.
     Probabilities have nine digits (see `probability_text`), and more where a rounded one would be on another side of
     its threshold; labels are 1, 0, or empty where unknown. images, patients, splits: N texts each; patients and splits
-    may be ''. thresholds: K, or none.
+    may be ''. thresholds: K, nan where a class has none, or none at all.
     """
     names = scored.class_names
-    limits = [[float(limit)] for limit in thresholds] or [[]] * len(names)
-    rows = [
-        ["image", "patient_id", "split", *(f"{kind} {name}" for kind in ("probability", "label") for name in names)]
-    ]
+    limits = [[] if math.isnan(limit) else [float(limit)] for limit in thresholds] or [[]] * len(names)
+    heads = [f"{kind} {name}" for kind in ("probability", "label") for name in names]
+    rows = [["image", "patient_id", "split", *heads, *([] if findings is None else ["findings"])]]
     for row, start in enumerate(zip(images, patients, splits, strict=True)):
         figures = map(probability_text, scored.probabilities[row].tolist(), limits)
-        rows.append([*start, *figures, *_labels(scored, row)])
+        rows.append([*start, *figures, *_labels(scored, row), *([] if findings is None else [findings[row]])])
     return csv_text(rows)
 
 

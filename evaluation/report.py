@@ -10,7 +10,8 @@ from pathlib import Path
 from evaluation.operating_points import NOT_CHOSEN
 from evaluation.records import ClassResults, Results
 from evaluation.reliability import BINS
-from evaluation.results_table import UNDEFINED, number
+from evaluation.results_table import UNDEFINED, number, p_value
+from utils.metrics import NEVER_SEEN
 from utils.text import printable_lines
 
 TEMPLATE = "report.html.j2"
@@ -42,7 +43,7 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_finalized)
-    environment.filters |= {"number": number, "count": _count, "p_value": _p_value}
+    environment.filters |= {"number": number, "count": _count, "p_value": p_value}
     return environment.get_template(TEMPLATE).render(
         results=results,
         title=about.title,
@@ -52,6 +53,8 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
         level=f"{results['interval']['level']:.0%}",
         threshold_text=threshold_text(results),
         calibration_text=calibration_text(results),
+        never_seen=NEVER_SEEN,
+        never=[one["name"] for one in results["classes"] if not one["positive_in_training"]],
         counts={one["name"]: (one["positives"], one["negatives"]) for one in results["classes"]},
         images={name: base64.b64encode(content).decode() for name, content in images.items()},
     )
@@ -64,13 +67,27 @@ def _finalized(value: object) -> object:
 
 def threshold_text(results: Results) -> str:
     """Where the thresholds come from."""
-    rule, split = results["threshold_rule"], results["threshold_split"]
+    rule, split, decision = results["threshold_rule"], results["threshold_split"], results["decision"]
+    if decision["rule"] == "most_probable_class":
+        return (
+            "Exactly one class is called in each image, the most probable one: no thresholds. The figures are of each "
+            "class against the rest."
+        )
+    called = "A probability at or above its threshold is a finding."
+    if decision["positive_class"] is not None:
+        (other,) = (name for name in decision["classes"] if name != decision["positive_class"])
+        called = f"{decision['positive_class']} is called at or above its threshold, else {other}."
     if rule == NOT_CHOSEN:
-        return "Thresholds are 0.5, not chosen: there was no validation split, and the checkpoint brings none."
+        return (
+            f"Thresholds are 0.5, not chosen: there was no validation split, and the checkpoint brings none. {called}"
+        )
     text = f"Thresholds were chosen on the {split} split by the rule '{rule}'."
+    left = [one["name"] for one in results["classes"] if not one["threshold_chosen"]]
+    if left:
+        text += f" 0.5, not chosen, as that split has too few positives or negatives: {', '.join(left)}."
     if split == results["split"]:
         text += " These are the same images, so that the figures below are flattered."
-    return text
+    return f"{text} {called}"
 
 
 def calibration_text(results: Results) -> str:
@@ -103,6 +120,12 @@ def notes_of(results: Results) -> list[str]:
 
 def _undefined(classes: Sequence[ClassResults]) -> list[str]:
     found = []
+    never = [one["name"] for one in classes if not one["positive_in_training"]]
+    if never:
+        found.append(
+            f"{NEVER_SEEN} No image of the training split was positive, so that nothing was learnt; not in the means: "
+            f"{', '.join(never)}."
+        )
     for kind in ("positives", "negatives"):
         lacking = [one["name"] for one in classes if not one[kind]]
         if lacking:
@@ -115,8 +138,3 @@ def _undefined(classes: Sequence[ClassResults]) -> list[str]:
 
 def _count(value: float | None) -> str:
     return UNDEFINED if value is None else f"{int(value):,}"
-
-
-def _p_value(p: float | None) -> str:
-    """A p-value is never printed as 0, however small it is."""
-    return "< 0.0001" if p is not None and p < 0.0001 else number(p, 4)

@@ -32,6 +32,11 @@ def titled_results(results: Results, titles: Mapping[str, str]) -> Results:
     ):
         for one in classes:
             one["name"] = title_of(one["name"], titles)
+    decision = titled["decision"]
+    decision["classes"] = [title_of(name, titles) for name in decision["classes"]]
+    decision["thresholds"] = {title_of(name, titles): limit for name, limit in decision["thresholds"].items()}
+    if decision["positive_class"] is not None:
+        decision["positive_class"] = title_of(decision["positive_class"], titles)
     for subgroup in titled["subgroups"]:
         if subgroup["gap"]:
             subgroup["gap"]["classes"] = [title_of(name, titles) for name in subgroup["gap"]["classes"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from inference.ensemble import Ensemble
 from utils.atomic_file import write_atomically
 from utils.command_line import show
 from utils.csv_cells import csv_text, probability_text
+from utils.metrics import NEVER_SEEN
 from utils.text import printable
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Row:
     """The result of one image. columns: what a table said of it. probabilities: [K], None with an error.
 
-    findings: classes at or over their threshold. heatmaps: files, relative to the results' folder.
+    findings: the classes that are called. heatmaps: files, relative to the results' folder.
     """
 
     image: str
@@ -42,7 +44,7 @@ class Row:
             self.error = "a model gives NaN for it"
             return False
         self.probabilities, self.warnings = probabilities, tuple(warnings)
-        self.findings = tuple(ensemble.findings(probabilities))
+        self.findings = ensemble.decision.findings(probabilities)
         return True
 
 
@@ -73,7 +75,10 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
         f"{counts['images']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
         f"{counts['warnings']} with warnings"
     )
-    show(f"thresholds: {ensemble.threshold_source}\nresults: {', '.join(map(str, paths))}")
+    show(f"thresholds: {ensemble.threshold_source}")
+    if ensemble.not_learnt:
+        show(f"{NEVER_SEEN} no positive image in training, so never learnt: {', '.join(ensemble.not_learnt)}")
+    show(f"results: {', '.join(map(str, paths))}")
     return 0 if counts["predicted"] else 2
 
 
@@ -103,7 +108,7 @@ def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
     own = [f"probability {name}" for name in names]
     last = ["findings", "warnings", "error"]
     kept = [f"input {name}" if name in ("image", *own, *last) else name for name in columns]
-    limits = [[float(limit)] for limit in ensemble.thresholds] or [[]] * len(names)
+    limits = [[] if math.isnan(limit) else [limit] for limit in ensemble.decision.limits]
     table = [["image", *kept, *own, *last]]
     for row in rows:
         given = [row.columns.get(name, "") for name in columns]
@@ -121,7 +126,9 @@ def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, ob
         **about,
         "models": [{"file": member.name, **member.facts} for member in ensemble.members],
         "threshold_source": ensemble.threshold_source,
-        "thresholds": None if ensemble.exclusive else dict(zip(ensemble.class_names, ensemble.thresholds)),
+        "thresholds": ensemble.decision.as_dict()["thresholds"] or None,
+        "decision": ensemble.decision.as_dict(),
+        "no_positive_in_training": list(ensemble.not_learnt),
         "counts": count(rows),
         "images": [_as_dict(row, ensemble) for row in rows],
     }
@@ -139,12 +146,14 @@ def count(rows: Sequence[Row]) -> dict[str, int]:
 def image_table(row: Row, ensemble: Ensemble) -> str:
     """One image's probabilities for a terminal, the likeliest first."""
     assert row.probabilities is not None
-    names = list(map(printable, ensemble.class_names))
+    limits = ensemble.decision.limits
+    marked = [f"{name} {NEVER_SEEN}" if name in ensemble.not_learnt else name for name in ensemble.class_names]
+    names = list(map(printable, marked))
     width = max(map(len, [*names, "class"]))
-    threshold = "" if ensemble.exclusive else "  threshold"
-    lines = [f"{'class':{width}}  probability{threshold}"]
+    without = all(map(math.isnan, limits))
+    lines = [f"{'class':{width}}  probability{'' if without else '  threshold'}"]
     for k in np.argsort(-row.probabilities, kind="stable").tolist():
-        limit = "" if ensemble.exclusive else f"  {ensemble.thresholds[k]:9.3f}"
+        limit = "" if without else f"  {'–':>9}" if math.isnan(limits[k]) else f"  {limits[k]:9.3f}"
         mark = "  finding" if k in row.findings else ""
         lines.append(f"{names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
     return "\n".join(lines)
