@@ -38,7 +38,7 @@ def planted(model: HybridMedNet, x: Tensor, level: int | str, cell: tuple[int, .
     [
         ("resnet18", (70, 97), 2, (2, 3), (32, 48)),
         ("resnet18", (101, 70), 3, (1, 1), (32, 32)),
-        # TensorFlow's padding: nothing in front at 97, which 2 does not divide; 1 + 4 pixels at 70 = 2 · 35, 35 → 18 → 9.
+        # TensorFlow's padding: none in front at 97, which 2 does not divide; 1 + 4 pixels at 70 = 2 · 35, 35 → 18 → 9.
         ("tf_efficientnet_lite0", (70, 97), 2, (2, 3), (37, 48)),
         ("vit_tiny", (70, 97), 2, (2, 3), (39.5, 55.5)),  # padded to 80 × 112 behind
         ("swin_tiny", (70, 101), 2, (2, 3), (39.5, 55.5)),
