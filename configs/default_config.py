@@ -409,7 +409,9 @@ class Config(RootSection):
             ),
             *plausibility.schedule_problems(train.epochs, train.warmup_epochs),
             *plausibility.patience_problems(train.lr_scheduler, train.plateau_patience, train.early_stopping_patience),
-            *plausibility.weight_of_loss_problems(model.hierarchical, loss.fine_weight),
+            *plausibility.weight_of_loss_problems(
+                model.hierarchical, loss.fine_weight, loss.coarse_weight, loss.consistency_weight
+            ),
             *plausibility.memory_problems(model.gradient_checkpointing.memory_budget_gb),
             *plausibility.class_problems(data.class_names, model.num_classes, model.coarse_groups),
             *plausibility.list_problems(loss.pos_weight, "LOSS.pos_weight", count),

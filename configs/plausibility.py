@@ -116,10 +116,10 @@ def patience_problems(scheduler: str, plateau_patience: int, early_stopping_pati
     ]
 
 
-def weight_of_loss_problems(hierarchical: bool, fine_weight: float) -> list[str]:
-    """Findings that no term of the loss is about."""
-    if hierarchical and fine_weight == 0:
-        return ["LOSS.fine_weight 0: the findings themselves would not be learnt: give them a weight"]
+def weight_of_loss_problems(hierarchical: bool, fine: float, coarse: float, consistency: float) -> list[str]:
+    """A hierarchical loss that is zero whatever the network says."""
+    if hierarchical and not any((fine, coarse, consistency)):
+        return ["LOSS.fine_weight, coarse_weight and consistency_weight are all 0: nothing would be learnt"]
     return []
 
 

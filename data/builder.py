@@ -26,7 +26,6 @@ from data.readers.tables import TableSettings
 from data.sources.formats import open_source
 from data.sources.identical_files import drawn_split_notes
 from data.splits.assignment import assign_splits, read_split
-from data.splits.resumed_data import check_source_split
 from data.study import SPLITS, DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, PreprocessRecord
@@ -127,9 +126,7 @@ def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
 def split_data(config: Config, dataset_index: DatasetIndex, saved: Path | None = None) -> np.ndarray:
     """'train', 'val' or 'test' for each image: as saved, as the data say, or drawn by patient."""
     if saved is not None:
-        assignment = read_split(saved, dataset_index)
-        check_source_split(dataset_index, assignment, saved)
-        return assignment
+        return read_split(saved, dataset_index)
     data = config.DATA
     fractions = (data.train_split, data.val_split, data.test_split)
     assignment = assign_splits(dataset_index, fractions, config.TRAIN.seed, data.allow_patient_overlap)

@@ -95,7 +95,7 @@ class DynamicFusion(nn.Module):
         found = []
         for axis, target in enumerate(placed[self.target_level]):
             telling = [maps[axis] for maps, level in zip(placed, levels) if len(level[axis]) > 1] or [target]
-            found.append(torch.stack(telling).mean(0).movedim(axis, 0).flatten(1).mean(1))
+            found.append(torch.stack(telling).mean(0).movedim(axis, 0).reshape(size[axis], -1).mean(1))
         return found
 
     def level_weights(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:

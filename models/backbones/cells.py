@@ -48,7 +48,8 @@ def trace_cells(
     """
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     without_values = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    x = torch.empty(tuple(shape), device="meta")
+    dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    x = torch.empty(tuple(shape), dtype=dtype, device="meta")
     with (
         evaluating(backbone),
         torch.inference_mode(False),

@@ -44,6 +44,8 @@ def test_a_normalisation_of_images_in_0_to_1_is_taken(mean, std):
     assert with_values({"DATA.mean": mean, "DATA.std": std}).problems() == []
 
 
+NOTHING = {"LOSS.fine_weight": 0, "LOSS.coarse_weight": 0, "LOSS.consistency_weight": 0}
+
 # (settings, words of the one problem)
 ABSURD = [
     ({"TRAIN.learning_rate": 1e-4, "TRAIN.min_learning_rate": 0.1}, "as a share of the peak it would be 1e-05"),
@@ -56,7 +58,7 @@ ABSURD = [
         {"TRAIN.lr_scheduler": "plateau", "TRAIN.plateau_patience": 10},
         "TRAIN.early_stopping_patience 10 ends the run before TRAIN.plateau_patience 10",
     ),
-    ({"MODEL.hierarchical": True, "LOSS.fine_weight": 0}, "LOSS.fine_weight 0"),
+    (NOTHING | {"MODEL.hierarchical": True}, "LOSS.fine_weight, coarse_weight and consistency_weight are all 0"),
     ({**VOLUME, "DATA.spacing_mm": (0.0025, 0.0007, 0.0007)}, "if it was meant in metres, it is [2.5, 0.7, 0.7]"),
     ({**VOLUME, "DATA.spacing_mm": (2500, 700, 700)}, "if it was meant in micrometres, it is [2.5, 0.7, 0.7]"),
     ({"DATA.class_names": ["a", "b", "a"]}, "DATA.class_names names 'a' twice"),
@@ -99,7 +101,8 @@ SENSIBLE = [
     {"TRAIN.ema_decay": 0.5},
     {"TRAIN.lr_scheduler": "plateau", "TRAIN.early_stopping_patience": 0, "TRAIN.plateau_patience": 20},
     {"TRAIN.early_stopping_patience": 2},  # no plateau that it comes before
-    {"LOSS.fine_weight": 0},  # no coarse classes, so not used
+    NOTHING,  # no coarse classes, so not used
+    {"MODEL.hierarchical": True, "LOSS.fine_weight": 0, "LOSS.coarse_weight": 0},
     {**VOLUME, "DATA.spacing_mm": (5, 0.7, 0.7)},
     {"DATA.image_size": (128, 256, 256), "DATA.spacing_mm": (0.01, 0.01, 0.01)},  # micro-CT
     {"LOSS.pos_weight": [3.0], "DATA.class_names": ["a", "b", "c"]},

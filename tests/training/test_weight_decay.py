@@ -40,7 +40,7 @@ def meta_network(backbone: str) -> HybridMedNet:
 def test_in_every_family_the_weights_of_convolutions_and_linear_layers_decay_and_nothing_else(backbone):
     """By the modules' types, where the rule goes by names. Swin V2's and timm's lists leave out some of these, too."""
     model = meta_network(backbone)
-    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     multiplied = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, layers)}
     multiplied |= {"classifier.classifiers.weight"}  # the linear layers of all classes in one
     listed = {name for name in multiplied if ".cpb_mlp." in name}
