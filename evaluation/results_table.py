@@ -51,12 +51,12 @@ def format_comparison(comparison: Comparison) -> str:
     rows: list[tuple[str, ...]] = [("class", "difference of AUROC", "AUROC", "other's", "p, DeLong", "p, Holm")]
     for one in comparison["classes"]:
         figures = (number(one["auroc"]), number(one["other_auroc"]), p_value(one["p"]), p_value(one["p_holm"]))
-        rows.append((one["name"], _signed(one["difference"]), *figures))
+        rows.append((printable(one["name"]), _signed(one["difference"]), *figures))
     mean = comparison["mean"]
     noun = "class" if mean["defined_classes"] == 1 else "classes"
     means = (number(mean["auroc"]), number(mean["other_auroc"]), "", "")
     rows.append((f"mean of {mean['defined_classes']} {noun}", _signed(mean["difference"]), *means))
-    return "\n".join([f"compared with {comparison['other']}; above 0 this model is better", *_lines(rows)])
+    return "\n".join([f"compared with {printable(comparison['other'])}; above 0 this model is better", *_lines(rows)])
 
 
 def p_value(p: float | None) -> str:
@@ -81,18 +81,18 @@ def _called(results: Results) -> list[str]:
     thresholds = f"thresholds: {results['threshold_rule']}" + (
         f", chosen on {results['threshold_split']}" if results["threshold_split"] else ""
     )
-    left = [row["name"] for row in results["classes"] if not row["threshold_chosen"]]
+    left = [printable(row["name"]) for row in results["classes"] if not row["threshold_chosen"]]
     if results["threshold_split"] and left:
         thresholds += f"; 0.5, not chosen, for {', '.join(left)}"
     if decision["positive_class"] is None:
         return [thresholds]
-    ((name, threshold),) = decision["thresholds"].items()
-    (other,) = (one for one in decision["classes"] if one != name)
+    ((positive, threshold),) = decision["thresholds"].items()
+    name, other = printable(positive), printable(next(one for one in decision["classes"] if one != positive))
     return [thresholds, f"called: {name} where its probability is at least {threshold:.4f}, else {other}"]
 
 
 def _never_seen(results: Results) -> list[str]:
-    names = [row["name"] for row in results["classes"] if not row["positive_in_training"]]
+    names = [printable(row["name"]) for row in results["classes"] if not row["positive_in_training"]]
     return [f"{NEVER_SEEN} no positive image in training, so not in the means: {', '.join(names)}"] if names else []
 
 

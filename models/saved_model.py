@@ -56,9 +56,7 @@ class SavedModel:
     def not_learnt(self) -> frozenset[str]:
         """The classes that no image of its training split was positive for, as far as its file says."""
         names, counts = self.class_names or (), self.description.get("training_positives")
-        if not isinstance(counts, Sequence) or len(counts) != len(names):
-            return frozenset()
-        return frozenset(name for name, count in zip(names, counts) if count == 0)
+        return frozenset(name for name, count in zip(names, counts or ()) if count == 0)
 
 
 def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Followed) -> list[SavedModel]:

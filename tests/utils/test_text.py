@@ -111,9 +111,16 @@ def test_names_in_figures_are_escaped_whoever_wrote_them():
 def test_names_in_the_table_of_results_are_escaped():
     figure = {"value": 0.5, "low": None, "high": None}
     figures = dict.fromkeys(("auroc", "average_precision", "sensitivity", "specificity"), figure)
-    one = {"name": "a\nb\x1b", "positives": 1, "negatives": 1, "figures": figures}
-    table = format_results_table({"classes": [one], "mean": {"figures": figures, "defined_classes": 1}})
-    assert len(table.split("\n")) == 5 and is_clean(table.replace("\n", ""))
+    one = {"name": "a\nb\x1b", "positives": 1, "negatives": 1, "figures": figures, "positive_in_training": False}
+    results = {
+        "classes": [{**one, "threshold_chosen": False}],
+        "mean": {"figures": figures, "defined_classes": 1},
+        "decision": {"rule": "thresholds", "positive_class": None},
+        "threshold_rule": "youden",
+        "threshold_split": "val",
+    }
+    lines = format_results_table(results).split("\n")
+    assert len(lines) == 7 and all(map(is_clean, lines))
 
 
 @pytest.mark.parametrize(

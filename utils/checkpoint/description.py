@@ -53,6 +53,12 @@ def check_classes_and_input(path: Path, content: FileContent, config: Config) ->
             f"'{path}': the stored operating point is for {len(thresholds)} classes, the model has {classes}: fit it "
             "again"
         )
+    positives = content.get("training_positives")
+    if positives is not None and len(positives) != classes:
+        raise CheckpointError(
+            f"'{path}' was edited or is damaged: training_positives counts {len(positives)} classes, the model has "
+            f"{classes}"
+        )
     preprocessing = content.get("preprocessing")
     if preprocessing is None:
         return
@@ -128,6 +134,9 @@ def _check_operating_point(value: _Value) -> None:
     for key in ("rule", "split", "positive_class"):
         if not isinstance(value.get(key, ""), (str, type(None))):
             raise _wrong(f".{key}", value[key], "a text")
+    for key in ("positives", "negatives"):
+        if value.get(key):
+            _check_counts(f".{key}", value[key], len(thresholds))
     calibration = value.get("calibration")
     if calibration is not None:
         _check_calibration(calibration, len(thresholds))
@@ -139,6 +148,11 @@ def _check_calibration(value: _Value, classes: int) -> None:
         _check_numbers(f".calibration.{key}", value.get(key), (classes,), above)
     if not isinstance(value.get("method"), str):
         raise _wrong(".calibration.method", value.get("method"), "a text")
+
+
+def _check_counts(where: str, value: _Value, classes: int | None = None) -> None:
+    if not _is_list(value) or not all(map(_is_count, value)) or classes not in (None, len(value)):
+        raise _wrong(where, value, "a whole number for each class")
 
 
 def _check_digest(value: _Value) -> None:
@@ -202,5 +216,7 @@ _FIELDS: dict[str, Callable[[_Value], None]] = {
     "training_data": _check_mapping,
     "metrics": _check_mapping,
     "split_sha256": _check_digest,
+    "labels_sha256": _check_digest,
+    "training_positives": lambda value: _check_counts("", value),
     "removed_channels": _check_removed,
 }
