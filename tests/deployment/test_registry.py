@@ -43,7 +43,20 @@ def build(backbone: str, attention: str) -> HybridMedNet:
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
+    settle_statistics(model, image_shape(backbone))
     return model.eval()
+
+
+def settle_statistics(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Running statistics of a batch: with those of a new network the activations of a deep EfficientNetV2 grow until
+    float32 rounding alone changes the answer.
+    """
+    normalisations = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d))]
+    if normalisations:
+        for one in normalisations:
+            one.momentum = None  # the mean of the batches so far, which is of this one alone
+        with torch.no_grad():
+            model.train()(torch.from_numpy(random_images(shape, 8)))
 
 
 class Neck(nn.Module):
@@ -113,7 +126,8 @@ def rounding_error(model: nn.Module, images: np.ndarray) -> float:
 
     @torch.inference_mode()
     def run(batch: np.ndarray) -> list[np.ndarray]:
-        return [y.numpy() for y in exact(torch.from_numpy(batch).double())]
+        outputs = exact(torch.from_numpy(batch).double())
+        return [y.numpy() for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return compare(model, run, images)
 
@@ -124,8 +138,8 @@ def rounding_error(model: nn.Module, images: np.ndarray) -> float:
 def test_every_backbone(name, kind, tmp_path, monkeypatch):
     shape = image_shape(name)
     network, images = ExportedNetwork(build(name, "cross_scale")), random_images(shape, 3)
-    own = rounding_error(network, images)
-    monkeypatch.setitem(BOUNDS, "fp32", max(BOUNDS["fp32"], 3 * own))
+    own = rounding_error(network.network, images)  # of logits, so four times that of probabilities
+    monkeypatch.setitem(BOUNDS, "fp32", max(BOUNDS["fp32"], min(own, 1e-3)))
     difference = export_file(network, kind, tmp_path / "x", Request(shape), images)
     print(f"{name} as {kind}: largest |Δ| {difference:.1e}, rounding alone {own:.1e}")
 
