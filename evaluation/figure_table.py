@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluation.bootstrap import Figures
-from evaluation.operating_points import confusion_counts, threshold_figures
+from evaluation.operating_points import threshold_figures
 from evaluation.records import ClassFigures, MeanFigure, MeanFigures
 from evaluation.reliability import brier_score, expected_calibration_error
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
@@ -53,11 +54,12 @@ class FigureTable:
     negative_patients: np.ndarray
     confusion: Floats
     level: float
+    learnt: NDArray[np.bool_]
 
     @property
-    def defined(self) -> np.ndarray:
-        """Whether a class has both positives and negatives, bool [K]."""
-        return (self.positives > 0) & (self.negatives > 0)
+    def defined(self) -> NDArray[np.bool_]:
+        """Whether means are over a class: it has positives and negatives, and had positives in training; bool [K]."""
+        return np.asarray((self.positives > 0) & (self.negatives > 0) & self.learnt)
 
     def interval(self, name: str, k: int) -> Interval:
         """One figure of one class."""
@@ -127,8 +129,10 @@ def figure_table(
 
     thresholds: [K], nan where undefined. AUROC and average precision are those of utils.metrics.
     """
-    metrics = classification_metrics(scored.probabilities, scored.targets, scored.mask, scored.class_names)
-    confusion = confusion_counts(scored.probabilities, scored.targets, scored.mask, thresholds)
+    metrics = classification_metrics(
+        scored.probabilities, scored.targets, scored.mask, scored.class_names, scored.not_learnt
+    )
+    confusion = scored.confusion(thresholds)
     known = [scored.known(k) for k in range(len(scored.class_names))]
     values = {
         "auroc": np.array([one.auroc for one in metrics.per_class]),
@@ -147,4 +151,5 @@ def figure_table(
         negative_patients=np.array([np.unique(patients[y == 0]).size for _, y, patients in known]),
         confusion=confusion,
         level=settings.level,
+        learnt=scored.learnt,
     )

@@ -19,7 +19,11 @@ Row = tuple[str, IntervalRecord]
 
 def classes_figure(results: Results) -> Figure:
     """AUROC of each class with its interval, and their mean; results: as `evaluate_scores` gives them."""
-    rows: list[Row] = [(f"{one['name']} ({one['positives']:,})", one["figures"]["auroc"]) for one in results["classes"]]
+    rows: list[Row] = [
+        (f"{one['name']} ({one['positives']:,}{'' if one['positive_in_training'] else ', none in training'})", figure)
+        for one in results["classes"]
+        for figure in (one["figures"]["auroc"],)
+    ]
     mean = results["mean"]
     rows.append((f"mean of {mean['defined_classes']}", mean["figures"]["auroc"]))
     figure = new_figure(7.5, 1.0 + 0.26 * len(rows))

@@ -50,7 +50,7 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
         one = metrics.per_class[k]
         scores, labels, _ = split.known(k)
         old = None if before is None else before[split.mask[:, k], k]
-        panel_title(axes, one.name, _errors(scores, labels, old), f"{one.positives:,} of {labels.size:,} positive")
+        panel_title(axes, one.label, _errors(scores, labels, old), one.count)
         unit_square(axes)
         if labels.size:
             _draw_reliability(axes, scores, labels, old)
@@ -72,7 +72,7 @@ def histogram_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         scores, labels, _ = split.known(k)
-        panel_title(axes, one.name, f"{one.positives:,} of {labels.size:,} positive")
+        panel_title(axes, one.label, one.count)
         axes.set_box_aspect(1)
         if labels.size:
             _draw_histogram(axes, scores, labels, thresholds[k])

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Required, TypedDict
 
 from configs.errors import ExplanationError
 from configs.followed import EXPLAIN
-from utils.command_line import add_overrides, run_script
+from utils.claim import claimed_alone
+from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import RunFolder, model_file
 
 if TYPE_CHECKING:
@@ -99,7 +100,6 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """The recipe: model → data → regions → maps → figures, overlays, files."""
     from explain.methods import METHODS
-    from explain.results import format_localization, format_sanity, localization, sanity_values
 
     methods = list(METHODS) if options.method == ["all"] else options.method
     for method in methods:
@@ -108,6 +108,17 @@ def run(options: argparse.Namespace) -> None:
     session = Session(options)
     output = RunFolder(Path(options.output) if options.output else session.path.parent / f"explanation-{options.split}")
     output.path.mkdir(parents=True, exist_ok=True)
+    taken = ExplanationError(f"another process is writing into '{output.path}': wait, or name another by --output")
+    with claimed_alone(output.path, taken):
+        explain(options, methods, session, output)
+    logger.info("figures and overlays are in %s", output.path)
+
+
+def explain(options: argparse.Namespace, methods: Sequence[str], session: Session, output: RunFolder) -> None:
+    """Each method in turn → its figures and overlays, then localization.json."""
+    from explain.methods import METHODS
+    from explain.results import format_localization, format_sanity, localization, sanity_values
+
     results: dict[str, MethodResults] = {}
     for method in methods:
         level = options.level if METHODS[method].has_levels else "auto"
@@ -116,19 +127,18 @@ def run(options: argparse.Namespace) -> None:
             if session.annotated:
                 found = localization(list(session.measure(method, level)), session.class_names)
                 results[method]["all"], results[method]["classes"] = found["all"], found["classes"]
-                print(format_localization(f"\n{method}, level {level}, {options.split} split", found))
+                show(format_localization(f"\n{method}, level {level}, {options.split} split", found))
             session.draw(output.path, method, level, options.count)
             if options.sanity:
                 check = session.sanity(method, level)
                 results[method]["sanity"] = sanity_values(check)
-                print(format_sanity(check))
+                show(format_sanity(check))
         except ExplanationError as error:
             if len(methods) == 1:
                 raise
             results[method]["error"] = str(error)
             logger.warning("%s left out: %s", method, error)
     output.write_json("localization.json", {"split": options.split, **session.about(), "methods": results})
-    logger.info("figures and overlays are in %s", output.path)
 
 
 class Session:
@@ -150,6 +160,7 @@ class Session:
         self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)
         self.rows = self.data.split.rows(options.split)
         self.dataset_index, self.class_names = self.data.dataset_index, self.data.dataset_index.class_names
+        self.task = saved.task(self.class_names)
         self.device = choose_device(saved.config.TRAIN.device)
         prepare_process(self.device)
         self.model = saved.model.to(self.device)
@@ -233,7 +244,8 @@ class Session:
             maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
             file = self.dataset_index.studies[row].name
             path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
-            p, title = self.probability(x, k), f"{file}, {method}, level {level}"
+            p, called = self.answer(x, k)
+            title = f"{file}, {method}, level {level}; called: {called or 'no finding'}"
             if maps.ndim == 4:
                 assert isinstance(self.preprocess, VolumePreprocess), "maps of volumes"
                 spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
@@ -260,8 +272,8 @@ class Session:
         by_class = [[pair for pair in pairs if pair[1] == k] for k in range(len(self.class_names))]
         return [pair for turn in zip_longest(*by_class) for pair in turn if pair is not None]
 
-    def probability(self, x: Tensor, k: int) -> float:
-        """Calibrated where the checkpoint has a calibration."""
+    def answer(self, x: Tensor, k: int) -> tuple[float, str]:
+        """(probability of class k, calibrated where the checkpoint has a calibration; what predict.py would call)."""
         import torch
 
         from evaluation.fitting import stored_point
@@ -269,8 +281,9 @@ class Session:
 
         with torch.no_grad():
             logits = class_logits(self.model, x).double().cpu().numpy()
-        point = stored_point(self.saved.description.get("operating_point"), logits.shape[1])
-        return float(point.probabilities(logits, self.saved.config.MODEL.task == "multi_class")[0, k])
+        point, task = stored_point(self.saved.description.get("operating_point"), logits.shape[1]), self.task
+        probabilities = point.probabilities(logits, task.exclusive)
+        return float(probabilities[0, k]), point.decision(task).texts(probabilities)[0]
 
     def sanity(self, method: str, level: Level) -> Check:
         """The cascade over the first images, each with its first class."""

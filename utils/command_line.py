@@ -1,4 +1,6 @@
-"""What scripts share: the option --set, and how they end: an exit code, and one line where something is wrong."""
+"""What scripts share: the option --set, what they print, and how they end: an exit code, and one line where something
+is wrong.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from configs.errors import HybridMedNetError
 from configs.followed import Followed
 from utils.log import setup_logging
 from utils.terminal import tolerant_output
+from utils.text import printable_lines
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,16 @@ def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
     )
 
 
+def show(text: str) -> None:
+    """Print a result; what it has from files is escaped, so that no name can act on the terminal."""
+    print(printable_lines(text), flush=True)
+
+
+def show_error(error: BaseException | str) -> None:
+    """Print 'error: …' on stderr, escaped likewise."""
+    print(f"error: {printable_lines(error, '  ')}", file=sys.stderr)
+
+
 def run_script(work: Callable[[], int | None]) -> int:
     """Do the work of a script that has nothing to save when it is interrupted.
 
@@ -60,14 +73,14 @@ def run_script(work: Callable[[], int | None]) -> int:
 def say_error(error: HybridMedNetError | OSError | MemoryError) -> int:
     """One line on stderr for an error that a user or the machine has caused; the exit code."""
     if isinstance(error, HybridMedNetError):
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error)
         return error.exit_code
     logger.debug("the error was raised here", exc_info=error)
     if isinstance(error, MemoryError):
-        print(f"error: out of memory ({error or 'no more is known'}): {_ADVICE[errno.ENOMEM]}", file=sys.stderr)
+        show_error(f"out of memory ({error or 'no more is known'}): {_ADVICE[errno.ENOMEM]}")
         return 2
     what = error.strerror or str(error)
     file = "" if error.filename is None else f" ('{error.filename}')"
     advice = f": {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
-    print(f"error: {what[:1].lower()}{what[1:]}{file}{advice}", file=sys.stderr)
+    show_error(f"{what[:1].lower()}{what[1:]}{file}{advice}")
     return 2

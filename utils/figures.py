@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.atomic_file import replacing
+from utils.text import printable_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,6 +112,7 @@ def tidy(axes: Axes) -> None:
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
+    _escape_texts(figure)
     figure.savefig(buffer, dpi=DPI, format="png")
     return buffer.getvalue()
 
@@ -118,6 +120,22 @@ def png(figure: Figure) -> bytes:
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Save under a temporary name in the same folder, then rename: a reader never sees half an image."""
     target = Path(path)
+    _escape_texts(figure)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         figure.savefig(temporary, dpi=DPI, format=target.suffix.lstrip(".").lower() or "png")
+
+
+def _escape_texts(figure: Figure) -> None:
+    """Whoever wrote them: titles, labels and the names at the axes, which a formatter writes anew while drawing."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [printable_lines(name) for name in formatter.seq]
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_text(printable_lines(text.get_text()))

@@ -7,11 +7,10 @@ closing another descriptor of the lock file (to look at it) does not drop it, as
 from __future__ import annotations
 
 import errno
-import logging
 import os
+import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
@@ -25,10 +24,8 @@ try:
 except ImportError:  # Windows: there is nothing to hold
     fcntl = None  # type: ignore[assignment]
 
-logger = logging.getLogger(__name__)
-
-# A reader holds a shared lock for some microseconds while it looks: refused is who does not get it for this long.
-_TRIES, _SECONDS_BETWEEN = 20, 0.025
+# A reader holds a shared lock for some microseconds while it looks, on a busy machine until it is given its next turn.
+_SECONDS_FOR_READERS = 30.0
 _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 _held: WeakSet[FolderLock] = WeakSet()
 
@@ -81,42 +78,6 @@ class FolderLock:
         self.release()
 
 
-@contextmanager
-def folder_claimed(folder: Path, work: str, wait: bool = False) -> Iterator[None]:
-    """While one process at a time does `work` ('predict') in a folder that is there, which gets no lock file.
-
-    wait: for another that does so, with a word; else CheckpointError where there is one. Nothing is held, and nothing
-    refused, on file systems without locks and on Windows.
-    """
-    if fcntl is None:
-        yield
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"cannot open the folder '{folder}': {error.strerror}") from None
-    try:
-        if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if not wait:
-                raise CheckpointError(
-                    f"another process is at work in '{folder}': wait for it to end, or {work} into another folder"
-                )
-            logger.info("waiting for another process that is to %s in '%s'", work, folder)
-            _flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _flock(descriptor: int, operation: int) -> bool:
-    """False where another holds it; True, too, where the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, operation)
-    except OSError as error:
-        return error.errno not in _HELD_BY_ANOTHER
-    return True
-
-
 def lock_state(folder: Path) -> Literal["held", "free", "unknown"]:
     """Whether a training, also of this process, is running in a folder; nothing is written, no lock is dropped.
 
@@ -138,17 +99,24 @@ def in_use(folder: Path) -> bool:
 
 
 def _acquire(file: IO[str]) -> bool:
-    for left in reversed(range(_TRIES)):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _HELD_BY_ANOTHER:
-                return True  # a network file system without locks: there is nothing to hold
-            if left:
-                time.sleep(_SECONDS_BETWEEN)
-        else:
-            return True
-    return False
+    """False where another holds the lock; those who only look are waited for, however many there are."""
+    deadline = time.monotonic() + _SECONDS_FOR_READERS
+    while not _lock(file, fcntl.LOCK_EX):
+        # A shared lock beside it is refused by a holder alone.
+        if not _lock(file, fcntl.LOCK_SH) or time.monotonic() > deadline:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(random.uniform(0.001, 0.02))  # never in step with another that waits likewise
+    return True
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """Whether it is held now, or a network file system without locks has nothing to hold."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _HELD_BY_ANOTHER
+    return True
 
 
 def _close_copies() -> None:

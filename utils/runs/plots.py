@@ -156,7 +156,7 @@ def roc_curves_figure(
 
 def _draw_roc(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
     figure = f"AUROC {one.auroc:.3f}" if one.defined else "AUROC –"
-    panel_title(axes, one.name, figure, f"{one.positives:,} of {one.positives + one.negatives:,} positive")
+    panel_title(axes, one.label, figure, one.count)
     unit_square(axes)
     if not one.defined:
         say_undefined(axes, one.positives, one.negatives)
