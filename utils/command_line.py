@@ -77,7 +77,7 @@ def say_error(error: HybridMedNetError | OSError | MemoryError) -> int:
         return error.exit_code
     logger.debug("the error was raised here", exc_info=error)
     if isinstance(error, MemoryError):
-        show_error(f"out of memory ({error or 'no more is known'}): {_ADVICE[errno.ENOMEM]}")
+        show_error(f"out of memory ({str(error) or 'no more is known'}): {_ADVICE[errno.ENOMEM]}")
         return 2
     what = error.strerror or str(error)
     file = "" if error.filename is None else f" ('{error.filename}')"

@@ -1,0 +1,44 @@
+"""One process at a time with a file or a folder."""
+
+import threading
+
+import pytest
+
+from configs.errors import PredictionError
+from utils.claim import claimed, claimed_alone
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_second_is_told_and_nothing_is_left(kind, tmp_path):
+    path = tmp_path / "x"
+    path.touch() if kind == "file" else path.mkdir()
+    with claimed(path) as first, claimed(path) as second:
+        assert first and not second
+        with pytest.raises(PredictionError, match="taken"), claimed_alone(path, PredictionError("taken")):
+            raise AssertionError
+    with claimed(path) as again:
+        assert again
+    assert [one.name for one in tmp_path.iterdir()] == ["x"] and (kind == "file" or not list(path.iterdir()))
+
+
+def test_what_is_not_there_is_left_to_its_reader(tmp_path):
+    with claimed(tmp_path / "nothing") as first, claimed(tmp_path / "nothing") as second:
+        assert first and second
+
+
+def test_another_is_waited_for(tmp_path, caplog):
+    """Locks are of open files, so that threads are to each other what processes are."""
+    order = []
+
+    def wait() -> None:
+        with claimed(tmp_path, wait="drawing") as alone:
+            order.append(alone)
+
+    thread = threading.Thread(target=wait)
+    with caplog.at_level("INFO", "utils.claim"), claimed(tmp_path):
+        thread.start()
+        while "waiting for another process, which is drawing" not in caplog.text:
+            assert not order
+        assert not order
+    thread.join()
+    assert order == [True]
