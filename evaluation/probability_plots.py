@@ -38,7 +38,7 @@ FEW = 5
 
 
 def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = None) -> Figure:
-    """A reliability diagram per class: the share of positives in each of 15 bins of probability, with Wilson intervals.
+    """A reliability diagram per class: the share of positives in each of 15 bins of probability, with intervals.
 
     Bins of fewer than 5 images are faint.
     before: uncalibrated probabilities [N, K] of the same images, drawn beside, where split's are calibrated.
@@ -48,12 +48,12 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
     figure, panels = panel_figure(len(displayed))
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
-        scores, labels, _ = split.known(k)
+        scores, labels, patients = split.known(k)
         old = None if before is None else before[split.mask[:, k], k]
         panel_title(axes, one.name, _errors(scores, labels, old), f"{one.positives:,} of {labels.size:,} positive")
         unit_square(axes)
         if labels.size:
-            _draw_reliability(axes, scores, labels, old)
+            _draw_reliability(axes, scores, labels, patients, old)
         else:
             say_undefined(axes, 0, 0)
     what = "" if before is None else "; blue dots after calibration, orange crosses before"
@@ -93,13 +93,15 @@ def _errors(scores: np.ndarray, labels: np.ndarray, old: np.ndarray | None) -> s
     return f"ECE {after:.3f}" if old is None else f"ECE {expected_calibration_error(old, labels):.3f} → {after:.3f}"
 
 
-def _draw_reliability(axes: Axes, scores: np.ndarray, labels: np.ndarray, old: np.ndarray | None) -> None:
+def _draw_reliability(
+    axes: Axes, scores: np.ndarray, labels: np.ndarray, patients: np.ndarray, old: np.ndarray | None
+) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     if old is not None:
         for one in reliability_bins(old, labels):
             x, y, alpha = one.confidence, one.frequency.value, _opacity(one.count)
             axes.plot(x, y, "x", color=ORANGE, alpha=alpha, markersize=5, markeredgewidth=1.2, zorder=3)
-    for one in reliability_bins(scores, labels):
+    for one in reliability_bins(scores, labels, patients=patients):
         x, y, alpha = one.confidence, one.frequency.value, _opacity(one.count)
         axes.plot([x, x], [one.frequency.low, one.frequency.high], color=BLUE, linewidth=1, alpha=alpha, zorder=4)
         axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=alpha, zorder=4)
