@@ -16,6 +16,7 @@ from utils.figures import (
     BLUE,
     GREY,
     ORANGE,
+    TITLE_LETTERS,
     caption,
     new_figure,
     panel_figure,
@@ -25,6 +26,7 @@ from utils.figures import (
     unit_square,
     unit_ticks,
 )
+from utils.fonts import display_names
 from utils.metrics import ClassMetrics, Metrics, classification_metrics, precision_recall_curve
 from utils.runs.plots import roc_curves_figure
 
@@ -51,9 +53,10 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
     rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
+    names = display_names(split.class_names, TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
-        _draw_precision_recall(axes, *split.known(k)[:2], one)
+        _draw_precision_recall(axes, names[k], *split.known(k)[:2], one)
         if one.defined:
             axes.plot(
                 rates["sensitivity"][k], rates["ppv"][k], "o", color=ORANGE, markersize=6, zorder=5, clip_on=False
@@ -79,10 +82,9 @@ def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     positives = [int((np.asarray(split.targets)[split.mask[:, k], k] == 1).sum()) for k in range(counts.shape[1])]
     displayed = panels_to_show(positives)
     figure, panels = panel_figure(len(displayed), height=2.9)
+    names = display_names(split.class_names, TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
-        panel_title(
-            axes, split.class_names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}"
-        )
+        panel_title(axes, names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}")
         _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k])
     title = f"Confusion matrices on {split.split}: images, and their share of the row"
     caption(figure, [title], len(displayed), len(positives))
@@ -100,10 +102,10 @@ def _classes(count: int) -> str:
     return "class" if count == 1 else "classes"
 
 
-def _draw_precision_recall(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
+def _draw_precision_recall(axes: Axes, name: str, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
     total = one.positives + one.negatives
     figure = f"AP {one.average_precision:.3f}" if one.defined else "AP –"
-    panel_title(axes, one.name, figure, f"{one.positives:,} of {total:,} positive")
+    panel_title(axes, name, figure, f"{one.positives:,} of {total:,} positive")
     unit_square(axes)
     if not one.defined:
         say_undefined(axes, one.positives, one.negatives)
@@ -160,7 +162,7 @@ def _matrix_figure(split: ScoredSplit) -> Figure:
     figure = new_figure(side, side)
     axes = figure.subplots()
     _draw_counts(axes, counts, 0 if classes > MAX_MATRIX else 9 if classes <= 10 else 7)
-    names = [name if len(name) <= 24 else name[:23] + "…" for name in split.class_names]
+    names = display_names(split.class_names, 24)
     axes.set_xticks(range(classes), names, rotation=90 if classes > 4 else 0, fontsize=8, parse_math=False)
     axes.set_yticks(range(classes), names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted: the most probable class")

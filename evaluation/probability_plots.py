@@ -19,6 +19,7 @@ from utils.figures import (
     BLUE,
     GREY,
     ORANGE,
+    TITLE_LETTERS,
     caption,
     panel_figure,
     panel_title,
@@ -28,6 +29,7 @@ from utils.figures import (
     unit_square,
     unit_ticks,
 )
+from utils.fonts import display_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,11 +48,12 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
     metrics = ranking(split)
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
+    names = display_names(split.class_names, TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         scores, labels, patients = split.known(k)
         old = None if before is None else before[split.mask[:, k], k]
-        panel_title(axes, one.name, _errors(scores, labels, old), f"{one.positives:,} of {labels.size:,} positive")
+        panel_title(axes, names[k], _errors(scores, labels, old), f"{one.positives:,} of {labels.size:,} positive")
         unit_square(axes)
         if labels.size:
             _draw_reliability(axes, scores, labels, patients, old)
@@ -69,10 +72,11 @@ def histogram_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     metrics = ranking(split)
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
+    names = display_names(split.class_names, TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         scores, labels, _ = split.known(k)
-        panel_title(axes, one.name, f"{one.positives:,} of {labels.size:,} positive")
+        panel_title(axes, names[k], f"{one.positives:,} of {labels.size:,} positive")
         axes.set_box_aspect(1)
         if labels.size:
             _draw_histogram(axes, scores, labels, thresholds[k])
