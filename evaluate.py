@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import EvaluationError
 from configs.followed import EVALUATE
-from utils.command_line import add_overrides, run_script
+from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import model_file
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from configs.default_config import Config
     from data.evaluation_data import EvaluationData
+    from evaluation.fitting import FitOptions
     from evaluation.records import Comparison
     from evaluation.scored_split import BootstrapSettings, ScoredSplit
     from models.saved_model import SavedModel
@@ -56,6 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--calibrate", metavar="METHOD", help="temperature, platt or none, fitted on val")
     add("--subgroups", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns of the labels table")
     add("--compare", metavar="CHECKPOINT", help="another model, on the same images")
+    add("--no-save", dest="save", action="store_false", help="leave the checkpoint as it is, whatever is fitted")
     add("--draws", metavar="N", type=int, default=2000, help="bootstrap draws for the intervals (2000)")
     add("--output", metavar="DIR", help="where to write; without it evaluation-<split> beside the checkpoint")
     return parser.parse_args(arguments)
@@ -71,43 +73,76 @@ def evaluate(options: argparse.Namespace) -> None:
     """The recipe: model → data → scores → operating point → figures → files."""
     from configs.run_data import with_data_of_run
     from data.evaluation_data import open_evaluation_data
-    from evaluation.about import about_evaluation
-    from evaluation.evaluation_folder import make_folder, write_evaluation
-    from evaluation.fitting import FitOptions, bootstrap_settings, operating_point
-    from evaluation.results import evaluate_scores
-    from evaluation.results_table import format_results_table
-    from evaluation.scored_split import ScoredSplit
+    from evaluation.evaluation_folder import make_folder
+    from evaluation.fitting import FitOptions, bootstrap_settings
     from models.saved_model import load_models
-    from utils.checkpoint import keep_operating_point
+    from utils.claim import claimed
 
     fit_options, settings = FitOptions.parse(options.threshold, options.calibrate), bootstrap_settings(options.draws)
     path = model_file(Path(options.checkpoint))
     others = [model_file(Path(options.compare))] if options.compare else []
-    saved, *compared = load_models([path, *others], options.set, EVALUATE)
-    config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
-    metadata = saved.description
-    data = open_evaluation_data(
-        config, saved.class_names, path.parent, metadata.get("split_sha256"), options.data is None
-    )
-    data.columns(options.subgroups, data.split.rows(options.split))  # before the work, not after it
-    output = make_folder(options.output, path.parent, options.split, None if data.split.own else data.location)
+    with claimed(path) as alone:
+        saved, *compared = load_models([path, *others], options.set, EVALUATE)
+        config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
+        digest = saved.description.get("split_sha256")
+        data = open_evaluation_data(config, saved.class_names, path.parent, digest, options.data is None)
+        data.columns(options.subgroups, data.split.rows(options.split))  # before the work, not after it
+        output = make_folder(options.output, path.parent, options.split, None if data.split.own else data.location)
+        with claimed(output) as own_output:
+            if not own_output:
+                raise EvaluationError(
+                    f"another evaluation is writing into '{output}': wait, or name another by --output"
+                )
+            measure(options, path, saved, compared, config, data, output, fit_options, settings, alone)
+    logger.info("report, figures and predictions are in %s", output)
+
+
+def measure(
+    options: argparse.Namespace,
+    path: Path,
+    saved: SavedModel,
+    compared: Sequence[SavedModel],
+    config: Config,
+    data: EvaluationData,
+    output: Path,
+    fit_options: FitOptions,
+    settings: BootstrapSettings,
+    alone: bool,
+) -> None:
+    """The second half of the recipe: scores → operating point → figures → files.
+
+    alone: no other process is evaluating the checkpoint, into which what is fitted may go.
+    """
+    from evaluation.about import about_evaluation
+    from evaluation.calibration import uncalibrated
+    from evaluation.evaluation_folder import write_evaluation
+    from evaluation.fitting import operating_point
+    from evaluation.results import evaluate_scores
+    from evaluation.results_table import format_comparison, format_results_table
+    from evaluation.scored_split import scored_by_task
+    from utils.checkpoint import keep_operating_point
 
     score, execution = scorer(saved, config, data)
-    exclusive, names = config.MODEL.task == "multi_class", data.dataset_index.class_names
+    task = saved.task(data.dataset_index.class_names)
     can_fit = data.split.has("val") and options.split != "all"
     validation = (lambda: data.labelled(*score("val"))) if can_fit else None
-    point, fitted = operating_point(fit_options, metadata.get("operating_point"), validation, len(names), exclusive)
+    point, fitted = operating_point(fit_options, saved.description.get("operating_point"), validation, task)
     (logits,), index = score(options.split)
-    probabilities = point.probabilities(logits, exclusive)
-    scored = ScoredSplit(probabilities, *data.known(index), data.groups(index), names, options.split, exclusive)
-    results = evaluate_scores(scored, point, data.columns(options.subgroups, index), settings)
+    probabilities = point.probabilities(logits, task.exclusive)
+    known, groups = data.known(index), data.groups(index)
+    not_learnt = saved.not_learnt() if "training_positives" in saved.description else data.not_learnt()
+    scored = scored_by_task(task, probabilities, *known, groups, options.split, not_learnt)
+    results = evaluate_scores(scored, point, data.columns(options.subgroups, index), settings, task)
     results["comparison"], notes = compare(options, compared, config, data, index, scored, settings)
-    if fitted:
-        keep_operating_point(path, point.as_dict(), data.split.own)
+    if fitted and options.save:
+        keep_operating_point(path, point.as_dict(), data.split.own, saved.model.state_dict(), alone)
     about = about_evaluation(path, saved, data, options.split, index, execution, notes)
-    write_evaluation(output, scored, logits, point, results, about, data.names(index))
-    print(format_results_table(results))
-    logger.info("report, figures and predictions are in %s", output)
+    before = uncalibrated(logits, task.exclusive)[:, list(task.measured)] if point.calibration else None
+    findings = point.decision(task).texts(probabilities)
+    write_evaluation(output, scored, before, results, about, data.names(index), findings)
+    show(format_results_table(results))
+    if results["comparison"] is not None:
+        show(format_comparison(results["comparison"]))
 
 
 def scorer(saved: SavedModel, config: Config, data: EvaluationData) -> tuple[Score, tuple[str, str]]:
@@ -154,12 +189,13 @@ def compare(
     path, (other,) = model_file(Path(options.compare)), compared
     if other.config.has_volumes() != config.has_volumes():
         raise EvaluationError(f"--compare: of the two models one is for volumes, the other for images ('{path}')")
+    task = other.task(data.dataset_index.class_names)
     (logits,), other_index = scorer(other, config, data)[0](options.split)
     if list(other_index) != list(index):
         raise EvaluationError("--compare: the two models could not read the same images")
     point = stored_point(other.description.get("operating_point"), logits.shape[1])
-    probabilities = point.probabilities(logits, other.config.MODEL.task == "multi_class")
-    return compare_by_name(scored, probabilities, other.class_names or scored.class_names, str(path), settings)
+    probabilities = point.probabilities(logits, task.exclusive)
+    return compare_by_name(scored, probabilities, task.class_names, str(path), settings)
 
 
 if __name__ == "__main__":

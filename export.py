@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, ExportError
 from configs.followed import EXPORT
-from utils.command_line import add_overrides, run_script
+from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import model_file
 
 if TYPE_CHECKING:
@@ -97,9 +97,10 @@ def export(options: argparse.Namespace) -> None:
     point = stored_point(saved.description.get("operating_point"), len(names))
     network, output = exported_network(options, saved, point)
     preprocess = saved_preprocess(saved.preprocessing, saved.config, model.backbone.mean, model.backbone.std)
-    stored = point.as_dict() if point.split else None
+    stored, decision = (point.as_dict() if point.split else None), point.decision(saved.task()).as_dict()
     coarse = coarse_names(saved.config, names)
-    metadata = export_metadata(saved.config, names, coarse, preprocess.as_dict(), stored, output, path)
+    described = preprocess.as_dict()
+    metadata = export_metadata(saved.config, names, coarse, described, stored, decision, output, path)
     image_shape = (model.in_channels, *model.image_size)
     request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
     real, origin = real_images(saved.config, path.parent, preprocess, options.set)
@@ -109,9 +110,9 @@ def export(options: argparse.Namespace) -> None:
 
     difference = export_file(network, options.format, target, request, images)
     logger.info("exported and compared in %.0f s", time.perf_counter() - begin)
-    print(f"{target}: {options.format} in {options.precision}, gives {output} of {len(names)} classes")
+    show(f"{target}: {options.format} in {options.precision}, gives {output} of {len(names)} classes")
     counts = f"{len(images) - len(real)} random images and {len(real)} of {origin}"
-    print(f"largest |Δ| to the network: {difference:.1e}, over {counts}")
+    show(f"largest |Δ| to the network: {difference:.1e}, over {counts}")
     if options.quantize:
         quantize(target, calibration, network, images)
 
@@ -157,8 +158,8 @@ def quantize(
         target.unlink()
         raise ExportError(f"'{target}' gave numbers that are not finite; it was removed")
     what = f"dynamic, {count} matrix products" if calibration is None else f"static, {count} tensors of fixed range"
-    print(f"{target}: int8 {what}, {target.stat().st_size / 1e6:.1f} MB")
-    print(
+    show(f"{target}: int8 {what}, {target.stat().st_size / 1e6:.1f} MB")
+    show(
         f"largest |Δ| to the network: {difference:.1e}; what that does to AUROC is to be measured: docs/compression.md"
     )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from data.cache.reader import AnyPreprocess
-    from data.joint_inputs import JointPreprocess
+    from data.joint_inputs import JointPreprocess, UnreadableInputs
     from data.profile import TrainingData, Traits
     from data.sources.unlabelled import Item
     from data.study import DatasetIndex
@@ -45,7 +45,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="What the columns mean, and the warnings: docs/prediction.md.",
     )
     add = parser.add_argument
-    add("input", metavar="INPUT", nargs="+", help="images (PNG, JPEG, DICOM; volumes), folders, CSVs with `image`")
+    add(
+        "input",
+        metavar="INPUT",
+        nargs="+",
+        help="images (PNG, JPEG, WebP, TIFF, DICOM; volumes), folders, CSVs with `image`",
+    )
     add(
         "--checkpoint", metavar="FILE", nargs="+", required=True, help="a run's folder or a model's file; several: mean"
     )
@@ -69,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """The recipe: models → images → probabilities → findings, warnings, heatmaps → files."""
+    from data.builder import asked_tables
     from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
     from data.sources.unlabelled import open_unlabelled
     from inference.members import about_prediction
@@ -80,7 +86,7 @@ def predict(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     prepare_process(device)
     ensemble, preprocesses, profiles = open_models(options, device)
-    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3)
+    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3, asked_tables(options.set))
     for note in dataset_index.notes:
         logger.warning("%s", note)
     folder = make_folder(options.output)
@@ -90,7 +96,7 @@ def predict(options: argparse.Namespace) -> int:
     draw = drawer(options.heatmaps, folder, ensemble, joint, dataset_index) if options.heatmaps else None
     rows = [Row(item.name, item.columns) for item in items]
 
-    predict_rows(loader, ensemble, rows, unlike(profiles, items), draw)
+    predict_rows(loader, ensemble, rows, unlike(profiles, items, unread), draw)
     for number, reason in unread.reasons.items():
         rows[number].error = reason
     about = about_prediction(options.input, device, ensemble)
@@ -128,8 +134,10 @@ def open_models(
     return Ensemble(members, options.threshold), list(preprocesses.values()), profiles
 
 
-def unlike(profiles: Sequence[TrainingData], items: Sequence[Item]) -> Callable[[int, Traits], list[str]]:
-    """(row's number, traits) → warnings, each once, of all models' training data."""
+def unlike(
+    profiles: Sequence[TrainingData], items: Sequence[Item], unread: UnreadableInputs
+) -> Callable[[int, Traits], list[str]]:
+    """(row's number, traits) → warnings, each once, of all models' training data, and what its reader remarked."""
     from data.sources.unlabelled import dicom_view
 
     knows_views = any(profile.views for profile in profiles)
@@ -137,7 +145,8 @@ def unlike(profiles: Sequence[TrainingData], items: Sequence[Item]) -> Callable[
     def warnings(number: int, traits: Traits) -> list[str]:
         item = items[number]
         view = (item.view or dicom_view(item.path)) if knows_views else ""
-        return list(dict.fromkeys(text for one in profiles for text in one.differences(traits, view)))
+        remarks = [f"{remark.kind}: {remark.detail}" for remark in unread.remarks.of(number)]
+        return list(dict.fromkeys([*remarks, *(text for one in profiles for text in one.differences(traits, view))]))
 
     return warnings
 

@@ -24,6 +24,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.command_line import show, show_error
+
 ATTENTION = ("none", "cbam", "multi_scale", "cross_scale")
 CLASSES = 14
 BATCH = 2
@@ -197,7 +199,7 @@ def choose(wanted: list[str] | None, quick: bool) -> list[str]:
         for name in wanted or ():
             check_backbone(name)
     except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error)
         raise SystemExit(2) from None
     names = wanted or list_backbones()
     return smallest_of_each_family(names) if quick else names
@@ -207,16 +209,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 if any architecture fails, else 0."""
     options = parse_arguments(arguments)
     backbones = choose(options.backbone, options.quick)
-    print(ROW.format(*HEADINGS))
+    show(ROW.format(*HEADINGS))
     failed = 0
     for backbone in backbones:
         for attention in options.attention:
             cells = _try_row(backbone, attention, options.image_size)
             failed += cells[-1] != "ok"
-            print(ROW.format(backbone, attention, *cells), flush=True)
+            show(ROW.format(backbone, attention, *cells))
             gc.collect()
     total = len(backbones) * len(options.attention)
-    print(f"{total - failed} of {total} work at {options.image_size} × {options.image_size} pixels")
+    show(f"{total - failed} of {total} work at {options.image_size} × {options.image_size} pixels")
     return 1 if failed else 0
 
 

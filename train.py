@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 
 from configs.default_config import Config
 from configs.errors import HybridMedNetError
+from utils.command_line import show_error
+from utils.decision import Task
 from utils.log import log_to_file, setup_logging
 from utils.runs.control import Control, Interrupted, discard_request
-from utils.runs.files import LOG
+from utils.runs.files import LABELS, LOG
 from utils.runs.folder import RunFolder, find_run, folder_of
 from utils.runs.lock import FolderLock
 from utils.runs.result import RunResult, result_of
@@ -34,12 +36,13 @@ if TYPE_CHECKING:  # --help does without torch
 
     from data.builder import Loaders
     from data.study import DatasetIndex
+    from evaluation.records import OperatingPointRecord
     from models import HybridMedNet
     from training.distillation import DistillationLoss
     from training.learner import Learner
     from training.losses import TrainingLoss
     from training.trainer import Trainer
-    from utils.listener import CheckpointContent
+    from utils.listener import CheckpointContent, FileContent, Scores
 
 logger = logging.getLogger("train")
 
@@ -76,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         setup_logging(config.LOGGING.format)
         result = train(config, resumed, control)
     except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error)
         return error.exit_code
     except Interrupted as interrupted:
         logger.warning("%s", interrupted)
@@ -105,15 +108,15 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
         config, loaders, learner = parts.config, parts.loaders, parts.learner
 
         run = until_the_end.enter_context(open_run(config, parts.model.attention_mode, resumed, lock, learner.state))
-        status = until_the_end.enter_context(watch_status(run, config, len(loaders.train), learner.state))
+        status = until_the_end.enter_context(watch_status(run, config, learner))
         until_the_end.enter_context(control.watching(run.path))
         until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
         description = describe_run(run, parts)
         if resumed is not None:
             keep_best(run, config, description, learner.state)
-        recorder = Recorder(run, config, description, parts.checkpoint)
+        recorder = Recorder(run, config, description, parts.checkpoint, parts.operating_point)
         # The status comes last, so that it says nothing that is not on the disk.
-        trainer = build_trainer(config, learner, parts.loss, [recorder, status], control.request)
+        trainer = build_trainer(config, learner, parts.loss, [recorder, status], control.request, parts.not_learnt)
 
         interrupted = fit(trainer, loaders, control)
         if interrupted is None:
@@ -121,13 +124,17 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
             split, loader = ("test", loaders.test) if loaders.test else ("val", loaders.val)
             best = recorder.best(learner.state.epoch)
             recorder.report(split, best.epoch, trainer.evaluate(loader, split, best.weights))
+            parts.report_operating_point(best.operating_point)
         status.on_phase(interrupted.left_as if interrupted else "finished")
         return result_of(run, learner.state.best_epoch + 1, interrupted)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training is made of. config: resolved. checkpoint: what a resumed run goes on from, else None."""
+    """What a training is made of. config: resolved. checkpoint: what a resumed run goes on from, else None.
+
+    positives: how many images of the training split are positive for each class.
+    """
 
     config: Config
     checkpoint: CheckpointContent | None
@@ -137,13 +144,43 @@ class Parts:
     model: HybridMedNet
     learner: Learner
     loss: TrainingLoss | DistillationLoss
+    positives: list[int]
+
+    @property
+    def task(self) -> Task:
+        """What the classes are to each other."""
+        exclusive = self.config.MODEL.task == "multi_class"
+        return Task(self.dataset_index.class_names, exclusive, self.config.DATA.positive_class)
+
+    @property
+    def not_learnt(self) -> list[str]:
+        """The classes that none is positive for."""
+        return [name for name, count in zip(self.dataset_index.class_names, self.positives) if not count]
+
+    def operating_point(self, validation: Scores) -> OperatingPointRecord:
+        """What an epoch's weights call present, fitted on the validation split."""
+        from evaluation.fitting import point_of_training
+
+        point = point_of_training(validation.scores, validation.targets > 0.5, validation.mask, self.task)
+        return point.as_dict()
+
+    def report_operating_point(self, stored: FileContent | None) -> None:
+        """Say what leaves the training with its best weights."""
+        from evaluation.fitting import fitted_text, stored_point
+
+        if stored is not None:
+            point = stored_point(stored, len(self.task.class_names))
+            logger.info("with the best weights are saved: %s", fitted_text(point, self.task))
 
 
 def prepare(config: Config, resumed: Path | None) -> Parts:
     """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
+    from configs.plausibility import step_notes
     from data.builder import build_loaders, open_data, split_data
+    from data.splits.resumed_data import check_source_split
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, resolve_precision
+    from training.classes import positives_of
     from training.precision import choose_device
     from training.resume import resume
     from utils.checkpoint import load_resumable
@@ -157,17 +194,23 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
     saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
     assignment = split_data(config, dataset_index, saved_split)
+    if saved_split is not None:
+        check_source_split(dataset_index, assignment, saved_split)
 
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
+    images = len(loaders.train.indices)
+    for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
+        logger.warning("%s", note)
     config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
     labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
     learner = build_learner(config, model, len(loaders.train))
     loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
     if checkpoint is not None:
-        resume(learner, checkpoint, config)
-    return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss)
+        resume(learner, checkpoint, config, images)
+    positives = positives_of(loaders.train_labels())
+    return Parts(config, checkpoint, dataset_index, assignment, loaders, model, learner, loss, positives)
 
 
 def find_resumed(options: argparse.Namespace) -> Path | None:
@@ -205,11 +248,12 @@ def open_run(
     return RunFolder.create_numbered(config.CHECKPOINT.save_dir, name.replace("/", "_"))
 
 
-def watch_status(run: RunFolder, config: Config, batches: int, state: Standing) -> StatusWriter:
-    """Of a run that begins at `state`; batches: of an epoch."""
-    steps, epochs = -(-batches // config.TRAIN.gradient_accumulation_steps), config.TRAIN.epochs
+def watch_status(run: RunFolder, config: Config, learner: Learner) -> StatusWriter:
+    """Of a run that begins where its learner is; its steps may have been of another size before."""
+    state, schedule = learner.state, learner.schedule
+    total = state.global_step + max(schedule.total_steps - schedule.step_number, 0)
     continues = config.CHECKPOINT.on_save_error == "continue"
-    return StatusWriter(run.path, steps * epochs, epochs, state.global_step, state.epoch, continues)
+    return StatusWriter(run.path, total, config.TRAIN.epochs, state.global_step, state.epoch, continues)
 
 
 def keep_best(run: RunFolder, config: Config, description: Mapping[str, object], state: Standing) -> None:
@@ -242,13 +286,25 @@ def fit(trainer: Trainer, loaders: Loaders, control: Control) -> Interrupted | N
 
 
 def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
-    """Write config, split and environment into the run's folder; what checkpoints carry of them."""
+    """Write config, split, labels and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
+    from data.splits.resumed_data import LabelRecord, tell_label_changes
+    from training.classes import warn_of_classes
     from utils.environment import describe_environment
 
     config, learner, model = parts.config, parts.learner, parts.model
     run.write_text(run.config.name, config.to_yaml())
     split_hash = write_split(run.split, parts.dataset_index, parts.assignment)
+    if parts.checkpoint is not None:
+        digest = parts.checkpoint.get("labels_sha256")
+        tell_label_changes(run.path / LABELS, digest, parts.dataset_index, parts.assignment)
+    labels = LabelRecord.of(parts.dataset_index)
+    if not (run.path / LABELS).is_file():  # those of the run's beginning stay
+        run.write_text(LABELS, labels.to_json())
+    if parts.task.positive_class is not None:
+        pair = parts.task.positive_class, parts.task.other_class
+        logger.info("'%s' is the positive class, '%s' the negative one (DATA.positive_class)", *pair)
+    warn_of_classes(parts.loaders.train_labels(), parts.dataset_index.class_names)
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
     return {
@@ -256,7 +312,9 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
         "class_names": list(parts.dataset_index.class_names),
         **parts.loaders.describe(),
         "split_sha256": split_hash,
+        "labels_sha256": labels.sha256,
         "removed_channels": model.removed_channels,
+        "training_positives": parts.positives,
     }
 
 

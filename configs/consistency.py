@@ -5,6 +5,7 @@ Every rule gives sentences for the user, none where the values go together. A va
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import PureWindowsPath
@@ -15,6 +16,7 @@ from configs.fallbacks import SHAPE, Task
 Shape = tuple[int, int] | tuple[int, int, int]
 
 _LARGEST = {2: (89_478_485, "pixels"), 3: (1 << 29, "voxels")}  # as data take them; a network's input is no larger
+COLUMN_ROLES = ("image", "labels", "patient_id", "split", "view", "age", "sex")
 _LONGEST_NAME = 100  # a file system takes 255 bytes; the backbone and the time are added to a model's name
 
 
@@ -30,8 +32,9 @@ def task_problems(task: str | None, loss: str | None, hierarchical: bool) -> lis
     """A loss or a head that is not for the task."""
     found = []
     exclusive = task == "multi_class"
-    if task is not None and loss is not None and exclusive != (loss == "cross_entropy"):
-        fit = "cross_entropy" if exclusive else "bce, focal or asymmetric"
+    fitting = ("cross_entropy", "focal") if exclusive else ("bce", "focal", "asymmetric")
+    if task is not None and loss is not None and loss not in fitting:
+        fit = "cross_entropy or focal" if exclusive else "bce, focal or asymmetric"
         found.append(f"LOSS.type: '{loss}' does not fit MODEL.task '{task}': use {fit}")
     if hierarchical and task not in (None, "multi_label"):
         found.append(f"MODEL.hierarchical needs MODEL.task 'multi_label', not '{task}'")
@@ -46,6 +49,73 @@ def weight_problems(pos_weight: str | Sequence[float] | None, loss: str | None) 
     if isinstance(pos_weight, list) and min(pos_weight, default=0) <= 0:
         found.append(f"LOSS.pos_weight {pos_weight}: weights must be positive")
     return found
+
+
+def class_weight_problems(class_weight: str | Sequence[float] | None, task: str | None) -> list[str]:
+    """Weights of exclusive classes that the task does not take, or that are none."""
+    found = []
+    if class_weight is not None and task not in (None, "multi_class"):
+        found.append(
+            f"LOSS.class_weight is for exclusive classes (MODEL.task 'multi_class'), not for '{task}': LOSS.pos_weight "
+            "weighs the positives of findings"
+        )
+    if isinstance(class_weight, list) and min(class_weight, default=0) <= 0:
+        found.append(f"LOSS.class_weight {class_weight}: weights must be positive, one for each class")
+    return found
+
+
+def positive_class_problems(positive: str | None, task: str | None, class_names: Sequence[str] | None) -> list[str]:
+    """A positive class where there are not two exclusive ones, or which is neither of them."""
+    if positive is None:
+        return []
+    if task not in (None, "multi_class"):
+        return [
+            f"DATA.positive_class is for two exclusive classes (MODEL.task 'multi_class'), not for '{task}': leave it "
+            "null"
+        ]
+    if class_names is None:
+        return []
+    if len(class_names) != 2:
+        return [
+            f"DATA.positive_class {positive!r} is for two exclusive classes, and there are {len(class_names)}: of more "
+            "than two the most probable one is called; leave it null"
+        ]
+    if positive not in class_names:
+        return [f"DATA.positive_class: {positive!r} is neither {class_names[0]!r} nor {class_names[1]!r}"]
+    return []
+
+
+# What people call those who do not have it, in letters only and in lower case.
+_NEGATIVE = {
+    *(
+        "normal",
+        "normals",
+        "negative",
+        "neg",
+        "healthy",
+        "control",
+        "controls",
+        "nofinding",
+        "nofindings",
+        "none",
+        "no",
+    ),
+    *("absent", "absence", "without", "benign", "background", "other", "others", "false", "nodisease", "unremarkable"),
+    *("正常", "阴性", "健康", "对照", "无", "良性", "未见异常", "无异常", "无病", "否"),
+}
+_NEGATING = ("non", "no", "not", "without", "un", "非", "无", "未")
+
+
+def positive_class_of(class_names: Sequence[str]) -> str:
+    """Of two exclusive classes the positive one: not the one that is called normal, negative or the like.
+
+    'no tumour' is negative beside 'tumour', and so is '0' beside '1'; where the names do not tell, it is the second.
+    """
+    one, other = ("".join(filter(str.isalnum, name.casefold())) for name in class_names)
+    negative = [word in _NEGATIVE or word == "0" for word in (one, other)]
+    if negative[0] == negative[1]:
+        negative = [word in {f"{prefix}{rest}" for prefix in _NEGATING} for word, rest in ((one, other), (other, one))]
+    return class_names[0] if negative == [False, True] else class_names[1]
 
 
 def weights_problems(pretrained: bool | str, init_from: str | None, pruning: str) -> list[str]:
@@ -67,11 +137,47 @@ def compile_problems(quantization_aware: bool, compiled: bool) -> list[str]:
     return []
 
 
-def cache_problems(cache: str, cache_dir: str | None) -> list[str]:
-    """A folder for a cache that is not on the disk."""
-    if cache_dir is None or cache == "disk":
-        return []
-    return [f"DATA.cache_dir is for DATA.cache 'disk', not '{cache}': set one of them"]
+def cache_problems(cache: str, cache_dir: str | None, cache_check: str) -> list[str]:
+    """Settings of a cache on the disk for one that is not there."""
+    set_in_vain = {"cache_dir": cache_dir is not None, "cache_check": cache_check != "stat"}
+    return [
+        f"DATA.{key} is for DATA.cache 'disk', not '{cache}': set one of them"
+        for key, given in set_in_vain.items()
+        if given and cache != "disk"
+    ]
+
+
+def table_problems(
+    class_names: Sequence[str] | None,
+    class_titles: Mapping[str, str] | None,
+    columns: Mapping[str, str | None] | None,
+    ignore_columns: Sequence[str] | None,
+    encoding: str | None,
+) -> list[str]:
+    """What is said of a table of labels, and cannot be."""
+    found = []
+    unknown = [role for role in columns or {} if role not in COLUMN_ROLES]
+    if unknown:
+        found.append(f"DATA.columns: {', '.join(map(repr, unknown))} is not one of {', '.join(COLUMN_ROLES)}")
+    twice = [name for name, count in Counter(name for name in (columns or {}).values() if name).items() if count > 1]
+    found += [f"DATA.columns: {name!r} cannot be two things" for name in twice]
+    both = [name for name in ignore_columns or () if name in (class_names or ())]
+    found += [
+        f"DATA.ignore_columns and DATA.class_names both name {name!r}: it is a class or it is not" for name in both
+    ]
+    if class_names is not None:
+        strangers = [name for name in class_titles or {} if name not in class_names]
+        found += [f"DATA.class_titles: {name!r} is no class ({', '.join(class_names[:20])})" for name in strangers]
+    titles = [
+        title for title, count in Counter((class_titles or {}).values()).items() if count > 1 or not title.strip()
+    ]
+    found += [f"DATA.class_titles: {title!r} must be a text, and of one class" for title in titles]
+    if encoding is not None:
+        try:
+            b"".decode(encoding)
+        except (LookupError, ValueError):  # a null character in it is a ValueError
+            found.append(f"DATA.encoding: {encoding!r} is no text encoding: utf-8, gb18030, big5, utf-16, cp1252, …")
+    return found
 
 
 def channel_problems(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from configs import consistency, fallbacks
+from configs import consistency, fallbacks, plausibility
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
 from configs.loading import RootSection
 from configs.section import Section
@@ -70,7 +70,7 @@ class ModelSettings(Section):
     init_from: str | None = _setting(
         None,
         "Checkpoint or weights of a whole HybridMedNet to start from (.pth, the previous release's too, .safetensors); "
-        "a head for another number of classes is left out. Published weights are not fetched then.",
+        "of its head the rows of classes and coarse classes of the same name. Published weights are not fetched then.",
     )
     fpn: Literal["auto"] | bool = _setting("auto", "Feature pyramid network; auto: for classic ResNets.")
     fpn_channels: PositiveInt = _setting(256, "Channels of every level of the feature pyramid network.")
@@ -173,9 +173,26 @@ class DataSettings(Section):
         f"Folder or .npz; null: the sample data, {SAMPLE_IMAGES.folder} (volumes: {SAMPLE_VOLUMES.folder}), made if "
         "missing.",
     )
-    labels_file: str | None = _setting(None, "Labels CSV; null: labels.csv in data_dir.")
+    labels_file: str | None = _setting(None, "Table of labels, CSV, TSV or .xlsx; null: labels.* in data_dir.")
     format: Literal["auto", "csv", "nih", "folders", "medmnist"] = _setting("auto", "auto: recognised.")
     class_names: list[str] | None = _setting(None, "The classes, in order; null: taken from the data.")
+    class_titles: dict[str, str] | None = _setting(
+        None, "What classes are called in reports and plots: {class: title}; null: by their names."
+    )
+    columns: dict[str, str | None] | None = _setting(
+        None,
+        "The table's columns by what they are for: image, labels, patient_id, split, view, age, sex (null: there is "
+        "none); null: known by their names. docs/data.md.",
+    )
+    ignore_columns: list[str] | None = _setting(
+        None, "Columns of 1 and 0 that are no classes; null: those whose names say so."
+    )
+    encoding: str | None = _setting(None, "The table's character encoding, such as gb18030; null: where it is certain.")
+    positive_class: str | None = _setting(
+        None,
+        "Of two exclusive classes the one that a threshold decides about and figures are of; null: not the one called "
+        "normal, negative or the like, or else the second one.",
+    )
     image_size: PositiveInt | _Flat | _Solid | None = _setting(
         None,
         "Side, or height and width, of the network's input in pixels; three numbers (depth, height, width) say that "
@@ -204,6 +221,11 @@ class DataSettings(Section):
     cache_dir: str | None = _setting(
         None, "Folder of the cache on disk; null: .hybridmednet_cache in data_dir, or beside a .npz."
     )
+    cache_check: Literal["stat", "content"] = _setting(
+        "stat",
+        "How the cache on disk sees that files have changed: stat, by size and times, and by content where these are "
+        "others; content, by reading all of them.",
+    )
     worker_timeout: float | None = _setting(
         300.0, "Seconds a data worker may take for one file before it is replaced; null: any time.", gt=0
     )
@@ -214,7 +236,17 @@ class DataSettings(Section):
     val_split: float = _setting(0.15, "Share of patients to validate on.", gt=0, lt=1)
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
     allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
+    patient_ids: Literal["stop", "join", "exact"] = _setting(
+        "stop",
+        "Ids that may be one person's (007 and 7, P1 and p1): stop: an error names them; join: one patient; exact: "
+        "different ones, each as it is written. docs/data.md.",
+    )
     allow_missing_images: bool = _setting(False, "Train without the listed files that are missing (counted).")
+    check_duplicates: bool = _setting(
+        True,
+        "Look for images of the same content when data are opened, and warn of splits and labels that they contradict; "
+        "reads files of equal size. docs/data.md.",
+    )
     max_bad_images: NonNegativeInt = _setting(0, "How many undecodable images to tolerate, each named.")
     uncertain_labels: Literal["ignore", "zeros", "ones", "smooth"] = _setting(
         "ignore", "What -1 means: masked, 0, 1, or a soft 0.55–0.85 in training (masked in evaluation)."
@@ -250,10 +282,16 @@ class LossSettings(Section):
 
     type: Literal["bce", "focal", "asymmetric", "cross_entropy"] | None = _setting(
         None,
-        "cross_entropy goes with task: multi_class, and only with it. null: that for multi_class, else bce.",
+        "cross_entropy goes with task: multi_class, and only with it; focal with every task. null: cross_entropy for "
+        "multi_class, else bce.",
     )
     pos_weight: Literal["auto"] | list[float] | None = _setting(
         None, "Weight of positives in bce: a list, or auto = negatives / positives of the training split."
+    )
+    class_weight: Literal["auto"] | list[float] | None = _setting(
+        None,
+        "Exclusive classes: weight of each in cross_entropy and focal; a list, or auto = images / (classes · images of "
+        "the class) in the training split.",
     )
     label_smoothing: float = _setting(0.0, "Towards 0.5 (multi-label) or uniform (multi-class).", ge=0, lt=1)
     focal_gamma: float = _setting(2.0, "Focal loss: focusing exponent.", ge=0)
@@ -335,18 +373,48 @@ class Config(RootSection):
 
     def problems(self) -> list[str]:
         """Contradictions between settings that are each fine alone; empty where there are none."""
+        return [*self.problems_of_saved(), *self._problems_of_training()]
+
+    def problems_of_saved(self) -> list[str]:
+        """Those that no network can be built with, or no image be read: of a model's file too."""
         model, train, data, loss = self.MODEL, self.TRAIN, self.DATA, self.LOSS
         loss_type = loss.type or (model.task and fallbacks.loss_of(model.task))  # None while the data decide
         return [
             *consistency.split_problems(data.train_split, data.val_split, data.test_split),
             *consistency.task_problems(model.task, loss.type, model.hierarchical),
             *consistency.weight_problems(loss.pos_weight, loss_type),
+            *consistency.class_weight_problems(loss.class_weight, model.task),
+            *consistency.positive_class_problems(data.positive_class, model.task, data.class_names),
             *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
             *consistency.compile_problems(train.quantization_aware, train.compile),
-            *consistency.cache_problems(data.cache, data.cache_dir),
+            *consistency.cache_problems(data.cache, data.cache_dir, data.cache_check),
+            *consistency.table_problems(
+                data.class_names, data.class_titles, data.columns, data.ignore_columns, data.encoding
+            ),
             *consistency.channel_problems(data.mean, data.std, model.in_channels),
             *consistency.name_problems(model.name, self.LOGGING.run_name),
             *self._problems_of_size(),
+        ]
+
+    def _problems_of_training(self) -> list[str]:
+        """Those that only a training has; see configs/plausibility.py."""
+        model, train, data, loss = self.MODEL, self.TRAIN, self.DATA, self.LOSS
+        shape = self.DATA.image_size or self.MODEL.input_size
+        count = model.num_classes or (data.class_names and len(data.class_names)) or None
+        return [
+            *plausibility.normalisation_problems(data.mean, data.std),
+            *plausibility.spacing_problems(data.spacing_mm, shape if isinstance(shape, tuple) else ()),
+            *plausibility.rate_problems(
+                train.optimizer, train.learning_rate, train.min_learning_rate, train.weight_decay, train.ema_decay
+            ),
+            *plausibility.schedule_problems(train.epochs, train.warmup_epochs),
+            *plausibility.patience_problems(train.lr_scheduler, train.plateau_patience, train.early_stopping_patience),
+            *plausibility.weight_of_loss_problems(
+                model.hierarchical, loss.fine_weight, loss.coarse_weight, loss.consistency_weight
+            ),
+            *plausibility.memory_problems(model.gradient_checkpointing.memory_budget_gb),
+            *plausibility.class_problems(data.class_names, model.num_classes, model.coarse_groups),
+            *plausibility.list_problems(loss.pos_weight, "LOSS.pos_weight", count),
         ]
 
     def _problems_of_size(self) -> list[str]:
@@ -366,6 +434,8 @@ class Config(RootSection):
         consistency.check_classes(model.num_classes, config.DATA.class_names, class_names)
         model.task = consistency.task_of(model.task, count, exclusive)
         model.num_classes, config.DATA.class_names = count, list(class_names)
+        if config.DATA.positive_class is None and model.task == "multi_class" and count == 2:
+            config.DATA.positive_class = consistency.positive_class_of(class_names)
         if model.hierarchical:
             model.num_coarse_classes = consistency.check_groups(
                 model.coarse_groups, model.num_coarse_classes, class_names

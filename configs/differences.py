@@ -15,21 +15,29 @@ WITHOUT_EFFECT = (
     "TRAIN.on_oom",
     "TRAIN.max_nonfinite_steps",
     "DATA.data_dir",  # the images' names and patients are compared with the run's split.csv
+    "DATA.class_titles",
     "DATA.num_workers",
     "DATA.cache_dir",  # DATA.cache itself rounds images of more than 8 bits
+    "DATA.cache_check",
+    "DATA.positive_class",  # of figures and calls, not of the training
     "DATA.worker_timeout",
     "DATA.max_worker_failures",
     "DATA.train_split",  # split.csv stays
     "DATA.val_split",
     "DATA.test_split",
     "DATA.allow_patient_overlap",
+    "DATA.patient_ids",
     "DATA.allow_missing_images",
+    "DATA.check_duplicates",
     "DATA.max_bad_images",
     "DATA.sample_count",
     "DATA.sample_size",
     "CHECKPOINT",
     "LOGGING",
 )
+
+# Mappings of names that are a value of their own.
+_WHOLE = ("MODEL.coarse_groups", "DATA.columns", "DATA.class_titles")
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def _within(key: str, names: tuple[str, ...]) -> bool:
 def _flatten(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     for key, value in settings.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" != "MODEL.coarse_groups":
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in _WHOLE:
             rows += _flatten(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", value))

@@ -18,6 +18,10 @@ class DataError(HybridMedNetError):
     """Images, labels or splits are missing, contradictory or unreadable."""
 
 
+class CacheError(DataError):
+    """A cache of decoded images was damaged or exchanged while it is read: no image's fault, so it ends the run."""
+
+
 class ModelError(HybridMedNetError):
     """A model cannot be built as requested, or its weights are not available."""
 

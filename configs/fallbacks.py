@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Task = Literal["multi_label", "multi_class", "binary"]
 LossType = Literal["bce", "focal", "asymmetric", "cross_entropy"]
@@ -27,6 +27,24 @@ class SampleData:
 
 SAMPLE_IMAGES = SampleData("./data/sample_chest_xray", 1200, 128)
 SAMPLE_VOLUMES = SampleData("./data/sample_chest_ct", 240, 64)
+
+
+class CoarseMeaning(NamedTuple):
+    """What a coarse class stands for: the presence of any of its findings, or, negated, of none of them."""
+
+    name: str
+    members: frozenset[str]
+    negated: bool = False
+
+
+def coarse_meanings(
+    groups: Mapping[str, Sequence[str]] | None, class_names: Sequence[str]
+) -> tuple[CoarseMeaning, ...]:
+    """The coarse classes that MODEL.coarse_groups makes of these classes, in their order; null: of all findings."""
+    if groups:
+        return tuple(CoarseMeaning(name, frozenset(members)) for name, members in groups.items())
+    every = frozenset(class_names)
+    return CoarseMeaning("any finding", every), CoarseMeaning("no finding", every, True)
 
 
 def class_count(task: Task, class_names: Sequence[str] | None) -> int:

@@ -26,8 +26,22 @@ INSTEAD = {
     TASK: ("MODEL.task",),
     COARSE_GROUPS: ("MODEL.coarse_groups",),
 }
-_SOURCE = ("DATA.data_dir", "DATA.labels_file", "DATA.format")
-_OPENING = ("DATA.allow_missing_images", "DATA.sample_count", "DATA.sample_size")
+_SOURCE = (
+    "DATA.data_dir",
+    "DATA.labels_file",
+    "DATA.format",
+    "DATA.columns",
+    "DATA.ignore_columns",
+    "DATA.encoding",
+)
+_OPENING = (
+    "DATA.patient_ids",
+    "DATA.allow_missing_images",
+    "DATA.check_duplicates",
+    "DATA.sample_count",
+    "DATA.sample_size",
+)
+_DECIDING = ("DATA.positive_class",)
 _PRECISION = ("TRAIN.mixed_precision", "TRAIN.channels_last")
 _READING = (
     "DATA.uncertain_labels",
@@ -79,10 +93,10 @@ class Followed:
         return f"{always}where the checkpoint does not say it, {', '.join(silent)}"
 
 
-EVALUATE = Followed("evaluate.py", (*_SOURCE, *_OPENING, *_READING))
-EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, "TRAIN.device"))
-PREDICT = Followed("predict.py", _PRECISION)
-EXPORT = Followed("export.py", (*_SOURCE, *_OPENING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS))
+EVALUATE = Followed("evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles"))
+EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"))
+PREDICT = Followed("predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding"))
+EXPORT = Followed("export.py", (*_SOURCE, *_OPENING, *_DECIDING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS))
 # What is written into the new file is followed by those who read it; paths in a file never are.
 CONVERT = Followed(
     "python -m utils.checkpoint convert", (*_OPENING, *_READING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS)

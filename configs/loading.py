@@ -29,14 +29,15 @@ class RootSection(Section):
     """Sections that are read from files and overrides as a whole, and written to files."""
 
     @classmethod
-    def from_yaml(cls: type[Root], path: str | Path, overrides: Iterable[str] = ()) -> Root:
+    def from_yaml(cls: type[Root], path: str | Path, overrides: Iterable[str] = (), saved: bool = False) -> Root:
         """The defaults, then a YAML file with its `base`, then overrides such as 'TRAIN.batch_size=16'.
 
+        saved: of a run that is looked at and not gone on with, see `problems_of_saved`.
         Raises ConfigError that lists every problem of file and overrides at once.
         """
         problems: list[str] = []
         settings = _Reader(cls, problems).file(Path(path))
-        return _checked(cls, settings, overrides, problems, f"{path}: ")
+        return _checked(cls, settings, overrides, problems, f"{path}: ", saved)
 
     @classmethod
     def from_overrides(cls: type[Root], overrides: Iterable[str]) -> Root:
@@ -48,7 +49,7 @@ class RootSection(Section):
         """{'MODEL': {…}, …} as a checkpoint carries it, then the overrides. Raises ConfigError."""
         problems: list[str] = []
         settings = _Reader(cls, problems).normalise(values)
-        return _checked(cls, settings, overrides, problems, source and f"{source}: ")
+        return _checked(cls, settings, overrides, problems, source and f"{source}: ", saved=True)
 
     @classmethod
     def override_keys(cls, overrides: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -80,17 +81,28 @@ class RootSection(Section):
         """Contradictions between settings that are each fine alone; empty where there are none."""
         return []
 
+    def problems_of_saved(self) -> list[str]:
+        """Those of them that matter where a model is trained already: a file may say what is refused today."""
+        return self.problems()
+
     def check(self: Root, source: str = "") -> Root:
         """Itself. Raises ConfigError that lists all contradictions; source: what the sentence begins with."""
         _raise(self.problems(), source)
         return self
 
 
-def _checked(root: type[Root], settings: Settings, overrides: Iterable[str], problems: list[str], source: str) -> Root:
+def _checked(
+    root: type[Root],
+    settings: Settings,
+    overrides: Iterable[str],
+    problems: list[str],
+    source: str,
+    saved: bool = False,
+) -> Root:
     for override in overrides:
         _merge(settings, _Reader(root, problems).override(override))
     config = build(root, settings, problems)
-    problems += config.problems()
+    problems += config.problems_of_saved() if saved else config.problems()
     _raise(problems, source)
     return config
 

@@ -21,8 +21,8 @@ def with_data_of_run(
     """A copy of the settings that a checkpoint carries, whose DATA section says where to look for images.
 
     saved: from the checkpoint, with the overrides already in it. folder: where the checkpoint is. data, labels: a
-    folder or .npz, and its table, as the user names them; with `data` the run's labels_file and format are not taken
-    over. overrides: the user's, which go before the config.yaml.
+    folder or .npz, and its table, as the user names them; with `data` the run's labels_file, format and what it
+    says of its table's columns and encoding are not taken over. overrides: the user's, which go before the config.yaml.
     Without `data`, data_dir, labels_file and format are those of the config.yaml in `folder`, which the user put or
     left there; those that stand in the checkpoint itself are never used, as a file may not name what gets opened.
     Raises ConfigError where nothing says where the data are.
@@ -30,8 +30,8 @@ def with_data_of_run(
     beside, config = folder / RUN_CONFIG, saved.model_copy(deep=True)
     metadata = {key for keys in Config.override_keys(overrides).values() for key in keys}
     known = data is None and beside.is_file()
-    source = Config.from_yaml(beside).DATA if known else Config().DATA
-    for key in ("data_dir", "labels_file", "format"):
+    source = Config.from_yaml(beside, saved=True).DATA if known else Config().DATA
+    for key in ("data_dir", "labels_file", "format", "columns", "ignore_columns", "encoding"):
         if f"DATA.{key}" not in metadata:
             config.DATA[key] = source[key]
     if data is None and not known and "DATA.data_dir" not in metadata:

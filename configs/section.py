@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypedDict, TypeVar, Unpack, get_args
 
@@ -134,8 +135,18 @@ def _describe(detail: ErrorDetails, model: type[BaseModel], where: str, key: str
     allowed = allowed_values(field)
     value = detail["input"] if len(detail["loc"]) <= 1 or not isinstance(detail["input"], dict) else "a mapping"
     close = difflib.get_close_matches(str(value).lower(), _choices(field.annotation), n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    hint = f"; did you mean '{close[0]}'?" if close else _of_percent(value, field)
     return f"{where}: {value!r} is not allowed: {allowed}{hint}"
+
+
+def _of_percent(value: object, field: FieldInfo) -> str:
+    """'; 20 % is 0.2' for a number over a share, which is at most 1."""
+    most = [getattr(rule, name, None) for rule in field.metadata for name in ("le", "lt")]
+    try:
+        percent = math.nan if isinstance(value, bool) else float(str(value).rstrip(" %"))
+    except ValueError:
+        return ""
+    return f"; {percent:g} % is {percent / 100:g}" if 1 in most and 1 < percent <= 100 else ""
 
 
 def _choices(annotation: object) -> list[str]:

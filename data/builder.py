@@ -22,7 +22,9 @@ from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
+from data.readers.tables import TableSettings
 from data.sources.formats import open_source
+from data.sources.identical_files import drawn_split_notes
 from data.splits.assignment import assign_splits, read_split
 from data.study import SPLITS, DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
@@ -72,13 +74,32 @@ def open_data(config: Config) -> DatasetIndex:
     folder = _data_folder(data.data_dir, volumes)
     _draw_sample_data(data, folder, volumes)
     dataset_index = open_source(
-        folder, data.labels_file, data.format, data.class_names, data.allow_missing_images, volumes
+        folder,
+        data.labels_file,
+        data.format,
+        data.class_names,
+        data.allow_missing_images,
+        volumes,
+        data.check_duplicates,
+        settings=table_settings(data),
     )
     for note in dataset_index.notes:
         logger.warning("%s", note)
     if config.MODEL.task == "multi_class" and not dataset_index.exclusive:
         dataset_index = _as_exclusive(dataset_index)
     return dataset_index
+
+
+def table_settings(data: DataSettings) -> TableSettings:
+    """What the settings say of tables."""
+    return TableSettings(data.encoding, data.columns or {}, data.ignore_columns or (), data.patient_ids)
+
+
+def asked_tables(overrides: Sequence[str]) -> TableSettings:
+    """What a command's own overrides say of tables; those that a model was trained from were others."""
+    keys = Config.override_keys(overrides)
+    of_tables = [text for text, named in keys.items() if all(key in ("DATA.columns", "DATA.encoding") for key in named)]
+    return table_settings(Config.from_overrides(of_tables).DATA)
 
 
 def _data_folder(data_dir: str | None, volumes: bool) -> Path:
@@ -109,6 +130,8 @@ def split_data(config: Config, dataset_index: DatasetIndex, saved: Path | None =
     data = config.DATA
     fractions = (data.train_split, data.val_split, data.test_split)
     assignment = assign_splits(dataset_index, fractions, config.TRAIN.seed, data.allow_patient_overlap)
+    for note in drawn_split_notes(dataset_index, assignment):
+        logger.warning("%s", note)
     counts = {split: int((assignment == split).sum()) for split in SPLITS}
     logger.info("images: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
     if data.test_split > 0 and not counts["test"]:
@@ -154,11 +177,11 @@ def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad:
     data = config.DATA
     if data.cache == "none":
         return loader.dataset.dataset_index
-    builder = Builder(loader, preprocess, bad, config.LOGGING.progress)
+    builder = Builder(loader, preprocess, bad, config.LOGGING.progress, with_content=data.cache == "disk")
     if data.cache == "ram":
         return cached_in_memory(builder)
     source = _data_folder(data.data_dir, config.has_volumes())
-    return cached_on_disk(builder, cache_folder(data.cache_dir, source), source)
+    return cached_on_disk(builder, cache_folder(data.cache_dir, source), source, data.cache_check == "content")
 
 
 def saved_preprocess(

@@ -15,6 +15,7 @@ from data.builder import evaluation_labels, open_data
 from data.loading.loaders import Labels
 from data.splits.saved_split import SavedSplit, saved_split
 from data.study import DatasetIndex
+from utils.text import alike_between
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class EvaluationData:
         """What is drawn together: the patient, or the image itself where no patient is named."""
         return [self.dataset_index.studies[row].group for row in index]
 
+    def not_learnt(self) -> frozenset[str]:
+        """The classes that no image of the training split is positive for, where the split is the model's own."""
+        rows = self.split.rows("train") if self.split.own and self.split.has("train") else np.empty(0, np.int64)
+        labels, mask = self.known(rows)
+        counts = (labels & mask).sum(axis=0)
+        return frozenset(name for name, n in zip(self.dataset_index.class_names, counts) if len(rows) and not n)
+
     def columns(self, names: Sequence[str], index: np.ndarray) -> dict[str, list[str]]:
         """Name → n texts of further columns of the labels table. Raises DataError for one that is not there."""
         there = sorted({name for study in self.dataset_index.studies for name in study.table})
@@ -76,13 +84,18 @@ def open_evaluation_data(
     if class_names is not None:
         config.DATA.class_names = list(class_names)
     dataset_index = open_data(config)
-    expected = tuple(class_names) if class_names is not None else None
-    if expected not in (None, dataset_index.class_names) or len(dataset_index.class_names) != config.MODEL.num_classes:
+    expected, there = tuple(class_names) if class_names is not None else None, dataset_index.class_names
+    if expected not in (None, there) or len(there) != config.MODEL.num_classes:
         raise DataError(
             f"the model has {config.MODEL.num_classes} classes ({', '.join(expected or ('names unknown',))}), the data "
-            f"have {len(dataset_index.class_names)} ({', '.join(dataset_index.class_names)}): the data must have every "
-            "one of them; DATA.class_names says which columns they are"
+            f"have {len(there)} ({', '.join(there)}): the data must have every "
+            f"one of them; DATA.class_names says which columns they are{alike_between(*_unmatched(expected, there))}"
         )
     split = saved_split(dataset_index, folder / "split.csv", digest, own_data)
     location = config.DATA.data_dir or "the built-in sample data"
     return EvaluationData(location, dataset_index, evaluation_labels(config, dataset_index), split)
+
+
+def _unmatched(expected: Sequence[str] | None, there: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names that only the one side has."""
+    return [name for name in expected or () if name not in there], [n for n in there if n not in (expected or ())]

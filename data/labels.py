@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.errors import DataError
+from utils.text import look_alikes, tell_apart
+from utils.words import name_key
 
 NIH_FINDINGS = (
     "Atelectasis",
@@ -27,6 +29,9 @@ NIH_FINDINGS = (
     "Hernia",
 )
 NO_FINDING = "No Finding"
+_NO_FINDING_KEYS = frozenset(
+    ["nofinding", "nofindings", "未见异常", "未见明显异常", "无异常", "未見異常", "未見明顯異常", "無異常"]
+)
 UNCERTAIN = -1.0
 UNCERTAIN_POLICIES = ("ignore", "zeros", "ones", "smooth")
 SMOOTH_RANGE = (0.55, 0.85)
@@ -52,18 +57,16 @@ def parse_cell(text: str) -> float:
     raise ValueError(f"{text!r} is not 1, 0, -1 or empty")
 
 
-def split_findings(text: str) -> list[str]:
-    """'Mass|Nodule' to ['Mass', 'Nodule']; names once each, in their order; '' to []."""
-    return list(dict.fromkeys(name for name in (part.strip() for part in text.split("|")) if name))
-
-
 def is_no_finding(name: str) -> bool:
-    """Whether a name means that nothing was found: 'No Finding', 'no_finding', …"""
-    return name.replace("_", " ").strip().lower() == NO_FINDING.lower()
+    """Whether a name means that nothing was found: 'No Finding', 'no_finding', '未见异常', …"""
+    return name_key(name) in _NO_FINDING_KEYS
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """': did you mean …?' for the known name nearest to this one, or ''."""
+    """': did you mean …?' for the known name nearest to this one, and in what they differ if they look alike; or ''."""
+    alike = next(look_alikes([name], known), None)
+    if alike:
+        return f": did you mean {alike[1]!r}? They differ: {tell_apart(*alike)}"
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f": did you mean {lowered[close[0]]!r}?" if close else ""

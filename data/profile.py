@@ -136,13 +136,16 @@ class Measurement:
 
 
 class _Skipped(UnreadableImages):
-    """Training itself will say which images it cannot read."""
+    """Training itself will say which images it cannot read, and what is to be said of others."""
 
     def __init__(self) -> None:
         super().__init__(MOST_IMAGES)
 
     def add(self, index: int, reason: str) -> None:
         self.reasons[index] = reason
+
+    def end_epoch(self) -> None:
+        pass
 
 
 class TrainingDataRecord(TypedDict, total=False):

@@ -56,6 +56,8 @@ class Reader:
     can.
     """
 
+    fitted = False  # whether its images are what a preprocessing made of others, which were judged then
+
     def __call__(self, index: int) -> Pixels:
         raise NotImplementedError
 
@@ -76,6 +78,7 @@ class DatasetIndex:
     Raises DataError naming the image or volume if it cannot be decoded. A Reader can do more.
     exclusive: exactly one class per image (folders, multi-class .npz).
     notes: counted warnings met on the way, each a sentence.
+    identical: rows whose images are the same, byte for byte, a tuple for each content; () where nobody looked.
     """
 
     class_names: tuple[str, ...]
@@ -83,6 +86,7 @@ class DatasetIndex:
     read: Reader | Callable[[int], Pixels]
     exclusive: bool = False
     notes: tuple[str, ...] = ()
+    identical: tuple[tuple[int, ...], ...] = ()
 
     def read_reduced(self, index: int, least: tuple[int, int]) -> np.ndarray | None:
         """`Reader.reduced`, None where `read` is no Reader."""
@@ -91,6 +95,11 @@ class DatasetIndex:
     def files(self, index: int) -> Sequence[Path]:
         """`Reader.files`, none where `read` is no Reader."""
         return self.read.files(index) if isinstance(self.read, Reader) else ()
+
+    @property
+    def fitted(self) -> bool:
+        """`Reader.fitted`, False where `read` is no Reader."""
+        return isinstance(self.read, Reader) and self.read.fitted
 
     def label_matrix(self) -> np.ndarray:
         """float32 [num_studies, num_classes] with the codes of Study.labels."""

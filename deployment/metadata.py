@@ -21,13 +21,15 @@ def export_metadata(
     coarse_classes: Sequence[str],
     preprocessing: Mapping[str, object],
     operating_point: Mapping[str, object] | None,
+    decision: Mapping[str, object],
     output: str,
     checkpoint: Path,
 ) -> dict[str, str]:
     """Name → text.
 
     JSON: classes, coarse_classes (those of the second output, [] where there is none), preprocessing (`as_dict` of
-    data's Preprocess), operating_point ('null' where none was fitted; its thresholds are on calibrated probabilities).
+    data's Preprocess), operating_point ('null' where none was fitted; its thresholds are on calibrated probabilities),
+    decision (how predict.py calls classes from the probabilities, see utils.decision.DecisionRecord).
     Words: task, backbone, attention as in the settings; output: what the numbers are; program, program_commit, torch:
     what wrote the file; checkpoint, checkpoint_sha256: what it was made of.
     """
@@ -37,6 +39,7 @@ def export_metadata(
         "coarse_classes": _json(list(coarse_classes)),
         "preprocessing": _json(preprocessing),
         "operating_point": _json(operating_point),
+        "decision": _json(decision),
         "task": settled(model.task, "MODEL.task"),
         "output": output,
         "backbone": model.backbone,

@@ -100,7 +100,8 @@ def about_evaluation(
     warnings = [*_source_warnings(saved), *data.split.warnings, *data.split.concerns(split)]
     if left_out:
         warnings.append(f"{left_out:,} images could not be read and are left out.")
-    return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, list(notes))
+    titles = saved.config.DATA.class_titles or {}
+    return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, list(notes), titles)
 
 
 def _model_facts(path: Path, saved: SavedNetwork) -> dict[str, str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
@@ -43,14 +44,15 @@ FEWEST_FOR_ERRORS = 20
 
 
 class ClassIntervals:
-    """Of one class. scores, labels, patients: [n], known labels only. threshold: nan where there is none."""
+    """Of one class. scores, labels, patients, called (whether it is at the operating point): [n], known labels only."""
 
-    def __init__(self, scores: Floats, labels: Floats, patients: Numbers, threshold: float, level: float) -> None:
-        self.scores, self.labels, self.threshold, self.level = scores, labels, threshold, level
+    def __init__(
+        self, scores: Floats, labels: Floats, patients: Numbers, called: NDArray[np.bool_], level: float
+    ) -> None:
+        self.scores, self.labels, self.level = scores, labels, level
         self.patients = np.unique(patients, return_inverse=True)[1].reshape(-1)
         self.correlation = score_correlation(scores, labels, self.patients)
         count = int(self.patients.max()) + 1 if self.patients.size else 0
-        called = scores >= threshold
         cell = np.where(called, np.where(labels > 0, 0, 1), np.where(labels > 0, 3, 2))
         flat = np.bincount(cell * count + self.patients, minlength=4 * count)
         self.cells = flat.reshape(4, count).astype(np.float64)

@@ -32,7 +32,8 @@ def compare_by_name(
             f"--compare: '{other_name}' has no class of this model ({', '.join(other_classes[:20])} against "
             f"{', '.join(scored.class_names[:20])})"
         )
-    left = [name for name in (*scored.class_names, *other_classes) if name not in common]
+    # The other of a pair is compared too: it is the same score, turned round.
+    left = [name for name in (*scored.class_names, *other_classes) if name not in (*common, scored.other_class)]
     note = [f"Not compared, as only one of the two models has them: {', '.join(dict.fromkeys(left))}."] if left else []
     columns = [list(other_classes).index(name) for name in common]
     mine = with_classes(scored, common)

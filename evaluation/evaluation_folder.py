@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.errors import EvaluationError
-from evaluation.calibration import uncalibrated
 from evaluation.forest_plots import classes_figure, subgroups_figure
-from evaluation.operating_points import OperatingPoint
 from evaluation.plots import confusion_figure, precision_recall_figure, roc_figure
 from evaluation.predictions_table import predictions_csv
 from evaluation.probability_plots import calibration_figure, histogram_figure
 from evaluation.records import Results
 from evaluation.report import About, report_html
 from evaluation.scored_split import ScoredSplit
+from evaluation.titles import titled_results, titled_split
 from utils.atomic_file import write_atomically
 from utils.figures import png
 
@@ -64,25 +64,26 @@ def draw_figures(
 def write_evaluation(
     path: Path,
     scored: ScoredSplit,
-    logits: np.ndarray,
-    point: OperatingPoint,
+    before: np.ndarray | None,
     results: Results,
     about: About,
     names: Names,
+    findings: Sequence[str],
 ) -> None:
     """Write all files into a folder that is there; those of an earlier evaluation are replaced one by one.
 
-    scored: N images with their probabilities, which `point` made of the logits, [N, K]. results: of these, by
-    `evaluate_scores`; metrics.json is that, with what `about` says. names: image, patient and split of each image,
-    N texts each. Raises EvaluationError.
+    scored: N images with their probabilities. before: uncalibrated ones of the same classes [N, K], where those are
+    calibrated. results: of these, by `evaluate_scores`; metrics.json is that, with what `about` says. names: image,
+    patient and split of each image; findings: the classes that are called, N texts each. Raises EvaluationError.
     """
     metadata = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
-    before = uncalibrated(logits, scored.exclusive) if point.calibration else None
-    figures = {name: png(one) for name, one in draw_figures(scored, point.thresholds, results, before).items()}
+    thresholds = [math.nan if one["threshold"] is None else one["threshold"] for one in results["classes"]]
+    shown, titled = titled_split(scored, about.titles), titled_results(results, about.titles)
+    figures = {name: png(one) for name, one in draw_figures(shown, thresholds, titled, before).items()}
     texts = {
         "metrics.json": json.dumps({**metadata, **results}, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "predictions.csv": predictions_csv(scored, *names),
-        "report.html": report_html(results, about, figures),
+        "predictions.csv": predictions_csv(scored, *names, findings, thresholds),
+        "report.html": report_html(titled, about, figures),
     }
     try:
         for name in IMAGES:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluation.bootstrap import Figures
 from evaluation.class_intervals import ClassIntervals, error_interval
-from evaluation.operating_points import confusion_counts, threshold_figures
+from evaluation.operating_points import threshold_figures
 from evaluation.records import ClassFigures, MeanFigure, MeanFigures
 from evaluation.reliability import brier_score, expected_calibration_error
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
@@ -59,11 +60,12 @@ class FigureTable:
     level: float
     classes: Sequence[ClassIntervals]
     errors: CalibrationErrors | None
+    learnt: NDArray[np.bool_]
 
     @property
-    def defined(self) -> np.ndarray:
-        """Whether a class has both positives and negatives, bool [K]."""
-        return (self.positives > 0) & (self.negatives > 0)
+    def defined(self) -> NDArray[np.bool_]:
+        """Whether means are over a class: it has positives and negatives, and had positives in training; bool [K]."""
+        return np.asarray((self.positives > 0) & (self.negatives > 0) & self.learnt)
 
     def interval(self, name: str, k: int) -> Interval:
         """One figure of one class; without ends where `no_interval` says why."""
@@ -163,8 +165,10 @@ def figure_table(
 
     thresholds: [K], nan where undefined. AUROC and average precision are those of utils.metrics.
     """
-    metrics = classification_metrics(scored.probabilities, scored.targets, scored.mask, scored.class_names)
-    confusion = confusion_counts(scored.probabilities, scored.targets, scored.mask, thresholds)
+    metrics = classification_metrics(
+        scored.probabilities, scored.targets, scored.mask, scored.class_names, scored.not_learnt
+    )
+    confusion = scored.confusion(thresholds)
     known = [scored.known(k) for k in range(len(scored.class_names))]
     values = {
         "auroc": np.array([one.auroc for one in metrics.per_class]),
@@ -174,8 +178,10 @@ def figure_table(
         "ece": np.array([expected_calibration_error(p, y) for p, y, _ in known]),
     }
     draws = {name: figures for part in drawn for name, figures in part.items()}
-    limits = np.asarray(thresholds, np.float64)
-    classes = [ClassIntervals(*of_class, float(limit), settings.level) for of_class, limit in zip(known, limits)]
+    calls = scored.calls(thresholds)
+    classes = [
+        ClassIntervals(*of_class, calls[scored.mask[:, k], k], settings.level) for k, of_class in enumerate(known)
+    ]
     return FigureTable(
         values={name: values[name] for name in draws if name in values},
         draws=draws,
@@ -185,6 +191,7 @@ def figure_table(
         level=settings.level,
         classes=classes,
         errors=_errors(scored, classes, settings) if "ece" in draws else None,
+        learnt=scored.learnt,
     )
 
 

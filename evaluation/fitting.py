@@ -9,11 +9,22 @@ import numpy as np
 
 from configs.errors import ConfigError
 from evaluation.calibration import METHODS
-from evaluation.operating_points import NOT_CHOSEN, OperatingPoint, Rule, fit_operating_point, parse_rule
+from evaluation.operating_points import (
+    MOST_PROBABLE,
+    NOT_CHOSEN,
+    OperatingPoint,
+    Rule,
+    fit_operating_point,
+    parse_rule,
+    point_of_probabilities,
+)
 from evaluation.scored_split import BootstrapSettings
+from utils.decision import DEFAULT_THRESHOLD, Task
 
 NONE = "none"
 DEFAULT_RULE = "youden"
+# Where nobody asked for a threshold, a class with fewer positives or negatives keeps the default one.
+FEWEST = 5
 Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -44,27 +55,31 @@ def operating_point(
     fit_options: FitOptions,
     stored: Mapping[str, object] | None,
     validation: Callable[[], Scores] | None,
-    classes: int,
-    exclusive: bool,
+    task: Task,
 ) -> tuple[OperatingPoint, bool]:
     """(the operating point, whether it was fitted now).
 
     stored: `as_dict` of one, from the checkpoint, or None. validation: gives logits, targets, mask [N, K] of the
-    validation split; None where there is none to fit on. classes: K.
-    With no options the stored one is used; without a stored one it is fitted, by Youden's rule and without calibration;
-    without a validation split too, thresholds are 0.5, not chosen.
-    Raises ConfigError for options that need a missing validation split, CheckpointError for an invalid stored one.
+    validation split; None where there is none to fit on.
+    With no options the stored one is used; without a stored one, or with one for the other of two classes, it is
+    fitted, by Youden's rule and without calibration; without a validation split too, thresholds are 0.5, not chosen.
+    Where the most probable class is called there is nothing to fit but a calibration.
+    Raises ConfigError for options that need a missing validation split or that the task has no use for, CheckpointError
+    for an invalid stored one.
     """
-    before = None if stored is None else OperatingPoint.from_dict(stored, classes)
+    if fit_options.rule is not None and task.kind == "most_probable_class":
+        raise ConfigError(f"--threshold {fit_options.rule}: {task.no_threshold()}")
+    before = None if stored is None else OperatingPoint.from_dict(stored, len(task.class_names))
+    fits = before is not None and before.positive_class in (None, task.positive_class)
     if validation is None:
         if fit_options.asked:
             raise ConfigError(
                 "--threshold and --calibrate fit on the validation split, and there is none here (no split 'val', or "
                 "--split all): leave them out, and what the checkpoint brings is used"
             )
-        return before or OperatingPoint.not_chosen(classes), False
-    if before is not None and not fit_options.asked:
-        return before, False
+        return before or _not_fitted(task), False
+    if not fit_options.asked and (fits or task.kind == "most_probable_class"):
+        return before or _not_fitted(task), False
     logits, targets, mask = validation()
     calibration = before.calibration if before and fit_options.method is None else fit_options.method
     fitted = fit_operating_point(
@@ -72,15 +87,44 @@ def operating_point(
         targets,
         mask,
         rule=fit_options.rule or _rule_of(before),
-        exclusive=exclusive,
         calibration=None if calibration == NONE else calibration,
+        task=task,
+        fewest=1 if fit_options.rule is not None else FEWEST,
     )
     return fitted, True
 
 
+def point_of_training(
+    probabilities: np.ndarray, targets: np.ndarray, mask: np.ndarray, task: Task, split: str = "val"
+) -> OperatingPoint:
+    """What leaves training with a model: Youden's thresholds on the validation split, as an evaluation would fit them.
+
+    All [N, K]; targets: 0 or 1 where known. A class with fewer than 5 positives or negatives has nan, which is 0.5.
+    """
+    return point_of_probabilities(probabilities, targets, mask, parse_rule(DEFAULT_RULE), task, None, split, FEWEST)
+
+
+def fitted_text(point: OperatingPoint, task: Task) -> str:
+    """What an operating point rests on, in words."""
+    if task.kind == "most_probable_class":
+        return f"no thresholds: {MOST_PROBABLE} is called"
+    left = point.decision(task).not_chosen
+    counts = dict(zip(task.class_names, zip(point.positives, point.negatives)))
+    few = [f"{name} ({counts[name][0]} positives, {counts[name][1]} negatives)" for name in left if name in counts]
+    text = f"thresholds by {point.rule} on {point.split} ({point.images:,} images)"
+    return text + (f"; {DEFAULT_THRESHOLD}, as there are fewer than {FEWEST}, for {', '.join(few)}" if few else "")
+
+
+def _not_fitted(task: Task) -> OperatingPoint:
+    classes = len(task.class_names)
+    if task.kind == "most_probable_class":
+        return OperatingPoint((np.nan,) * classes, MOST_PROBABLE, None, 0)
+    return OperatingPoint.not_chosen(classes)
+
+
 def stored_point(stored: Mapping[str, object] | None, classes: int) -> OperatingPoint:
     """The one that a checkpoint brings, or 0.5, not chosen."""
-    return operating_point(FitOptions(), stored, None, classes, False)[0]
+    return OperatingPoint.not_chosen(classes) if stored is None else OperatingPoint.from_dict(stored, classes)
 
 
 def bootstrap_settings(draws: int) -> BootstrapSettings:
@@ -91,4 +135,4 @@ def bootstrap_settings(draws: int) -> BootstrapSettings:
 
 
 def _rule_of(before: OperatingPoint | None) -> Rule:
-    return parse_rule(before.rule if before and before.rule != NOT_CHOSEN else DEFAULT_RULE)
+    return parse_rule(before.rule if before and before.rule not in (NOT_CHOSEN, MOST_PROBABLE) else DEFAULT_RULE)

@@ -22,9 +22,12 @@ LONGEST = 40
 
 def classes_figure(results: Results) -> Figure:
     """AUROC of each class with its interval, and their mean; results: as `evaluate_scores` gives them."""
-    names = display_names([one["name"] for one in results["classes"]], LONGEST)
+    classes = results["classes"]
+    names = display_names([one["name"] for one in classes], LONGEST)
     rows: list[Row] = [
-        (f"{name} ({one['positives']:,})", one["figures"]["auroc"]) for name, one in zip(names, results["classes"])
+        (f"{name} ({one['positives']:,}{'' if one['positive_in_training'] else ', none in training'})", figure)
+        for name, one in zip(names, classes)
+        for figure in (one["figures"]["auroc"],)
     ]
     mean = results["mean"]
     rows.append((f"mean of {mean['defined_classes']}", mean["figures"]["auroc"]))

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from configs.errors import CheckpointError, ConfigError
 from evaluation.calibration import Calibration, fit_calibration, uncalibrated
 from evaluation.records import OperatingPointRecord
+from utils.decision import DEFAULT_THRESHOLD, DecisionRule, Task, calls_at
 from utils.intervals import plain
 from utils.metrics import roc_curve
 
@@ -22,6 +23,7 @@ Floats = NDArray[np.float64]
 RULES = ("youden", "f1", "sensitivity", "specificity")
 FIGURES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 NOT_CHOSEN = "0.5, not chosen"
+MOST_PROBABLE = "the most probable class"
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,32 @@ def choose_threshold(scores: ArrayLike, labels: ArrayLike, rule: Rule) -> float:
     return float(thresholds[enough[-1]] if enough.size else np.nextafter(thresholds[0], np.inf))
 
 
-def confusion_counts(probabilities: Floats, targets: ArrayLike, mask: ArrayLike, thresholds: ArrayLike) -> Floats:
+def between_scores(threshold: float, scores: Floats) -> float:
+    """A threshold that calls the same ones of these probabilities, half-way down to the next one that occurs (or to 0).
+
+    On the score itself a probability that comes out smaller in its last digit, in another batch size, precision or
+    program, would fall on the other side. Above all scores it is half-way to 1. Source: pROC's thresholds (Robin 2011).
+    """
+    if math.isnan(threshold):
+        return threshold
+    above, below = scores[scores >= threshold], scores[scores < threshold]
+    high = float(above.min()) if above.size else 1.0
+    low = float(below.max()) if below.size else 0.0
+    middle = (low + high) / 2
+    return middle if low < middle else threshold
+
+
+def confusion_counts(
+    probabilities: Floats, targets: ArrayLike, mask: ArrayLike, thresholds: ArrayLike, exclusive: bool = False
+) -> Floats:
     """True positives, false positives, true negatives, false negatives of each class. [N, K] … → [4, K].
 
-    mask: bool [N, K], False where the label is unknown. thresholds: [K]; all four are nan where it is nan.
+    mask: bool [N, K], False where the label is unknown. thresholds: [K]; all four are nan where it is nan. Of exclusive
+    classes the most probable one is called, and thresholds are not looked at.
     """
     known, present = np.asarray(mask, bool), np.asarray(targets) == 1
-    limit = np.asarray(thresholds, np.float64)
-    flagged = probabilities >= limit
+    limit = np.zeros(known.shape[1]) if exclusive else np.asarray(thresholds, np.float64)
+    flagged = calls_at(probabilities, limit, exclusive)
     cells = (flagged & present, flagged & ~present, ~flagged & ~present, ~flagged & present)
     counts = np.stack([np.count_nonzero(cell & known, axis=0) for cell in cells]).astype(np.float64)
     return np.where(np.isnan(limit), math.nan, counts)
@@ -118,8 +138,10 @@ def threshold_figures(counts: Floats) -> dict[str, Floats]:
 class OperatingPoint:
     """What is fitted on a validation split, and stored in a checkpoint: calibration and thresholds.
 
-    thresholds: K numbers on the (calibrated) probabilities, nan where undefined. rule: as text, or NOT_CHOSEN.
-    split: where it was fitted, None where nowhere. images: how many it rests on.
+    thresholds: K numbers on the (calibrated) probabilities, nan where undefined and where the class has none. rule: as
+    text, NOT_CHOSEN, or MOST_PROBABLE of exclusive classes. split: where it was fitted, None where nowhere.
+    images: how many it rests on. positive_class: of two exclusive classes the one that the threshold is of.
+    positives, negatives: K counts of known labels that it rests on; () where nothing says.
     """
 
     thresholds: tuple[float, ...]
@@ -127,6 +149,14 @@ class OperatingPoint:
     split: str | None
     images: int
     calibration: Calibration | None = None
+    positive_class: str | None = None
+    positives: tuple[int, ...] = ()
+    negatives: tuple[int, ...] = ()
+
+    def decision(self, task: Task) -> DecisionRule:
+        """What is called with it. A threshold that was chosen for the other one of two classes is none."""
+        other = self.positive_class not in (None, task.positive_class)
+        return DecisionRule(task, (math.nan,) * len(self.thresholds) if other else self.thresholds)
 
     def probabilities(self, logits: ArrayLike, exclusive: bool) -> Floats:
         """[N, K] → [N, K], calibrated where there is a calibration."""
@@ -140,6 +170,9 @@ class OperatingPoint:
             "rule": self.rule,
             "split": self.split,
             "images": self.images,
+            "positive_class": self.positive_class,
+            "positives": list(self.positives),
+            "negatives": list(self.negatives),
         }
 
     # Any: values of a file, of which nothing is known before they are converted below.
@@ -151,7 +184,17 @@ class OperatingPoint:
             calibration = None if stored is None else Calibration.from_dict(stored)
             thresholds = tuple(math.nan if x is None else float(x) for x in values["thresholds"])
             split = None if values["split"] is None else str(values["split"])
-            point = cls(thresholds, str(values["rule"]), split, int(values["images"]), calibration)
+            positive = values.get("positive_class")
+            counts = (tuple(int(n) for n in values.get(key) or ()) for key in ("positives", "negatives"))
+            point = cls(
+                thresholds,
+                str(values["rule"]),
+                split,
+                int(values["images"]),
+                calibration,
+                None if positive is None else str(positive),
+                *counts,
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"the stored operating point cannot be read ({error!r}): fit it again") from None
         for size in (len(thresholds), len(calibration.slopes) if calibration else classes):
@@ -164,15 +207,23 @@ class OperatingPoint:
     @classmethod
     def not_chosen(cls, classes: int, calibration: Calibration | None = None) -> OperatingPoint:
         """One half for every class, where nothing was fitted."""
-        return cls((0.5,) * classes, NOT_CHOSEN, None, 0, calibration)
+        return cls((DEFAULT_THRESHOLD,) * classes, NOT_CHOSEN, None, 0, calibration)
 
 
-def choose_thresholds(probabilities: Floats, targets: ArrayLike, mask: ArrayLike, rule: Rule) -> tuple[float, ...]:
-    """`choose_threshold` of each class over its known labels. [N, K] each → K numbers, nan where undefined."""
+def choose_thresholds(
+    probabilities: Floats, targets: ArrayLike, mask: ArrayLike, rule: Rule, fewest: int = 1
+) -> tuple[float, ...]:
+    """`choose_threshold` of each class over its known labels, between two scores. [N, K] each → K numbers.
+
+    nan where there are fewer than `fewest` positives or negatives.
+    """
     known, labels = np.asarray(mask, bool), np.asarray(targets, np.float64)
-    return tuple(
-        choose_threshold(probabilities[known[:, k], k], labels[known[:, k], k], rule) for k in range(known.shape[1])
-    )
+    found = []
+    for k in range(known.shape[1]):
+        scores, label = probabilities[known[:, k], k], labels[known[:, k], k]
+        enough = min(label.sum(), (1 - label).sum()) >= fewest
+        found.append(between_scores(choose_threshold(scores, label, rule), scores) if enough else math.nan)
+    return tuple(found)
 
 
 def fit_operating_point(
@@ -184,14 +235,43 @@ def fit_operating_point(
     exclusive: bool = False,
     calibration: Calibration | str | None = None,
     split: str = "val",
+    task: Task | None = None,
+    fewest: int = 1,
 ) -> OperatingPoint:
     """Calibration, then thresholds on the calibrated probabilities, of a validation split.
 
     logits, targets, mask: [N, K] as for `fit_calibration`. calibration: a method to fit, one already fitted, or None.
+    task: where it says more than `exclusive`. fewest: see `choose_thresholds`.
     Raises ConfigError as `fit_calibration` does.
     """
+    task = task or Task(tuple(f"class {k + 1}" for k in range(np.shape(logits)[1])), exclusive)
     if isinstance(calibration, str):
-        calibration = fit_calibration(logits, targets, mask, calibration, exclusive)
-    probabilities = calibration.probabilities(logits) if calibration else uncalibrated(logits, exclusive)
-    thresholds = choose_thresholds(probabilities, targets, mask, rule)
-    return OperatingPoint(thresholds, str(rule), split, len(probabilities), calibration)
+        calibration = fit_calibration(logits, targets, mask, calibration, task.exclusive)
+    probabilities = calibration.probabilities(logits) if calibration else uncalibrated(logits, task.exclusive)
+    return point_of_probabilities(probabilities, targets, mask, rule, task, calibration, split, fewest)
+
+
+def point_of_probabilities(
+    probabilities: Floats,
+    targets: ArrayLike,
+    mask: ArrayLike,
+    rule: Rule,
+    task: Task,
+    calibration: Calibration | None = None,
+    split: str = "val",
+    fewest: int = 1,
+) -> OperatingPoint:
+    """Thresholds for the classes whose calls depend on one, nan for the others; see `fit_operating_point`."""
+    known, labels = np.asarray(mask, bool), np.asarray(targets, np.float64)
+    thresholds = choose_thresholds(probabilities, labels, known, rule, fewest)
+    decide = () if task.kind == "most_probable_class" else task.measured
+    return OperatingPoint(
+        tuple(value if k in decide else math.nan for k, value in enumerate(thresholds)),
+        str(rule) if decide else MOST_PROBABLE,
+        split,
+        len(probabilities),
+        calibration,
+        task.positive_class,
+        tuple((known & (labels == 1)).sum(axis=0).tolist()),
+        tuple((known & (labels == 0)).sum(axis=0).tolist()),
+    )

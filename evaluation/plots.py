@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.operating_points import confusion_counts, threshold_figures
+from evaluation.operating_points import threshold_figures
 from evaluation.scored_split import ScoredSplit
 from utils.figures import (
     BLUE,
@@ -41,19 +41,19 @@ MAX_MATRIX = 30
 def roc_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     """A ROC panel per class, with a dot at the operating point. thresholds: K, nan where there is none."""
     metrics = ranking(split)
-    rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
+    rates = threshold_figures(split.confusion(thresholds))
     points = list(zip((1 - rates["specificity"]).tolist(), rates["sensitivity"].tolist()))
-    title = f"ROC curves on {split.split}; the dot is the operating point"
+    title = f"ROC curves on {split.split}; the dot is {_operating_point(split)}"
     return roc_curves_figure(split.probabilities, split.targets, split.mask, metrics, title, points)
 
 
 def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     """A precision-recall panel per class, with a dot at the operating point and the prevalence as a dashed line."""
     metrics = ranking(split)
-    rates = threshold_figures(confusion_counts(split.probabilities, split.targets, split.mask, thresholds))
+    rates = threshold_figures(split.confusion(thresholds))
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
-    names = display_names(split.class_names, TITLE_LETTERS)
+    names = display_names([split.label(k) for k in range(len(split.class_names))], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         _draw_precision_recall(axes, names[k], *split.known(k)[:2], one)
@@ -62,7 +62,7 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
                 rates["sensitivity"][k], rates["ppv"][k], "o", color=ORANGE, markersize=6, zorder=5, clip_on=False
             )
     mean = "–" if not metrics.defined_classes else f"{metrics.mean_average_precision:.3f}"
-    title = f"Precision-recall curves on {split.split}; the dot is the operating point, the dashes the prevalence"
+    title = f"Precision-recall curves on {split.split}; the dot is {_operating_point(split)}, the dashes the prevalence"
     count = f"over {metrics.defined_classes} of {len(metrics.per_class)} {_classes(len(metrics.per_class))}"
     caption(figure, [title, f"mean average precision {mean} {count}"], len(displayed), len(metrics.per_class))
     figure.supxlabel("recall (sensitivity)", fontsize=9)
@@ -73,19 +73,21 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
 def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     """Counts at the thresholds: two by two per class, or all exclusive classes against each other.
 
-    Exclusive classes: the predicted class is the most probable one, thresholds are not used; rows that are not wholly
-    known are left out. Of more than 30 the counts are not written.
+    Exclusive classes: the predicted class is the most probable one, thresholds play no part; rows that are not wholly
+    known are left out. Of two with a positive one it is two by two, at its threshold. Of more than 30 the counts are
+    not written.
     """
     if split.exclusive:
         return _matrix_figure(split)
-    counts = confusion_counts(split.probabilities, split.targets, split.mask, thresholds)
+    counts = split.confusion(thresholds)
     positives = [int((np.asarray(split.targets)[split.mask[:, k], k] == 1).sum()) for k in range(counts.shape[1])]
     displayed = panels_to_show(positives)
     figure, panels = panel_figure(len(displayed), height=2.9)
-    names = display_names(split.class_names, TITLE_LETTERS)
+    names = display_names([split.label(k) for k in range(len(split.class_names))], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         panel_title(axes, names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}")
-        _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k])
+        sides = (split.other_class, split.class_names[k]) if split.other_class else ("absent", "present")
+        _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k], sides)
     title = f"Confusion matrices on {split.split}: images, and their share of the row"
     caption(figure, [title], len(displayed), len(positives))
     figure.supxlabel("predicted", fontsize=9)
@@ -95,7 +97,12 @@ def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
 
 def ranking(split: ScoredSplit) -> Metrics:
     """AUROC and average precision of each class over its known labels."""
-    return classification_metrics(split.probabilities, split.targets, split.mask, split.class_names)
+    return classification_metrics(split.probabilities, split.targets, split.mask, split.class_names, split.not_learnt)
+
+
+def _operating_point(split: ScoredSplit) -> str:
+    """A class that is called as the most probable one has no threshold: its dot need not lie on its curve."""
+    return "what the most probable class gives" if split.exclusive else "the operating point"
 
 
 def _classes(count: int) -> str:
@@ -105,7 +112,7 @@ def _classes(count: int) -> str:
 def _draw_precision_recall(axes: Axes, name: str, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
     total = one.positives + one.negatives
     figure = f"AP {one.average_precision:.3f}" if one.defined else "AP –"
-    panel_title(axes, name, figure, f"{one.positives:,} of {total:,} positive")
+    panel_title(axes, name, figure, one.count)
     unit_square(axes)
     if not one.defined:
         say_undefined(axes, one.positives, one.negatives)
@@ -118,8 +125,8 @@ def _draw_precision_recall(axes: Axes, name: str, scores: np.ndarray, labels: np
     unit_ticks(axes)
 
 
-def _draw_two_by_two(axes: Axes, counts: np.ndarray, positives: int, negatives: int) -> None:
-    """counts: [4], true and false positives, true and false negatives."""
+def _draw_two_by_two(axes: Axes, counts: np.ndarray, positives: int, negatives: int, names: tuple[str, str]) -> None:
+    """counts: [4], true and false positives, true and false negatives. names: of the negative and the positive."""
     if np.isnan(counts).any() or not positives + negatives:
         unit_square(axes)
         if positives + negatives:
@@ -132,7 +139,7 @@ def _draw_two_by_two(axes: Axes, counts: np.ndarray, positives: int, negatives: 
     tp, fp, tn, fn = counts
     _draw_counts(axes, np.array([[tn, fp], [fn, tp]]), 10)
     for set_ticks in (axes.set_xticks, axes.set_yticks):
-        set_ticks([0, 1], ["absent", "present"], fontsize=8)
+        set_ticks([0, 1], display_names(names, 24), fontsize=8, parse_math=False)
     for label in axes.get_yticklabels():
         label.set(rotation=90, va="center")
 
@@ -155,14 +162,15 @@ def _draw_counts(axes: Axes, counts: np.ndarray, font_size: float) -> None:
 def _matrix_figure(split: ScoredSplit) -> Figure:
     rows = split.mask.all(axis=1)
     classes = len(split.class_names)
-    predicted, label = split.probabilities[rows].argmax(axis=1), np.asarray(split.targets)[rows].argmax(axis=1)
+    called = split.calls(np.full(classes, np.nan))
+    predicted, label = called[rows].argmax(axis=1), np.asarray(split.targets)[rows].argmax(axis=1)
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (label, predicted), 1)
     side = max(4.5, min(0.75 * classes, 14.0) + 2.5)
     figure = new_figure(side, side)
     axes = figure.subplots()
     _draw_counts(axes, counts, 0 if classes > MAX_MATRIX else 9 if classes <= 10 else 7)
-    names = display_names(split.class_names, 24)
+    names = display_names([split.label(k) for k in range(classes)], 24)
     axes.set_xticks(range(classes), names, rotation=90 if classes > 4 else 0, fontsize=8, parse_math=False)
     axes.set_yticks(range(classes), names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted: the most probable class")

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from evaluation.scored_split import ScoredSplit
-from utils.csv_cells import safe_cell
+from utils.csv_cells import csv_text, probability_text
 
 
-def predictions_csv(scored: ScoredSplit, images: Sequence[str], patients: Sequence[str], splits: Sequence[str]) -> str:
+def predictions_csv(
+    scored: ScoredSplit,
+    images: Sequence[str],
+    patients: Sequence[str],
+    splits: Sequence[str],
+    findings: Sequence[str] | None = None,
+    thresholds: Sequence[float] = (),
+) -> str:
     """The table as text.
 
-    Columns: image, patient_id, split, 'probability <class>' for each class, 'label <class>' for each class.
-    Probabilities are written in full, so that they read back as they were; labels are 1, 0, or empty where unknown.
-    images, patients, splits: N texts each; patients and splits may be ''.
+    Columns: image, patient_id, split, 'probability <class>' for each class, 'label <class>' for each class, and
+    'findings', what is called, as predict.py writes it ('A|B'), where `findings` has N texts.
+    Probabilities have nine digits (see `probability_text`), and more where a rounded one would be on another side of
+    its threshold; labels are 1, 0, or empty where unknown. images, patients, splits: N texts each; patients and splits
+    may be ''. thresholds: K, nan where a class has none, or none at all.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     names = scored.class_names
+    limits = [[] if math.isnan(limit) else [float(limit)] for limit in thresholds] or [[]] * len(names)
     heads = [f"{kind} {name}" for kind in ("probability", "label") for name in names]
-    writer.writerow(["image", "patient_id", "split", *heads])
-    for row, (image, patient, split) in enumerate(zip(images, patients, splits, strict=True)):
-        start = [safe_cell(image), safe_cell(patient), split]
-        writer.writerow([*start, *map(repr, scored.probabilities[row].tolist()), *_labels(scored, row)])
-    return text.getvalue()
+    rows = [["image", "patient_id", "split", *heads, *([] if findings is None else ["findings"])]]
+    for row, start in enumerate(zip(images, patients, splits, strict=True)):
+        figures = map(probability_text, scored.probabilities[row].tolist(), limits)
+        rows.append([*start, *figures, *_labels(scored, row), *([] if findings is None else [findings[row]])])
+    return csv_text(rows)
 
 
 def _labels(scored: ScoredSplit, row: int) -> Iterator[str]:

@@ -48,12 +48,12 @@ def calibration_figure(split: ScoredSplit, before: NDArray[np.float64] | None = 
     metrics = ranking(split)
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
-    names = display_names(split.class_names, TITLE_LETTERS)
+    names = display_names([split.label(k) for k in range(len(split.class_names))], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         scores, labels, patients = split.known(k)
         old = None if before is None else before[split.mask[:, k], k]
-        panel_title(axes, names[k], _errors(scores, labels, old), f"{one.positives:,} of {labels.size:,} positive")
+        panel_title(axes, names[k], _errors(scores, labels, old), one.count)
         unit_square(axes)
         if labels.size:
             _draw_reliability(axes, scores, labels, patients, old)
@@ -72,11 +72,11 @@ def histogram_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     metrics = ranking(split)
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
-    names = display_names(split.class_names, TITLE_LETTERS)
+    names = display_names([split.label(k) for k in range(len(split.class_names))], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
         scores, labels, _ = split.known(k)
-        panel_title(axes, names[k], f"{one.positives:,} of {labels.size:,} positive")
+        panel_title(axes, names[k], one.count)
         axes.set_box_aspect(1)
         if labels.size:
             _draw_histogram(axes, scores, labels, thresholds[k])

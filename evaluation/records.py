@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from utils.decision import DecisionRecord
 from utils.intervals import IntervalRecord
 
 
@@ -18,13 +19,16 @@ class CalibrationRecord(TypedDict):
 
 
 class OperatingPointRecord(TypedDict):
-    """An OperatingPoint, with K thresholds."""
+    """An OperatingPoint, with K thresholds, positives and negatives."""
 
     calibration: CalibrationRecord | None
     thresholds: list[float | None]
     rule: str
     split: str | None
     images: int
+    positive_class: str | None
+    positives: list[int]
+    negatives: list[int]
 
 
 class ClassFigures(TypedDict):
@@ -48,10 +52,14 @@ class NamedClassFigures(ClassFigures):
 class ClassResults(NamedClassFigures):
     """All about one class. confusion: counts by cell; None where the threshold is undefined.
 
+    threshold: None where none decides, as of exclusive classes. threshold_chosen: whether anybody chose it.
+    positive_in_training: False where the training split had no positive image of it, so that it was never learnt.
     undefined_draws: figure → draws that left it undefined.
     """
 
     threshold: float | None
+    threshold_chosen: bool
+    positive_in_training: bool
     confusion: dict[str, int] | None
     undefined_draws: dict[str, int]
 
@@ -90,12 +98,13 @@ class Gap(TypedDict):
 
 
 class SubgroupResults(TypedDict):
-    """The groups of one column. note: why there is no gap, '' where there is one."""
+    """The groups of one column. note: why there is no gap, '' where there is one. spellings: what was taken for one."""
 
     column: str
     groups: list[GroupResults]
     gap: Gap | None
     note: str
+    spellings: list[str]
 
 
 class ClassComparison(TypedDict):
@@ -143,6 +152,7 @@ class Results(TypedDict):
     images: int
     patients: int
     interval: IntervalSettings
+    decision: DecisionRecord
     threshold_rule: str
     threshold_split: str | None
     calibration: CalibrationRecord | None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.operating_points import NOT_CHOSEN
 from evaluation.records import ClassResults, Results
 from evaluation.reliability import BINS
-from evaluation.results_table import UNDEFINED, number
+from evaluation.results_table import UNDEFINED, number, p_value
+from utils.metrics import NEVER_SEEN
+from utils.text import printable_lines
 
 TEMPLATE = "report.html.j2"
 
@@ -20,13 +22,15 @@ class About:
     """What was evaluated, in words.
 
     title: the page's. facts: name → text, as listed. warnings: what a reader must know before any figure.
-    notes: further sentences. All text is escaped and shown as it is.
+    notes: further sentences. titles: class → what it is called in the report and its figures. All text is escaped and
+    shown as it is.
     """
 
     title: str
     facts: Mapping[str, str]
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> str:
@@ -38,8 +42,8 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": number, "count": _count, "p_value": _p_value}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_finalized)
+    environment.filters |= {"number": number, "count": _count, "p_value": p_value}
     return environment.get_template(TEMPLATE).render(
         results=results,
         title=about.title,
@@ -49,20 +53,41 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
         level=f"{results['interval']['level']:.0%}",
         threshold_text=threshold_text(results),
         calibration_text=calibration_text(results),
+        never_seen=NEVER_SEEN,
+        never=[one["name"] for one in results["classes"] if not one["positive_in_training"]],
         counts={one["name"]: (one["positives"], one["negatives"]) for one in results["classes"]},
         images={name: base64.b64encode(content).decode() for name, content in images.items()},
     )
 
 
+def _finalized(value: object) -> object:
+    """Every value that the template shows, before it is escaped for HTML; what the template made itself as it is."""
+    return printable_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def threshold_text(results: Results) -> str:
     """Where the thresholds come from."""
-    rule, split = results["threshold_rule"], results["threshold_split"]
+    rule, split, decision = results["threshold_rule"], results["threshold_split"], results["decision"]
+    if decision["rule"] == "most_probable_class":
+        return (
+            "Exactly one class is called in each image, the most probable one: no thresholds. The figures are of each "
+            "class against the rest."
+        )
+    called = "A probability at or above its threshold is a finding."
+    if decision["positive_class"] is not None:
+        (other,) = (name for name in decision["classes"] if name != decision["positive_class"])
+        called = f"{decision['positive_class']} is called at or above its threshold, else {other}."
     if rule == NOT_CHOSEN:
-        return "Thresholds are 0.5, not chosen: there was no validation split, and the checkpoint brings none."
+        return (
+            f"Thresholds are 0.5, not chosen: there was no validation split, and the checkpoint brings none. {called}"
+        )
     text = f"Thresholds were chosen on the {split} split by the rule '{rule}'."
+    left = [one["name"] for one in results["classes"] if not one["threshold_chosen"]]
+    if left:
+        text += f" 0.5, not chosen, as that split has too few positives or negatives: {', '.join(left)}."
     if split == results["split"]:
         text += " These are the same images, so that the figures below are flattered."
-    return text
+    return f"{text} {called}"
 
 
 def calibration_text(results: Results) -> str:
@@ -97,6 +122,12 @@ def notes_of(results: Results) -> list[str]:
 
 def _undefined(classes: Sequence[ClassResults]) -> list[str]:
     found = []
+    never = [one["name"] for one in classes if not one["positive_in_training"]]
+    if never:
+        found.append(
+            f"{NEVER_SEEN} No image of the training split was positive, so that nothing was learnt; not in the means: "
+            f"{', '.join(never)}."
+        )
     for kind in ("positives", "negatives"):
         lacking = [one["name"] for one in classes if not one[kind]]
         if lacking:
@@ -118,8 +149,3 @@ def _without_interval(classes: Sequence[ClassResults]) -> list[str]:
 
 def _count(value: float | None) -> str:
     return UNDEFINED if value is None else f"{int(value):,}"
-
-
-def _p_value(p: float | None) -> str:
-    """A p-value is never printed as 0, however small it is."""
-    return "< 0.0001" if p is not None and p < 0.0001 else number(p, 4)

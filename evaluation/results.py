@@ -11,11 +11,12 @@ from evaluation.bootstrap import bootstrap
 from evaluation.delong import PairedTest, holm, paired_test
 from evaluation.effective_size import clustered_proportion, score_correlation
 from evaluation.figure_table import ALL, FigureTable, correlation, drawn_figures, figure_table
-from evaluation.operating_points import OperatingPoint
+from evaluation.operating_points import MOST_PROBABLE, OperatingPoint
 from evaluation.records import ClassComparison, ClassResults, Comparison, MeanComparison, Results
 from evaluation.scored_split import DEFAULT_BOOTSTRAP, BootstrapSettings, Floats, ScoredSplit
 from evaluation.subgroups import subgroup_figures
 from evaluation.weighted import Accuracy, RankingFigures
+from utils.decision import DecisionRule, Task
 from utils.intervals import UNDEFINED, Interval, IntervalRecord, combined_interval, plain
 
 METHOD = "clustered by patient: score (AUROC), mid-P (proportions), combined (means, differences), test inversion (ECE)"
@@ -27,20 +28,26 @@ def evaluate_scores(
     point: OperatingPoint,
     columns: Mapping[str, Sequence[str]] | None = None,
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
+    task: Task | None = None,
 ) -> Results:
     """Every figure of every class with its interval, the means, and the subgroups, for JSON: nan is None.
 
-    scored: probabilities already calibrated by `point`. point: its thresholds, K, are on them.
+    scored: probabilities already calibrated by `point`. point: its thresholds, of the model's classes, are on them.
+    task: of the model; None where its classes are those of `scored`.
     columns: name → N texts, one per image, to make subgroups of.
 
+    Figures at the operating point are of what `point.decision` calls, which predict.py does as well.
     Means are over the classes with positives and negatives where the figure is defined ('classes' says how many), never
-    over others. A class row's 'undefined_draws' counts draws that left a figure undefined. 'accuracy' is of exclusive
-    classes, else None. 'comparison' is None: see `compare_scores`.
+    over others, and never over a class without a positive in training. A class row's 'undefined_draws' counts draws
+    that left a figure undefined. 'accuracy' is of exclusive classes, else None. 'comparison' is None: see
+    `compare_scores`.
     Raises ValueError where sizes disagree, ConfigError where a column makes too many groups.
     """
-    thresholds = np.asarray(point.thresholds, np.float64)
-    if thresholds.shape != (len(scored.class_names),):
-        raise ValueError(f"{thresholds.size} thresholds for {len(scored.class_names)} classes")
+    task = task or Task(scored.class_names, scored.exclusive)
+    if len(point.thresholds) != len(task.class_names):
+        raise ValueError(f"{len(point.thresholds)} thresholds for {len(task.class_names)} classes")
+    decision = point.decision(task)
+    thresholds = np.asarray(decision.limits, np.float64)[list(task.measured)]
     drawn = bootstrap(drawn_figures(scored, thresholds), scored.cluster_count, settings)
     table = figure_table(scored, thresholds, drawn, settings)
     return {
@@ -48,12 +55,13 @@ def evaluate_scores(
         "images": len(scored.patients),
         "patients": scored.cluster_count,
         "interval": {"level": settings.level, "method": METHOD, "draws": settings.draws, "seed": settings.seed},
-        "threshold_rule": point.rule,
+        "decision": decision.as_dict(),
+        "threshold_rule": MOST_PROBABLE if task.kind == "most_probable_class" else point.rule,
         "threshold_split": point.split,
         "calibration": point.calibration.as_dict() if point.calibration else None,
-        "classes": [_class_row(scored, table, thresholds, k) for k in range(len(scored.class_names))],
+        "classes": [_class_row(scored, table, thresholds, decision, k) for k in range(len(scored.class_names))],
         "mean": table.mean_row(ALL),
-        "accuracy": _accuracy(scored, settings.level) if scored.exclusive else None,
+        "accuracy": _accuracy(scored, thresholds, settings.level) if scored.one_per_image else None,
         "subgroups": [
             subgroup_figures(scored, thresholds, column, values, settings) for column, values in (columns or {}).items()
         ],
@@ -61,25 +69,30 @@ def evaluate_scores(
     }
 
 
-def _class_row(scored: ScoredSplit, table: FigureTable, thresholds: Floats, k: int) -> ClassResults:
+def _class_row(
+    scored: ScoredSplit, table: FigureTable, thresholds: Floats, decision: DecisionRule, k: int
+) -> ClassResults:
     row = table.row(k, ALL)
     counts = table.confusion[:, k]
     confusion = None if np.isnan(counts).any() else {cell: int(n) for cell, n in zip(CELLS, counts)}
     return {
         "name": scored.class_names[k],
         "threshold": plain(thresholds[k]),
+        "threshold_chosen": not (np.isnan(thresholds[k]) or scored.class_names[k] in decision.not_chosen),
+        "positive_in_training": bool(table.learnt[k]),
         **row,
         "confusion": confusion,
         "undefined_draws": table.undefined_draws(k),
     }
 
 
-def _accuracy(scored: ScoredSplit, level: float) -> IntervalRecord:
+def _accuracy(scored: ScoredSplit, thresholds: Floats, level: float) -> IntervalRecord:
     """The correlation of a patient's images is that of the probabilities of their right classes."""
-    figure = Accuracy(scored)
+    figure = Accuracy(scored, thresholds)
     hits, totals = figure.per_patient()
     rows = np.flatnonzero(scored.mask.all(axis=1))
-    of_right = np.sum(scored.probabilities[rows] * np.asarray(scored.targets)[rows], axis=1)
+    p, y = scored.probabilities[rows], np.asarray(scored.targets)[rows]
+    of_right = np.abs(1 - y - p)[:, 0] if scored.other_class else np.sum(p * y, axis=1)
     shared = score_correlation(of_right, np.ones(rows.size), scored.clusters[rows])
     return clustered_proportion(hits, totals, shared, level).as_dict()
 
@@ -95,7 +108,7 @@ def compare_scores(
     other: its probabilities, float64 [N, K], columns in the order of scored.class_names. other_name: as shown.
     Differences are this model's AUROC minus the other's. For each class DeLong's paired test, clustered by patient,
     with p corrected by Holm over the classes; the mean's interval is made of the classes', with the correlation of
-    paired bootstrap draws.
+    paired bootstrap draws. Two exclusive classes are one test, said twice: one score is the other's complement.
     """
     second = scored.of_other(np.asarray(other, np.float64))
     tests = []
@@ -112,9 +125,15 @@ def compare_scores(
             "p": plain(test.p),
             "p_holm": plain(corrected),
         }
-        for name, test, corrected in zip(scored.class_names, tests, holm([test.p for test in tests]))
+        for name, test, corrected in zip(scored.class_names, tests, _corrected(scored, [test.p for test in tests]))
     ]
     return {"other": other_name, "classes": classes, "mean": _mean_difference(scored, second, tests, settings)}
+
+
+def _corrected(scored: ScoredSplit, p_values: list[float]) -> list[float]:
+    if scored.exclusive and len(p_values) == 2:
+        return p_values
+    return list(holm(p_values))
 
 
 def _mean_difference(
@@ -122,7 +141,7 @@ def _mean_difference(
 ) -> MeanComparison:
     figures = [RankingFigures(one, precision=False) for one in (scored, second)]
     mine, theirs = (part["auroc"] for part in bootstrap(figures, scored.cluster_count, settings))
-    defined = [k for k, test in enumerate(tests) if not math.isnan(test.auroc)]
+    defined = [k for k, test in enumerate(tests) if not math.isnan(test.auroc) and scored.learnt[k]]
     if not defined:
         return {"defined_classes": 0, "auroc": None, "other_auroc": None, "difference": UNDEFINED.as_dict()}
     parts = [tests[k].difference for k in defined]

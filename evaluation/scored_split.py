@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from evaluation.operating_points import confusion_counts
+from utils.decision import Task, calls_at
+from utils.metrics import NEVER_SEEN
 
 Floats = NDArray[np.float64]
 
@@ -18,7 +22,9 @@ class ScoredSplit:
 
     probabilities: float64 [N, K], finite where known. targets: [N, K], 0 or 1 where known.
     mask: bool [N, K], True where the label is known. patients: N names; images of one name are drawn together.
-    class_names: K. split: its name. exclusive: exactly one class per image.
+    class_names: K. split: its name. exclusive: exactly one class per image, and the most probable one is called.
+    other_class: where K is 1 and the class one of an exclusive pair, the other one. not_learnt: classes that no image
+    of the training split was positive for; their figures enter no mean.
     Raises ValueError where these do not fit each other.
     """
 
@@ -29,6 +35,8 @@ class ScoredSplit:
     class_names: tuple[str, ...]
     split: str = "test"
     exclusive: bool = False
+    other_class: str = ""
+    not_learnt: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         shape = (len(self.patients), len(self.class_names))
@@ -45,6 +53,29 @@ class ScoredSplit:
         scores = self.probabilities[self.mask]
         if not np.isfinite(scores).all():
             raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {scores.size} probabilities are not finite")
+
+    @property
+    def one_per_image(self) -> bool:
+        """Whether exactly one class is called and right per image, so that there is an accuracy."""
+        return self.exclusive or bool(self.other_class)
+
+    @property
+    def learnt(self) -> NDArray[np.bool_]:
+        """Whether a class had a positive image in training, bool [K]."""
+        return np.array([name not in self.not_learnt for name in self.class_names])
+
+    def label(self, k: int) -> str:
+        """A class's name, marked where it was never positive in training."""
+        name = self.class_names[k]
+        return f"{name} {NEVER_SEEN}" if name in self.not_learnt else name
+
+    def calls(self, thresholds: ArrayLike) -> NDArray[np.bool_]:
+        """What is called at these thresholds [K], bool [N, K]; none are needed where the most probable class is."""
+        return calls_at(self.probabilities, thresholds, self.exclusive)
+
+    def confusion(self, thresholds: ArrayLike) -> Floats:
+        """`confusion_counts` of what is called, [4, K]."""
+        return confusion_counts(self.probabilities, self.targets, self.mask, thresholds, self.exclusive)
 
     @cached_property
     def clusters(self) -> NDArray[np.intp]:
@@ -69,6 +100,34 @@ class ScoredSplit:
     def of_other(self, probabilities: Floats) -> ScoredSplit:
         """The same images, scored by another model."""
         return replace(self, probabilities=probabilities)
+
+
+def scored_by_task(
+    task: Task,
+    probabilities: Floats,
+    targets: np.ndarray,
+    mask: np.ndarray,
+    patients: Sequence[str],
+    split: str = "test",
+    not_learnt: Collection[str] = (),
+) -> ScoredSplit:
+    """A ScoredSplit of the classes that figures are about. probabilities, targets, mask: [N, K] of all classes.
+
+    Of two exclusive classes with a positive one it is that one: the other is its mirror image, and every figure,
+    panel and test of it would be there twice.
+    """
+    measured = list(task.measured)
+    return ScoredSplit(
+        np.ascontiguousarray(probabilities[:, measured]),
+        np.asarray(targets)[:, measured],
+        np.asarray(mask)[:, measured],
+        patients,
+        tuple(task.class_names[k] for k in measured),
+        split,
+        task.kind == "most_probable_class",
+        task.other_class,
+        frozenset(not_learnt),
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from configs.errors import ConfigError
 from evaluation.bootstrap import bootstrap
 from evaluation.figure_table import FigureTable, correlation, drawn_figures, figure_table
+from evaluation.group_values import is_age_column, joined_texts, read_ages, read_numbers
 from evaluation.records import Gap, GroupResults, SubgroupResults
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
 from utils.intervals import Interval, combined_interval
@@ -22,9 +22,6 @@ Rows = NDArray[np.bool_]
 FIGURES = ("auroc", "sensitivity", "specificity")
 UNKNOWN = "unknown"
 AGE_STARTS = (0, 18, 40, 65)
-# NIH's tables hold ages of up to 414 years, which are typing errors.
-OLDEST = 120
-UNITS_PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 MOST_VALUES = 20
 # Numbers with at most so many distinct values are codes; others go into quarters.
 FEW_NUMBERS = 6
@@ -40,39 +37,33 @@ NO_GAP = (
 def group_rows(column: str, values: Sequence[str]) -> dict[str, Rows]:
     """The groups that a column makes: name → bool [N], in the order they are shown in; each image is in one.
 
-    values: N texts; empty ones are 'unknown', which comes last. A column whose name ends in 'age' goes into bands,
-    0–17, 18–39, 40–64, 65+, with DICOM's 058Y and 006M read too and ages above 120 unknown. Other numbers go into
-    quarters of about as many images each where there are more than six distinct ones. All else is taken as it is.
+    values: N texts. Words for 'missing' are 'unknown', which comes last. A column of ages goes into bands, 0–17, 18–39,
+    40–64, 65+ (see `read_ages`), those above 120 are unknown. Other numbers go into quarters of about as many images
+    each where there are more than six distinct ones. All else is taken as it is, spellings of a value as one (see
+    `joined_texts`).
     Raises ConfigError where a column has more than 20 different texts.
     """
-    texts = np.array([value.strip() for value in values], dtype=object)
-    if column.strip().lower().endswith("age"):
-        return _bands(np.array([_years(text) for text in texts], np.float64), AGE_STARTS)
-    numbers = _numbers(texts)
+    return _groups(column, values)[0]
+
+
+def _groups(column: str, values: Sequence[str]) -> tuple[dict[str, Rows], list[str]]:
+    """(`group_rows`, what was joined or could not be read, in words)."""
+    ages = read_ages(values) if is_age_column(column) else None
+    if ages is not None:
+        return _bands(ages[0], AGE_STARTS), ages[1]
+    numbers = read_numbers(values)
     if numbers is not None and np.unique(numbers[~np.isnan(numbers)]).size > FEW_NUMBERS:
-        return _quarters(numbers)
+        return _quarters(numbers), []
+    texts, notes = joined_texts(column, values)
+    if numbers is not None:  # '1' and '1.0' are one code
+        texts = np.array(["" if math.isnan(number) else f"{number:g}" for number in numbers], dtype=object)
     names = sorted({text for text in texts if text}, key=_natural)
     if len(names) > MOST_VALUES:
         raise ConfigError(
             f"subgroups by {column!r}: it has {len(names)} different values, at most {MOST_VALUES} make groups; "
             "choose a coarser column"
         )
-    return _with_unknown({name: texts == name for name in names}, texts == "")
-
-
-def _years(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", text.upper())
-    years = float(match[1]) / UNITS_PER_YEAR[match[2] or "Y"] if match else math.nan
-    return years if years <= OLDEST else math.nan
-
-
-def _numbers(texts: np.ndarray) -> Floats | None:
-    """All as numbers, nan where empty; None if one is none."""
-    try:
-        numbers = np.array([float(text) if text else math.nan for text in texts], np.float64)
-    except ValueError:
-        return None
-    return None if np.isinf(numbers).any() else numbers
+    return _with_unknown({name: texts == name for name in names}, texts == ""), notes
 
 
 def _natural(text: str) -> tuple[int, float, str]:
@@ -116,7 +107,7 @@ def subgroup_figures(
     thresholds: [K], those of everyone. The draws are of patients of the whole split, so that a patient with images in
     two groups is drawn for both. The gap: see `_gap`.
     """
-    groups = group_rows(column, values)
+    groups, spellings = _groups(column, values)
     parts = [scored.only(rows) for rows in groups.values()]
     figures = [drawn_figures(part, thresholds, FIGURES) for part in parts]
     drawn = iter(bootstrap([one for group in figures for one in group], scored.cluster_count, settings))
@@ -137,7 +128,7 @@ def subgroup_figures(
         }
         for (name, rows), size, use, table in zip(groups.items(), patients, usable, tables)
     ]
-    return {"column": column, "groups": found, "gap": gap, "note": "" if gap else NO_GAP}
+    return {"column": column, "groups": found, "gap": gap, "note": "" if gap else NO_GAP, "spellings": spellings}
 
 
 def _gap(tables: dict[str, FigureTable], class_names: Sequence[str], level: float) -> Gap | None:

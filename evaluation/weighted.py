@@ -99,7 +99,7 @@ class RankingFigures:
 
 
 class ThresholdFigures:
-    """Sensitivity, specificity, PPV, NPV and F1 at given thresholds [K], nan where the threshold is.
+    """Sensitivity, specificity, PPV, NPV and F1 of what is called at given thresholds [K], nan where the threshold is.
 
     Weights [patients, draws] → figure → [K, draws].
     """
@@ -107,8 +107,8 @@ class ThresholdFigures:
     def __init__(self, scored: ScoredSplit, thresholds: Floats) -> None:
         present = np.asarray(scored.targets) == 1
         # true positive, false positive, true negative, false negative: the order of `threshold_figures`
-        cell = np.where(scored.probabilities >= thresholds, np.where(present, 0, 1), np.where(present, 3, 2))
-        images, k = np.nonzero(scored.mask & ~np.isnan(thresholds))
+        cell = np.where(scored.calls(thresholds), np.where(present, 0, 1), np.where(present, 3, 2))
+        images, k = np.nonzero(scored.mask & (scored.exclusive | ~np.isnan(thresholds)))
         self.thresholds = np.asarray(thresholds, np.float64)
         rows, classes = cell[images, k] * len(thresholds) + k, len(thresholds)
         shape = (4 * classes, scored.cluster_count)
@@ -169,14 +169,15 @@ class ReliabilityFigures:
 
 
 class Accuracy:
-    """The share of images whose most probable class is the right one, of exclusive classes.
+    """The share of images whose called class is the right one, of exclusive classes.
 
-    Images whose labels are not all known are left out.
+    thresholds: [K], where one decides. Images whose labels are not all known are left out.
     """
 
-    def __init__(self, scored: ScoredSplit) -> None:
+    def __init__(self, scored: ScoredSplit, thresholds: Floats | None = None) -> None:
         rows = np.flatnonzero(scored.mask.all(axis=1))
-        right = scored.probabilities[rows].argmax(axis=1) == np.asarray(scored.targets)[rows].argmax(axis=1)
+        called = scored.calls(np.full(len(scored.class_names), math.nan) if thresholds is None else thresholds)
+        right = (called[rows] == (np.asarray(scored.targets)[rows] == 1)).all(axis=1)
         patients, shape = scored.clusters[rows], (1, scored.cluster_count)
         zeros = np.zeros_like(rows)
         self.counts = sums_of_patients(zeros, patients, np.ones(rows.size), shape)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Required, TypedDict
 
 from configs.errors import ExplanationError
 from configs.followed import EXPLAIN
-from utils.command_line import add_overrides, run_script
+from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import RunFolder, model_file
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def run(options: argparse.Namespace) -> None:
             if session.annotated:
                 found = localization(list(session.measure(method, level)), session.class_names)
                 results[method]["all"], results[method]["classes"] = found["all"], found["classes"]
-                print(format_localization(f"\n{method}, level {level}, {options.split} split", found))
+                show(format_localization(f"\n{method}, level {level}, {options.split} split", found))
             session.draw(output.path, method, level, options.count)
             if options.sanity:
                 check = session.sanity(method, level)
                 results[method]["sanity"] = sanity_values(check)
-                print(format_sanity(check))
+                show(format_sanity(check))
         except ExplanationError as error:
             if len(methods) == 1:
                 raise
@@ -151,6 +151,7 @@ class Session:
         self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)
         self.rows = self.data.split.rows(options.split)
         self.dataset_index, self.class_names = self.data.dataset_index, self.data.dataset_index.class_names
+        self.task = saved.task(self.class_names)
         self.device = choose_device(saved.config.TRAIN.device)
         prepare_process(self.device)
         self.model = saved.model.to(self.device)
@@ -234,7 +235,8 @@ class Session:
             maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
             file = self.dataset_index.studies[row].name
             path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
-            p, title = self.probability(x, k), f"{file}, {method}, level {level}"
+            p, called = self.answer(x, k)
+            title = f"{file}, {method}, level {level}; called: {called or 'no finding'}"
             if maps.ndim == 4:
                 assert isinstance(self.preprocess, VolumePreprocess), "maps of volumes"
                 spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
@@ -261,8 +263,8 @@ class Session:
         by_class = [[pair for pair in pairs if pair[1] == k] for k in range(len(self.class_names))]
         return [pair for turn in zip_longest(*by_class) for pair in turn if pair is not None]
 
-    def probability(self, x: Tensor, k: int) -> float:
-        """Calibrated where the checkpoint has a calibration."""
+    def answer(self, x: Tensor, k: int) -> tuple[float, str]:
+        """(probability of class k, calibrated where the checkpoint has a calibration; what predict.py would call)."""
         import torch
 
         from evaluation.fitting import stored_point
@@ -270,8 +272,9 @@ class Session:
 
         with torch.no_grad():
             logits = class_logits(self.model, x).double().cpu().numpy()
-        point = stored_point(self.saved.description.get("operating_point"), logits.shape[1])
-        return float(point.probabilities(logits, self.saved.config.MODEL.task == "multi_class")[0, k])
+        point, task = stored_point(self.saved.description.get("operating_point"), logits.shape[1]), self.task
+        probabilities = point.probabilities(logits, task.exclusive)
+        return float(probabilities[0, k]), point.decision(task).texts(probabilities)[0]
 
     def sanity(self, method: str, level: Level) -> Check:
         """The cascade over the first images, each with its first class."""

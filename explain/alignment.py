@@ -1,24 +1,15 @@
-"""Which pixel a cell of a feature map looks at: measured, as no two families of networks agree.
-
-Half of a stride is the usual guess, and right for networks that cut patches. A ResNet's strided convolutions are padded
-by as much on both sides, so that its first cell looks at the first pixel: at stride 32 the guess is 15.5 pixels off.
-"""
+"""Where the cells of a network's maps lie in its input: what the backbone promises, and what the fusion makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
-from weakref import WeakKeyDictionary
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from configs.errors import ModelError
-
-# Cells an axis of the image that is measured on, so that the middle one sees no border; odd, so that there is one.
-CELLS = 9
-
-_KNOWN: WeakKeyDictionary[nn.Module, dict[int, float]] = WeakKeyDictionary()
+# The centres of a map's cells in pixels of the input, counted from 0: float64 [cells] per axis.
+Centres = Sequence[Tensor]
 
 
 class Pyramid(Protocol):
@@ -29,35 +20,39 @@ class Pyramid(Protocol):
     def forward_features(self, x: Tensor) -> list[Tensor]: ...
 
 
-def first_centre(backbone: Pyramid, level: int, x: Tensor) -> float:
-    """The pixel, counted from 0, that the first cell of a level is centred on along each axis, as a mean over axes.
+class Grid(Protocol):
+    """models' CellGrid, see there."""
 
-    Measured once a backbone and level, on noise: the centroid of the squared gradients of the middle cell, less its
-    index times the stride. An image of CELLS cells is used, or one of x's size where the backbone takes no other.
-    Volumes are not measured: (stride − 1) / 2, as both families for them cut patches.
-    Called in evaluation mode with autograd on. x: [B, C, *spatial], for its device and type.
+    def centres(self, cells: Sequence[int]) -> list[Tensor]: ...
+
+
+@runtime_checkable
+class PlacedPyramid(Protocol):
+    """A backbone that knows which pixels the cells of each level are centred on, for inputs of a spatial size."""
+
+    def cell_grids(self, size: Sequence[int]) -> Sequence[Grid]: ...
+
+
+@runtime_checkable
+class PlacedFusion(Protocol):
+    """A fusion that knows where the cells of its map lie, from where those of the levels do."""
+
+    def centres(self, levels: Sequence[Centres]) -> list[Tensor]: ...
+
+
+def level_centres(backbone: Pyramid, levels: Sequence[Tensor], size: Sequence[int]) -> list[Centres]:
+    """The centres of every level's cells, levels [B, C, *cells] for an input of spatial `size`.
+
+    Of a backbone that makes no promise, cells tile the input from its first pixel on.
     """
-    stride = backbone.feature_strides[level]
-    if x.ndim != 4 or not isinstance(backbone, nn.Module):
-        return (stride - 1) / 2
-    known = _KNOWN.setdefault(backbone, {})
-    if level not in known:
-        try:
-            known[level] = _measure(backbone, level, stride, x, [round(CELLS * stride)] * 2)
-        except ModelError:  # tied to the size it is built for
-            known[level] = _measure(backbone, level, stride, x, x.shape[2:])
-    return known[level]
+    cells = [level.shape[2:] for level in levels]
+    if isinstance(backbone, PlacedPyramid):
+        return [grid.centres(count) for grid, count in zip(backbone.cell_grids(size), cells, strict=True)]
+    return [
+        [tile_centres(n, stride) for n in count] for stride, count in zip(backbone.feature_strides, cells, strict=True)
+    ]
 
 
-def _measure(backbone: Pyramid, level: int, stride: float, x: Tensor, size: Sequence[int]) -> float:
-    noise = torch.randn(1, x.shape[1], *size, generator=torch.Generator().manual_seed(0)).to(x).requires_grad_()
-    activations = backbone.forward_features(noise)[level]
-    middle = [slice((cells - 1) // 2, cells // 2 + 1) for cells in activations.shape[2:]]
-    (gradient,) = torch.autograd.grad(activations[0, :, middle[0], middle[1]].square().sum(), noise)
-    weight = gradient[0].double().square().sum(0)
-    found = []
-    for axis, cells in enumerate(activations.shape[2:]):
-        along = weight.sum(1 - axis)
-        centroid = (along * torch.arange(len(along), device=along.device)).sum() / along.sum()
-        found.append(float(centroid) - stride * (cells - 1) / 2)
-    return sum(found) / len(found)
+def tile_centres(cells: int, stride: float) -> Tensor:
+    """Cells that tile the input: the first is centred on pixel (stride − 1) / 2."""
+    return (stride - 1) / 2 + stride * torch.arange(cells, dtype=torch.float64)

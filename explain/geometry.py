@@ -15,23 +15,37 @@ RESIZE_MODES = ("stretch", "letterbox")
 
 
 def cells_to_pixels(maps: Tensor, size: Sequence[int], stride: float, first: float | None = None) -> Tensor:
-    """Linear interpolation along each of the last len(size) axes: [..., *cells] → [..., *size].
+    """`at_pixels` of cells at equal distances: cell i is centred on pixel first + i · stride along every axis.
 
-    Cell i is centred on pixel first + i · stride, so that a map of a padded input, or of one whose size the stride does
-    not divide, lies where it belongs. Beyond the outer cells' centres their values are repeated.
     first: None for (stride − 1) / 2, cells that tile the image; where cells · stride = size, this is then torch's
     interpolation with align_corners=False.
     """
     first = (stride - 1) / 2 if first is None else first
-    for axis, pixels in zip(range(-len(size), 0), size):
-        weights = _linear_weights(maps.shape[axis], pixels, stride, first).to(maps)
+    cells = maps.shape[-len(size) :]
+    return at_pixels(maps, size, [first + stride * torch.arange(n, dtype=torch.float64) for n in cells])
+
+
+def at_pixels(maps: Tensor, size: Sequence[int], centres: Sequence[Tensor]) -> Tensor:
+    """Linear interpolation along each of the last len(size) axes: [..., *cells] → [..., *size].
+
+    centres: the pixels that the cells of each axis are centred on, rising, so that a map of a padded input, or of one
+    whose size the stride does not divide, lies where it belongs. Beyond the outer cells' centres their values are
+    repeated.
+    """
+    for axis, pixels, middles in zip(range(-len(size), 0), size, centres, strict=True):
+        weights = _linear_weights(middles, pixels).to(maps)
         maps = torch.movedim(torch.tensordot(maps, weights, dims=([axis], [1])), -1, axis)
     return maps
 
 
-def _linear_weights(cells: int, pixels: int, stride: float, first: float) -> Tensor:
+def _linear_weights(centres: Tensor, pixels: int) -> Tensor:
     """float64 [pixels, cells], rows add up to 1."""
-    positions = ((torch.arange(pixels, dtype=torch.float64) - first) / stride).clamp(0, cells - 1)
+    cells = len(centres)
+    if cells == 1:
+        return torch.ones(pixels, 1, dtype=torch.float64)
+    places = torch.arange(pixels, dtype=torch.float64).clamp(float(centres[0]), float(centres[-1]))
+    left = (torch.searchsorted(centres, places, right=True) - 1).clamp(0, cells - 2)
+    positions = left + (places - centres[left]) / (centres[left + 1] - centres[left])
     return (1 - (positions[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 

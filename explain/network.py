@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import ExplanationError
-from explain.alignment import Pyramid, first_centre
-from explain.geometry import cells_to_pixels
+from explain.alignment import Centres, PlacedFusion, Pyramid, level_centres
+from explain.geometry import at_pixels
 from utils.batch import Logits
 from utils.evaluation_mode import evaluating
 
@@ -108,8 +108,8 @@ def ordinary(x: Tensor) -> Tensor:
 class Layer:
     """One map of the network for input x, from which the logits follow.
 
-    activations: [B, C, *cells], without history. stride: pixels per cell. first: the pixel its first cell is centred
-    on. Made and used inside `explaining`.
+    activations: [B, C, *cells], without history. centres: the pixels its cells are centred on, per axis.
+    Made and used inside `explaining`.
     """
 
     def __init__(self, model: PyramidModel, x: Tensor, level: Level) -> None:
@@ -119,9 +119,10 @@ class Layer:
             self.level = resolve_level(level, len(self._features))
             fused = model.forward_fused(self._features) if self.level == FUSED else None
         self.activations = self._features[int(self.level)] if fused is None else fused
-        level_index = model.fusion.target_level if fused is not None else int(self.level)
-        self.stride: float = model.backbone.feature_strides[level_index]
-        self.first = first_centre(model.backbone, level_index, self.x)
+        centres = level_centres(model.backbone, self._features, self.x.shape[2:])
+        self.centres: Centres = centres[model.fusion.target_level if fused is not None else int(self.level)]
+        if fused is not None and isinstance(model.fusion, PlacedFusion):
+            self.centres = model.fusion.centres(centres)
 
     def logits(self, activations: Tensor) -> Tensor:
         """The logits [B, K] that follow from this map, the other levels staying as they are."""
@@ -143,7 +144,7 @@ class Layer:
 
     def to_pixels(self, maps: Tensor) -> Tensor:
         """[..., *cells] → [..., *spatial of x]."""
-        return cells_to_pixels(maps, self.x.shape[2:], self.stride, self.first)
+        return at_pixels(maps, self.x.shape[2:], self.centres)
 
 
 def resolve_level(level: Level, count: int) -> Level:

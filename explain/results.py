@@ -9,6 +9,7 @@ from typing import Final, TypedDict
 
 from explain.localization import DRAWS, MAP_FRACTION, TOLERANCE, Ends, Finding, MeanAndInterval, Summary, summarise
 from explain.sanity import LIMIT, Check
+from utils.text import printable
 
 ALL: Final = "all"
 
@@ -101,7 +102,7 @@ def _cells(name: str, row: TrainedAndRandom) -> tuple[str, ...]:
     trained, random = row["trained"], row["random"]
     hit = trained["hit"]
     return (
-        name,
+        printable(name),
         f"{trained['maps']:,}",
         _number(hit["value"]),
         _interval(hit, trained["hit_wilson"]),

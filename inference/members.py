@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from configs.default_config import Config
-from configs.section import settled
 from inference.ensemble import Ensemble, Member
 from inference.predictor import Autocast, Predictor
+from utils.decision import Task
 from utils.environment import describe_environment
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class SavedModel(Protocol):
     def source(self) -> str: ...
     @property
     def description(self) -> Mapping[str, object]: ...
+    def task(self) -> Task: ...
+    def not_learnt(self) -> frozenset[str]: ...
 
 
 class Calibration(Protocol):
@@ -57,6 +59,9 @@ class OperatingPoint(Protocol):
     def images(self) -> int: ...
     @property
     def calibration(self) -> Calibration | None: ...
+
+    @property
+    def positive_class(self) -> str | None: ...
 
     def probabilities(self, logits: np.ndarray, exclusive: bool, /) -> np.ndarray: ...
 
@@ -101,26 +106,23 @@ def make_member(
 
     Says what the file does not: names of classes, preprocessing.
     """
-    settings = saved.config
+    task = saved.task()
     predictor = Predictor([saved.model.to(device).to(memory_format=layout)], precision, layout, tta)
-    exclusive = settings.MODEL.task == "multi_class"
-    classes = settled(settings.MODEL.num_classes, "MODEL.num_classes")
-    names = saved.class_names or tuple(f"class {number + 1}" for number in range(classes))
     if saved.class_names is None:
         logger.warning("'%s' does not name its classes: --set DATA.class_names=[…] does", file)
     if saved.preprocessing is None:
         logger.warning("'%s' does not say how images are preprocessed: as its settings and the backbone's say", file)
-    chosen = point.split is not None
+    chosen = point.split is not None and point.positive_class in (None, task.positive_class)
     return Member(
         str(file),
-        names,
-        exclusive,
+        task,
         predictor,
-        lambda logits: point.probabilities(logits, exclusive),
+        lambda logits: point.probabilities(logits, task.exclusive),
         tuple(point.thresholds) if chosen else (),
         f"{point.rule}, chosen on {point.split} ({point.images:,} images)" if chosen else "",
         preprocess_index,
         _facts(file, saved, point),
+        saved.not_learnt(),
     )
 
 

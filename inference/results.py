@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,10 @@ import numpy as np
 from configs.errors import PredictionError
 from inference.ensemble import Ensemble
 from utils.atomic_file import write_atomically
-from utils.csv_cells import safe_cell
+from utils.command_line import show
+from utils.csv_cells import csv_text, probability_text
+from utils.metrics import NEVER_SEEN
+from utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Row:
     """The result of one image. columns: what a table said of it. probabilities: [K], None with an error.
 
-    findings: classes at or over their threshold. heatmaps: files, relative to the results' folder.
+    findings: the classes that are called. heatmaps: files, relative to the results' folder.
     """
 
     image: str
@@ -42,7 +44,7 @@ class Row:
             self.error = "a model gives NaN for it"
             return False
         self.probabilities, self.warnings = probabilities, tuple(warnings)
-        self.findings = tuple(ensemble.findings(probabilities))
+        self.findings = ensemble.decision.findings(probabilities)
         return True
 
 
@@ -59,9 +61,9 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
     """Print the results, for a single image its probabilities; the exit code: 0 if any was predicted, else 2."""
     counts = count(rows)
     if len(rows) == 1 and counts["predicted"]:
-        print(image_table(rows[0], ensemble))
+        show(image_table(rows[0], ensemble))
         for warning in rows[0].warnings:
-            print(f"unlike the training images: {warning}")
+            show(f"unlike the training images: {warning}")
     if counts["warnings"]:
         logger.warning(
             "%d of %d images are unlike the training images: see the column warnings",
@@ -69,11 +71,14 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
             counts["predicted"],
         )
     noun = "image" if counts["images"] == 1 else "images"
-    print(
+    show(
         f"{counts['images']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
         f"{counts['warnings']} with warnings"
     )
-    print(f"thresholds: {ensemble.threshold_source}\nresults: {', '.join(map(str, paths))}")
+    show(f"thresholds: {ensemble.threshold_source}")
+    if ensemble.not_learnt:
+        show(f"{NEVER_SEEN} no positive image in training, so never learnt: {', '.join(ensemble.not_learnt)}")
+    show(f"results: {', '.join(map(str, paths))}")
     return 0 if counts["predicted"] else 2
 
 
@@ -95,7 +100,7 @@ def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
     """The table as text, the same for the same input: no dates and no paths of this machine but those in errors.
 
     Columns: image, those of the input tables, 'probability <class>' for each class, findings ('A|B'), warnings
-    ('a; b'), error. Probabilities are written in full, so that they read back as they were. A column of an input table
+    ('a; b'), error. Probabilities have nine digits, see `probability_text`. A column of an input table
     that is called like one of these is 'input <name>'.
     """
     names = ensemble.class_names
@@ -103,15 +108,16 @@ def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
     own = [f"probability {name}" for name in names]
     last = ["findings", "warnings", "error"]
     kept = [f"input {name}" if name in ("image", *own, *last) else name for name in columns]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(safe_cell, ["image", *kept, *own, *last]))
+    limits = [[] if math.isnan(limit) else [limit] for limit in ensemble.decision.limits]
+    table = [["image", *kept, *own, *last]]
     for row in rows:
         given = [row.columns.get(name, "") for name in columns]
-        figures = [""] * len(names) if row.probabilities is None else map(repr, row.probabilities.tolist())
+        figures = [""] * len(names)
+        if row.probabilities is not None:
+            figures = list(map(probability_text, row.probabilities.tolist(), limits))
         findings = "|".join(names[k] for k in row.findings)
-        writer.writerow(map(safe_cell, [row.image, *given, *figures, findings, "; ".join(row.warnings), row.error]))
-    return text.getvalue()
+        table.append([row.image, *given, *figures, findings, "; ".join(row.warnings), row.error])
+    return csv_text(table)
 
 
 def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, object]) -> str:
@@ -120,7 +126,9 @@ def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, ob
         **about,
         "models": [{"file": member.name, **member.facts} for member in ensemble.members],
         "threshold_source": ensemble.threshold_source,
-        "thresholds": None if ensemble.exclusive else dict(zip(ensemble.class_names, ensemble.thresholds)),
+        "thresholds": ensemble.decision.as_dict()["thresholds"] or None,
+        "decision": ensemble.decision.as_dict(),
+        "no_positive_in_training": list(ensemble.not_learnt),
         "counts": count(rows),
         "images": [_as_dict(row, ensemble) for row in rows],
     }
@@ -138,13 +146,16 @@ def count(rows: Sequence[Row]) -> dict[str, int]:
 def image_table(row: Row, ensemble: Ensemble) -> str:
     """One image's probabilities for a terminal, the likeliest first."""
     assert row.probabilities is not None
-    width = max(map(len, [*ensemble.class_names, "class"]))
-    threshold = "" if ensemble.exclusive else "  threshold"
-    lines = [f"{'class':{width}}  probability{threshold}"]
+    limits = ensemble.decision.limits
+    marked = [f"{name} {NEVER_SEEN}" if name in ensemble.not_learnt else name for name in ensemble.class_names]
+    names = list(map(printable, marked))
+    width = max(map(len, [*names, "class"]))
+    without = all(map(math.isnan, limits))
+    lines = [f"{'class':{width}}  probability{'' if without else '  threshold'}"]
     for k in np.argsort(-row.probabilities, kind="stable").tolist():
-        limit = "" if ensemble.exclusive else f"  {ensemble.thresholds[k]:9.3f}"
+        limit = "" if without else f"  {'–':>9}" if math.isnan(limits[k]) else f"  {limits[k]:9.3f}"
         mark = "  finding" if k in row.findings else ""
-        lines.append(f"{ensemble.class_names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
+        lines.append(f"{names[k]:{width}}  {row.probabilities[k]:11.3f}{limit}{mark}")
     return "\n".join(lines)
 
 

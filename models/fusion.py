@@ -84,10 +84,29 @@ class DynamicFusion(nn.Module):
         total = self.scale_convs[i](x, state.weights[:, i], state.total, state.size)
         return state._replace(levels=tuple(coarser), total=total) if coarser else State(total)
 
+    def centres(self, levels: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Where the fused map's cells lie, from where those of the levels do: [cells] per axis in, and out.
+
+        Each level's centres are resized as the level is; the mean of all levels, as each has the same share at first,
+        but for those of a single cell along an axis, which say the same everywhere.
+        """
+        size = tuple(len(axis) for axis in levels[self.target_level])
+        placed = [resize_to(_coordinates(level), size)[0] for level in levels]
+        found = []
+        for axis, target in enumerate(placed[self.target_level]):
+            telling = [maps[axis] for maps, level in zip(placed, levels) if len(level[axis]) > 1] or [target]
+            found.append(torch.stack(telling).mean(0).movedim(axis, 0).reshape(size[axis], -1).mean(1))
+        return found
+
     def level_weights(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """How much each level counts: [B, levels], rows add up to one."""
         means = torch.cat([mean_after_resize(x, size) for x in features], dim=1)
         return self.weight_generator(means).softmax(dim=1)
+
+
+def _coordinates(centres: Sequence[Tensor]) -> Tensor:
+    """[cells] per axis → [1, axes, *cells]: the place of every cell."""
+    return torch.stack(torch.meshgrid(*centres, indexing="ij"))[None]
 
 
 def mean_after_resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -115,6 +115,30 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
+@contextmanager
+def training_on_one_value(module: nn.Module) -> Iterator[None]:
+    """Inside, a batch normalisation of `module` that meets a single value per channel uses its running statistics."""
+
+    def before(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if norm.training and inputs[0].numel() == inputs[0].shape[1]:
+            norm.training = False
+            changed.append(norm)
+
+    def after(norm: nn.Module, *_: object) -> None:
+        if changed and changed[-1] is norm:
+            changed.pop().training = True
+
+    changed: list[nn.Module] = []
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(before) for norm in norms]
+    hooks += [norm.register_forward_hook(after, always_call=True) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class BatchNorm1d(_OneValueBatchNorm, nn.BatchNorm1d):
     """nn.BatchNorm1d that accepts a batch of one in training."""
 

@@ -10,14 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from configs.consistency import positive_class_problems
 from configs.default_config import Config
 from configs.errors import CheckpointError, ConfigError, ModelError, WeightsError
 from configs.followed import CLASS_NAMES, COARSE_GROUPS, PREPROCESSING, TASK, Followed
+from configs.section import settled
 from models.channel_pruning import Removed, remove_channels
 from models.hybrid_med_net import HybridMedNet
 from models.legacy import rename_each, rename_previous_release, settings_of_previous_release
 from models.state_dicts import compare, plain_name, todays_names
 from utils.checkpoint import find_weights, load_checkpoint, read_file, read_safetensors
+from utils.checkpoint.description import check_classes_and_input, check_description
+from utils.decision import Task
 from utils.listener import FileContent
 
 
@@ -36,6 +40,23 @@ class SavedModel:
     preprocessing: FileContent | None
     source: str
     description: FileContent = field(default_factory=dict)
+
+    def task(self, class_names: Sequence[str] | None = None) -> Task:
+        """What its classes are to each other. class_names: where its file does not say; else they are numbered.
+
+        Raises ConfigError where DATA.positive_class is none of them.
+        """
+        count = settled(self.config.MODEL.num_classes, "MODEL.num_classes")
+        names = self.class_names or class_names or [f"class {number + 1}" for number in range(count)]
+        positive, kind = self.config.DATA.positive_class, self.config.MODEL.task
+        if problems := positive_class_problems(positive, kind, names):
+            raise ConfigError(problems[0])
+        return Task(tuple(names), kind == "multi_class", positive)
+
+    def not_learnt(self) -> frozenset[str]:
+        """The classes that no image of its training split was positive for, as far as its file says."""
+        names, counts = self.class_names or (), self.description.get("training_positives")
+        return frozenset(name for name, count in zip(names, counts or ()) if count == 0)
 
 
 def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Followed) -> list[SavedModel]:
@@ -67,6 +88,10 @@ def _build(path: Path, file: _File, overrides: Sequence[str]) -> SavedModel:
     names = description.get("class_names") or config.DATA.class_names
     if names and len(names) != config.MODEL.num_classes:
         raise ConfigError(f"'{path}' has {config.MODEL.num_classes} classes, DATA.class_names names {len(names)}")
+    check_classes_and_input(path, description, config)
+    _take_positive_class(config, description, overrides)
+    if names and (problems := positive_class_problems(config.DATA.positive_class, config.MODEL.task, names)):
+        raise ConfigError(f"'{path}': {problems[0]}")
     removed = description.get("removed_channels") or ()
     with torch.random.fork_rng(devices=[]):  # initial values, which the file's replace
         _compare_before_building(config, weights, removed)
@@ -76,6 +101,14 @@ def _build(path: Path, file: _File, overrides: Sequence[str]) -> SavedModel:
     names, preprocessing = tuple(names) if names else None, description.get("preprocessing")
     metadata = {key: value for key, value in description.items() if key not in _TRAINING}
     return SavedModel(model.eval(), config, names, preprocessing, source, metadata)
+
+
+def _take_positive_class(config: Config, description: FileContent, overrides: Sequence[str]) -> None:
+    """What the file's operating point was fitted for goes before its settings, and the user's word before both."""
+    point = description.get("operating_point")
+    asked = {key for keys in Config.override_keys(overrides).values() for key in keys}
+    if "DATA.positive_class" not in asked and isinstance(point, Mapping) and point.get("positive_class") is not None:
+        config.DATA.positive_class = str(point["positive_class"])
 
 
 def _compare_before_building(config: Config, weights: Mapping[str, Tensor], removed: Removed) -> None:
@@ -136,6 +169,7 @@ def _read(path: Path) -> _File:
     if path.suffix == ".safetensors":
         tensors, description = read_safetensors(path)
         if isinstance(description.get("config"), dict):
+            check_description(path, description)
             return _File(tensors, description["config"], description, "safetensors")
         return _previous_release(path, tensors)
     content = read_file(path)

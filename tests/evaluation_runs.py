@@ -100,6 +100,11 @@ def write_run(folder: Path, data: Path, *overrides: str, seed: int = 0, size: ob
 class Blank:
     """In place of a figure: one that is quick to draw."""
 
+    axes = ()
+
+    def findobj(self, _) -> tuple:
+        return ()
+
     def savefig(self, buffer, **_) -> None:
         buffer.write(b"no image")
 

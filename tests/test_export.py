@@ -122,7 +122,14 @@ def test_the_file_agrees_with_prediction(onnx_file, run):
 def test_the_file_says_what_it_is(onnx_file, run):
     reported = read_metadata(onnx_file)
     assert json.loads(reported["classes"]) == NAMES and json.loads(reported["preprocessing"]) == PREPROCESSING
-    assert json.loads(reported["operating_point"]) == POINT and json.loads(reported["coarse_classes"]) == []
+    assert json.loads(reported["operating_point"]).items() >= POINT.items()
+    assert json.loads(reported["decision"]) == {
+        "rule": "thresholds",
+        "classes": NAMES,
+        "thresholds": {"heart": 0.2, "肺": 0.5, "bone": 0.4},
+        "positive_class": None,
+    }
+    assert json.loads(reported["coarse_classes"]) == []
     assert (reported["task"], reported["output"]) == ("multi_label", "calibrated probabilities")
     assert (reported["backbone"], reported["attention"]) == ("timm/test_resnet", "none")
     assert reported["checkpoint_sha256"] == sha256((run / "best_model.pth").read_bytes()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -25,9 +25,11 @@ from training.losses import (
     GroupSpec,
     TrainingLoss,
     asymmetric,
+    balanced_class_weight,
     balanced_pos_weight,
     binary_cross_entropy,
     cross_entropy,
+    exclusive_focal,
     focal,
 )
 from training.optim import LearningRateSchedule, create_optimizer
@@ -79,10 +81,12 @@ def build_trainer(
     loss: TrainingLoss | DistillationLoss,
     listeners: Sequence[Listener] = (),
     should_stop: Callable[[], Request | None] = lambda: None,
+    not_learnt: Collection[str] = (),
 ) -> Trainer:
     """A Trainer that is ready to `fit`.
 
-    config: the one that the learner was built with. loss: of training; validation has no teacher.
+    config: the one that the learner was built with. loss: of training; validation has no teacher. not_learnt: classes
+    without a positive in the training split, over which no mean is.
     """
     settings, model = config.TRAIN, learner.model
     memory_format = choose_memory_format(settings.channels_last)
@@ -97,6 +101,7 @@ def build_trainer(
         config.LOGGING.progress,
         learner.adaptation.allowed,
         scoring,
+        not_learnt,
     )
     window = AccumulationWindow(learner, loss, training, settings.gradient_clip_norm, memory_format)
     return Trainer(window, evaluator, _options(config, learner.device), listeners, should_stop)
@@ -275,8 +280,11 @@ def build_loss(
 
 def _elementwise(config: Config, train_labels: KnownLabels, device: torch.device) -> ElementwiseLoss:
     settings = config.LOSS
-    if settings.type == "cross_entropy":
-        return cross_entropy
+    if config.MODEL.task == "multi_class":
+        weights = _class_weight(config, train_labels, device)
+        if settings.type == "focal":
+            return partial(exclusive_focal, gamma=settings.focal_gamma, weight=weights)
+        return cross_entropy if weights is None else partial(cross_entropy, weight=weights)
     if settings.type == "focal":
         return partial(focal, gamma=settings.focal_gamma)
     if settings.type == "asymmetric":
@@ -293,3 +301,19 @@ def _elementwise(config: Config, train_labels: KnownLabels, device: torch.device
     if len(values) not in (1, config.MODEL.num_classes):
         raise ConfigError(f"LOSS.pos_weight has {len(values)} values for {config.MODEL.num_classes} classes")
     return partial(binary_cross_entropy, pos_weight=torch.tensor(values, device=device))
+
+
+def _class_weight(config: Config, train_labels: KnownLabels, device: torch.device) -> torch.Tensor | None:
+    """LOSS.class_weight, float32 [K]."""
+    weight = config.LOSS.class_weight
+    if weight is None:
+        return None
+    values = balanced_class_weight(train_labels.target, train_labels.mask) if weight == "auto" else weight
+    names = config.DATA.class_names or [f"class {k + 1}" for k in range(len(values))]
+    if len(values) != config.MODEL.num_classes:
+        raise ConfigError(
+            f"LOSS.class_weight has {len(values)} values for {config.MODEL.num_classes} classes "
+            f"({', '.join(names[:20])})"
+        )
+    logger.info("class weights: %s", ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values)))
+    return torch.tensor(values, device=device)

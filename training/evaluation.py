@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,7 @@ class Evaluator:
     model: gives logits, or (coarse, fine) logits, see `call_model`; on its device. progress: see Progress.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes scores by rounding at
     most; adapt: False to raise TrainingError instead. forward: how the model is called, itself where None.
+    not_learnt: classes that means are not over.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class Evaluator:
         progress: str = "auto",
         adapt: bool = True,
         forward: Callable[..., object] | None = None,
+        not_learnt: Collection[str] = (),
     ) -> None:
         self.model, self.loss, self.precision, self.class_names = model, loss, precision, class_names
         self.memory_format, self.progress, self.adapt = memory_format, progress, adapt
+        self.not_learnt = not_learnt
         self.splits = 1
         self.device = next(model.parameters()).device
         self.forward: Callable[..., object] = model if forward is None else forward
@@ -158,7 +161,8 @@ class Evaluator:
         losses = [part for piece in pieces for part in piece.losses]
         sums = {name: torch.tensor(sum(part[name] for part in losses)) for name in losses[0]}
         counts = {name: sum(piece.counts[name] for piece in pieces) for name in pieces[0].counts}
-        metrics = classification_metrics(scores, (targets > 0.5).astype(np.float64), mask, self.class_names)
+        labels = (targets > 0.5).astype(np.float64)
+        metrics = classification_metrics(scores, labels, mask, self.class_names, self.not_learnt)
         return Predictions(scores, targets, mask, index, float(self.loss.total(sums, counts)), metrics)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 from torch import nn
 from torch.optim import Optimizer
 
 from training.ema import ExponentialMovingAverage
-from training.optim import LearningRateSchedule
+from training.optim import LearningRateSchedule, earlier_group_names, regroup
 from training.out_of_memory import Adaptation
 from training.precision import Precision
 from training.sparsity import SparseWeights
 from training.state import EpochSums, TrainerState
-from training.state_check import TrainingContent, check_resumable
-from utils.listener import CheckpointContent, StateDict
+from training.state_check import TrainingContent, check_resumable, saved_groups
+from utils.listener import CheckpointContent, FileContent, StateDict
 from utils.seed import random_state, set_random_state
+
+logger = logging.getLogger("train")
 
 
 class Learner:
@@ -64,8 +69,8 @@ class Learner:
         Raises CheckpointError, before anything is changed, where that was another model, optimizer or version.
         """
         own = self.state_dict()
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        saved = check_resumable(content, own, parameters)
+        earlier = earlier_group_names(self.model)
+        saved = check_resumable(content, own, dict(self.model.named_parameters()), earlier)
         progress = saved["progress"]
         state = TrainerState(**{**progress, "sums": EpochSums(**progress["sums"])})
         self.adaptation.resume(state)
@@ -77,9 +82,18 @@ class Learner:
             self.ema.restart(self.model)
             if saved["ema"] is not None:
                 self.ema.load_state_dict(saved["ema"])
-        groups = own["optimizer"]["param_groups"]  # weight decay and the like are what this run's config says
-        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        self._load_optimizer(saved["optimizer"], saved_groups(saved["optimizer"], own["optimizer"], earlier))
         self.schedule.load_state_dict(saved["schedule"])
         if saved["scaler"]:  # else the saved run had no fp16, and this one finds its scale itself
             self.scaler.load_state_dict(dict(saved["scaler"]))
         set_random_state(saved["random"])
+
+    def _load_optimizer(self, saved: FileContent, names: Sequence[Sequence[str]]) -> None:
+        """Its state, found by the parameters' names; what decays is what did when the run began, which is told."""
+        own = {name for name in self.optimizer.param_groups[0]["param_names"]}
+        if others := [name for name in names[0] if name not in own] + [name for name in own if name not in names[0]]:
+            text = "the run began with another rule of weight decay, which stays: %d parameters (%s …)"
+            logger.info(text, len(others), others[0])
+        regroup(self.optimizer, names)
+        groups = self.optimizer.state_dict()["param_groups"]  # weight decay and the like are this run's config's
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

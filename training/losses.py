@@ -53,9 +53,25 @@ def _power(base: Tensor, exponent: float) -> Tensor:
     return base.clamp(min=torch.finfo(base.dtype).tiny).pow(exponent)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """−Σ_k t_k log softmax_k. [B, K], rows of targets add up to one → [B, 1]."""
-    return -(targets * logits.log_softmax(dim=1)).sum(1, keepdim=True)
+def cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """−Σ_k w_k t_k log softmax_k. [B, K], rows of targets add up to one; weight [K], None: 1 → [B, 1].
+
+    As torch's cross_entropy(weight=w, reduction='none'). A window's sum is divided by its number of images, where
+    torch's 'mean' divides by the sum of their weights, which weighs images by the company they are in. With weights of
+    mean 1 over the training images, as 'auto' gives, the two are equal over an epoch.
+    """
+    terms = targets * logits.log_softmax(dim=1)
+    return -(terms if weight is None else terms * weight).sum(1, keepdim=True)
+
+
+def exclusive_focal(logits: Tensor, targets: Tensor, gamma: float = 2.0, weight: Tensor | None = None) -> Tensor:
+    """−Σ_k w_k t_k (1 − p_k)^γ log p_k, p = softmax. [B, K], [B, K], [K] → [B, 1]. γ = 0 is `cross_entropy`.
+
+    Lin et al., ICCV 2017, for exclusive classes; weight has the part of the paper's α. Sums and counts as there.
+    """
+    log_p = logits.log_softmax(dim=1)
+    terms = targets * _power(-torch.expm1(log_p), gamma) * log_p
+    return -(terms if weight is None else terms * weight).sum(1, keepdim=True)
 
 
 def smooth_targets(targets: Tensor, amount: float, exclusive: bool) -> Tensor:
@@ -73,6 +89,17 @@ def balanced_pos_weight(target: Array, mask: Array, limit: float = 100.0) -> lis
     positives = (target * mask).sum(0)
     negatives = ((1 - target) * mask).sum(0)
     return [float(min(max(n / p, 1 / limit), limit)) if p > 0 and n > 0 else 1.0 for p, n in zip(positives, negatives)]
+
+
+def balanced_class_weight(target: Array, mask: Array, limit: float = 100.0) -> list[float]:
+    """Of exclusive classes: images / (classes · images of the class), within [1/limit, limit]; 1 where there are none.
+
+    target, mask: arrays [N, K], of which rows that are wholly known count. The mean weight of an image is 1 (where no
+    limit is met), as of scikit-learn's class_weight 'balanced'.
+    """
+    counts = target[mask.all(1)].sum(0)
+    classes, images = int((counts > 0).sum()), float(counts.sum())
+    return [float(min(max(images / (classes * n), 1 / limit), limit)) if n > 0 else 1.0 for n in counts]
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,86 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, list[nn.Parameter] | float]]:
-    """Matrices and filters decay; biases, norms, scales and what a module lists in `no_weight_decay()` do not."""
+class ParameterGroup(TypedDict):
+    """A group of an optimizer, with the names of its parameters, by which a checkpoint's states find them again."""
+
+    params: list[nn.Parameter]
+    param_names: list[str]
+    weight_decay: float
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+    """The weights of convolutions and linear layers, which decay, and all other parameters, which do not.
+
+    Such a weight has two axes or more and is called `weight`, or `…_weight` where a module has several. Biases, norms,
+    embeddings, class tokens, position and relative-position tables, layer scales, state spaces and whatever a module
+    lists in `no_weight_decay()` are left alone.
+    """
+    exempt, weights = _listed_by_modules(model), _matrices(model)
+    names = [name for name, parameter in model.named_parameters() if parameter in weights and parameter not in exempt]
+    return _groups(model, set(names), weight_decay)
+
+
+def earlier_group_names(model: nn.Module) -> list[list[str]]:
+    """The names in each group by the rule of before December 2026, when groups were saved without names.
+
+    All parameters of two axes or more decayed but for those that a module lists. It can be deleted when no run of then
+    is resumed any more.
+    """
+    exempt = _listed_by_modules(model)
+    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and parameter not in exempt}
+    return [group["param_names"] for group in _groups(model, decayed, 0.0)]
+
+
+def regroup(optimizer: Optimizer, names: Sequence[Sequence[str]]) -> None:
+    """Put an optimizer's parameters into the groups of these names, in this order; hyperparameters stay the groups'."""
+    groups = optimizer.param_groups
+    named = {name: p for group in groups for name, p in zip(group["param_names"], group["params"], strict=True)}
+    for group, own in zip(groups, names, strict=True):
+        group["params"], group["param_names"] = [named[name] for name in own], list(own)
+
+
+def _groups(model: nn.Module, decayed: set[str], weight_decay: float) -> list[ParameterGroup]:
+    """Those named in `decayed`, then the rest, each in the model's order; frozen ones are left out."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parts = ([pair for pair in trained if (pair[0] in decayed) is decays] for decays in (True, False))
+    return [
+        {"params": [p for _, p in part], "param_names": [name for name, _ in part], "weight_decay": decay}
+        for part, decay in zip(parts, (weight_decay, 0.0))
+    ]
+
+
+def _matrices(model: nn.Module) -> set[nn.Parameter]:
+    """What convolutions and linear layers multiply by."""
+    found = set()
+    for module in model.modules():
+        if not isinstance(module, _NO_MATRICES):
+            own = module.named_parameters(recurse=False)
+            found |= {p for name, p in own if p.ndim > 1 and (name == "weight" or name.endswith("_weight"))}
+    return found
+
+
+# Their weights may have two axes as well.
+_NO_MATRICES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+
+
+def _listed_by_modules(model: nn.Module) -> set[nn.Parameter]:
+    """What modules list in `no_weight_decay()`, as timm's do."""
     exempt: set[nn.Parameter] = set()
     for module in model.modules():
         listed = getattr(module, "no_weight_decay", None)
         if callable(listed):
             names = set(listed())
             exempt |= {parameter for name, parameter in module.named_parameters() if _listed(name, names)}
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or parameter in exempt else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return exempt
 
 
 def _listed(name: str, entries: set[str]) -> bool:
@@ -35,7 +94,7 @@ def create_optimizer(
     model: nn.Module, kind: str, learning_rate: float, weight_decay: float, momentum: float = 0.9
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) or SGD with Nesterov momentum, fused kernels."""
-    groups = parameter_groups(model, weight_decay)
+    groups = [dict(group) for group in parameter_groups(model, weight_decay)]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if kind == "sgd":
@@ -57,6 +116,8 @@ SCHEDULES = ("cosine", "onecycle", "plateau", "constant")
 
 class LearningRateSchedule:
     """The learning rate as a function of the optimizer step, set before each step.
+
+    A step is a share of all `total_steps`: a run that is resumed with steps of another size goes on by `move_to`.
 
     Linear warm-up over `warmup_steps`, then:
     cosine: half a cosine from peak to minimum; constant: the peak; plateau: the peak, cut by `factor` after
@@ -105,6 +166,11 @@ class LearningRateSchedule:
     def step(self) -> None:
         """After an optimizer step, made or skipped: only the device knows which, and the rate must not wait for it."""
         self.step_number += 1
+        self._apply()
+
+    def move_to(self, step: int) -> None:
+        """Go on at another step: where steps have become larger or smaller, the one of the same share."""
+        self.step_number = step
         self._apply()
 
     def epoch_end(self, score: float) -> None:

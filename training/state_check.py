@@ -33,10 +33,15 @@ class TrainingContent(TypedDict):
     progress: FileContent
 
 
-def check_resumable(content: CheckpointContent, own: TrainingContent, parameters: Sequence[Tensor]) -> TrainingContent:
+def check_resumable(
+    content: CheckpointContent,
+    own: TrainingContent,
+    parameters: Mapping[str, Tensor],
+    earlier: Sequence[Sequence[str]] = (),
+) -> TrainingContent:
     """Compare a checkpoint's content with what this learner would save, `own`; → the content, which fits.
 
-    parameters: in the optimizer's order.
+    parameters: that are optimized, by name. earlier: see `saved_groups`.
     Raises CheckpointError where a part is lacking, or is of another model, optimizer or version.
     """
     _check_parts(content, own)
@@ -45,7 +50,7 @@ def check_resumable(content: CheckpointContent, own: TrainingContent, parameters
     if saved["ema"] is not None and own["ema"] is not None:
         _check_values("ema", _without(saved["ema"], "shadow"), _without(own["ema"], "shadow"))
         _check_tensors("moving average", saved["ema"].get("shadow"), own["ema"]["shadow"])
-    _check_optimizer(saved["optimizer"], own, parameters)
+    _check_optimizer(saved["optimizer"], own, parameters, earlier)
     _check_values("schedule", saved["schedule"], own["schedule"])
     _check_values("progress", _without(saved["progress"], "sums"), _without(own["progress"], "sums"))
     sums = saved["progress"].get("sums")
@@ -87,24 +92,59 @@ def _check_tensors(what: str, saved: object, own: StateDict) -> None:
         raise CheckpointError(f"the run to resume has another {what} than MODEL now says: {displayed}")
 
 
-def _check_optimizer(saved: FileContent, own: TrainingContent, parameters: Sequence[Tensor]) -> None:
-    """As many parameters in each group, and states of their shapes; torch takes any."""
+def saved_groups(saved: FileContent, own: FileContent, earlier: Sequence[Sequence[str]] = ()) -> list[Sequence[str]]:
+    """The names of the parameters in each group of a saved optimizer's state, in the order of its numbers.
+
+    own: the state of this run's optimizer. earlier: the names by an earlier rule, for a file that says none: its groups
+    are today's where they are as large, as that rule only moves parameters from one to the other.
+    Raises CheckpointError where the saved state is damaged or of other parameters.
+    """
     try:
-        groups = [list(group["params"]) for group in saved["param_groups"]]
-        states = {number: dict(state) for number, state in saved["state"].items()}
-        if not all(type(number) is int for number in (*states, *(each for group in groups for each in group))):
+        numbers = [list(group["params"]) for group in saved["param_groups"]]
+        names: list[Sequence[str]] = [group.get("param_names") for group in saved["param_groups"]]
+        if not all(type(number) is int for group in numbers for number in group):
             raise TypeError
     except (TypeError, KeyError, ValueError, AttributeError):
         raise CheckpointError("the state of the optimizer in this checkpoint is damaged") from None
-    if groups != [group["params"] for group in own["optimizer"]["param_groups"]]:
-        raise CheckpointError("the run to resume optimizes other parameters than this one")
+    today: list[Sequence[str]] = [list(group["param_names"]) for group in own["param_groups"]]
+    known: list[list[Sequence[str]]]
+    known = [names] if any(group is not None for group in names) else [today, [list(group) for group in earlier]]
+    in_order = [number for group in numbers for number in group] == list(range(sum(map(len, numbers))))
+    for groups in known:
+        fitting = in_order and [_count(group) for group in groups] == [len(group) for group in numbers]
+        if fitting and _all_names(groups) == _all_names(today):
+            return groups
+    raise CheckpointError("the run to resume optimizes other parameters than this one")
+
+
+def _count(group: object) -> int:
+    """-1 for what is no list of names."""
+    return len(group) if isinstance(group, list) and all(type(name) is str for name in group) else -1
+
+
+def _all_names(groups: Sequence[Sequence[str]]) -> list[str]:
+    return sorted(name for group in groups for name in group)
+
+
+def _check_optimizer(
+    saved: FileContent, own: TrainingContent, parameters: Mapping[str, Tensor], earlier: Sequence[Sequence[str]]
+) -> None:
+    """The same parameters in as many groups, and states of their shapes; torch takes any."""
+    groups = saved_groups(saved, own["optimizer"], earlier)
+    ordered = [parameters[name] for group in groups for name in group]
+    try:
+        states = {number: dict(state) for number, state in saved["state"].items()}
+        if len(groups) != len(own["optimizer"]["param_groups"]) or not all(type(number) is int for number in states):
+            raise TypeError
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise CheckpointError("the state of the optimizer in this checkpoint is damaged") from None
     names = _STATES[own["optimizer_kind"]]
     for number, state in states.items():
-        if not 0 <= number < len(parameters) or state.keys() != names:
+        if not 0 <= number < len(ordered) or state.keys() != names:
             found = ", ".join(map(str, state)) or "nothing"
             raise CheckpointError(f"parameter {number} has {found} in the optimizer's state")
         for name, value in state.items():
-            shape = () if name == "step" else tuple(parameters[number].shape)
+            shape = () if name == "step" else tuple(ordered[number].shape)
             absent = value is None and name == "momentum_buffer"  # before the first step, or without momentum
             if not absent and not (is_plain(value) and value.is_floating_point() and tuple(value.shape) == shape):
                 raise CheckpointError(

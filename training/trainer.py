@@ -83,7 +83,7 @@ class Trainer:
             if validation is None:
                 self._leave_if_asked()
             assert validation is not None, "only a request to leave ends an evaluation early"
-            self._finish_epoch(self._epoch_record(validation, started))
+            self._finish_epoch(self._epoch_record(validation, started), validation)
             self._leave_if_asked()  # after the last epoch too: the report is not for one who asked to stop
         if self._out_of_patience():
             logger.info("no better score in %d epochs: stopped early", self.options.early_stopping_patience)
@@ -231,7 +231,7 @@ class Trainer:
             "memory_mib": peak_memory_mib(self.learner.device),
         }
 
-    def _finish_epoch(self, record: EpochRecord) -> None:
+    def _finish_epoch(self, record: EpochRecord, validation: Predictions) -> None:
         """Score, best, schedule, then the next epoch; what is saved in on_epoch begins there."""
         state = self.state
         mean = record["mean_auroc"]
@@ -241,7 +241,7 @@ class Trainer:
             state.best_score, state.best_epoch = score, state.epoch
         self.schedule.epoch_end(score)
         self.next_epoch()
-        end = EpochEnd(record, is_best, self.learner.scored_weights, self._content())
+        end = EpochEnd(record, is_best, self.learner.scored_weights, self._content(), validation)
         for listener in self.listeners:
             listener.on_epoch(end)
 

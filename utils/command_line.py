@@ -1,4 +1,6 @@
-"""What scripts share: the option --set, and how they end: an exit code, and one line where something is wrong."""
+"""What scripts share: the option --set, what they print, and how they end: an exit code, and one line where something
+is wrong.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from configs.errors import HybridMedNetError
 from configs.followed import Followed
 from utils.log import setup_logging
+from utils.text import printable_lines
 
 
 def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
@@ -23,6 +26,16 @@ def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
     )
 
 
+def show(text: str) -> None:
+    """Print a result; what it has from files is escaped, so that no name can act on the terminal."""
+    print(printable_lines(text), flush=True)
+
+
+def show_error(error: BaseException | str) -> None:
+    """Print 'error: …' on stderr, escaped likewise."""
+    print(f"error: {printable_lines(error, '  ')}", file=sys.stderr)
+
+
 def run_script(work: Callable[[], int | None]) -> int:
     """Do the work of a script that has nothing to save when it is interrupted.
 
@@ -32,7 +45,7 @@ def run_script(work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from utils.text import printable_lines
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -55,27 +57,30 @@ def display_names(names: Sequence[str], longest: int | None = None) -> list[str]
 
 
 def drawable(text: str) -> str:
-    """The text with every letter that no font has, and every control character, as \\u and its code."""
+    """The text with every letter that no font has as \\u and its code; control characters as in `printable`."""
     absent = _without_font(frozenset(text))
     if absent:
         _tell(absent)
-    hidden = {c for c in text if not c.isprintable() and c != "\n"}
-    return "".join(_escape(c) if c in absent or c in hidden else c for c in text)
+    return "".join(_escape(c) if c in absent else c for c in printable_lines(text))
 
 
 def set_fonts(figure: Figure) -> None:
     """Give every text of a figure the fonts that its letters need; what has none is escaped, and said once."""
     from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
 
-    for axes in figure.axes:  # tick labels are made when they are asked for
-        for ticks in (axes.get_xticklabels, axes.get_yticklabels):
-            ticks()
+    for axes in figure.axes:  # tick labels are made when they are asked for, and written anew while drawing
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [drawable(name) for name in formatter.seq]
+            axis.get_ticklabels()
     for one in figure.findobj(Text):
         assert isinstance(one, Text)
         text = one.get_text()
+        one.set_text(drawable(text))
         if text.isascii():
             continue
-        one.set_text(drawable(text))
         families = _families(frozenset(text))[0]
         if families:
             one.set_fontfamily([*one.get_fontfamily(), *families])

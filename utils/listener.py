@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from utils.metrics import MetricsRecord
 
 if TYPE_CHECKING:  # readers of a run's status do without torch
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 # Parameters and buffers by name, as nn.Module.state_dict() gives them.
@@ -21,6 +23,17 @@ CheckpointContent: TypeAlias = Mapping[str, object]
 FileContent: TypeAlias = Mapping[str, Any]
 # What the loop is at.
 TrainingPhase: TypeAlias = Literal["training", "validating"]
+
+
+class Scores(Protocol):
+    """Of a split: probabilities, targets (0 to 1) and masks, [N, K]."""
+
+    @property
+    def scores(self) -> NDArray[np.float64]: ...
+    @property
+    def targets(self) -> NDArray[np.float32]: ...
+    @property
+    def mask(self) -> NDArray[np.bool_]: ...
 
 
 class EpochRecord(MetricsRecord):
@@ -47,13 +60,14 @@ class EpochEnd:
     """What an epoch ended with.
 
     best_weights: the weights that the record's scores belong to: the moving average's where there is one.
-    content: what to resume from; the next epoch begins there.
+    content: what to resume from; the next epoch begins there. validation: the scores themselves, where they are known.
     """
 
     record: EpochRecord
     is_best: bool
     best_weights: StateDict
     content: CheckpointContent
+    validation: Scores | None = None
 
 
 class Listener:

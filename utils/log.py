@@ -1,16 +1,25 @@
-"""Log lines: text for people or JSON for machines, on the terminal and in the run's folder."""
+"""Log lines: text for people or JSON for machines, on the terminal and in the run's folder.
+
+Control characters in a message are escaped here, whoever logs it.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.errors import CheckpointError
+from utils.text import printable_lines
+
+# Before the further lines of a message: a line break in a name must not begin what looks like a line of the log.
+_INDENT = "  "
+_PYTHONS = warnings.formatwarning
 
 
 class TextFormatter(logging.Formatter):
@@ -18,7 +27,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
-        return f"{datetime.fromtimestamp(record.created):%H:%M:%S}  {level}{record.getMessage()}"
+        return (
+            f"{datetime.fromtimestamp(record.created):%H:%M:%S}  {level}{printable_lines(record.getMessage(), _INDENT)}"
+        )
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,7 +37,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        message = printable_lines(record.getMessage())
+        line = {"time": time, "level": record.levelname, "logger": record.name, "message": message}
         return json.dumps(line, ensure_ascii=False)
 
 
@@ -49,12 +61,13 @@ class _LogFile(logging.FileHandler):
 
 
 def setup_logging(style: str = "text") -> None:
-    """Send all loggers of the project to stderr as 'text' or 'json'."""
+    """Send all loggers of the project to stderr as 'text' or 'json'; Python's own warnings are escaped like them."""
     handler = _AboveProgressBar()
     handler.setFormatter(_formatter(style))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    warnings.formatwarning = _format_warning
     for noisy in ("timm", "matplotlib", "PIL", "pydicom", "httpx", "huggingface_hub", "torch", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -80,6 +93,13 @@ def log_to_file(path: Path, style: str = "text") -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(level)
         handler.close()
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Python's text of a warning: pydicom quotes values of a file's elements in some."""
+    return printable_lines(_PYTHONS(message, category, filename, lineno, line), _INDENT)
 
 
 def _formatter(style: str) -> logging.Formatter:

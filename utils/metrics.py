@@ -7,14 +7,19 @@ positives it rests on. scikit-learn is the oracle of the tests; it is not needed
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from utils.text import printable
+
 Floats = NDArray[np.float64]
+
+# Marks a class that no image of the training split was positive for, wherever its figures stand.
+NEVER_SEEN = "†"
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
@@ -118,6 +123,7 @@ class ClassRecord(TypedDict):
     average_precision: float | None
     positives: int
     negatives: int
+    no_positive_in_training: NotRequired[bool]
 
 
 class MetricsRecord(TypedDict):
@@ -131,33 +137,56 @@ class MetricsRecord(TypedDict):
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: AUROC and average precision in [0, 1] or nan, and the known labels they rest on."""
+    """One class: AUROC and average precision in [0, 1] or nan, and the known labels they rest on.
+
+    learnt: False where no image of the training split was positive, so that the figures say nothing of training.
+    """
 
     name: str
     auroc: float
     average_precision: float
     positives: int
     negatives: int
+    learnt: bool = True
 
     @property
     def defined(self) -> bool:
         """Whether both positives and negatives are known, so that a ranking can be judged."""
         return self.positives > 0 and self.negatives > 0
 
+    @property
+    def averaged(self) -> bool:
+        """Whether means are over it."""
+        return self.defined and self.learnt
+
+    @property
+    def label(self) -> str:
+        """The name, marked where the class was never positive in training."""
+        return self.name if self.learnt else f"{self.name} {NEVER_SEEN}"
+
+    @property
+    def count(self) -> str:
+        """'3 of 20 positive', and that none was in training."""
+        never = "" if self.learnt else ", none in training"
+        return f"{self.positives:,} of {self.positives + self.negatives:,} positive{never}"
+
     def as_dict(self) -> ClassRecord:
-        """Plain values for JSON, nan as None."""
-        return {
+        """Plain values for JSON, nan as None; 'no_positive_in_training' only where it is true."""
+        record: ClassRecord = {
             "name": self.name,
             "auroc": _none_for_nan(self.auroc),
             "average_precision": _none_for_nan(self.average_precision),
             "positives": self.positives,
             "negatives": self.negatives,
         }
+        if not self.learnt:
+            record["no_positive_in_training"] = True
+        return record
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """All classes, and the means over those with both positives and negatives (nan if there is none).
+    """All classes, and the means over those with both positives and negatives that were learnt (nan without one).
 
     defined_classes: how many classes both means are over.
     """
@@ -181,7 +210,7 @@ def _none_for_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _class_metrics(name: str, scores: Floats, labels: Floats) -> ClassMetrics:
+def _class_metrics(name: str, scores: Floats, labels: Floats, learnt: bool) -> ClassMetrics:
     try:
         score, label = _checked(scores, labels)
     except ValueError as error:
@@ -194,17 +223,22 @@ def _class_metrics(name: str, scores: Floats, labels: Floats) -> ClassMetrics:
         average_precision=_average_precision_of_counts(*counts),
         positives=positives,
         negatives=label.size - positives,
+        learnt=learnt,
     )
 
 
 def classification_metrics(
-    scores: ArrayLike, targets: ArrayLike, mask: ArrayLike, class_names: Sequence[str]
+    scores: ArrayLike,
+    targets: ArrayLike,
+    mask: ArrayLike,
+    class_names: Sequence[str],
+    not_learnt: Collection[str] = (),
 ) -> Metrics:
     """AUROC and average precision of each class over its known labels, and their means.
 
     scores: [N, K], probabilities or logits. targets: [N, K], 0 or 1 wherever mask holds.
     mask: bool [N, K], True where the label is known; entries outside are never looked at.
-    class_names: K names.
+    class_names: K names. not_learnt: those without a positive in training, which are listed but not averaged.
 
     Both means are over the classes with positives and negatives: the average precision of a class
     without negatives is 1 for all scores, so it is listed but not averaged.
@@ -221,9 +255,10 @@ def classification_metrics(
     if len(class_names) != score.shape[1]:
         raise ValueError(f"{len(class_names)} class names for {score.shape[1]} columns of scores")
     per_class = tuple(
-        _class_metrics(name, score[known[:, k], k], target[known[:, k], k]) for k, name in enumerate(class_names)
+        _class_metrics(name, score[known[:, k], k], target[known[:, k], k], name not in not_learnt)
+        for k, name in enumerate(class_names)
     )
-    defined = [one for one in per_class if one.defined]
+    defined = [one for one in per_class if one.averaged]
     return Metrics(
         per_class=per_class,
         mean_auroc=_mean([one.auroc for one in defined]),
@@ -241,7 +276,7 @@ def format_metrics_table(metrics: Metrics) -> str:
     rows = [("class", "AUROC", "AP", "positives / total")]
     for one in metrics.per_class:
         count = f"{one.positives:,} / {one.positives + one.negatives:,}"
-        rows.append((one.name, _figure(one.auroc), _figure(one.average_precision), count))
+        rows.append((printable(one.label), _figure(one.auroc), _figure(one.average_precision), count))
     total = len(metrics.per_class)
     summary = f"mean of {metrics.defined_classes} of {total} {'class' if total == 1 else 'classes'}"
     rows.append((summary, _figure(metrics.mean_auroc), _figure(metrics.mean_average_precision), ""))
@@ -251,7 +286,9 @@ def format_metrics_table(metrics: Metrics) -> str:
         for row in rows
     ]
     rule = "-" * (sum(widths) + 2 * 3)
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    never = [one.name for one in metrics.per_class if not one.learnt]
+    note = [f"{NEVER_SEEN} no positive image in training, so not in the means: {', '.join(never)}"] if never else []
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *note])
 
 
 def _figure(value: float) -> str:

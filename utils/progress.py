@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from utils.text import printable
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,15 +19,16 @@ class Progress:
     def __init__(
         self, total: int, title: str, style: str = "auto", every: int = 10, start: int = 0, unit: str = "batch"
     ) -> None:
-        self.total, self.title, self.every, self.done = total, title, every, start
+        self.total, self.title, self.every, self.done = total, printable(title), every, start
         self.bar = None
         if style == "bar" or (style == "auto" and sys.stderr.isatty()):
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=start, desc=title, leave=False, dynamic_ncols=True, unit=unit)
+            self.bar = tqdm(total=total, initial=start, desc=self.title, leave=False, dynamic_ncols=True, unit=unit)
 
     def advance(self, batches: int, **figures: float | str) -> None:
         """Tell that so many batches are done, and what to show beside."""
+        figures = {printable(name): printable(value) for name, value in figures.items()}
         before, self.done = self.done, self.done + batches
         if self.bar is not None:
             self.bar.set_postfix(figures, refresh=False)

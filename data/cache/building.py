@@ -24,10 +24,11 @@ from data.cache.reader import (
     Recipe,
     empty_records,
     find,
-    stamps,
     with_reader,
 )
+from data.cache.stamps import contents, forget, stamps
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, StudyLoader, UnreadableImages
+from data.loading.remarks import as_json
 from data.study import DatasetIndex
 from utils.atomic_file import remove, replacing
 from utils.progress import Progress
@@ -45,10 +46,18 @@ class Builder:
     """Reads all images of a loader's dataset index and hands their bytes to a sink.
 
     loader: of the dataset index to be cached; its workers decode. bad: counts what cannot be read. style: of the
-    progress, see `Progress`.
+    progress, see `Progress`. with_content: whether files are digested, see data/cache/stamps.py.
     """
 
-    def __init__(self, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages, style: str) -> None:
+    def __init__(
+        self,
+        loader: ImageLoader,
+        preprocess: AnyPreprocess,
+        bad: UnreadableImages,
+        style: str,
+        with_content: bool = False,
+    ) -> None:
+        self._with_content = with_content
         self.dataset_index, self.preprocess = loader.dataset.dataset_index, preprocess
         self._loader, self._bad, self._style = loader, bad, style
 
@@ -71,11 +80,12 @@ class Builder:
                         announced = True
                     end = _append(records, rows.tolist(), encoded, end, write)
                 progress.advance(min(size, count - number * size))
-        return CacheIndex(records, {"unreadable": self._unreadable(records)})
+        remarks = as_json(self._bad.remarks, count)
+        return CacheIndex(records, {"unreadable": self._unreadable(records), "remarks": remarks})
 
     def _encoding_loader(self) -> StudyLoader[EncodedBatch]:
         """All rows, each image as the bytes that are kept; the first batch is from all over the dataset index."""
-        count, encoder = len(self.dataset_index.studies), Encoder(self.preprocess)
+        count, encoder = len(self.dataset_index.studies), Encoder(self.preprocess, self._with_content)
         first = np.unique(
             np.linspace(0, count - 1, max(1, min(_BATCH, _BATCH_BYTES // encoder.most_bytes))).astype(int)
         )
@@ -91,11 +101,11 @@ def _append(
     records: np.ndarray, rows: list[int], encoded: list[Encoded], end: int, write: Callable[[np.ndarray], object]
 ) -> int:
     """Write images and their records; returns where the next one begins."""
-    for row, (kind, spacing, pixels) in zip(rows, encoded):
+    for row, (kind, spacing, pixels, content) in zip(rows, encoded):
         write(pixels)
         record = records[row]
         record["kind"], record["offset"], record["length"] = kind, end, len(pixels)
-        record["crc"], record["spacing"] = zlib.crc32(pixels.data), spacing
+        record["crc"], record["spacing"], record["content"] = zlib.crc32(pixels.data), spacing, content
         end += len(pixels)
     return end
 
@@ -122,15 +132,16 @@ def cached_in_memory(builder: Builder) -> DatasetIndex:
     return with_reader(builder.dataset_index, CachedReader(index, sink, builder.preprocess.size, "the cache in memory"))
 
 
-def cached_on_disk(builder: Builder, folder: Path, source: Path) -> DatasetIndex:
+def cached_on_disk(builder: Builder, folder: Path, source: Path, by_content: bool = False) -> DatasetIndex:
     """The builder's dataset index, its images in a file of `folder`, which is made if it is not there or not theirs.
 
-    source: where the images are from. Raises ConfigError where the folder cannot be written or its disk is too
+    source: where the images are from. by_content: compare the content of all files with what the cache was made of,
+    whatever the file system says of them. Raises ConfigError where the folder cannot be written or its disk is too
     small, and as `Builder.fill` does.
     """
     recipe, now = Recipe.of(builder.dataset_index, builder.preprocess, source), stamps(builder.dataset_index)
     path = folder / recipe.file_name()
-    found = find(path, recipe, now)
+    found = find(path, recipe, builder.dataset_index, now, by_content)
     if found is None:
         _write(builder, path, recipe, now)
         found = open_cache_file(path, len(now))
@@ -144,12 +155,15 @@ def _write(builder: Builder, path: Path, recipe: Recipe, now: np.ndarray) -> Non
     with _explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
+        forget(path)
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(MAGIC)
             index = builder.fill(
                 lambda pixels: file.write(pixels.data), lambda needed: _check_disk(path.parent, needed)
             )
             index.records["stamp"] = now
+            unread = np.flatnonzero(index.records["kind"] == 0)
+            index.records["content"][unread] = contents(builder.dataset_index, unread)
             about: CacheDescription = {"settings": recipe.settings, "libraries": recipe.libraries, **index.about}
             write_index(file, file.tell() - len(MAGIC), CacheIndex(index.records, about))
             file.flush()

@@ -1,7 +1,8 @@
 """Where decoded images lie, one after another: in a file with its index at the end, or in shared memory.
 
-A file is `MAGIC`, the images' bytes, a RECORD per row, JSON, and a footer with their lengths and checksum. It is mapped
-read-only, so that all processes share one copy of it in the page cache. Nothing in it is unpacked or executed.
+A file is `MAGIC`, the images' bytes, a RECORD per row, JSON, and a footer with their lengths and checksum. All
+processes share one copy of it, in the page cache. Nothing in it is unpacked or executed. It is read and not mapped: a
+process that has mapped a file dies of SIGBUS when somebody truncates it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.errors import DataError
+from configs.errors import CacheError
 from data.readers.regular_files import open_regular
 
 MAGIC = b"HMNcache"
@@ -28,9 +29,10 @@ _FOOTER = struct.Struct("<QQQI8s")  # bytes of images, rows, bytes of JSON, CRC-
 _LARGEST_JSON = 2**26
 
 # kind: 0 unreadable, else as data/cache/reader.py has it. offset, length: of its bytes among all images'. stamp: of
-# the files it was read from. spacing: of a volume's grid in mm.
+# the files it was read from, and content: see data/cache/stamps.py. spacing: of a volume's grid in mm.
 RECORD = np.dtype(
     [("kind", "u1"), ("offset", "<u8"), ("length", "<u8"), ("crc", "<u4"), ("stamp", "<u8", 2), ("spacing", "<f8", 3)]
+    + [("content", "<u8", 2)]
 )
 
 
@@ -39,11 +41,14 @@ class DamagedCache(Exception):
 
 
 class CacheDescription(TypedDict, total=False):
-    """What a cache says of itself: of which settings and library versions it is, and row → why it cannot be read."""
+    """What a cache says of itself: of which settings and library versions it is, row → why it cannot be read, and row →
+    [kind, detail] of what was remarked.
+    """
 
     settings: dict[str, object]
     libraries: dict[str, str]
     unreadable: dict[str, str]
+    remarks: dict[str, list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -55,30 +60,51 @@ class CacheIndex:
 
 
 class FileBytes:
-    """The images of a cache file, mapped when first asked for; pickled, it is its path and opens the file itself."""
+    """The images of a cache file, opened when first asked for; pickled, it is its path and opens the file itself."""
 
     def __init__(self, path: Path, footer: bytes) -> None:
         self.path, self.footer = path, footer
-        self._map: np.ndarray | None = None
+        self._file: BinaryIO | None = None
 
     def __call__(self, offset: int, length: int) -> np.ndarray:
-        """uint8 [length], a view."""
-        if self._map is None:
-            self._map = self._open()
-        begin = len(MAGIC) + offset
-        return self._map[begin : begin + length]
-
-    def _open(self) -> np.ndarray:
-        try:
-            found = np.memmap(self.path, np.uint8, "r").view(np.ndarray)
-        except (OSError, ValueError) as reason:
-            raise DataError(f"cannot open the cache '{self.path}': {reason}") from reason
-        if found[-len(self.footer) :].tobytes() != self.footer:
-            raise DataError(f"the cache '{self.path}' has become another one since this run began: start it again")
+        """uint8 [length], the caller's own. Raises CacheError where the file is another one now, or shorter."""
+        if self._file is None:
+            self._file = self._open()
+        found = _read_at(self._file, len(MAGIC) + offset, length)
+        if len(found) != length:
+            raise CacheError(
+                f"the cache '{self.path}' was truncated while it is read: start again (--resume), and it is rebuilt"
+            )
         return found
 
+    def _open(self) -> BinaryIO:
+        try:
+            file = self.path.open("rb", buffering=0)
+            end = file.seek(0, os.SEEK_END)
+        except OSError as reason:
+            raise CacheError(f"cannot open the cache '{self.path}': {reason}") from reason
+        if _read_at(file, max(end - len(self.footer), 0), len(self.footer)).tobytes() != self.footer:
+            file.close()
+            raise CacheError(f"the cache '{self.path}' has become another one since this run began: start it again")
+        return file
+
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_map": None}
+        return {**self.__dict__, "_file": None}
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _read_at(file: BinaryIO, begin: int, length: int) -> np.ndarray:
+    """Up to `length` bytes, uint8; fewer at the end. The position, which forked processes share, is not used."""
+    if not hasattr(os, "preadv"):  # Windows, where nothing is forked
+        file.seek(begin)
+        return np.frombuffer(bytearray(file.read(length)), np.uint8)
+    found, count = np.empty(length, np.uint8), 0
+    while count < length and (more := os.preadv(file.fileno(), [found[count:].data], begin + count)):
+        count += more
+    return found[:count] if count < length else found
 
 
 class SharedBytes:

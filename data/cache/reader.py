@@ -22,9 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.errors import ConfigError, DataError
+from configs.errors import CacheError, DataError
 from data.cache.file import RECORD, CacheIndex, DamagedCache, FileBytes, SharedBytes, open_cache_file
+from data.cache.stamps import ContentOf, changed_rows
+from data.loading.remarks import from_json
 from data.readers.regular_files import refuse_link
+from data.readers.remarks import remark
 from data.readers.volumes import FittedVolume
 from data.study import DatasetIndex, Pixels, Reader
 from data.transforms.images import Preprocess
@@ -33,7 +36,7 @@ from data.transforms.volumes import VolumePreprocess
 logger = logging.getLogger(__name__)
 
 # To be raised with every change of what a file becomes before augmentation: readers, reduced JPEG, intensity, resizing.
-DECODING = 1
+DECODING = 2
 FOLDER = ".hybridmednet_cache"
 # Kind of a record: how its numbers are stored, and the channels of its image.
 KINDS = {1: ("u1", 1), 2: ("u1", 3), 3: ("<u2", 1), 4: ("<u2", 3)}
@@ -45,15 +48,20 @@ AnyPreprocess = Preprocess | VolumePreprocess
 
 
 class Encoded(NamedTuple):
-    """What is kept of one image or volume: its kind, the spacing of its grid in mm (0 of images), its bytes."""
+    """What is kept of one image or volume: its kind, the spacing of its grid in mm (0 of images), its bytes.
+
+    content: uint64 [2], of its files, see data/cache/stamps.py; zeros where that is not asked for.
+    """
 
     kind: int
     spacing: np.ndarray
     pixels: np.ndarray
+    content: np.ndarray = np.zeros(2, "<u8")
 
 
 class EncodedBatch(NamedTuple):
-    """A batch of n on its way from a worker: kind uint8 [n], spacing float64 [n, 3], and all their bytes, uint8.
+    """A batch of n on its way from a worker: kind uint8 [n], spacing float64 [n, 3], all their bytes, uint8, and
+    content int64 [n, 2].
 
     The bytes are one tensor, as each tensor is an open file of both processes; a kind says how many are an image's.
     """
@@ -61,31 +69,42 @@ class EncodedBatch(NamedTuple):
     kind: Tensor
     spacing: Tensor
     pixels: Tensor
+    content: Tensor
 
     def split(self, size: Sequence[int]) -> list[Encoded]:
         """The single ones. size: of their grid."""
         kinds = self.kind.tolist()
         pixels = torch.split(self.pixels, [stored_bytes(kind, size) for kind in kinds])
-        return [Encoded(kind, at.numpy(), own.numpy()) for kind, at, own in zip(kinds, self.spacing, pixels)]
+        contents = self.content.numpy().view("<u8")
+        columns = zip(kinds, self.spacing, pixels, contents)
+        return [Encoded(kind, at.numpy(), own.numpy(), content) for kind, at, own, content in columns]
 
 
 class Encoder:
-    """What is kept of images: an InputTransform of data/transforms/input_transform.py."""
+    """What is kept of images: an InputTransform of data/transforms/input_transform.py.
 
-    def __init__(self, preprocess: AnyPreprocess) -> None:
+    with_content: whether files are digested, so that changes of their content can be seen later.
+    """
+
+    def __init__(self, preprocess: AnyPreprocess, with_content: bool = False) -> None:
         self.preprocess = preprocess
+        self._content_of = ContentOf() if with_content else None
 
     def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator | None = None) -> Encoded:
         """The image as training would get it before augmentation."""
-        return encode(self.preprocess.fitted(dataset_index, index))
+        # Before decoding: a file that changes in between has another stamp and another content later.
+        content = None if self._content_of is None else self._content_of(dataset_index, index)
+        encoded = encode(self.preprocess.fitted(dataset_index, index))
+        return encoded if content is None else encoded._replace(content=content)
 
     def collate(self, values: Sequence[Encoded]) -> EncodedBatch:
         """See EncodedBatch."""
-        kinds, spacings, pixels = zip(*values)
+        kinds, spacings, pixels, contents = zip(*values)
         return EncodedBatch(
             torch.tensor(kinds, dtype=torch.uint8),
             torch.from_numpy(np.stack(spacings)),
             torch.from_numpy(np.concatenate(pixels)),
+            torch.from_numpy(np.stack(contents).view("<i8")),
         )
 
     @property
@@ -116,13 +135,17 @@ class CachedReader(Reader):
     """DatasetIndex.read of a cache: fitted images [H, W, C], uint8 or float32 in [0, 1], or FittedVolumes.
 
     An image that could not be read when the cache was made raises the DataError that it raised then. Bytes are
-    compared with their checksum when a process reads them for the first time.
+    compared with their checksum when a process reads them for the first time. What was remarked of an image then is
+    remarked again.
     """
+
+    fitted = True
 
     def __init__(self, index: CacheIndex, kept: FileBytes | SharedBytes, size: Sequence[int], location: str) -> None:
         self.size, self.location, self._kept = tuple(size), location, kept
         self._fields = {name: index.records[name].copy() for name in ("kind", "offset", "length", "crc", "spacing")}
         self._unreadable: dict[str, str] = index.about["unreadable"]
+        self._remarks = from_json(index.about.get("remarks", {}), len(index.records))
         self._checked = np.zeros(len(index.records), bool)
 
     def __call__(self, index: int) -> Pixels:
@@ -132,14 +155,16 @@ class CachedReader(Reader):
         stored = self._kept(offset, length)
         if not self._checked[index]:
             if zlib.crc32(stored.data) != self._fields["crc"][index]:
-                raise DataError(f"{self.location} is damaged at its image {index}: delete it, and it is rebuilt")
+                raise CacheError(f"{self.location} is damaged at its image {index}: delete it, and it is rebuilt")
             self._checked[index] = True
+        for known in self._remarks.get(index, ()):
+            remark(*known)
         return self._decoded(index, stored, *KINDS[kind])
 
     def _decoded(self, index: int, stored: np.ndarray, dtype: str, channels: int) -> np.ndarray | FittedVolume:
         pixels = stored.view(dtype).reshape(*self.size, channels)
         if dtype == "u1":
-            return pixels.copy()
+            return pixels if stored.flags.owndata else pixels.copy()
         unit = pixels.astype(np.float32)
         unit /= np.float32(65535)
         if len(self.size) == 2:
@@ -184,35 +209,6 @@ def _libraries() -> dict[str, str]:
     return found
 
 
-def stamps(dataset_index: DatasetIndex) -> np.ndarray:
-    """uint64 [rows, 2]: a digest of names, sizes and times of change of the files that each image is read from.
-
-    Raises ConfigError where the source does not know its files.
-    """
-    seen: dict[Path, str] = {}
-    found = np.empty((len(dataset_index.studies), 2), "<u8")
-    for row, study in enumerate(dataset_index.studies):
-        files = dataset_index.files(row)
-        if not files:
-            raise ConfigError(
-                f"DATA.cache: the data source does not report the files of '{study.name}', so changes cannot be "
-                "detected: set it to none"
-            )
-        text = "\n".join(seen[path] if path in seen else seen.setdefault(path, _stamp(path)) for path in files)
-        found[row] = np.frombuffer(
-            hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest(), "<u8"
-        )
-    return found
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError as reason:
-        return f"{path.name}\0{reason.errno}"
-    return f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}"
-
-
 def cache_folder(cache_dir: str | None, data_dir: Path) -> Path:
     """DATA.cache_dir, or a hidden folder in data_dir, beside it where that is a file.
 
@@ -224,8 +220,13 @@ def cache_folder(cache_dir: str | None, data_dir: Path) -> Path:
     return refuse_link(inside, inside / FOLDER)
 
 
-def find(path: Path, recipe: Recipe, now: np.ndarray) -> tuple[CacheIndex, FileBytes] | None:
-    """The cache at `path` if it is whole and of these files (now: their `stamps`); else says why not."""
+def find(
+    path: Path, recipe: Recipe, dataset_index: DatasetIndex, now: np.ndarray, by_content: bool = False
+) -> tuple[CacheIndex, FileBytes] | None:
+    """The cache at `path` if it is whole and of the dataset index's files; else says why not.
+
+    now: the files' `stamps`. by_content: see `changed_rows`.
+    """
     try:
         index, kept = open_cache_file(path, len(now))
         _check(index, recipe.size)
@@ -235,23 +236,25 @@ def find(path: Path, recipe: Recipe, now: np.ndarray) -> tuple[CacheIndex, FileB
     except (DamagedCache, DataError, OSError) as reason:
         logger.warning("the cache '%s' is damaged and is rebuilt: %s", path, reason)
         return None
-    why = _outdated(index, recipe, now)
+    why = _of_another_recipe(index, recipe)
+    if not why:
+        changed = len(changed_rows(dataset_index, index.records, now, path, kept.footer, by_content))
+        why = f"the files of {changed:,} of {len(now):,} images have changed" if changed else ""
     if why:
         logger.info("the cache '%s' is rebuilt: %s", path, why)
         return None
     return index, kept
 
 
-def _outdated(index: CacheIndex, recipe: Recipe, now: np.ndarray) -> str:
-    """Why a whole cache is not the one that is wanted, '' where it is."""
+def _of_another_recipe(index: CacheIndex, recipe: Recipe) -> str:
+    """Why a whole cache is not the one that is wanted, its files apart; '' where it is."""
     old, new = index.about.get("libraries"), recipe.libraries
     if index.about.get("settings") != recipe.settings:
         return "it is of other settings"
     if old != new:
         both = {name: (dict(old or {}).get(name, "none"), version) for name, version in new.items()}
         return "by " + ", ".join(f"{name} {one} → {other}" for name, (one, other) in both.items() if one != other)
-    changed = int((index.records["stamp"] != now).any(1).sum())
-    return f"the files of {changed:,} of {len(now):,} images have changed" if changed else ""
+    return ""
 
 
 def _check(index: CacheIndex, size: Sequence[int]) -> None:
@@ -263,6 +266,10 @@ def _check(index: CacheIndex, size: Sequence[int]) -> None:
     reasons = index.about.get("unreadable") if isinstance(index.about, dict) else None
     if not isinstance(reasons, dict) or {str(row) for row in np.flatnonzero(kinds == 0)} != set(reasons):
         raise DamagedCache("it does not say why images are missing")
+    try:
+        from_json(index.about.get("remarks"), len(index.records))
+    except ValueError as reason:
+        raise DamagedCache(str(reason)) from None
 
 
 def _check_some(index: CacheIndex, kept: Callable[[int, int], np.ndarray]) -> None:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from configs.errors import DataError
+from configs.errors import CacheError, DataError
+from data.loading.remarks import ImageRemarks
 from data.loading.worker_watch import ResilientLoader, WorkerFailures
+from data.readers.remarks import Remark, collecting
 from data.study import DatasetIndex
 from data.transforms.images import sample_rng
 from data.transforms.input_transform import ImageTransform, ReadBatch, TransformTo
@@ -54,10 +56,12 @@ class UnreadableImages:
     """Which images could not be read, shared by all loaders of a run.
 
     limit: how many are tolerated (DATA.max_bad_images); one more is a DataError that names them all.
+    remarks: what is to be said of those that could be read.
     """
 
     limit: int
     reasons: dict[int, str] = field(default_factory=dict)
+    remarks: ImageRemarks = field(default_factory=ImageRemarks)
 
     def add(self, index: int, reason: str) -> None:
         if index in self.reasons:
@@ -71,13 +75,19 @@ class UnreadableImages:
                 f"repair or remove them, or raise that number\n  {listed}"
             )
 
+    def end_epoch(self) -> None:
+        """Called when all images of a loader were read."""
+        self.remarks.tell()
+
 
 class Item(NamedTuple):
-    """A study: its row, what a transform made of it, or else why it cannot be read."""
+    """A study: its row, what a transform made of it, or else why it cannot be read, and what its reader remarked."""
 
     row: int
     value: object  # known to the transform alone, which collates it
     reason: str | None = None
+    remarks: tuple[Remark, ...] = ()
+    fatal: bool = False  # a reason that is not this study's
 
 
 class ImageDataset(Dataset[Item], Generic[Transform]):
@@ -88,10 +98,12 @@ class ImageDataset(Dataset[Item], Generic[Transform]):
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
-        try:
-            return Item(index, self.transform.apply(self.dataset_index, index, sample_rng(self.seed, epoch, index)))
-        except DataError as error:
-            return Item(index, None, str(error))
+        with collecting() as remarks:
+            try:
+                value = self.transform.apply(self.dataset_index, index, sample_rng(self.seed, epoch, index))
+            except DataError as error:
+                return Item(index, None, str(error), fatal=isinstance(error, CacheError))
+        return Item(index, value, None, tuple(remarks.values()))
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -157,9 +169,14 @@ class StudyLoader(Generic[Content]):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Tensor, Content | None]]:
         """(number of the batch in its epoch, rows int64 [n], what was made of them); None where none could be read."""
         for number, read in self._loader.epoch(epoch, start):
+            if read.fatal is not None:
+                raise CacheError(read.fatal)
             for failed, reason in read.failures:
                 self.bad.add(failed, reason)
+            for row, remarks in read.remarks:
+                self.bad.remarks.add(row, self.dataset.dataset_index.studies[row].name, remarks)
             yield number, read.rows, read.content
+        self.bad.end_epoch()
 
 
 class ImageLoader:
@@ -206,13 +223,17 @@ class _Read(NamedTuple, Generic[Content]):
     rows: Tensor
     content: Content | None  # None where nothing could be read
     failures: list[tuple[int, str]]
+    remarks: list[tuple[int, tuple[Remark, ...]]]
+    fatal: str | None = None  # why nothing more can be read
 
 
 def _collate(items: list[Item], transform: TransformTo[Content]) -> _Read[Content]:
     failures = [(item.row, item.reason) for item in items if item.reason is not None]
     read = [item for item in items if item.reason is None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
-    return _Read(rows, transform.collate([item.value for item in read]) if read else None, failures)
+    remarks = [(item.row, item.remarks) for item in read if item.remarks]
+    fatal = next((item.reason for item in items if item.fatal), None)
+    return _Read(rows, transform.collate([item.value for item in read]) if read else None, failures, remarks, fatal)
 
 
 def _init_worker(_: int) -> None:

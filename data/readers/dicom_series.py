@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.errors import DataError
-from data.readers.dicom import DICOM_SUFFIXES, decode_pixels, looks_like_dicom, padding_mask, read_dataset, rescale
+from data.readers.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dataset
+from data.readers.dicom_attributes import check_frame_groups, group_with, integer
+from data.readers.dicom_bits import StoredPixels, decode_pixels
+from data.readers.dicom_colour import has_supplemental_palette
+from data.readers.dicom_values import padding_mask, refuse_constant, to_units
 from data.readers.regular_files import read_head
 from data.readers.tables import some
 from data.readers.volumes import Volume, check_size, to_convention
@@ -25,6 +29,12 @@ from data.readers.volumes import Volume, check_size, to_convention
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+# The functional groups that place a frame (PS3.3 C.7.6.16.2.1, .3, .4), and what each must hold.
+_GEOMETRY = (
+    ("PlanePositionSequence", ("ImagePositionPatient",)),
+    ("PlaneOrientationSequence", ("ImageOrientationPatient",)),
+    ("PixelMeasuresSequence", ("PixelSpacing",)),
+)
 _COSINE_TOLERANCE = 1e-3
 _LARGEST_TILT_DEGREES = 0.5
 # Equal positions and missing slices change a distance by 100 %; rounded positions by far less.
@@ -38,7 +48,7 @@ class Slice:
 
     position: centre of its first pixel in mm. orientation: [2, 3], unit vectors along a row and down a column.
     spacing: (between rows, between columns) in mm. shape: (rows, columns). frame: None in a single-frame file.
-    values: the data set that holds the rescale of its pixels. series: its SeriesInstanceUID, '' where absent.
+    series: its SeriesInstanceUID, '' where absent.
     """
 
     path: Path
@@ -47,7 +57,6 @@ class Slice:
     orientation: np.ndarray
     spacing: np.ndarray
     shape: tuple[int, int]
-    values: Dataset
     series: str
 
     @property
@@ -64,28 +73,29 @@ def read_series(folder: Path, files: Sequence[Path] | None = None) -> Volume:
 
     Raises DataError, naming the files, for several series, differing sizes, spacings or orientations, two slices at
     one place, a gap (a slice missing at either end cannot be known), slices sheared by a tilted gantry, colours and
-    MONOCHROME1, a single slice, or what keeps a slice from being decoded.
+    MONOCHROME1, a single slice, or what keeps a slice from being decoded. Slices may be Enhanced objects of one frame.
     """
     files = list_slices(folder) if files is None else files
     slices = []
     for path in files:
         with naming(path.name):
             header = read_dataset(path, header_only=True)
-            slices.append(_slice_of(path, None, header, (header, header, header), header))
+            check_frame_groups(header)
+            slices.append(_slice_of(path, None, header, [group_with(header, 0, *group) for group in _GEOMETRY]))
     ordered, affine = arrange(slices)
     voxels = np.empty((len(ordered), *ordered[0].shape), np.float32)
     padded = np.zeros(voxels.shape, bool)
     for index, item in enumerate(ordered):
         with naming(item.name):
             dataset = read_dataset(item.path)
-            voxels[index], padded[index] = _values(decode_pixels(dataset), dataset, dataset, item.shape)
+            voxels[index], padded[index] = _values(decode_pixels(dataset), dataset, 0, item.shape)
     return to_convention(_fill(voxels, padded).T, affine)
 
 
 def read_multiframe(path: Path) -> Volume:
     """An Enhanced CT, MR or PET file, or another whose frames say where they lie, as one volume; see read_series."""
     dataset = read_dataset(path)
-    frames = int(dataset.get("NumberOfFrames") or 1)
+    frames = integer(dataset, "NumberOfFrames", 1)
     if frames < 2:
         raise DataError("the file holds one slice; name the folder that holds the slices of the series")
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -97,7 +107,9 @@ def read_multiframe(path: Path) -> Volume:
     voxels = np.empty((frames, *ordered[0].shape), np.float32)
     padded = np.zeros(voxels.shape, bool)
     for index, item in enumerate(ordered):
-        voxels[index], padded[index] = _values(pixels[item.frame], dataset, item.values, item.shape)
+        number = item.frame or 0
+        with naming(item.name):
+            voxels[index], padded[index] = _values(pixels.frame(number), dataset, number, item.shape)
     return to_convention(_fill(voxels, padded).T, affine)
 
 
@@ -187,16 +199,16 @@ def _check_tilt(step: np.ndarray, normal: np.ndarray) -> None:
         )
 
 
-def _slice_of(
-    path: Path, frame: int | None, dataset: Dataset, groups: tuple[Dataset, Dataset, Dataset], values: Dataset
-) -> Slice:
+def _slice_of(path: Path, frame: int | None, dataset: Dataset, groups: Sequence[Dataset]) -> Slice:
     """groups: the data sets with ImagePositionPatient, ImageOrientationPatient and PixelSpacing."""
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if photometric != "MONOCHROME2":
         raise DataError(f"PhotometricInterpretation {photometric or 'missing'}: volumes are read from MONOCHROME2")
-    if frame is None and int(dataset.get("NumberOfFrames") or 1) > 1:
+    if has_supplemental_palette(dataset):
+        raise DataError("some of its values are colours (PixelPresentation): volumes are read from grey values")
+    if frame is None and integer(dataset, "NumberOfFrames", 1) > 1:
         raise DataError("it holds several frames: name this file itself, it is a volume of its own")
-    shape = (int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0))
+    shape = (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
     check_size(shape)
     position = _numbers(groups[0], "ImagePositionPatient", 3)
     orientation = _numbers(groups[1], "ImageOrientationPatient", 6).reshape(2, 3)
@@ -205,27 +217,16 @@ def _slice_of(
         raise DataError(f"ImageOrientationPatient {orientation.ravel().tolist()}: not two unit vectors at right angles")
     if spacing.min() <= 0:
         raise DataError(f"PixelSpacing {spacing.tolist()} must be positive")
-    return Slice(path, frame, position, orientation, spacing, shape, values, str(dataset.get("SeriesInstanceUID", "")))
+    return Slice(path, frame, position, orientation, spacing, shape, str(dataset.get("SeriesInstanceUID", "")))
 
 
 def _frame_of(path: Path, index: int, dataset: Dataset) -> Slice:
-    """A frame with the attributes that its own functional groups or the shared ones give."""
+    """A frame where its own functional groups or the shared ones place it."""
     from pydicom import Dataset
 
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    own = dataset.PerFrameFunctionalGroupsSequence[index]
-
-    def group(name: str) -> Dataset:
-        found = own.get(name) or shared[0].get(name)
-        return found[0] if found else Dataset()
-
-    geometry_groups = (
-        group("PlanePositionSequence"),
-        group("PlaneOrientationSequence"),
-        group("PixelMeasuresSequence"),
-    )
-    with naming(f"frame {index + 1}"):
-        return _slice_of(path, index, dataset, geometry_groups, group("PixelValueTransformationSequence") or dataset)
+    groups = (group_with(dataset, index, *group) for group in _GEOMETRY)
+    with naming(f"frame {index + 1}"):  # an attribute of the data set itself would put all frames at one place
+        return _slice_of(path, index, dataset, [Dataset() if group is dataset else group for group in groups])
 
 
 def _numbers(dataset: Dataset, name: str, count: int) -> np.ndarray:
@@ -239,16 +240,18 @@ def _numbers(dataset: Dataset, name: str, count: int) -> np.ndarray:
 
 
 def _values(
-    stored: np.ndarray, dataset: Dataset, values: Dataset, shape: tuple[int, int]
+    pixels: StoredPixels, dataset: Dataset, frame: int, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(modality units float32, which pixels are padding), both [H, W]; NaN only where it is stored."""
-    if stored.shape != shape:
-        raise DataError(f"its pixel data have shape {list(stored.shape)}, not {list(shape)}")
+    if pixels.values.shape != shape:
+        raise DataError(f"its pixel data have shape {list(pixels.values.shape)}, not {list(shape)}")
+    padded = padding_mask(pixels, dataset)
     with np.errstate(over="ignore"):
-        units = rescale(stored, values).astype(np.float32)
-    if not np.isfinite(units[np.isfinite(stored)]).all():
+        units = to_units(pixels, dataset, frame, ~padded).astype(np.float32)
+    if not np.isfinite(units[np.isfinite(pixels.values)]).all():
         raise DataError("its rescale makes values beyond 32-bit numbers")
-    return units, padding_mask(stored, dataset)
+    refuse_constant(pixels.values, units, ~padded & np.isfinite(pixels.values))
+    return units, padded
 
 
 def _fill(voxels: np.ndarray, padded: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One image file to one array: PNG and JPEG here, DICOM in readers/dicom.py; and the channel and intensity rules."""
+"""One image file to one array: PNG, JPEG and WebP here, others beside it; and the channel and intensity rules."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from configs.errors import DataError
 from data.readers.dicom import DICOM_SUFFIXES, looks_like_dicom, read_dicom
 from data.readers.naming import naming
+from data.readers.orientation import orientation_of, swaps_sides, upright
 from data.readers.png import PNG_MAGIC, check_png
 from data.readers.regular_files import read_head
+from data.readers.tiff import TIFF_MAGICS, over_black, read_tiff
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
+DRAWN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*DRAWN_SUFFIXES, *DICOM_SUFFIXES)
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # ITU-R BT.601 luma in 1/65536, the weights Pillow uses; they sum to 65536, so equal channels stay exactly as they are.
@@ -22,14 +25,17 @@ _LUMA = np.array([19595, 38470, 7471], np.uint32)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode one PNG, JPEG or DICOM file; its first bytes decide which, not its name.
+    """Decode one PNG, JPEG, WebP, TIFF or DICOM file; its first bytes decide which, not its name.
 
-    Returns [H, W] or [H, W, 3] (RGB): uint8 or uint16 as stored for PNG and JPEG (palettes and CMYK as RGB,
-    1-bit as 0/255, transparency laid over black, EXIF orientation applied); float32 in [0, 1] for grey DICOM and
-    uint8 RGB for colour DICOM (see read_dicom).
+    Returns [H, W] or [H, W, 3] (RGB): uint8 or uint16 as stored for PNG, JPEG, WebP and TIFF (palettes and CMYK as RGB,
+    1-bit as 0/255, transparency laid over black; 32-bit TIFF as float32 in [0, 1], see read_tiff); float32 in [0, 1]
+    for grey DICOM and uint8 RGB for colour DICOM (see read_dicom).
+    The image is upright: the orientation that EXIF, XMP or TIFF's tag 274 states is applied, in all formats and on
+    every path. So height and width, and pixels of boxes, are those of the image as it is seen; a mask is an image of
+    its own and is turned as its own file says.
 
     Raises DataError, naming the file, for anything that prevents decoding: a missing or truncated file, a
-    missing codec, more pixels than Pillow's decompression-bomb limit, a format that is none of the three.
+    missing codec, more pixels than Pillow's decompression-bomb limit, several pages or frames, another format.
     """
     with naming("image", path):
         return _decode(path)
@@ -96,13 +102,20 @@ def _decode(path: Path) -> np.ndarray:
     head = read_head(path)
     if not head:
         raise DataError("the file is empty")
-    if head.startswith((PNG_MAGIC, _JPEG_MAGIC)):
+    if head.startswith((PNG_MAGIC, _JPEG_MAGIC)) or _is_webp(head):
         return _read_pillow(path, head)
-    if looks_like_dicom(head):
+    if looks_like_dicom(head):  # before TIFF: a DICOM file's preamble may be a TIFF header (PS3.10 7.1)
         return read_dicom(path, Image.MAX_IMAGE_PIXELS)
+    if head.startswith(TIFF_MAGICS):
+        found = read_tiff(path)
+        return found if isinstance(found, np.ndarray) else _pillow_array(found)
     if path.suffix.lower() in (*DICOM_SUFFIXES, ""):
         raise DataError("not DICOM: neither 'DICM' at byte 128 nor a data set at byte 0")
-    raise DataError(f"neither PNG, JPEG nor DICOM: it begins with {head[:8]!r}")
+    raise DataError(f"neither PNG, JPEG, WebP, TIFF nor DICOM: it begins with {head[:8]!r}")
+
+
+def _is_webp(head: bytes) -> bool:
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
 
 
 def _decode_reduced(path: Path, least: tuple[int, int]) -> np.ndarray | None:
@@ -111,22 +124,22 @@ def _decode_reduced(path: Path, least: tuple[int, int]) -> np.ndarray | None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=("JPEG",)) as image:
-            full = image.size
-            lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # height and width change places
-            image.draft(None, least if lies else least[::-1])
-            return None if image.size == full else _pillow_array(ImageOps.exif_transpose(image))
+            full, orientation = image.size, orientation_of(image)
+            image.draft(None, least if swaps_sides(orientation) else least[::-1])
+            return None if image.size == full else upright(_pillow_array(image), orientation)
 
 
 def _read_pillow(path: Path, head: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             if image.format == "PNG":
                 check_png(path)
+            elif image.format == "WEBP" and getattr(image, "n_frames", 1) > 1:
+                raise DataError("it is an animation; save the image to use as a file of its own")
             image.load()
-            if _is_deep_colour(head):
-                return _read_deep_colour(path)
-            return _pillow_array(image if image.format == "PNG" else ImageOps.exif_transpose(image))
+            array = _read_deep_colour(path) if _is_deep_colour(head) else _pillow_array(image)
+            return upright(array, orientation_of(image))
 
 
 def _pillow_array(image: Image.Image) -> np.ndarray:
@@ -161,8 +174,4 @@ def _read_deep_colour(path: Path) -> np.ndarray:
     array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16 or array.ndim != 3:
         raise DataError("OpenCV cannot decode this 16-bit colour PNG")
-    colour = array[..., 2::-1]
-    if array.shape[2] == 4:
-        for row, alpha in zip(colour, array[..., 3:]):  # rounded; the largest sum still fits uint32
-            row[:] = (row * alpha.astype(np.uint32) + np.uint32(32767)) // np.uint32(65535)
-    return np.ascontiguousarray(colour)
+    return over_black(array)

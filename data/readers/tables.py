@@ -1,19 +1,23 @@
-"""Text tables and lists as they come (CSV, .gz, BOM, CRLF), with the line numbers that error messages need."""
+"""Tables and lists as people have them, text or .xlsx, with the line numbers that error messages need."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from configs.errors import DataError
+from data.readers.delimited import Record, read_records
 from data.readers.regular_files import check_expansion, read_head
+from data.readers.text_encoding import decode
+from data.readers.xlsx import is_workbook, read_workbook
+from utils.words import is_missing, name_key, plain
+
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".xlsx")
 
 SPLIT_NAMES = {
     "train": "train",
@@ -21,49 +25,172 @@ SPLIT_NAMES = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
+    **dict.fromkeys(("训练", "训练集", "訓練", "訓練集"), "train"),
+    **dict.fromkeys(("验证", "验证集", "驗證", "驗證集"), "val"),
+    **dict.fromkeys(("测试", "测试集", "測試", "測試集"), "test"),
 }
 
-# What a column is for, by its name in lower case without blanks, '_', '-' and '.'.
+# What a column is for, by its name without case, blanks, '_', '-' and '.'.
 _ROLES = {
-    "image": ("image", "imageindex", "path", "filename", "file", "imagepath", "filepath"),
-    "labels": ("labels", "label", "findinglabels", "findings"),
-    "patient_id": ("patientid", "patient", "subjectid", "subject"),
-    "split": ("split",),
-    "view": ("view", "viewposition"),
-    "age": ("age", "patientage"),
-    "sex": ("sex", "gender", "patientsex", "patientgender"),
+    "image": (
+        *("image", "imageindex", "path", "filename", "file", "imagepath", "filepath", "imagename", "imagefile"),
+        *(
+            "imagefilename",
+            "图像",
+            "图片",
+            "影像",
+            "图像名",
+            "图像名称",
+            "图片名",
+            "图片名称",
+            "影像名称",
+            "文件名",
+            "文件名称",
+        ),
+        *(
+            "图像文件",
+            "图像文件名",
+            "图片文件名",
+            "影像文件",
+            "影像文件名",
+            "图像路径",
+            "图片路径",
+            "影像路径",
+            "文件路径",
+            "文件",
+            "路径",
+        ),
+        *(
+            "圖像",
+            "圖片",
+            "圖像名稱",
+            "圖片名稱",
+            "檔名",
+            "檔案名稱",
+            "影像檔名",
+            "影像檔",
+            "圖像路徑",
+            "檔案路徑",
+            "路徑",
+        ),
+    ),
+    "labels": (
+        *(
+            "labels",
+            "label",
+            "findinglabels",
+            "findings",
+            "标签",
+            "标签名",
+            "标签名称",
+            "标注",
+            "诊断",
+            "诊断结果",
+            "类别",
+        ),
+        *("征象", "標籤", "標籤名稱", "標註", "診斷", "診斷結果", "類別", "徵象"),
+    ),
+    "patient_id": (
+        *(
+            "patientid",
+            "patient",
+            "subjectid",
+            "subject",
+            "mrn",
+            "patientno",
+            "patientnumber",
+            "患者编号",
+            "患者id",
+            "患者",
+        ),
+        *(
+            "患者号",
+            "病人编号",
+            "病人id",
+            "病人",
+            "病人号",
+            "病历号",
+            "病案号",
+            "受试者编号",
+            "受试者",
+            "患者編號",
+            "病人編號",
+        ),
+        *("病歷號", "病案號", "受試者編號"),
+    ),
+    "split": ("split", "划分", "数据划分", "数据集划分", "劃分", "資料劃分"),
+    "view": ("view", "viewposition", "体位", "投照体位", "體位"),
+    "age": ("age", "patientage", "年龄", "患者年龄", "年齡"),
+    "sex": ("sex", "gender", "patientsex", "patientgender", "性别", "患者性别", "性別"),
 }
+ROLES = tuple(_ROLES)
 _MAX_DISPLAYED = 5
 MAX_TEXT_BYTES = 2**28  # 2.6 million rows of 100 characters
 _PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
+class TableSettings:
+    """What the user says of tables. encoding: DATA.encoding, None: what is certain. columns: DATA.columns, role → the
+    column's name, None: there is none. ignore_columns: DATA.ignore_columns, those that are no classes.
+    patient_ids: DATA.patient_ids, see `patient_identities`.
+    """
+
+    encoding: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    ignore_columns: Sequence[str] = ()
+    patient_ids: str = "stop"
+
+
+NO_SETTINGS = TableSettings()
+
+
+@dataclass(frozen=True)
 class Table:
-    """A CSV file in memory: header without unnamed columns, and (line number, cells) a row, cells as the header."""
+    """A table in memory: header without unnamed columns, and (line number, cells) a row, cells as the header.
+
+    notes: what was understood that may surprise. decimal_comma: whether numbers may be written '0,5'.
+    """
 
     path: Path
     header: tuple[str, ...]
     rows: tuple[tuple[int, tuple[str, ...]], ...]
+    notes: tuple[str, ...] = ()
+    decimal_comma: bool = False
 
     def column(self, index: int) -> list[str]:
         """The cells of one column, top to bottom."""
         return [cells[index] for _, cells in self.rows]
 
+    def line_of(self, index: int, cell: str) -> int:
+        """The line of the first row that has this cell in a column."""
+        return next(line for line, cells in self.rows if cells[index] == cell)
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, .gz or not, BOM dropped; DataError naming the file if it is neither, or beyond 256 MiB."""
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """A text file, .gz or not, BOM dropped; DataError naming the file where its encoding is not certain, it cannot be
+    read, or is beyond 256 MiB.
+    """
+    return _decoded(path, _read_bytes(path), encoding)[0]
+
+
+def _decoded(path: Path, raw: bytes, encoding: str | None) -> tuple[str, str]:
+    try:
+        return decode(raw, encoding)
+    except DataError as reason:
+        raise DataError(f"'{path}' {reason}") from None
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         packed = read_head(path)[:2] == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
-            raw = _read_all(file, path.stat().st_size)
-        return raw.decode("utf-8-sig")
+            return _read_all(file, path.stat().st_size)
     except DataError as reason:
         raise DataError(f"cannot read '{path}': {reason}") from None
-    except UnicodeDecodeError as reason:
-        raise DataError(f"'{path}' is not UTF-8 (byte {reason.start}): save it as UTF-8") from reason
     except (OSError, EOFError, zlib.error) as reason:
         raise DataError(f"cannot read '{path}': {reason}") from reason
 
@@ -79,15 +206,39 @@ def _read_all(file: IO[bytes] | gzip.GzipFile, stored: int) -> bytes:
     return b"".join(pieces)
 
 
-def read_table(path: Path) -> Table:
-    """Read a comma-separated table with a header.
+def read_table(path: Path, settings: TableSettings = NO_SETTINGS) -> Table:
+    """Read a table with a header: text separated by commas, semicolons or tabs, or an .xlsx file, by its content.
 
-    Blank lines are skipped, surrounding blanks of cells dropped, as are columns without a name (a pandas index, the
+    Empty lines are skipped, surrounding blanks of cells dropped, as are columns without a name (a pandas index, the
     comma at the end of NIH's 2017 header); at the end of a row they may be missing, as in NIH's list of boxes. Raises
     DataError naming the file, and the line where there is one: no rows, a row of another length, a column named twice,
-    broken quoting, another separator, not UTF-8.
+    broken quoting, a delimiter or an encoding that is not certain, a file that is no table.
     """
-    lines = _csv_lines(path)
+    raw = _read_bytes(path)
+    try:
+        if is_workbook(raw):
+            records, notes = read_workbook(raw, lambda header: _has_image(header, settings))
+            return _build(path, iter(records), tuple(f"'{path.name}': {note}" for note in notes), False)
+        _check_is_text(raw)
+        text, guessed = _decoded(path, raw, settings.encoding)
+        lines, delimiter = read_records(text, lambda header: _has_image(header, settings))
+        notes = [f"is not UTF-8, it was read as {guessed} (DATA.encoding says otherwise)"] if guessed else []
+        return _build(path, lines, tuple(f"'{path.name}' {note}" for note in notes), delimiter in ";\t")
+    except DataError as reason:
+        raise reason if f"'{path}'" in str(reason) else DataError(f"'{path}' {reason}") from None
+
+
+def _check_is_text(raw: bytes) -> None:
+    if raw.startswith(b"\xd0\xcf\x11\xe0"):
+        raise DataError("is an Excel file of the old format (.xls): save it as .xlsx or CSV")
+    if raw.startswith(b"PK\x03\x04"):
+        raise DataError("is a packed file, not a table: save it as .xlsx or CSV")
+    if raw.lstrip()[:1] == b"<":
+        raise DataError("is a web page or XML, not a table: save it as .xlsx or CSV")
+
+
+def _build(path: Path, records: Iterable[Record], notes: tuple[str, ...], decimal_comma: bool) -> Table:
+    lines = iter(records)
     try:
         line, header = next(lines)
     except StopIteration:
@@ -98,12 +249,13 @@ def read_table(path: Path) -> Table:
     _check_header(path, names)
     rows = []
     for line, cells in lines:
-        if not least <= len(cells) <= len(header):
-            raise DataError(f"'{path}' line {line} has {len(cells)} cells, the header has {len(header)}")
+        if not least <= len(cells) <= len(header) and (len(cells) < least or any(cells[len(header) :])):
+            hint = ": a cell with a delimiter in it needs quotes" if len(cells) > len(header) else ""
+            raise DataError(f"'{path}' line {line} has {len(cells)} cells, the header has {len(header)}{hint}")
         rows.append((line, tuple(cells[index] for index in kept)))
     if not rows:
         raise DataError(f"'{path}' holds a header and no rows")
-    return Table(path, names, tuple(rows))
+    return Table(path, names, tuple(rows), notes, decimal_comma)
 
 
 def read_list(path: Path) -> list[str]:
@@ -111,32 +263,63 @@ def read_list(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def column_roles(table: Table) -> dict[str, int]:
+def column_roles(table: Table, columns: Mapping[str, str | None] | None = None) -> dict[str, int]:
     """Which column is 'image', 'labels', 'patient_id', 'split', 'view', 'age', 'sex', by its name in any case.
 
-    Of several candidates the first in the order of aliases counts ('image' before 'path'); DataError where two
-    differ in case or separators only.
+    columns: DATA.columns, which count before that. Of several candidates the first in the order of aliases counts
+    ('image' before 'path'); DataError where two differ in case or separators only, and for columns that are not there.
     """
     roles: dict[str, int] = {}
-    plain = ["".join(name.lower().split()).translate(str.maketrans("", "", "_-.")) for name in table.header]
+    given = columns or {}
+    named = {role: find_column(table, name, f"DATA.columns.{role}") for role, name in given.items() if name}
+    plain_names = [_column_key(name) for name in table.header]
     for role, aliases in _ROLES.items():
-        alias = next((alias for alias in aliases if alias in plain), None)
-        if alias is None:
+        if role in given:
+            roles |= {role: named[role]} if role in named else {}
             continue
-        if plain.count(alias) > 1:
-            raise DataError(f"'{table.path}' has two columns that mean {role!r}: rename one")
-        roles[role] = plain.index(alias)
+        alias = next((alias for alias in aliases if alias in plain_names), None)
+        if alias is None or plain_names.index(alias) in named.values():
+            continue
+        if plain_names.count(alias) > 1:
+            raise DataError(
+                f"'{table.path}' has two columns that mean {role!r}: rename one, or say which by DATA.columns.{role}"
+            )
+        roles[role] = plain_names.index(alias)
     return roles
 
 
+def find_column(table: Table, name: str, setting: str) -> int:
+    """The column of this name, or the one whose name differs in case, blanks or Unicode form only; else DataError."""
+    if name in table.header:
+        return table.header.index(name)
+    found = [index for index, column in enumerate(table.header) if name_key(column) == name_key(name)]
+    if len(found) != 1:
+        why = "is the name of several columns" if found else "is no column"
+        raise DataError(f"{setting}: {name!r} {why} of '{table.path}' (its columns: {', '.join(table.header)})")
+    return found[0]
+
+
+def _column_key(name: str) -> str:
+    return "".join(plain(name).split()).translate(str.maketrans("", "", "_-."))
+
+
+def _has_image(header: Sequence[str], settings: TableSettings) -> bool:
+    """Whether a header names the images."""
+    if named := settings.columns.get("image"):
+        return named in header
+    return any(_column_key(name) in _ROLES["image"] for name in header)
+
+
 def parse_split(text: str) -> str | None:
-    """'train', 'Valid', 'validation', 'TEST', … to 'train', 'val' or 'test'; '' to None; else ValueError."""
-    text = text.strip().lower()
-    if not text:
+    """'train', 'Valid', 'validation', 'TEST', '训练集', … to 'train', 'val' or 'test'; words for missing to None.
+
+    Raises ValueError for others.
+    """
+    if is_missing(text):
         return None
-    if text not in SPLIT_NAMES:
+    if plain(text) not in SPLIT_NAMES:
         raise ValueError(f"{text!r} is not train, val (valid, validation) or test")
-    return SPLIT_NAMES[text]
+    return SPLIT_NAMES[plain(text)]
 
 
 def some(items: Sequence[object], limit: int = _MAX_DISPLAYED) -> str:
@@ -153,22 +336,12 @@ def raise_problems(path: Path, problems: Sequence[str]) -> None:
         raise DataError(f"'{path}':\n  {head}{more}")
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of the last line of a record, its stripped cells), blank lines left out."""
-    lines = (match[0] for match in re.finditer(r"[^\r\n]+(?:\r\n?|\n|\Z)|\r\n?|\n", read_text(path)))
-    reader = csv.reader(lines, strict=True)
-    try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if len(stripped) > 1 or any(stripped):
-                yield reader.line_num, stripped
-    except csv.Error as reason:
-        raise DataError(f"'{path}' line {reader.line_num}: {reason}") from reason
-
-
 def _check_header(path: Path, names: tuple[str, ...]) -> None:
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DataError(f"'{path}' names column {', '.join(map(repr, twice))} more than once")
-    if len(names) == 1 and any(separator in names[0] for separator in ";\t"):
+    if len(names) == 1 and any(separator in names[0] for separator in ";\t，；"):
         raise DataError(f"'{path}' is not separated by commas; its header is {names[0]!r}")
+    lost = [name for name in names if "\ufffd" in name]
+    if lost:
+        raise DataError(f"'{path}': column {lost[0]!r} has lost characters in an earlier conversion: save it again")

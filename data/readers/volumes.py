@@ -15,6 +15,7 @@ from itertools import permutations
 import numpy as np
 
 from configs.errors import DataError
+from data.readers.remarks import remark
 
 # Two gigabytes as float32, and more than a whole-body CT has; a header that asks for more is not believed.
 MAX_VOXELS = 2**29
@@ -73,6 +74,7 @@ def finite(voxels: np.ndarray) -> np.ndarray:
         return voxels
     if not valid.any():
         raise DataError("not one of its voxels is a finite number")
+    remark("not_finite", f"{valid.size - int(valid.sum()):,} of {valid.size:,} values")
     return np.where(valid, voxels, voxels[valid].min())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from configs.errors import DataError
 from data.regions.boxes import Box, Boxes, find_boxes, read_boxes, read_mask, region_of_boxes
 from data.study import DatasetIndex
+from utils.text import told_apart
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,37 @@ class Regions:
         return mask, ()
 
     def _mask_file(self, row: int) -> Path:
+        """The mask of a file's path below the folder of masks, or of as much of its end as there is one for.
+
+        Raises DataError where that is the end of two images' paths.
+        """
         assert self.masks is not None
-        return self.masks / Path(self.dataset_index.studies[row].file).name
+        file = self.dataset_index.studies[row].file
+        for end in _ends(file):
+            path = self.masks / end
+            if not path.is_file():
+                continue
+            if len(self._files_by_end[end]) > 1:
+                one, other = self._files_by_end[end][:2]
+                raise DataError(
+                    f"the mask '{path}' may be of {told_apart(one, other)}: put it into a folder of that name"
+                )
+            return path
+        return self.masks / file
+
+    @cached_property
+    def _files_by_end(self) -> dict[str, list[str]]:
+        files: dict[str, list[str]] = {}
+        for study in self.dataset_index.studies:
+            for end in _ends(study.file):
+                files.setdefault(end, []).append(study.file)
+        return files
+
+
+def _ends(file: str) -> list[str]:
+    """'x/y/a.png' → ['x/y/a.png', 'y/a.png', 'a.png']."""
+    parts = file.split("/")
+    return ["/".join(parts[begin:]) for begin in range(len(parts))]
 
 
 def open_regions(
@@ -59,11 +90,18 @@ def open_regions(
 ) -> Regions | None:
     """The regions in a table `boxes`, a folder `masks`, or the table that lies beside the data; None where none does.
 
-    Raises DataError for a folder or table that is not there, and as `read_boxes` does.
+    Raises DataError for a folder or table that is not there, for a name of the table that several images may be,
+    a finding that is another spelling of a class, and as
+    `read_boxes` does.
     """
     if masks is not None:
         if not Path(masks).expanduser().is_dir():
             raise DataError(f"--masks: there is no folder '{masks}'")
         return Regions(dataset_index, None, Path(masks).expanduser())
     path = Path(boxes).expanduser() if boxes is not None else find_boxes(data_dir)
-    return None if path is None else Regions(dataset_index, read_boxes(path))
+    if path is None:
+        return None
+    table = read_boxes(path)
+    table.check_findings(dataset_index.class_names)
+    table.check_images([study.name for study in dataset_index.studies])
+    return Regions(dataset_index, table)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from data.labels import nearest
 from data.phantom.radiographs import FINDINGS
 from data.readers.images import read_image
 from data.readers.tables import raise_problems, read_table, some
+from utils.text import folded, told_apart
 
 NIH_BOX_TABLES = ("BBox_List_2017.csv", "BBox_List_2017.csv.gz")
 BOX_TABLES = ("boxes.csv", "boxes.csv.gz", *NIH_BOX_TABLES)
@@ -41,8 +44,11 @@ class Box(NamedTuple):
 class Boxes:
     """Boxes by image and finding.
 
-    by_image: the image's name without folder and suffix → finding → its boxes. side: height and width of the
-    images that the boxes are in pixels of; None: of the images themselves.
+    by_image: the image's name in the table → finding → its boxes. side: height and width of the images that the boxes
+    are in pixels of; None: of the images themselves.
+
+    A name of the table is an image's where both are one, or where they differ in folders that one of them leaves out
+    and in the suffix only: images are often kept in another format, and in a folder more.
     """
 
     path: Path
@@ -51,7 +57,7 @@ class Boxes:
 
     def of(self, image: str, finding: str, shape: Sequence[int]) -> tuple[Box, ...]:
         """The boxes of a finding in an image of (height, width), in its pixels; () where there is none."""
-        boxes = self.by_image.get(stem(image), {}).get(finding, ())
+        boxes = self._findings(image).get(finding, ())
         if self.side is None:
             return boxes
         down, right = shape[0] / self.side, shape[1] / self.side
@@ -59,12 +65,70 @@ class Boxes:
 
     def findings(self, image: str) -> tuple[str, ...]:
         """The findings of an image that have a box."""
-        return tuple(self.by_image.get(stem(image), {}))
+        return tuple(self._findings(image))
+
+    def name_of(self, image: str) -> str | None:
+        """The table's name of an image, None where it has none. Raises DataError where it may be either of two."""
+        wanted = _plain(image)
+        found = [name for name in self._by_stem.get(stem(wanted), ()) if _same_place(name, wanted)]
+        exact = [name for name in found if name == wanted] or [
+            name for name in found if _without_suffix(name) == _without_suffix(wanted)
+        ]
+        found = exact or found
+        if len(found) > 1:
+            raise DataError(
+                f"'{self.path}' names {told_apart(*found[:2])}, and the image '{image}' may be either of them"
+            )
+        return found[0] if found else None
+
+    def check_images(self, images: Sequence[str]) -> None:
+        """DataError naming a name of the table that two images may be, and both."""
+        owners: dict[str, str] = {}
+        for image in images:
+            name = self.name_of(image)
+            if name is not None and owners.setdefault(name, image) != image:
+                pair = told_apart(owners[name], image)
+                raise DataError(f"'{self.path}' names '{name}', which may be {pair}: write the folder before it")
+
+    def check_findings(self, class_names: Sequence[str]) -> None:
+        """DataError for a finding that is another spelling of a class, whose boxes would belong to none."""
+        for finding in {finding for boxes in self.by_image.values() for finding in boxes}.difference(class_names):
+            alike = next((name for name in class_names if folded(name) == folded(finding)), None)
+            if alike is not None:
+                pair = told_apart(finding, alike)
+                raise DataError(f"'{self.path}' has boxes of a finding and the model a class, {pair}: write both alike")
+
+    def _findings(self, image: str) -> Mapping[str, tuple[Box, ...]]:
+        name = self.name_of(image)
+        return {} if name is None else self.by_image[name]
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for name in self.by_image:
+            names.setdefault(stem(name), []).append(name)
+        return names
 
 
 def stem(image: str) -> str:
-    """'images/00000001_000.png' → '00000001_000': images are often kept in another format and folder."""
+    """'images/00000001_000.png' → '00000001_000'."""
     return PurePosixPath(image).stem
+
+
+def _plain(name: str) -> str:
+    """With '/' and in one Unicode form, as a table from Windows or macOS may not have it."""
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).as_posix()
+
+
+def _without_suffix(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether the folders of the one end with those of the other."""
+    first, second = (PurePosixPath(name).parent.parts for name in (one, other))
+    shorter = min(len(first), len(second))
+    return not shorter or first[-shorter:] == second[-shorter:]
 
 
 def find_boxes(data_dir: Path) -> Path | None:
@@ -77,8 +141,7 @@ def read_boxes(path: str | Path, class_names: Sequence[str] | None = None) -> Bo
 
     NIH's are recognised by their header; its boxes are scaled to the actual images when they are requested, and its
     'Infiltrate' is 'Infiltration'. class_names: the classes there are; a finding that is none of them is an error.
-    Raises DataError naming the file, and the lines, for other columns, numbers that are none, boxes without an area,
-    and two images that differ in folder or suffix only.
+    Raises DataError naming the file, and the lines, for other columns, numbers that are none, boxes without an area.
     """
     path = Path(path).expanduser()
     table = read_table(path)
@@ -92,7 +155,7 @@ def read_boxes(path: str | Path, class_names: Sequence[str] | None = None) -> Bo
     found, names = [row for row in rows if not isinstance(row, str)], _NIH_NAMES if nih else {}
     parsed = [(image, names.get(finding, finding), box) for image, finding, box in found]
     _check_findings(path, {finding for _, finding, _ in parsed}, class_names)
-    return Boxes(path, _by_image(path, parsed), NIH_SIDE if nih else None)
+    return Boxes(path, _by_image(parsed), NIH_SIDE if nih else None)
 
 
 _Row = tuple[str, str, Box]
@@ -112,15 +175,10 @@ def _parse(line: int, cells: Sequence[str]) -> _Row | str:
     return image, finding, box
 
 
-def _by_image(path: Path, rows: Sequence[_Row]) -> dict[str, dict[str, tuple[Box, ...]]]:
+def _by_image(rows: Sequence[_Row]) -> dict[str, dict[str, tuple[Box, ...]]]:
     found: dict[str, dict[str, tuple[Box, ...]]] = {}
-    images: dict[str, str] = {}
     for image, finding, box in rows:
-        if images.setdefault(stem(image), image) != image:
-            raise DataError(
-                f"'{path}' names '{image}' and '{images[stem(image)]}': they differ in folder or suffix only"
-            )
-        boxes = found.setdefault(stem(image), {})
+        boxes = found.setdefault(_plain(image), {})
         boxes[finding] = (*boxes.get(finding, ()), box)
     return found
 

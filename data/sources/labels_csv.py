@@ -1,23 +1,47 @@
-"""A labels CSV: a row per image, its labels joined by '|' in one column, or one column per class."""
+"""A labels table: a row per image, its labels joined in one column, or one column per class."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from configs.errors import DataError
-from data.labels import NIH_FINDINGS, is_no_finding, nearest, parse_cell, split_findings
-from data.readers.tables import Table, column_roles, parse_split, raise_problems, read_table, some
-from data.sources.image_files import FileReader, ImageFiles, missing_files_error, missing_files_note
+from data.readers.patient_ids import patient_identities
+from data.readers.tables import (
+    NO_SETTINGS,
+    Table,
+    TableSettings,
+    column_roles,
+    parse_split,
+    raise_problems,
+    read_table,
+    some,
+)
+from data.sources.class_columns import (
+    HOW,
+    Column,
+    column_codes,
+    is_no_class,
+    named_columns,
+    read_column,
+    recognised_columns,
+    word_notes,
+)
+from data.sources.image_files import (
+    FileReader,
+    ImageFiles,
+    below_data_dir,
+    missing_files_error,
+    missing_files_note,
+    rewritten_notes,
+)
+from data.sources.label_cells import read_cells
+from data.sources.table_columns import check_columns, find_split, patient_notes
 from data.sources.volume_files import VolumeReader, check_names
 from data.study import IMAGE, DatasetIndex, Study
-from utils.csv_cells import is_number
-
-_MOST_CLASSES = 10_000
+from utils.words import name_key
 
 
 def open_csv(
@@ -26,31 +50,34 @@ def open_csv(
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
     volumes: bool = False,
+    settings: TableSettings = NO_SETTINGS,
 ) -> DatasetIndex:
-    """The dataset index of a labels CSV.
+    """The dataset index of a labels table, text or .xlsx.
 
-    Columns: `image` (also 'Image Index', 'path', 'filename', 'file'), then either `labels` ('Mass|Nodule'; empty or
-    'No Finding' for none), or one column per class with 1, 0, -1 (uncertain) and empty (unknown). Optional patient_id,
-    split, view, age, sex; any further column is one of its studies' table. Where both forms are there, `labels` counts.
-    Class columns are class_names, or else all whose values are 1, 0, -1 and empty; joined names without class_names
-    are sorted, unless all are NIH's: then its 14 in NIH's order.
-    Files are looked for in data_dir, data_dir/images and, if inside data_dir, the folder of the CSV. With volumes an
-    image is a NIfTI file, a folder of DICOM slices or a multi-frame DICOM file.
+    Columns: `image` (also 'Image Index', 'path', 'filename', 'file'), then either `labels` (see read_cells), or one
+    column per class with 1, 0, -1 (uncertain) and empty (unknown), or a pair of words such as yes and no. Optional
+    patient_id, split, view, age, sex; any further column is one of its studies' table. Where both forms are there,
+    `labels` counts. Class columns are class_names, or else all that hold such codes and are not named like something
+    else ('fold'); joined names without class_names are those of the cells, sorted (NIH's in NIH's order).
+    Files are looked for in data_dir, data_dir/images and, if inside data_dir, the folder of the table. With volumes an
+    image is a NIfTI file, a folder of DICOM slices or a multi-frame DICOM file. settings: what the user says of tables.
 
     Raises DataError, with lines and values: see read_table; malformed cells, names that class_names lacks, paths
     that leave data_dir, contradictory rows for one image, missing files (allow_missing: counted and left out).
     """
-    table = read_table(labels_file)
-    roles = column_roles(table)
-    if "image" not in roles:
-        raise DataError(f"'{table.path}' has no column 'image' (its columns: {', '.join(table.header)})")
-    labels = read_labels(table, roles, class_names)
-    check_names(labels_file, table.column(roles["image"]), volumes)
+    table = read_table(labels_file, settings)
+    roles = column_roles(table, settings.columns)
     files = ImageFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
+    check_columns(table, roles, files)
+    split_notes = find_split(table, roles, settings)
+    labels = read_labels(table, roles, class_names, settings)
+    check_names(labels_file, table.column(roles["image"]), volumes)
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    studies, row_notes = build_studies(table, roles, labels, paths)
+    studies, row_notes = build_studies(table, roles, labels, paths, settings.patient_ids)
     reader = (VolumeReader if volumes else FileReader)(files.root, tuple(study.file for study in studies))
-    return DatasetIndex(labels.names, studies, reader, notes=(*labels.notes, *file_notes, *row_notes))
+    known = patient_notes(table, roles, settings)
+    notes = (*table.notes, *split_notes, *labels.notes, *file_notes, *row_notes, *known)
+    return DatasetIndex(labels.names, studies, reader, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -63,51 +90,72 @@ class TableLabels:
     notes: tuple[str, ...] = ()
 
 
-def read_labels(table: Table, roles: Mapping[str, int], class_names: Sequence[str] | None) -> TableLabels:
+def read_labels(
+    table: Table,
+    roles: Mapping[str, int],
+    class_names: Sequence[str] | None,
+    settings: TableSettings = NO_SETTINGS,
+) -> TableLabels:
     """The labels of a table in either form (see open_csv); a 'label' of 0 and 1 is a class column, not a name."""
     column = roles.get("labels")
-    if column is None or _is_class_column(table, column):
-        taken = frozenset(index for role, index in roles.items() if role != "labels")
-        return _column_labels(table, taken, class_names)
-    return _joined_labels(table, column, class_names)
+    if column is not None and _holds_names(table, column, class_names):
+        return _joined_labels(table, column, class_names, roles, settings)
+    taken = frozenset(index for role, index in roles.items() if role != "labels")
+    notes: tuple[str, ...]
+    if class_names:
+        columns = named_columns(table, class_names)
+        notes = (*_unused_notes(table, taken, columns, settings), *word_notes(table, columns))
+    else:
+        columns, notes = recognised_columns(table, taken, settings.ignore_columns)
+    names = tuple(class_names or (table.header[index] for index in columns))
+    codes = column_codes(table, columns)
+    return TableLabels(names, codes, frozenset(columns), (*notes, *_never_positive(names, codes)))
 
 
 def locate(
     table: Table, column: int, files: ImageFiles, allow_missing: bool
 ) -> tuple[list[str | None], tuple[str, ...]]:
     """(path relative to data_dir or None for each row, notes); DataError for unsafe and for missing ones."""
+    cells_of = table.column(column)
+    names, notes = below_data_dir(cells_of, files)
     paths: list[str | None] = []
     problems: list[str] = []
-    for line, cells in table.rows:
+    for (line, _), cell, name in zip(table.rows, cells_of, names):
         try:
-            paths.append(files.find(cells[column]))
+            paths.append(files.find(name))
         except ValueError as reason:
-            problems.append(f"line {line}, image {cells[column]!r}: {reason}")
+            problems.append(f"line {line}, image {cell!r}: {reason}")
     raise_problems(table.path, problems)
-    missing = [cells[column] for (_, cells), path in zip(table.rows, paths) if path is None]
+    missing = [cell for cell, path in zip(cells_of, paths) if path is None]
     if missing and (not allow_missing or len(missing) == len(paths)):
         raise missing_files_error(table.path, files.root, missing, len(paths), files.bases)
-    return paths, (missing_files_note(missing, len(paths)),) if missing else ()
+    if missing:
+        notes.append(missing_files_note(missing, len(paths)))
+    return paths, (*notes, *rewritten_notes(files))
 
 
 def build_studies(
-    table: Table, roles: Mapping[str, int], labels: TableLabels, paths: Sequence[str | None]
+    table: Table,
+    roles: Mapping[str, int],
+    labels: TableLabels,
+    paths: Sequence[str | None],
+    patient_ids: str = "stop",
 ) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     """(samples, notes): rows that have a file, repeated ones once; DataError where repetitions disagree."""
     keep = [index for index in range(len(table.header)) if index not in labels.columns and index not in _own(roles)]
     named = {index: role for role, index in roles.items() if role in ("view", "age", "sex")}
     further_columns = [(index, named.get(index, table.header[index])) for index in keep]
     splits = _splits(table, roles.get("split"))
-    patient = roles.get("patient_id")
+    patients, patient_notes = _patients(table, roles.get("patient_id"), patient_ids)
     studies: dict[str, Study] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
     repeated = 0
-    for (line, cells), codes, path, split in zip(table.rows, labels.codes, paths, splits):
+    for (line, cells), codes, path, split, patient in zip(table.rows, labels.codes, paths, splits, patients):
         if path is None:
             continue
         further = {name: cells[index] for index, name in further_columns}
-        study = Study(path, {IMAGE: path}, codes, "" if patient is None else cells[patient], split, further)
+        study = Study(path, {IMAGE: path}, codes, patient, split, further)
         if path not in studies:
             studies[path], lines[path] = study, line
             continue
@@ -116,27 +164,7 @@ def build_studies(
             problems.append(f"lines {lines[path]} and {line} name '{path}' with different labels, patient or split")
     raise_problems(table.path, problems)
     notes = [f"{repeated} rows repeat another row and are left out"] if repeated else []
-    return tuple(studies.values()), (*notes, *_patient_notes(tuple(studies.values())))
-
-
-def multi_hot(
-    table: Table, findings: Sequence[Sequence[str]], class_names: Sequence[str]
-) -> tuple[np.ndarray, Counter[str]]:
-    """(float32 [rows, K] of 1 and 0, names that class_names lacks with their counts)."""
-    index = {name: position for position, name in enumerate(class_names)}
-    codes = np.zeros((len(findings), len(class_names)), np.float32)
-    unknown: Counter[str] = Counter()
-    problems = []
-    for row, names in enumerate(findings):
-        if len(names) > 1 and any(map(is_no_finding, names)):
-            problems.append(f"line {table.rows[row][0]}: {'|'.join(names)!r} names findings and 'No Finding'")
-        for name in names:
-            if name in index:
-                codes[row, index[name]] = 1.0
-            elif not is_no_finding(name):
-                unknown[name] += 1
-    raise_problems(table.path, problems)
-    return codes, unknown
+    return tuple(studies.values()), (*notes, *patient_notes, *_patient_notes(tuple(studies.values())))
 
 
 def _bases(data_dir: Path, labels_file: Path) -> tuple[str, ...]:
@@ -145,105 +173,59 @@ def _bases(data_dir: Path, labels_file: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("", "images", *(base for base in own if base != "."))))
 
 
-def _joined_labels(table: Table, column: int, class_names: Sequence[str] | None) -> TableLabels:
-    findings = [split_findings(cell) for cell in table.column(column)]
-    names = tuple(class_names) if class_names else _names_found(table, findings)
-    codes, unknown = multi_hot(table, findings, names)
-    if unknown:
-        raise _unknown_names_error(table, unknown, names)
-    return TableLabels(names, codes, frozenset((column,)))
+def _holds_names(table: Table, column: int, class_names: Sequence[str] | None) -> bool:
+    """Whether the column called 'labels' names labels, rather than being a class of 1 and 0 itself."""
+    read = read_column(table, column)
+    if read.is_class:
+        wanted = {name_key(name) for name in class_names or ()}
+        return bool(wanted) and name_key(table.header[column]) not in wanted
+    if read.mistyped and class_names is None and read.has_both:
+        how = "write it otherwise, or name the classes in DATA.class_names where all of these are labels"
+        raise_problems(table.path, [f"{odd}: {how}" for odd in read.odd])
+    return True
 
 
-def _names_found(table: Table, findings: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    found = {name for names in findings for name in names if not is_no_finding(name)}
-    if not found:
-        raise DataError(f"'{table.path}' names no finding in any row: set DATA.class_names to train all the same")
-    if len(found) > _MOST_CLASSES:
-        raise DataError(f"'{table.path}' names {len(found):,} findings, at most {_MOST_CLASSES:,} are read: free text?")
-    return NIH_FINDINGS if found <= set(NIH_FINDINGS) else tuple(sorted(found))
-
-
-def _unknown_names_error(table: Table, unknown: Counter[str], names: Sequence[str]) -> DataError:
-    listed = "\n  ".join(f"{name!r} ({count} rows){nearest(name, names)}" for name, count in unknown.most_common(20))
-    return DataError(
-        f"'{table.path}' has {len(unknown)} label names that the class list lacks:\n  {listed}\n"
-        f"the classes are {', '.join(names)} (DATA.class_names)"
-    )
-
-
-def _column_labels(table: Table, taken: frozenset[int], class_names: Sequence[str] | None) -> TableLabels:
-    columns = _named_columns(table, class_names) if class_names else _recognised_columns(table, taken)
-    codes = np.empty((len(table.rows), len(columns)), np.float32)
-    problems = []
-    for row, (line, cells) in enumerate(table.rows):
-        for position, column in enumerate(columns):
-            try:
-                codes[row, position] = parse_cell(cells[column])
-            except ValueError as reason:
-                problems.append(f"line {line}, column {table.header[column]!r}: {reason}")
-    raise_problems(table.path, problems)
-    notes = _column_notes(table, taken, columns, named=bool(class_names))
-    return TableLabels(tuple(table.header[column] for column in columns), codes, frozenset(columns), notes)
-
-
-def _column_notes(table: Table, taken: frozenset[int], columns: Sequence[int], named: bool) -> tuple[str, ...]:
-    """How columns that are neither classes nor known by name were handled."""
-    rest = [index for index in range(len(table.header)) if index not in taken and index not in columns]
-    if named:
-        unused = [table.header[index] for index in rest if _is_class_column(table, index)]
-        return (f"columns that look like classes but are not in class_names: {', '.join(unused)}",) if unused else ()
-    if not rest:
-        return ()
-    classes, others = (", ".join(table.header[index] for index in group) for group in (columns, rest))
-    return (f"columns taken as classes: {classes}; not as classes: {others}",)
-
-
-def _named_columns(table: Table, class_names: Sequence[str]) -> list[int]:
-    lacking = [f"{name!r}{nearest(name, table.header)}" for name in class_names if name not in table.header]
-    if lacking:
-        raise DataError(
-            f"'{table.path}' has no column 'labels', and none for {', '.join(lacking)} of DATA.class_names "
-            f"(its columns: {', '.join(table.header)})"
+def _joined_labels(
+    table: Table,
+    column: int,
+    class_names: Sequence[str] | None,
+    roles: Mapping[str, int],
+    settings: TableSettings,
+) -> TableLabels:
+    cells = read_cells(table, column, class_names)
+    codes = cells.codes(table.column(column))
+    taken = frozenset(roles.values())
+    others = _class_columns(table, taken, settings)
+    notes = cells.notes
+    if others:
+        listed = some([table.header[index] for index in others])
+        notes = (
+            *notes,
+            f"column {table.header[column]!r} was read as the labels; columns of 1 and 0 beside it were not: {listed} "
+            "(DATA.columns.labels: null takes those)",
         )
-    return [table.header.index(name) for name in class_names]
+    return TableLabels(cells.names, codes, frozenset((column,)), (*notes, *_never_positive(cells.names, codes)))
 
 
-def _recognised_columns(table: Table, taken: frozenset[int]) -> list[int]:
-    """The columns of 1, 0, -1 and empty; DataError for one that has a few words among them, or where none is."""
+def _class_columns(table: Table, taken: frozenset[int], settings: TableSettings) -> dict[int, Column]:
+    """Columns that look like classes: codes, and a name that does not mean something else."""
     free = [index for index in range(len(table.header)) if index not in taken]
-    for column in free:
-        valid, words = _count_codes(table, column)
-        if words and len(words) <= valid:
-            raise_problems(table.path, [f"{word} (DATA.class_names says which columns are classes)" for word in words])
-    columns = [column for column in free if _is_class_column(table, column)]
-    if columns:
-        return columns
-    raise DataError(
-        f"'{table.path}' has neither a column 'labels' nor one per class with 1, 0, -1 or empty "
-        f"(its columns: {', '.join(table.header)})"
-    )
+    free = [index for index in free if table.header[index] not in settings.ignore_columns]
+    read = {index: read_column(table, index) for index in free if not is_no_class(table.header[index])}
+    return {index: column for index, column in read.items() if column.is_class}
 
 
-def _is_class_column(table: Table, column: int) -> bool:
-    """Whether all its cells are label codes, and not all are empty."""
-    valid, _ = _count_codes(table, column)
-    return valid > 0 and valid == sum(1 for cell in table.column(column) if cell)
+def _unused_notes(
+    table: Table, taken: frozenset[int], columns: Mapping[int, Column], settings: TableSettings
+) -> tuple[str, ...]:
+    unused = [index for index in _class_columns(table, taken, settings) if index not in columns]
+    names = ", ".join(table.header[index] for index in unused)
+    return (f"columns that look like classes but are not in class_names: {names}",) if unused else ()
 
 
-def _count_codes(table: Table, column: int) -> tuple[int, list[str]]:
-    """(cells that are label codes, a description of each that is a word); other numbers are neither."""
-    valid, words = 0, []
-    for line, cells in table.rows:
-        cell = cells[column]
-        if not cell:
-            continue
-        try:
-            parse_cell(cell)
-            valid += 1
-        except ValueError as reason:
-            if not is_number(cell):
-                words.append(f"line {line}, column {table.header[column]!r}: {reason}")
-    return valid, words
+def _never_positive(names: Sequence[str], codes: np.ndarray) -> tuple[str, ...]:
+    lacking = [name for name, positive in zip(names, (codes == 1).any(axis=0)) if not positive]
+    return (f"classes that no image has: {some(lacking)} ({HOW})",) if lacking else ()
 
 
 def _own(roles: Mapping[str, int]) -> set[int]:
@@ -263,6 +245,13 @@ def _splits(table: Table, column: int | None) -> list[str | None]:
             problems.append(f"line {line}, column {table.header[column]!r}: {reason}")
     raise_problems(table.path, problems)
     return splits
+
+
+def _patients(table: Table, column: int | None, patient_ids: str) -> tuple[list[str], list[str]]:
+    """(whose image each row is, '' where it names nobody; notes); see `patient_identities`."""
+    if column is None:
+        return [""] * len(table.rows), []
+    return patient_identities(table.path, [(line, cells[column]) for line, cells in table.rows], patient_ids)
 
 
 def _agree(one: Study, other: Study) -> bool:

@@ -15,6 +15,7 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from configs.errors import DataError
 from data.readers.regular_files import check_expansion, read_head
 from data.readers.tables import some
+from data.sources.identical_files import Groups, identical_notes
 from data.study import IMAGE, SPLITS, DatasetIndex, Reader, Study
 
 
@@ -47,8 +48,8 @@ def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Datas
 
     images: uint8 [N, H, W] or [N, H, W, 3]. labels: [N, 1] of 0 and 1 is one class, called 'positive'; [N, 1] of
     0 … C-1 is C exclusive classes, one-hot; [N, K] of 0 and 1 is K classes, not exclusive. class_names, if given,
-    must be as many. Images are named 'train[17]'; patients are not known. Images that stand in two splits, byte
-    for byte, are counted in notes.
+    must be as many. Images are named 'train[17]'; patients are not known. Notes say of images that stand there
+    twice, byte for byte, see `identical_notes`.
 
     Raises DataError for a damaged file, missing or object arrays, volumes, other shapes, types or values.
     """
@@ -63,8 +64,10 @@ def open_medmnist(path: Path, class_names: Sequence[str] | None = None) -> Datas
     if not studies:
         raise DataError(f"'{path}' holds no images")
     images = {split: images for split, (images, _) in arrays.items()}
-    notes = ("the file names no patients: each image counts as a patient of its own", *_repeated(images))
-    return DatasetIndex(names, studies, NpzReader(path, images), exclusive, notes)
+    identical = _identical(images)
+    nobody = "the file names no patients: each image counts as a patient of its own"
+    notes = (nobody, *identical_notes(studies, identical, names))
+    return DatasetIndex(names, studies, NpzReader(path, images), exclusive, notes, identical)
 
 
 def _load(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -137,12 +140,9 @@ def _names(path: Path, count: int, exclusive: bool, class_names: Sequence[str] |
     return ("positive",) if count == 1 else tuple(f"class_{index}" for index in range(count))
 
 
-def _repeated(images: Mapping[str, np.ndarray]) -> list[str]:
-    """A note for each pair of splits that share images."""
-    digests = {split: {hashlib.sha256(image.tobytes()).digest() for image in images[split]} for split in SPLITS}
-    notes = []
-    for one, other in itertools.combinations(SPLITS, 2):
-        shared = len(digests[one] & digests[other])
-        if shared:
-            notes.append(f"{shared} identical images stand in both {one} and {other}: scores on {other} are flattered")
-    return notes
+def _identical(images: Mapping[str, np.ndarray]) -> Groups:
+    """The rows of each image that stands there more than once."""
+    rows: dict[bytes, list[int]] = {}
+    for row, image in enumerate(itertools.chain.from_iterable(images[split] for split in SPLITS)):
+        rows.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(row)
+    return tuple(tuple(same) for same in rows.values() if len(same) > 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from configs.errors import DataError
 from data.labels import NIH_FINDINGS
 from data.readers.regular_files import refuse_link
-from data.readers.tables import Table, column_roles, read_list, read_table, some
+from data.readers.tables import NO_SETTINGS, Table, TableSettings, column_roles, read_list, read_table, some
 from data.sources.image_files import FileReader, ImageFiles
 from data.sources.labels_csv import build_studies, locate, read_labels
 from data.study import DatasetIndex, Study
@@ -35,8 +35,9 @@ def open_nih(
     labels_file: Path | None = None,
     class_names: Sequence[str] | None = None,
     allow_missing: bool = False,
+    settings: TableSettings = NO_SETTINGS,
 ) -> DatasetIndex:
-    """The dataset index of ChestX-ray14, 14 classes in NIH's order (or class_names).
+    """The dataset index of ChestX-ray14; its classes are those that the table names, in NIH's order, or class_names.
 
     Looks in data_dir for Data_Entry_2017_v2020.csv or Data_Entry_2017.csv (or labels_file), images in data_dir,
     images/, images/images/ and images_001/ … images_012/, with or without images/ below, and the official lists
@@ -47,18 +48,27 @@ def open_nih(
 
     Raises DataError as open_csv does, and for a list file without its fellow or an image on both lists.
     """
-    table = _mend_header(read_table(labels_file or find_nih_table(data_dir)))
-    roles = column_roles(table)
+    table = _mend_header(read_table(labels_file or find_nih_table(data_dir), settings))
+    roles = column_roles(table, settings.columns)
     for role in ("image", "labels", "patient_id"):
         if role not in roles:
             raise DataError(f"'{table.path}' is not NIH's Data_Entry table: no column for {role!r}")
-    labels = read_labels(table, roles, class_names or NIH_FINDINGS)
+    labels = read_labels(table, roles, class_names, settings)
     files = ImageFiles(data_dir, image_folders(data_dir))
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    studies, row_notes = build_studies(table, roles, labels, paths)
+    studies, row_notes = build_studies(table, roles, labels, paths, settings.patient_ids)
     studies, list_notes = _with_official_lists(studies, data_dir)
     reader = FileReader(files.root, tuple(study.file for study in studies))
-    return DatasetIndex(labels.names, studies, reader, notes=(*file_notes, *row_notes, *list_notes))
+    notes = (*table.notes, *labels.notes, *_class_notes(labels.names), *file_notes, *row_notes, *list_notes)
+    return DatasetIndex(labels.names, studies, reader, notes=notes)
+
+
+def _class_notes(names: Sequence[str]) -> tuple[str, ...]:
+    lacking = [name for name in NIH_FINDINGS if name not in names]
+    if not lacking:
+        return ()
+    count = len(NIH_FINDINGS)
+    return (f"{count - len(lacking)} of NIH's {count} findings are classes, not {some(lacking)}: see DATA.class_names",)
 
 
 def find_nih_table(data_dir: Path) -> Path:

@@ -13,14 +13,22 @@ from configs.errors import DataError
 from data.readers.dicom import looks_like_dicom
 from data.readers.images import IMAGE_SUFFIXES, read_image, read_reduced
 from data.readers.regular_files import leaves, read_head
-from data.readers.tables import column_roles, raise_problems, read_table, some
+from data.readers.tables import (
+    NO_SETTINGS,
+    TABLE_SUFFIXES,
+    TableSettings,
+    column_roles,
+    raise_problems,
+    read_table,
+)
 from data.readers.volumes import Volume
-from data.sources.folders import is_dicom_file, is_volume, visible_files
-from data.sources.image_files import ImageFiles
+from data.sources.folders import LeftOut, is_dicom_file, is_volume, visible_files
+from data.sources.image_files import ImageFiles, below_data_dir, rewritten_notes
+from data.sources.table_columns import no_images_error
 from data.sources.volume_files import VOLUME_WORDS, read_volume
 from data.study import IMAGE, DatasetIndex, Reader, Study
+from utils.text import has_controls
 
-_TABLE_SUFFIXES = (".csv", ".csv.gz")
 _NO_LABELS = np.empty(0, np.float32)
 
 
@@ -60,18 +68,20 @@ class ItemReader(Reader):
         return None if item.error or self.volumes else read_reduced(item.path, least)
 
 
-def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[DatasetIndex, tuple[Item, ...]]:
+def open_unlabelled(
+    inputs: Sequence[str | Path], volumes: bool, settings: TableSettings = NO_SETTINGS
+) -> tuple[DatasetIndex, tuple[Item, ...]]:
     """(a dataset index without classes, its items), in the order of the inputs.
 
-    An input is a file; a folder, of which all images below are taken, sorted by path: PNG, JPEG and DICOM by their
-    suffix, files without one by their content; or a CSV with a column `image` (see data/readers/tables.py), whose names
-    are relative to the CSV's folder or its folder images/, and whose other columns are kept. With volumes: NIfTI files,
-    multi-frame DICOM files, and folders of DICOM slices. Hidden files and DICOMDIR are skipped.
-    Names are relative to the input; of several inputs the input comes before. What is known to be unreadable (missing
-    files, links out of the folder) is an item with an error. Notes count what was left out.
+    An input is a file; a folder, of which all images below are taken, sorted by path: those with one of
+    IMAGE_SUFFIXES, files without one by their content; or a table with a column `image` (see data/readers/tables.py),
+    whose names are relative to the table's folder or its folder images/, and whose other columns are kept. With
+    volumes: NIfTI files, multi-frame DICOM files, and folders of DICOM slices. Hidden files, DICOMDIR and folders that
+    systems write are skipped. Names are relative to the input; of several inputs the input comes before. What is known
+    to be unreadable (missing files, links out of the folder) is an item with an error. Notes count what was left out.
 
     Raises DataError for an input that is not there or holds no image, and for a table that names files outside its
-    folder (absolute, by '..', by a link) or cannot be read.
+    folder (absolute, by '..', by a link) or cannot be read. settings: what the user says of tables.
     """
     items: list[Item] = []
     notes: list[str] = []
@@ -80,8 +90,8 @@ def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Datase
         prefix = f"{name}/" if len(inputs) > 1 else ""
         if not path.exists():
             raise DataError(f"there is no file or folder '{path}'")
-        if path.is_file() and path.name.lower().endswith(_TABLE_SUFFIXES):
-            items += _from_table(path, prefix, volumes)
+        if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES):
+            items += _from_table(path, prefix, volumes, settings, notes)
         elif path.is_dir():
             items += _from_folder(path, prefix, volumes, notes)
         else:
@@ -91,10 +101,10 @@ def open_unlabelled(inputs: Sequence[str | Path], volumes: bool) -> tuple[Datase
 
 
 def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> list[Item]:
-    root, skipped = folder.resolve(), list[str]()
-    locations = dict.fromkeys(_volume_locations(folder, skipped) if volumes else _image_locations(folder, skipped))
-    if skipped:
-        notes.append(f"{len(skipped)} files in '{folder}' are of no kind that is read, and left out: {some(skipped)}")
+    root, left = folder.resolve(), LeftOut()
+    locations = dict.fromkeys(_volume_locations(folder, left) if volumes else _image_locations(folder, left))
+    if found := left.notes():
+        notes.append(f"'{folder}': {'; '.join(found)}")
     if not locations:
         expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the folder '{folder}' holds no {expected}")
@@ -108,30 +118,30 @@ def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> 
     return items
 
 
-def _image_locations(folder: Path, skipped: list[str]) -> Iterator[Path]:
+def _image_locations(folder: Path, left: LeftOut) -> Iterator[Path]:
     root = folder.resolve()
-    for path in visible_files(folder):
+    for path in visible_files(folder, left):
         # A link out of the folder is not opened, not even to see what it is.
         if leaves(root, path) or (path.is_file() and path.name.upper() != "DICOMDIR" and _is_image(path)):
             yield path
         else:
-            skipped.append(path.relative_to(folder).as_posix())
+            left.kinds.append(path.relative_to(folder).as_posix())
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom_file(path)
 
 
-def _volume_locations(folder: Path, skipped: list[str]) -> Iterator[Path]:
+def _volume_locations(folder: Path, left: LeftOut) -> Iterator[Path]:
     """NIfTI files; a DICOM file that is alone in its folder; else the folder of DICOM files, once a file of it."""
     root = folder.resolve()
     series: dict[Path, list[Path]] = {}
     locations: list[Path] = []
-    for path in visible_files(folder):
+    for path in visible_files(folder, left):
         if leaves(root, path):
             locations.append(path)
         elif path.name.upper() == "DICOMDIR" or not path.is_file() or not is_volume(path):
-            skipped.append(path.relative_to(folder).as_posix())
+            left.kinds.append(path.relative_to(folder).as_posix())
         elif is_dicom_file(path):
             series.setdefault(path.parent, []).append(path)
         else:
@@ -140,16 +150,16 @@ def _volume_locations(folder: Path, skipped: list[str]) -> Iterator[Path]:
     yield from sorted(locations)
 
 
-def _from_table(path: Path, prefix: str, volumes: bool) -> list[Item]:
-    table = read_table(path)
-    roles = column_roles(table)
-    if "image" not in roles:
-        raise DataError(f"'{path}' has no column 'image' (its columns: {', '.join(table.header)})")
+def _from_table(path: Path, prefix: str, volumes: bool, settings: TableSettings, notes: list[str]) -> list[Item]:
+    table = read_table(path, settings)
+    roles = column_roles(table, settings.columns)
     files = ImageFiles(path.parent, ("", "images"), folders=volumes)
+    if "image" not in roles:
+        raise no_images_error(table, files)
+    names, root_notes = below_data_dir(table.column(roles["image"]), files)
     kept = [index for index in range(len(table.header)) if index != roles["image"]]
     items, problems = [], list[str]()
-    for line, cells in table.rows:
-        name = cells[roles["image"]]
+    for (line, cells), name in zip(table.rows, names):
         try:
             found = files.find(name)
         except ValueError as reason:
@@ -161,12 +171,13 @@ def _from_table(path: Path, prefix: str, volumes: bool) -> list[Item]:
         location = files.root / (found or name)
         items.append(_named(Item(prefix + (found or name), location, files.root, columns, view, error)))
     raise_problems(path, problems)
+    notes += [*table.notes, *root_notes, *rewritten_notes(files)]
     return items
 
 
 def _named(item: Item) -> Item:
     """An item whose name can be written; surrogates stand for bytes that are not UTF-8."""
-    if item.name.isprintable():
+    if not has_controls(item.name):
         return item
     name = ascii(item.name)[1:-1]
     return replace(item, name=name, error="its name is not valid Unicode: rename it")

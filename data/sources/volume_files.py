@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.errors import DataError
 from data.readers.dicom import looks_like_dicom
 from data.readers.dicom_series import list_slices, read_multiframe, read_series
-from data.readers.images import IMAGE_SUFFIXES
+from data.readers.images import DRAWN_SUFFIXES
 from data.readers.naming import naming
 from data.readers.nifti import NIFTI_SUFFIXES, is_nifti_name, read_nifti
 from data.readers.regular_files import leaves, read_head
@@ -18,7 +18,6 @@ from data.readers.volumes import Volume
 from data.study import Reader
 
 VOLUME_WORDS = f"{' or '.join(NIFTI_SUFFIXES)} files, folders of DICOM slices, multi-frame DICOM files"
-_IMAGES_ONLY = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix in (".png", ".jpg", ".jpeg"))
 
 
 def read_volume(path: Path, root: Path | None = None) -> Volume:
@@ -53,7 +52,7 @@ class VolumeReader(Reader):
 def check_names(source: Path, names: Sequence[str], volumes: bool) -> None:
     """DataError where a source names volumes and DATA.image_size is one of images, or the reverse."""
     if volumes:
-        wrong = [name for name in names if name.lower().endswith(_IMAGES_ONLY)]
+        wrong = [name for name in names if name.lower().endswith(DRAWN_SUFFIXES)]
         what, advice = "images", "DATA.image_size is one of volumes: set DATA.image_size=[height, width]"
     else:
         wrong = [name for name in names if is_nifti_name(name)]

@@ -6,17 +6,20 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from configs.errors import DataError
+from data.readers.patient_ids import patient_keys
 from data.readers.tables import read_text, some
 from data.splits.stratify import stratify_groups
 from data.study import SPLITS, DatasetIndex
 from utils.atomic_file import write_atomically
+from utils.csv_cells import csv_text, original_cell
+from utils.text import told_apart
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +68,24 @@ def patient_overlap(dataset_index: DatasetIndex, assignment: np.ndarray) -> dict
 
 def split_hash(dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     """sha256 (hex) of who is in which split: the same for every order of the images."""
-    return hashlib.sha256(_content(dataset_index, assignment).encode()).hexdigest()
+    return _digest(_content(_rows(dataset_index, assignment)))
+
+
+def saved_hash(path: Path) -> str:
+    """The sha256 in a file that write_split saved, which is that of its content; DataError as read_split raises."""
+    _verified_rows(path)
+    return read_text(path).rpartition(_HASH_MARK)[2].strip()
 
 
 def write_split(path: Path, dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     """Write split.csv: image, patient_id, split, sorted by image, then a line '# sha256: …'. Returns that hash.
 
-    The file is complete or not there: written beside, flushed to disk, renamed.
+    The file is complete or not there: written beside, flushed to disk, renamed. Cells are safe in spreadsheets (see
+    `csv_text`); the hash is of what they say.
     """
-    content = _content(dataset_index, assignment)
-    digest = hashlib.sha256(content.encode()).hexdigest()
+    digest = split_hash(dataset_index, assignment)
     try:
-        write_atomically(path, f"{content}{_HASH_MARK}{digest}\n".encode())
+        write_atomically(path, f"{csv_text(_rows(dataset_index, assignment))}{_HASH_MARK}{digest}\n".encode())
     except OSError as error:
         raise DataError(f"cannot write '{path}': {error.strerror}") from None
     return digest
@@ -97,10 +106,19 @@ def read_split(path: Path, dataset_index: DatasetIndex) -> np.ndarray:
             f"({some(lacking, 3) or 'none'}), {len(beyond)} of its {len(saved)} are not in the data "
             f"({some(beyond, 3) or 'none'}). Use the data it was made from, or start a new run"
         )
-    moved = [study.name for study in dataset_index.studies if saved[study.name][0] != study.patient_id]
+    moved = [study for study in dataset_index.studies if not _same_patient(saved[study.name][0], study.patient_id)]
     if moved:
-        raise DataError(f"'{path}' names another patient for {len(moved)} images: {some(moved, 3)}")
+        was, now = saved[moved[0].name][0] or "none", moved[0].patient_id or "none"
+        raise DataError(
+            f"'{path}' names another patient for {len(moved)} images: {some([study.name for study in moved], 3)} "
+            f"(of the first, then and now: {told_apart(was, now)})"
+        )
     return np.array([saved[image][1] for image in images])
+
+
+def _same_patient(one: str, other: str) -> bool:
+    """Whether ids of one image name the same patient: a table that a spreadsheet has saved again writes 7 for 007."""
+    return one == other or bool(one and other and patient_keys(one) & patient_keys(other))
 
 
 def images_and_patients(path: Path, split: str) -> tuple[frozenset[str], frozenset[str]]:
@@ -176,24 +194,33 @@ def _overlap_error(overlap: dict[tuple[str, str], list[str]]) -> DataError:
     )
 
 
-def _content(dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
+def _rows(dataset_index: DatasetIndex, assignment: np.ndarray) -> list[tuple[str, str, str]]:
     if len(assignment) != len(dataset_index.studies):
         raise ValueError(f"{len(assignment)} splits for {len(dataset_index.studies)} images")
+    pairs = zip(dataset_index.studies, assignment)
+    return [_HEADER, *sorted((study.name, study.patient_id, str(split)) for study, split in pairs)]
+
+
+def _content(rows: Iterable[Sequence[str]]) -> str:
+    """What is hashed: rows as CSV, no cell changed for spreadsheets."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEADER)
-    writer.writerows(
-        sorted((study.name, study.patient_id, str(split)) for study, split in zip(dataset_index.studies, assignment))
-    )
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def _verified_rows(path: Path) -> dict[str, tuple[str, str]]:
     """image → (patient_id, split) of a split.csv whose hash is right."""
-    content, mark, digest = read_text(path).rpartition(_HASH_MARK)
-    if not mark or hashlib.sha256(content.encode()).hexdigest() != digest.strip():
-        raise DataError(f"'{path}' is damaged or was edited: its content is not what its sha256 line says")
+    content, mark, digest = read_text(path, "utf-8").rpartition(_HASH_MARK)
     rows = list(csv.reader(io.StringIO(content, newline="")))
-    if rows[:1] != [list(_HEADER)] or any(len(row) != 3 or row[2] not in SPLITS for row in rows[1:]):
+    restored = [[original_cell(cell) for cell in row] for row in rows]
+    # Files of before cells were made safe have them as they are.
+    said = next((one for one in (restored, rows) if _digest(_content(one)) == digest.strip()), None)
+    if not mark or said is None:
+        raise DataError(f"'{path}' is damaged or was edited: its content is not what its sha256 line says")
+    if said[:1] != [list(_HEADER)] or any(len(row) != 3 or row[2] not in SPLITS for row in said[1:]):
         raise DataError(f"'{path}' is not a split file: its columns must be {', '.join(_HEADER)}")
-    return {image: (patient, split) for image, patient, split in rows[1:]}
+    return {image: (patient, split) for image, patient, split in said[1:]}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import DataError
-from data.splits.assignment import images_and_patients, patient_overlap, read_split, split_hash
+from data.readers.patient_ids import keys_of
+from data.splits.assignment import images_and_patients, patient_overlap, read_split, saved_hash
 from data.study import SPLITS, DatasetIndex
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class SavedSplit:
             shared = patient_overlap(self.dataset_index, self.assignment).get(("train", split), [])
             return [f"{len(shared):,} patients are in train and {split}: figures are flattered."] if shared else []
         studies = [self.dataset_index.studies[row] for row in self.rows(split)]
-        known = sum(s.name in self.trained_images or s.patient_id in self.trained_patients for s in studies)
+        trained = keys_of(self.trained_patients)
+        known = sum(s.name in self.trained_images or bool(keys_of([s.patient_id]) & trained) for s in studies)
         text = f"{known:,} of these images or their patients have names that the model was trained on"
         return [f"{text}: if they are the same, the figures are flattered."] if known else []
 
@@ -80,7 +82,7 @@ def saved_split(dataset_index: DatasetIndex, path: Path, digest: str | None, own
         if own_data:
             raise
         return _of_source(dataset_index, *images_and_patients(path, "train"))
-    if digest is not None and split_hash(dataset_index, assignment) == digest:
+    if digest is not None and saved_hash(path) == digest:
         return SavedSplit(dataset_index, assignment, f"'{path}'", True)
     says = "does not say which split it was trained with" if digest is None else "was trained with another split"
     warning = f"The checkpoint {says}: some of these images may have been trained on ('{path}')."

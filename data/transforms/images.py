@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from configs.errors import ConfigError
+from data.readers.contrast import judge
 from data.readers.images import scale_intensity, to_channels
 from data.study import DatasetIndex, Pixels
 from data.transforms.input_transform import ReadBatch, ReadImage, collate_images
@@ -350,12 +351,14 @@ class Preprocess:
         """The image to call it with: JPEG files that are large enough come at a scale that leaves twice `size`.
 
         full: the result of dataset_index.read(index), if already read. Raises DataError as that does.
+        Remarks what shows nothing, see `judge`.
         """
-        small = dataset_index.read_reduced(index, (2 * self.size[0], 2 * self.size[1]))
-        if small is not None:
-            return small
-        image = dataset_index.read(index) if full is None else full
+        image: Pixels | None = dataset_index.read_reduced(index, (2 * self.size[0], 2 * self.size[1]))
+        if image is None:
+            image = dataset_index.read(index) if full is None else full
         assert isinstance(image, np.ndarray), "a source of images"
+        if not dataset_index.fitted:
+            judge(image)
         return image
 
     def as_dict(self) -> PreprocessRecord:

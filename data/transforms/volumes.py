@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
+from data.readers.contrast import judge
 from data.readers.volumes import FittedVolume, Volume
 from data.study import DatasetIndex, Pixels
 from data.transforms.images import channel_statistics
@@ -33,15 +34,22 @@ def apply_window(voxels: np.ndarray, window: Sequence[float] | None) -> np.ndarr
     """Modality units to [0, 1], float32, clipped: window = (low, high); None: the volume's 0.5 and 99.5 percentiles.
 
     Of volumes beyond two million voxels every n-th counts for the percentiles, with the same n every time. A volume
-    of one value becomes zeros.
+    of one value becomes zeros. Raises DataError where the window leaves one value of voxels that differ.
     """
     if window is None:
         counted = voxels.reshape(-1)[:: -(-voxels.size // _COUNTED_VOXELS)]
         low, high = np.percentile(counted, PERCENTILES)
     else:
         low, high = window
-    if not high > low:
+    darkest, brightest = voxels.min(), voxels.max()
+    if window is None and darkest == brightest:
         return np.zeros(voxels.shape, np.float32)
+    if darkest < brightest and (low >= brightest or high <= darkest or not high > low):
+        shown = f"the window {low:g} to {high:g}" + ("" if window else " (its 0.5 and 99.5 percentiles)")
+        raise DataError(
+            f"{shown} shows one value of its voxels, which run from {darkest:g} to {brightest:g}: set "
+            "DATA.window to the values to be seen"
+        )
     out = voxels.astype(np.float32)
     out -= np.float32(low)
     out *= np.float32(1.0 / (high - low))
@@ -246,7 +254,7 @@ class VolumePreprocess:
         full: Pixels | None = None,
     ) -> ReadImage:
         """Read a volume and make the model's input of it; full: see `read`."""
-        return ReadImage(torch.from_numpy(self(self.read(dataset_index, index, full), rng)))
+        return ReadImage(torch.from_numpy(self(self._fitted(dataset_index, index, full), rng)))
 
     def collate(self, values: Sequence[ReadImage]) -> ReadBatch:
         """See `collate_images`."""
@@ -254,14 +262,32 @@ class VolumePreprocess:
 
     def fitted(self, dataset_index: DatasetIndex, index: int) -> FittedVolume:
         """Read a volume and do all before the augmentation."""
-        return self.fit(self.read(dataset_index, index))
+        return self._fitted(dataset_index, index)
+
+    def _fitted(self, dataset_index: DatasetIndex, index: int, full: Pixels | None = None) -> FittedVolume:
+        volume = self.read(dataset_index, index, full)
+        try:
+            return self.fit(volume)
+        except DataError as reason:
+            raise DataError(f"cannot use volume '{dataset_index.studies[index].name}': {reason}") from reason
 
     def fit(self, volume: Volume | FittedVolume) -> FittedVolume:
-        """All before the augmentation; what it gives it leaves as it is."""
+        """All before the augmentation; what it gives it leaves as it is. Remarks what shows nothing, see `judge`.
+
+        Raises DataError where voxels differ and nothing of that is left in the window or on the grid.
+        """
         if isinstance(volume, FittedVolume):
             return volume
         windowed = apply_window(volume.voxels, self.window)
-        return FittedVolume(*regrid(windowed, self.size, volume.spacing_mm, self.spacing_mm))
+        judge(windowed)
+        voxels, spacing = regrid(windowed, self.size, volume.spacing_mm, self.spacing_mm)
+        if np.ptp(voxels) == 0 and np.ptp(windowed) > 0:
+            grid = " x ".join(f"{count * step:.4g}" for count, step in zip(self.size, spacing))
+            raise DataError(
+                f"one value is left of it on the model's grid, {grid} mm about its centre: set "
+                "DATA.spacing_mm and DATA.image_size so that it covers what is to be seen"
+            )
+        return FittedVolume(voxels, spacing)
 
     def read(self, dataset_index: DatasetIndex, index: int, full: Pixels | None = None) -> Volume | FittedVolume:
         """The volume to call it with; full: the result of dataset_index.read(index), if already read."""

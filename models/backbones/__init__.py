@@ -11,6 +11,7 @@ from models.backbones.base import BaseVisionBackbone as BaseVisionBackbone
 from models.backbones.base import check_size
 from models.backbones.convnext3d import CONVNEXT3D_VARIANTS, ConvNeXt3D
 from models.backbones.named import *  # noqa: F403
+from models.backbones.sizes import refuse_unfit_size
 from models.backbones.swin3d import SWIN3D_VARIANTS, SwinTransformer3D
 from models.backbones.timm_backbones import ANY, TIMM_BACKBONES, TimmBackbone, timm_spec
 from models.backbones.vision_mamba import VIM_VARIANTS, VisionMamba
@@ -65,11 +66,12 @@ def backbone_dims(name: str) -> int:
 
 
 def check_backbone(name: str, image_size: tuple[int, ...] | None = None) -> None:
-    """ModelError with the nearest name if there is no backbone of this one, or where it is not for such sizes."""
+    """ModelError with the nearest name if there is no backbone of this one, or where it does not take such a size."""
     names = list_backbones()
     if name in names or timm_spec(name) is not None:
         if image_size is not None:
-            check_size(name, backbone_dims(name), image_size)
+            size = check_size(name, backbone_dims(name), image_size)
+            refuse_unfit_size(name, size, lambda size: _maker(name)(False, image_size=size))
         return
     if name.startswith(ANY):
         close, names = _nearest_in_timm(name), ["timm.list_models() names all of timm's"]

@@ -9,13 +9,14 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from configs.errors import ModelError
+from models.backbones.cells import CellGrid
 from utils.blocks import Block
 from utils.gradient_checkpointing import Checkpointable
 
 
 def check_size(name: str, spatial_dims: int, image_size: Sequence[int]) -> tuple[int, ...]:
-    """image_size as a tuple; ModelError unless it has one length for each of a backbone's dimensions."""
-    if len(image_size) == spatial_dims:
+    """image_size as a tuple; ModelError unless it has one length of 1 or more for each of a backbone's dimensions."""
+    if len(image_size) == spatial_dims and min(image_size) > 0:
         return tuple(image_size)
     kind, axes = ("images", "height, width") if spatial_dims == 2 else ("volumes", "depth, height, width")
     size = "×".join(map(str, image_size))
@@ -47,11 +48,13 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
     spatial_dims: 2 for images [B, C, H, W], 3 for volumes [B, C, D, H, W].
     in_channels, image_size: of the input; the size is what checkpointing is planned for.
     mean, std: normalisation of [0, 1] images that the weights expect, three values each.
+    fixed_input_size: tied to the size it is built for.
     classic: the previous release's ResNet path (FPN, CBAM, fusion at stride 4) is its default.
     prefers_channels_last: convolutional, so that the channels_last memory format pays.
     """
 
     spatial_dims = 2
+    fixed_input_size = False
     classic = False
     prefers_channels_last = False
 
@@ -83,6 +86,13 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
     def global_attention(self, x: Tensor) -> GlobalAttention | None:
         """The attention weights of all blocks for x; None where there is none, or only within windows."""
         return None
+
+    def cell_grids(self, size: Sequence[int]) -> list[CellGrid]:
+        """Which pixels the cells of each level are centred on, for inputs of spatial `size`.
+
+        Here: patches that tile the input, which padding at its ends does not move.
+        """
+        return [CellGrid.of_patches(stride, self.spatial_dims) for stride in self.feature_strides]
 
     def refuse_other_sizes(self, x: Tensor) -> None:
         """For backbones tied to the size they were built for: ModelError where x has another."""

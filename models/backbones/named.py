@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from configs.errors import ModelError
 from models.backbones.base import check_size
+from models.backbones.sizes import refuse_unfit_size
 from models.backbones.swin3d import SwinTransformer3D
 from models.backbones.timm_backbones import TIMM_BACKBONES, TimmBackbone
 from models.backbones.vision_mamba import VisionMamba
@@ -69,8 +70,9 @@ class TimmFamily(TimmBackbone):
     ) -> None:
         name = self._registered(self.default if variant is None else str(variant))
         height, width = named_size(name, self.spatial_dims, image_size, 224)
-        weights = given_weights(pretrained)
-        super().__init__(name, TIMM_BACKBONES[name], weights, in_channels, feature_dim, image_size=(height, width))
+        spec, weights = TIMM_BACKBONES[name], given_weights(pretrained)
+        refuse_unfit_size(name, (height, width), lambda size: TimmBackbone(name, spec, image_size=(size[0], size[1])))
+        super().__init__(name, spec, weights, in_channels, feature_dim, image_size=(height, width))
 
     @classmethod
     def variants(cls) -> dict[str, str]:

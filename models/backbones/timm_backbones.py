@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from configs.errors import ModelError
 from models.backbones.base import BaseVisionBackbone, GlobalAttention
+from models.backbones.cells import CellGrid, trace_cells
 from models.backbones.pyramid import SimplePyramid
+from models.backbones.sizes import refuse_unfit_size
 from models.backbones.swin_attention import use_window_kernels
 from models.backbones.timm_blocks import (
     STEM,
@@ -28,7 +30,7 @@ from models.backbones.timm_blocks import (
     width_after_norm,
 )
 from models.backbones.weights import find_weights
-from models.layers import running_statistics
+from models.layers import running_statistics, training_on_one_value
 from utils.blocks import Block, State, block, run_plainly
 
 LEVELS = 4
@@ -128,13 +130,15 @@ class TimmBackbone(BaseVisionBackbone):
             pretrained["mean"],
             pretrained["std"],
         )
-        self.name, self.fixed_input_size, self.size_divisor = name, spec.fixed_input_size, spec.size_divisor
+        self.name, self.spec = name, spec
+        self.fixed_input_size, self.size_divisor = spec.fixed_input_size, spec.size_divisor
         self.classic, self.prefers_channels_last = spec.classic, spec.convolutional
         self.features, self.pooled_levels = levels.features, levels.pooled
         self.pyramid = SimplePyramid(levels.channels[0]) if levels.single else None
         _prune(body, self.features, levels.single)
         use_window_kernels(body)
         self.body = body
+        self._grids: dict[tuple[int, ...], list[CellGrid]] = {}
         if name.startswith(ANY):
             self._try()
 
@@ -155,21 +159,23 @@ class TimmBackbone(BaseVisionBackbone):
             raise ModelError(f"'{self.name}' gives maps of {found} channels where timm says {self.feature_channels}")
 
     def blocks(self, x: Tensor) -> list[Block]:
-        if self.fixed_input_size:
-            self.refuse_other_sizes(x)
+        self._check_size(x)
         padded = self._pad(x)
         parts = parts_of(self.body, padded)
         if parts is not None and padded is not x:
             parts.insert(0, Part("pad", self._pad, ()))
         blocks = self._taps(parts) if parts is not None else [self._whole()]
         blocks += [Block(f"pool.{i}", _pool_coarsest) for i in range(self.pooled_levels)]
-        # One image whose coarsest map is a single value has no variance to normalise by.
-        one_value = self.training and len(x) == 1 and max(x.shape[2:]) <= self.feature_strides[-1]
-        return [_within(partial(running_statistics, self.body), step) for step in blocks] if one_value else blocks
+        side, stride = max(x.shape[2:]), self.feature_strides[-1]
+        if not self.training or len(x) > 1 or side >= 2 * stride:
+            return blocks
+        # One image whose coarsest map is a single value has no variance to normalise by. Above the stride it is one
+        # only where the family rounds sizes down.
+        context = running_statistics if side <= stride else training_on_one_value
+        return [_within(partial(context, self.body), step) for step in blocks]
 
     def global_attention(self, x: Tensor) -> GlobalAttention | None:
-        if self.fixed_input_size:
-            self.refuse_other_sizes(x)
+        self._check_size(x)
         padded = self._pad(x)
         weights = attention_weights(self.body, padded)
         if not weights:
@@ -178,6 +184,24 @@ class TimmBackbone(BaseVisionBackbone):
         return GlobalAttention(
             weights, self.body.num_prefix_tokens, tuple(grid), self.body.feature_info[0]["reduction"]
         )
+
+    def cell_grids(self, size: Sequence[int]) -> list[CellGrid]:
+        """Followed through the network once a size: paddings may depend on it."""
+        key = tuple(size)
+        if key not in self._grids:
+            shape = (1, self.in_channels, *key)
+            self._grids[key] = trace_cells(self, self.forward_features, shape, self.feature_strides)
+        return self._grids[key]
+
+    def _check_size(self, x: Tensor) -> None:
+        """ModelError for images of another size than it is built for, which are too small or to which it is tied."""
+        size = tuple(x.shape[2:])
+        if self.fixed_input_size:
+            self.refuse_other_sizes(x)
+        elif size != self.image_size:
+            refuse_unfit_size(
+                self.name, size, lambda size: TimmBackbone(self.name, self.spec, image_size=(size[0], size[1]))
+            )
 
     def _pad(self, x: Tensor) -> Tensor:
         bottom, right = (_round_up(side, self.size_divisor) - side for side in x.shape[2:])

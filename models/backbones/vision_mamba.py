@@ -208,6 +208,8 @@ class VisionMamba(BaseVisionBackbone):
     Images have the size given at building; they are padded to a multiple of 16, right and bottom, with zeros.
     """
 
+    fixed_input_size = True
+
     def __init__(
         self,
         variant: str = "tiny",

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def sources() -> list[Path]:
     """The project's own Python files, tests and benchmarks apart."""
-    folders = ("configs", "data", "models", "training", "utils")
+    folders = ("configs", "data", "models", "training", "evaluation", "utils")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     files += [path for path in ROOT.glob("*.py") if not path.name.startswith("test_")]
     return sorted(files)

@@ -146,9 +146,45 @@ def test_a_task_that_was_set_stays():
 
 
 def test_a_contradiction_that_only_the_data_show_is_told():
-    config = with_values({"LOSS.type": "focal"})
-    with pytest.raises(ConfigError, match=r"'focal' does not fit MODEL\.task 'multi_class'"):
+    config = with_values({"LOSS.type": "asymmetric"})
+    with pytest.raises(ConfigError, match=r"'asymmetric' does not fit MODEL\.task 'multi_class'"):
         config.resolve(FINDINGS, exclusive=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "positive"),
+    [
+        (("NORMAL", "PNEUMONIA"), "PNEUMONIA"),
+        (("COVID-19", "normal"), "COVID-19"),
+        (("Effusion", "No Finding"), "Effusion"),
+        (("benign", "malignant"), "malignant"),
+        (("abnormal", "Normal"), "abnormal"),
+        (("Tumor", "no_tumor"), "Tumor"),
+        (("fracture", "non-fracture"), "fracture"),
+        (("0", "1"), "1"),
+        (("正常", "肺炎"), "肺炎"),
+        (("结节", "无结节"), "结节"),
+        (("bacteria", "virus"), "virus"),
+        (("negative", "normal"), "normal"),
+    ],
+)
+def test_of_two_exclusive_classes_one_is_positive(names, positive):
+    assert Config().resolve(names, exclusive=True).DATA.positive_class == positive
+    other = next(name for name in names if name != positive)
+    asked = with_values({"DATA.positive_class": other}).resolve(names, exclusive=True)
+    assert asked.DATA.positive_class == other
+
+
+def test_a_positive_class_is_of_two_exclusive_classes():
+    assert Config().resolve(FINDINGS, exclusive=True).DATA.positive_class is None
+    assert Config().resolve(FINDINGS[:2]).DATA.positive_class is None
+    config = with_values({"DATA.positive_class": FINDINGS[0]})
+    with pytest.raises(ConfigError, match="there are 3"):
+        config.resolve(FINDINGS, exclusive=True)
+    with pytest.raises(ConfigError, match="not for 'multi_label'"):
+        config.resolve(FINDINGS)
+    with pytest.raises(ConfigError, match="'nodule' is neither 'a' nor 'b'"):
+        config.resolve(("a", "b"), exclusive=True)
 
 
 class TestCoarseGroups:

@@ -152,9 +152,9 @@ def test_splits_batches_and_images(folder):
 
 
 def test_settings_of_images_arrive(folder):
-    overrides = ["DATA.augment=false", "DATA.mean=[0.1]", "DATA.std=[2.0]", "DATA.resize=letterbox"]
+    overrides = ["DATA.augment=false", "DATA.mean=[0.1]", "DATA.std=[0.5]", "DATA.resize=letterbox"]
     dataset_index, loaders = loaders_of(config_of(folder, *overrides, "MODEL.in_channels=1"))
-    reference = Preprocess((16, 16), 1, [0.1], [2.0], "letterbox")
+    reference = Preprocess((16, 16), 1, [0.1], [0.5], "letterbox")
     assert loaders.preprocess.as_dict() == reference.as_dict()
     batches = [batch for _, batch in loaders.train.epoch(0)]
     assert sum(map(len, batches)) == len(loaders.train.indices) > 0

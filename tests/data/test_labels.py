@@ -14,7 +14,6 @@ from data.labels import (
     is_no_finding,
     nearest,
     parse_cell,
-    split_findings,
 )
 
 NAN = np.nan
@@ -42,8 +41,6 @@ def test_parse_cell_refuses(text):
 
 
 def test_names():
-    assert split_findings(" Mass | Nodule|Mass|") == ["Mass", "Nodule"]
-    assert split_findings("") == []
     assert is_no_finding("no_finding") and is_no_finding("No Finding") and not is_no_finding("Mass")
     assert nearest("efusion", NIH_FINDINGS) == ": did you mean 'Effusion'?"
     assert nearest("zzz", NIH_FINDINGS) == ""

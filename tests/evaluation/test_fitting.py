@@ -6,7 +6,9 @@ import pytest
 from configs.errors import CheckpointError, ConfigError
 from evaluation.fitting import FitOptions, bootstrap_settings, operating_point, stored_point
 from evaluation.operating_points import NOT_CHOSEN
+from utils.decision import Task
 
+TASK = Task(("a", "b"))
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, (200, 2)).astype(float)
 LOGITS = 3 * (RNG.normal(size=(200, 2)) + LABELS)
@@ -21,7 +23,7 @@ def never():
 
 
 def point(rule=None, method=None, stored=None, source=validation):
-    return operating_point(FitOptions.parse(rule, method), stored, source, 2, False)
+    return operating_point(FitOptions.parse(rule, method), stored, source, TASK)
 
 
 def test_without_wishes_youden_is_fitted_without_calibration():

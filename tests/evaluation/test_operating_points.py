@@ -78,6 +78,24 @@ def test_a_specificity_that_no_score_reaches_flags_nothing():
     assert found > 0.9 and found == np.nextafter(0.9, 1)
 
 
+def test_a_chosen_threshold_lies_between_two_scores_and_calls_the_same_ones():
+    """So that the last digit of a probability, which another batch size or program changes, moves no call."""
+    scores, labels = np.array([[0.1], [0.4], [0.7], [0.8]]), np.array([[0], [0], [1], [1]])
+    everything = np.ones((4, 1), bool)
+    for rule, expected in (("youden", 0.55), ("sensitivity=0.5", 0.75), ("specificity=0.5", 0.25)):
+        assert choose_thresholds(scores, labels, everything, parse_rule(rule)) == pytest.approx((expected,))
+    assert choose_thresholds(scores, 1 - labels, everything, Rule("sensitivity", 1.0)) == pytest.approx((0.05,))
+    assert choose_thresholds(scores, 1 - labels, everything, Rule("specificity", 1.0)) == pytest.approx((0.9,))
+    assert choose_thresholds(np.ones((2, 1)), np.array([[0], [1]]), everything[:2], Rule("specificity", 1.0))[0] > 1
+
+
+def test_too_few_of_a_side_keep_no_threshold():
+    scores, labels = np.linspace(0.1, 0.9, 20)[:, None], (np.arange(20) >= 16)[:, None]
+    known = np.ones((20, 1), bool)
+    assert math.isnan(choose_thresholds(scores, labels, known, Rule("youden"), fewest=5)[0])
+    assert not math.isnan(choose_thresholds(scores, labels, known, Rule("youden"), fewest=4)[0])
+
+
 def test_thresholds_without_both_sides_are_undefined():
     scored = made_up()
     targets = scored.targets.copy()

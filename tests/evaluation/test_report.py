@@ -62,6 +62,16 @@ def test_names_facts_warnings_and_notes_are_text():
     assert name in unescape(page) and "49" not in re.sub(r"[\d.]*49[\d.]*", "", page)
 
 
+def test_no_control_character_of_a_name_reaches_the_page():
+    name = "a\x1b]0;title\x07\u202eb\u2028c\x9b31m\ud800"
+    about = About(name, {name: name}, [name], [name])
+    results = results_of(scored_split((name, "b")), **{name: [name, "M"] * 40})
+    page = report_html(results, about, {})
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\ud800]", page)
+    assert page.count("\\x1b]0;title\\x07\\u202eb") >= 8
+    page.encode()
+
+
 def test_a_comparison_and_groups_have_their_tables():
     scored = scored_split()
     results = results_of(scored, sex=["F", "M"] * 40)
@@ -141,13 +151,13 @@ def test_where_thresholds_and_calibration_come_from_is_said():
     assert "Hernia (no positives)" in calibration_text({**results, "calibration": fitted})
 
 
-def test_predictions_read_back_as_they_were():
+def test_predictions_read_back_in_nine_digits():
     scored = scored_split(('a,"b"', "c\nd"), 30)
     text = predictions_csv(scored, [f"{n}.png" for n in range(30)], ["-x"] * 30, ["test"] * 30)
     rows = list(csv.reader(io.StringIO(text, newline="")))
     heads = ["image", "patient_id", "split", 'probability a,"b"', "probability c\nd", 'label a,"b"', "label c\nd"]
     assert rows[0] == heads and {row[1] for row in rows[1:]} == {"'-x"}
-    np.testing.assert_array_equal(np.array([row[3:5] for row in rows[1:]], float), scored.probabilities)
+    np.testing.assert_allclose(np.array([row[3:5] for row in rows[1:]], float), scored.probabilities, rtol=5e-9)
     known = np.array([[cell != "" for cell in row[5:]] for row in rows[1:]])
     np.testing.assert_array_equal(known, scored.mask)
 

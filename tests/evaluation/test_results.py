@@ -75,7 +75,9 @@ def test_undefined_is_none_and_never_averaged_in():
     values = evaluate_scores(scored, point, settings=SETTINGS)
     rows, mean = values["classes"], values["mean"]
     assert rows[3]["figures"]["auroc"] == {"value": None, "low": None, "high": None}
-    assert rows[3]["confusion"] is None and rows[3]["threshold"] is None
+    assert rows[3]["threshold"] == 0.5 and not rows[3]["threshold_chosen"], "what predict.py calls with"
+    called = (created.probabilities[:, 3] >= 0.5) & created.mask[:, 3]
+    assert rows[3]["confusion"] == {"tp": 0, "fp": called.sum(), "tn": (created.mask[:, 3] & ~called).sum(), "fn": 0}
     assert rows[2]["figures"]["ppv"]["value"] is None and rows[2]["figures"]["sensitivity"]["value"] == 0
     assert mean["defined_classes"] == 3
     assert mean["figures"]["auroc"]["classes"] == 3 and mean["figures"]["ppv"]["classes"] == 2
@@ -145,7 +147,8 @@ def test_thresholds_must_fit(scored):
 def test_the_table_shows_every_class_and_the_mean(results):
     lines = format_results_table(results[0]).splitlines()
     assert lines[0].split()[0] == "class" and "AUROC" in lines[0] and "positives / negatives" in lines[0]
-    assert len(lines) == 1 + 1 + 4 + 1 + 1 and lines[-1].startswith("mean of 4 of 4 classes")
+    assert len(lines) == 1 + 1 + 4 + 1 + 1 + 1 and lines[-2].startswith("mean of 4 of 4 classes")
+    assert lines[-1] == "thresholds: sensitivity=0.8, chosen on val"
     row = results[0]["classes"][0]
     auroc = row["figures"]["auroc"]
     assert f"{auroc['value']:.3f} [{auroc['low']:.3f}–{auroc['high']:.3f}]" in lines[2]

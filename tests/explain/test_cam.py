@@ -182,9 +182,7 @@ def check_promises(name: str, methods: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL])
-def test_every_family(name, monkeypatch):
-    """Without the measuring of cells, which test_alignment.py is about, and the slow tests below do too."""
-    monkeypatch.setattr("explain.network.first_centre", lambda backbone, level, x: 3.5)
+def test_every_family(name):
     check_promises(name, ("grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam"))
 
 

@@ -13,6 +13,7 @@ from inference.ensemble import Ensemble, Member
 from inference.predictor import Predictor
 from training.precision import Precision
 from utils.batch import Inputs
+from utils.decision import Task
 
 NAMES = ("heart", "lung", "bone")
 X = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -27,7 +28,8 @@ def member(seed: int, names=NAMES, to_probabilities=None, **other) -> Member:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, len(names)))
     exclusive = other.pop("exclusive", False)
     convert = to_probabilities or (lambda logits: uncalibrated(logits, exclusive))
-    return Member(f"{seed}.pth", names, exclusive, Predictor([model], Precision("cpu", None)), convert, **other)
+    task = Task(tuple(names), exclusive, other.pop("positive", None))
+    return Member(f"{seed}.pth", task, Predictor([model], Precision("cpu", None)), convert, **other)
 
 
 def logits(one: Member, x: torch.Tensor = X) -> np.ndarray:
@@ -56,25 +58,25 @@ def test_exclusive_classes_have_one_finding():
     ensemble = Ensemble([member(0, exclusive=True), member(1, exclusive=True)])
     probabilities = ensemble.probabilities([Inputs.of_images(X)])
     np.testing.assert_allclose(probabilities.sum(1), 1)
-    assert [ensemble.findings(row) for row in probabilities] == [[int(row.argmax())] for row in probabilities]
+    assert [ensemble.decision.findings(row) for row in probabilities] == [(int(row.argmax()),) for row in probabilities]
 
 
 def test_a_finding_is_at_or_over_its_threshold():
     ensemble = Ensemble([member(0, thresholds=(0.2, 0.5, 0.9), rule="youden, chosen on val (9 images)")])
-    assert ensemble.findings(np.array([0.2, 0.49, 0.95])) == [0, 2]
+    assert ensemble.decision.findings(np.array([0.2, 0.49, 0.95])) == (0, 2)
     assert ensemble.threshold_source == "youden, chosen on val (9 images)"
 
 
 def test_thresholds_without_a_choice_are_one_half():
     ensemble = Ensemble([member(0)])
-    assert ensemble.thresholds == (0.5,) * 3 and ensemble.threshold_source.startswith("0.5, as none were chosen")
+    assert ensemble.decision.limits == (0.5,) * 3 and ensemble.threshold_source.startswith("0.5, as none were chosen")
 
 
 def test_thresholds_of_an_ensemble_are_means_of_those_there_are():
     chosen = member(0, thresholds=(0.2, 0.4, math.nan), rule="youden")
     turned = member(1, ("bone", "heart", "lung"), thresholds=(math.nan, 0.4, 0.6), rule="f1")
     ensemble = Ensemble([chosen, turned, member(2)])
-    assert ensemble.thresholds == pytest.approx((0.3, 0.5, 0.5))
+    assert ensemble.decision.limits == pytest.approx((0.3, 0.5, 0.5))
     message = "means of 2 of 3 models (youden; f1); 0.5 where it was undefined (bone)"
     assert ensemble.threshold_source == message
 
@@ -82,7 +84,7 @@ def test_thresholds_of_an_ensemble_are_means_of_those_there_are():
 @pytest.mark.parametrize("threshold", [0.0, 0.35, 1.0])
 def test_a_threshold_as_asked(threshold):
     ensemble = Ensemble([member(0, thresholds=(0.2,) * 3, rule="youden")], threshold)
-    assert ensemble.thresholds == (threshold,) * 3 and ensemble.threshold_source == f"{threshold:g}, as asked"
+    assert ensemble.decision.limits == (threshold,) * 3 and ensemble.threshold_source == f"{threshold:g}, as asked"
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, math.inf])

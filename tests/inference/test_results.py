@@ -10,23 +10,16 @@ import pytest
 
 from configs.errors import PredictionError
 from inference.results import Row, count, image_table, make_folder, report, results_csv, results_json, write_results
+from utils.decision import DecisionRule, Task
 
 NAMES = ("=heart", "lung", "bone")
 
 
-def ensemble(exclusive: bool = False) -> SimpleNamespace:
+def ensemble(exclusive: bool = False, not_learnt: tuple[str, ...] = ()) -> SimpleNamespace:
     members = [SimpleNamespace(name="a.pth", facts={"sha256": "ab"}), SimpleNamespace(name="b.pth", facts={})]
-
-    def findings(probabilities):
-        return [k for k, p in enumerate(probabilities) if p >= 0.5]
-
+    decision = DecisionRule(Task(NAMES, exclusive), (0.5, 0.5, 0.5))
     return SimpleNamespace(
-        class_names=NAMES,
-        exclusive=exclusive,
-        members=members,
-        thresholds=(0.5, 0.5, 0.5),
-        threshold_source="0.5",
-        findings=findings,
+        class_names=NAMES, members=members, decision=decision, threshold_source="0.5", not_learnt=not_learnt
     )
 
 
@@ -47,7 +40,7 @@ def test_the_table(rows):
         "warnings",
         "error",
     ]
-    assert read[1] == ["'@a.png", "-1", "'=cmd()", repr(0.1 + 0.2), "0.75", "0.9", "lung|bone"] + [
+    assert read[1] == ["'@a.png", "-1", "'=cmd()", "0.3", "0.75", "0.9", "lung|bone"] + [
         "height 9 pixels; colour",
         "",
     ]

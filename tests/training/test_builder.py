@@ -54,6 +54,29 @@ def test_pos_weight(setting, weight):
     assert loss_value(resolved(f"LOSS.pos_weight={setting}"), LOGITS, TARGET, MASK) == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
+@pytest.mark.parametrize(
+    ("setting", "weight"), [("null", [1, 1, 1]), ("auto", [2, 2 / 3, 1]), ("[2, 3, 4]", [2, 3, 4])]
+)
+def test_class_weight(kind, setting, weight, monkeypatch):
+    one_hot = np.eye(3, dtype=np.float32)[[0, 1, 1, 1, 2, 2]]
+    labels = SimpleNamespace(target=one_hot, mask=np.ones((6, 3), bool))
+    monkeypatch.setitem(globals(), "LABELS", labels)
+    config = resolved(f"LOSS.class_weight={setting}", f"LOSS.type={kind}", "LOSS.focal_gamma=0", exclusive=True)
+    target = torch.from_numpy(one_hot)
+    each = F.cross_entropy(LOGITS, target.argmax(1), torch.tensor(weight).float(), reduction="none")
+    assert loss_value(config, LOGITS, target, MASK) == pytest.approx(float(each.mean()), rel=1e-6)
+
+
+def test_class_weight_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="class_weight has 2 values for 3 classes"):
+        build_loss(resolved("LOSS.class_weight=[1, 2]", exclusive=True), LABELS, (), CPU)
+    with pytest.raises(ConfigError, match=r"class_weight is for exclusive classes .* not for 'multi_label'"):
+        resolved("LOSS.class_weight=auto")
+    with pytest.raises(ConfigError, match="weights must be positive"):
+        resolved("LOSS.class_weight=[1, 0, 2]", exclusive=True)
+
+
 def test_pos_weight_of_another_number_of_classes_is_refused():
     with pytest.raises(ConfigError, match="pos_weight has 2 values for 3 classes"):
         build_loss(resolved("LOSS.pos_weight=[1, 2]"), LABELS, (), CPU)

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 from torchvision.ops import sigmoid_focal_loss
 
 from training.losses import (
     GroupSpec,
     TrainingLoss,
     asymmetric,
+    balanced_class_weight,
     balanced_pos_weight,
     binary_cross_entropy,
     consistency,
     cross_entropy,
+    exclusive_focal,
     focal,
     smooth_targets,
 )
@@ -98,6 +101,54 @@ def test_cross_entropy_is_torchs_with_label_smoothing(smoothing):
     close(cross_entropy(logits, smooth_targets(targets, smoothing, exclusive=True))[:, 0], expected)
 
 
+WEIGHT = torch.tensor([0.5, 1.0, 3.0, 9.0, 0.1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_are_torchs(smoothing):
+    logits, targets = random_logits(), torch.eye(CLASSES, dtype=torch.float64)[[0, 1, 2, 3, 4, 0, 3]]
+    expected = F.cross_entropy(logits, targets.argmax(1), WEIGHT, label_smoothing=smoothing, reduction="none")
+    smooth = smooth_targets(targets, smoothing, exclusive=True)
+    close(cross_entropy(logits, smooth, WEIGHT)[:, 0], expected)
+    close(exclusive_focal(logits, smooth, 0.0, WEIGHT)[:, 0], expected, 1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 5.0])
+def test_focal_of_exclusive_classes_by_hand(gamma):
+    """One image and one class at a time, in Python's float64."""
+    logits, classes = random_logits(), [0, 1, 2, 3, 4, 0, 3]
+    found = exclusive_focal(logits, torch.eye(CLASSES, dtype=torch.float64)[classes], gamma, WEIGHT)[:, 0]
+    for row, k in enumerate(classes):
+        exponentials = [math.exp(z) for z in logits[row].tolist()]
+        p = exponentials[k] / sum(exponentials)
+        assert float(found[row]) == pytest.approx(-float(WEIGHT[k]) * (1 - p) ** gamma * math.log(p), rel=1e-9)
+
+
+def test_balanced_class_weights_are_scikit_learns():
+    classes = [0] * 6 + [1] * 3 + [2]
+    target, mask = np.eye(4, dtype=np.float32)[[*classes, 2]], np.ones((11, 4), bool)
+    mask[-1, 0] = False  # a row that is not wholly known
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=classes)
+    found = balanced_class_weight(target, mask)
+    assert found == pytest.approx([*expected, 1.0]) and np.mean([found[k] for k in classes]) == pytest.approx(1)
+    assert balanced_class_weight(np.eye(2, dtype=np.float32)[[0] * 999 + [1]], np.ones((1000, 2), bool))[1] == 100
+
+
+@pytest.mark.parametrize("elementwise", [cross_entropy, exclusive_focal])
+def test_a_weighted_window_does_not_depend_on_how_it_is_cut(elementwise):
+    logits, targets = random_logits(), torch.eye(CLASSES, dtype=torch.float64)[[0, 1, 2, 3, 4, 0, 3]]
+    mask = torch.ones(ROWS, CLASSES, dtype=torch.bool)
+    mask[1, 2] = False
+    loss = TrainingLoss(partial(elementwise, weight=WEIGHT), exclusive=True)
+    parts = [slice(0, 2), slice(2, 7)]
+    sums = [loss.sums(Logits.of(logits[p]), Targets(targets[p], mask[p]))["labels"] for p in parts]
+    counts = sum(loss.counts(Targets(targets[p], mask[p]))["labels"] for p in parts)
+    assert counts == ROWS - 1
+    cut = loss.total({"labels": sums[0] + sums[1]}, {"labels": counts})
+    kept = mask.all(1)
+    close(cut, elementwise(logits[kept], targets[kept], weight=WEIGHT).mean(), 1e-6)
+
+
 def test_label_smoothing_of_findings_goes_towards_one_half():
     assert smooth_targets(torch.tensor([[0.0, 1.0, 0.3]]), 0.2, exclusive=False).tolist() == [
         pytest.approx([0.1, 0.9, 0.34])
@@ -123,6 +174,7 @@ ELEMENTWISE = {
     "asymmetric": asymmetric,
     "asymmetric 0.5": partial(asymmetric, gamma_positive=0.5, gamma_negative=0.5, clip=0.2),
     "cross_entropy": cross_entropy,
+    "exclusive focal": partial(exclusive_focal, weight=WEIGHT),
 }
 
 
@@ -149,7 +201,9 @@ def test_extreme_logits_are_finite_in_float32(name):
     for target in (0.0, 0.3, 1.0):
         logits = column[:, None].repeat(1, CLASSES).requires_grad_()
         targets = torch.full(logits.shape, target)
-        if name == "cross_entropy":
+        if name == "exclusive focal":
+            loss = partial(exclusive_focal, weight=WEIGHT.float())
+        if name in ("cross_entropy", "exclusive focal"):
             logits = torch.stack([column, -column, 0 * column, column / 2, column], 1).detach().requires_grad_()
             targets = torch.full(logits.shape, 0.2)
         result = loss(logits, targets)

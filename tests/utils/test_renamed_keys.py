@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OLD_RUNS = sorted((ROOT / "golden" / "old_runs").iterdir())
 OLD = {
     "progress": {"epoch": 2, "micro_splits": 4, "sums": {"batches": 3, "pictures": 12, "waited": 0.5}},
-    "operating_point": {"rule": "youden", "pictures": 9},
+    "operating_point": {"rule": "youden", "thresholds": [0.5], "pictures": 9},
     "training_data": {"kind": "pictures", "pictures": 64, "of": 70, "ranges": {"pictures": [0, 1]}},
     "metrics": {"epoch": 1, "pictures_per_second": 3.0, "waiting_for_data": 0.25},
     "scalars": {"step": 7, "figures": {"system/pictures_per_second": 3.0, "train/loss": 0.5}},
@@ -24,7 +24,7 @@ OLD = {
 }
 TODAY = {
     "progress": {"epoch": 2, "micro_batch_splits": 4, "sums": {"batches": 3, "images": 12, "data_wait_seconds": 0.5}},
-    "operating_point": {"rule": "youden", "images": 9},
+    "operating_point": {"rule": "youden", "thresholds": [0.5], "images": 9},
     "training_data": {"kind": "images", "images": 64, "of": 70, "ranges": {"pictures": [0, 1]}},
     "metrics": {"epoch": 1, "images_per_second": 3.0, "data_wait_fraction": 0.25},
     "scalars": {"step": 7, "figures": {"system/images_per_second": 3.0, "train/loss": 0.5}},

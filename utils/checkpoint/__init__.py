@@ -10,12 +10,13 @@ from utils.checkpoint.files import (
     save_checkpoint,
 )
 from utils.checkpoint.integrity import verify
-from utils.checkpoint.operating_point import keep_operating_point, store_operating_point
+from utils.checkpoint.operating_point import OPERATING_POINT, keep_operating_point, store_operating_point
 from utils.checkpoint.recovery import load_resumable, set_aside
 from utils.checkpoint.safetensors_files import read_safetensors, write_safetensors
 
 __all__ = [
     "FORMAT_VERSION",
+    "OPERATING_POINT",
     "find_weights",
     "keep_operating_point",
     "load_checkpoint",

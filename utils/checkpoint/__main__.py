@@ -15,7 +15,8 @@ from pathlib import Path
 
 from configs.errors import CheckpointError, HybridMedNetError
 from configs.followed import CONVERT
-from utils.command_line import add_overrides
+from utils.command_line import add_overrides, show, show_error
+from utils.text import printable_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,14 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return {"inspect": _inspect, "verify": _verify, "convert": _convert}[options.command](options)
     except HybridMedNetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error)
         return error.exit_code
 
 
 def _inspect(options: argparse.Namespace) -> int:
     from utils.checkpoint.inspection import describe
 
-    print("\n".join(describe(options.file)))
+    show("\n".join(describe(options.file)))
     return 0
 
 
@@ -51,10 +52,10 @@ def _verify(options: argparse.Namespace) -> int:
     refused = 0
     for path in options.files:
         try:
-            print(f"{path}: {examine(path)}")
+            show(f"{path}: {examine(path)}")
         except CheckpointError as error:
             refused += 1
-            print(f"error: {error}", file=sys.stderr)
+            show_error(error)
     return CheckpointError.exit_code if refused else 0
 
 
@@ -71,9 +72,9 @@ def _convert(options: argparse.Namespace) -> int:
         size, channels, mode = config.image_shape(), config.MODEL.in_channels, config.DATA.resize
         mean, std = config.DATA.mean or model.backbone.mean, config.DATA.std or model.backbone.std
         preprocessing = Preprocess(size, channels, mean, std, mode).as_dict()
-        print(f"the file does not say how images were prepared; written down as {preprocessing}")
+        show(f"the file does not say how images were prepared; written down as {preprocessing}")
     if saved.class_names is None:
-        print("the file does not name its classes: give them by --set DATA.class_names=[…], in the order of training")
+        show("the file does not name its classes: give them by --set DATA.class_names=[…], in the order of training")
     description = {
         "config": config.model_dump(mode="json"),
         "class_names": list(saved.class_names) if saved.class_names else None,
@@ -83,10 +84,10 @@ def _convert(options: argparse.Namespace) -> int:
         write_safetensors(options.new, model.state_dict(), description)
     else:
         save_checkpoint({**description, "model": model.state_dict()}, options.new)
-    print(f"{options.new}: {saved.source}, {config.MODEL.backbone}, {config.MODEL.num_classes} classes")
+    show(f"{options.new}: {saved.source}, {config.MODEL.backbone}, {config.MODEL.num_classes} classes")
     return 0
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(message)}\n"
     sys.exit(main())

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from configs.errors import CheckpointError, DamagedCheckpointError
 from utils.atomic_file import keep_as, replacing
+from utils.checkpoint.description import check_description
 from utils.checkpoint.integrity import check_digest, digest_comment, first_line, verify
 from utils.checkpoint.old_config import old_config_allowed
 from utils.checkpoint.safetensors_files import has_digest, read_safetensors
@@ -32,6 +33,8 @@ from utils.renamed_keys import todays_content
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
+# What is looked at in files of other programs too.
+_OURS = ("class_names", "removed_channels")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -61,7 +64,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Fil
     """Read what `save_checkpoint` wrote.
 
     Raises DamagedCheckpointError where CRC or digest do not fit, CheckpointError for anything else that is no
-    checkpoint of this program.
+    checkpoint of this program, and for what it says of itself that cannot be (see description.py).
     """
     whole = verify(path)
     if not zipfile.is_zipfile(path):
@@ -74,7 +77,9 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Fil
         raise CheckpointError(f"'{path}' has format {version!r}, this program reads up to {FORMAT_VERSION}: update it")
     if not whole:
         raise DamagedCheckpointError(f"'{path}' is damaged: its digest is missing")
-    return todays_content(content)
+    content = todays_content(content)
+    check_description(path, content)
+    return content
 
 
 def examine(path: Path) -> str:
@@ -122,7 +127,9 @@ def read_described_weights(path: str | Path) -> tuple[dict[str, Tensor], FileCon
     weights = find_weights(content)
     if weights is None or not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds no model weights (names with tensors)")
-    return {_strip_prefixes(str(name)): tensor for name, tensor in weights.items()}, described or content
+    said = described or content
+    check_description(path, said if isinstance(said.get("config"), dict) else {key: said.get(key) for key in _OURS})
+    return {_strip_prefixes(str(name)): tensor for name, tensor in weights.items()}, said
 
 
 def find_weights(content: object) -> Mapping[str, Tensor] | None:

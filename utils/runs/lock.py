@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +24,8 @@ try:
 except ImportError:  # Windows: there is nothing to hold
     fcntl = None  # type: ignore[assignment]
 
-# A reader holds a shared lock for some microseconds while it looks: refused is who does not get it for this long.
-_TRIES, _SECONDS_BETWEEN = 20, 0.025
+# A reader holds a shared lock for some microseconds while it looks, on a busy machine until it is given its next turn.
+_SECONDS_FOR_READERS = 30.0
 _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 _held: WeakSet[FolderLock] = WeakSet()
 
@@ -98,17 +99,24 @@ def in_use(folder: Path) -> bool:
 
 
 def _acquire(file: IO[str]) -> bool:
-    for left in reversed(range(_TRIES)):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _HELD_BY_ANOTHER:
-                return True  # a network file system without locks: there is nothing to hold
-            if left:
-                time.sleep(_SECONDS_BETWEEN)
-        else:
-            return True
-    return False
+    """False where another holds the lock; those who only look are waited for, however many there are."""
+    deadline = time.monotonic() + _SECONDS_FOR_READERS
+    while not _lock(file, fcntl.LOCK_EX):
+        # A shared lock beside it is refused by a holder alone.
+        if not _lock(file, fcntl.LOCK_SH) or time.monotonic() > deadline:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(random.uniform(0.001, 0.02))  # never in step with another that waits likewise
+    return True
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """Whether it is held now, or a network file system without locks has nothing to hold."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _HELD_BY_ANOTHER
+    return True
 
 
 def _close_copies() -> None:

@@ -147,7 +147,7 @@ def roc_curves_figure(
         )
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
-    names = display_names([one.name for one in metrics.per_class], TITLE_LETTERS)
+    names = display_names([one.label for one in metrics.per_class], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         row = known[:, k]
         _draw_roc(axes, names[k], score[row, k], target[row, k], metrics.per_class[k])
@@ -159,7 +159,7 @@ def roc_curves_figure(
 
 def _draw_roc(axes: Axes, name: str, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
     figure = f"AUROC {one.auroc:.3f}" if one.defined else "AUROC –"
-    panel_title(axes, name, figure, f"{one.positives:,} of {one.positives + one.negatives:,} positive")
+    panel_title(axes, name, figure, one.count)
     unit_square(axes)
     if not one.defined:
         say_undefined(axes, one.positives, one.negatives)

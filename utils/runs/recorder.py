@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict
@@ -13,8 +13,8 @@ import numpy as np
 
 from configs.default_config import Config
 from configs.errors import DamagedCheckpointError
-from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
-from utils.listener import CheckpointContent, EpochEnd, EpochRecord, FileContent, Listener, StateDict
+from utils.checkpoint import OPERATING_POINT, load_checkpoint, save_checkpoint, set_aside
+from utils.listener import CheckpointContent, EpochEnd, EpochRecord, FileContent, Listener, Scores, StateDict
 from utils.metrics import Metrics, format_metrics_table
 from utils.runs.files import BEST, LAST, PREVIOUS, epoch_file
 from utils.runs.folder import RunFolder
@@ -36,10 +36,14 @@ class Scored(Protocol):
 
 
 class Best(NamedTuple):
-    """The weights that a report is about, None for those of the last step, and the epoch they are of."""
+    """The weights that a report is about, None for those of the last step, and the epoch they are of.
+
+    operating_point: what best_model.pth has of one.
+    """
 
     weights: StateDict | None
     epoch: int
+    operating_point: FileContent | None = None
 
 
 class LatestScalars(TypedDict):
@@ -61,6 +65,7 @@ class Recorder(Listener):
     config: its CHECKPOINT and LOGGING sections are followed.
     description: what every checkpoint carries beside weights: config, class names, preprocessing; plain values.
     checkpoint: what a run is resumed from; TensorBoard forgets what was written after it.
+    fit: an epoch's validation scores → the operating point of its weights, plain values; without it there is none.
     """
 
     def __init__(
@@ -69,7 +74,9 @@ class Recorder(Listener):
         config: Config,
         description: CheckpointContent,
         checkpoint: FileContent | None = None,
+        fit: Callable[[Scores], CheckpointContent] | None = None,
     ) -> None:
+        self.fit = fit
         self.run, self.description = run, dict(description)
         self.save_freq, self.save_best = config.CHECKPOINT.save_freq, config.CHECKPOINT.save_best
         self.continues = config.CHECKPOINT.on_save_error == "continue"
@@ -89,18 +96,23 @@ class Recorder(Listener):
         with self._writing("metrics"):
             self.run.add_record(record)
         self._write_scalars(record["step"], _epoch_scalars(self.run.history[-1]))
+        point = self._operating_point(end.validation)
         if end.is_best and self.save_best:
-            best = {**self.description, "model": end.best_weights, "metrics": self.run.history[-1]}
+            best = {**self.description, "model": end.best_weights, "metrics": self.run.history[-1], **point}
             with self._writing(BEST):
                 save_checkpoint(best, self.run.path / BEST)
         if self.save_freq and record["epoch"] % self.save_freq == 0:
             name = epoch_file(record["epoch"])
             with self._writing(name):
-                save_checkpoint(self._whole(end.content), self.run.path / name)
-        self.save(end.content)
+                save_checkpoint(self._whole({**end.content, **point}), self.run.path / name)
+        self.save({**end.content, **point})
         with self._writing("training curves"):
             plot_training_curves(self.run.history, self.run.path / "training_curves.png")
         logger.info("%s", _summary(record, end.is_best))
+
+    def _operating_point(self, validation: Scores | None) -> CheckpointContent:
+        """Of the weights at the end of an epoch; within an epoch a checkpoint has none."""
+        return {} if self.fit is None or validation is None else {OPERATING_POINT: self.fit(validation)}
 
     def save(self, content: CheckpointContent) -> None:
         """Write last.pth; the one before stays as previous.pth."""
@@ -131,7 +143,9 @@ class Recorder(Listener):
         except DamagedCheckpointError as error:
             logger.error("%s, kept as '%s': the report is about the last weights", error, set_aside(best).name)
             content = None
-        return Best(None, last_epoch) if content is None else Best(content["model"], content["metrics"]["epoch"])
+        if content is None:
+            return Best(None, last_epoch)
+        return Best(content["model"], content["metrics"]["epoch"], content.get(OPERATING_POINT))
 
     def _whole(self, content: CheckpointContent) -> CheckpointContent:
         """A checkpoint's content with the run's description and the last figures written to TensorBoard."""

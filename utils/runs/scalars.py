@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from utils.text import printable
+
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -85,5 +87,5 @@ def _event(step: int, figures: Mapping[str, float]) -> Event:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+    values = [Summary.Value(tag=printable(tag), simple_value=value) for tag, value in figures.items()]
     return Event(wall_time=time.time(), step=step, summary=Summary(value=values))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import DamagedCheckpointError
-from utils.checkpoint import load_checkpoint, save_checkpoint, set_aside
+from utils.checkpoint import OPERATING_POINT, load_checkpoint, save_checkpoint, set_aside
 from utils.listener import FileContent
 from utils.runs.files import BEST, EPOCHS, LAST, PREVIOUS, epoch_file
 from utils.runs.json_lines import JsonObject
@@ -56,7 +56,8 @@ class Trajectory:
                 continue
             average = content.get("ema")
             weights = average["shadow"] if isinstance(average, dict) else content["model"]
-            save_checkpoint({**description, "model": weights, "metrics": rows[0]}, self.folder / BEST)
+            point = {OPERATING_POINT: content[OPERATING_POINT]} if OPERATING_POINT in content else {}
+            save_checkpoint({**description, "model": weights, "metrics": rows[0], **point}, self.folder / BEST)
             logger.info("%s is the one of epoch %d again, from '%s'", BEST, best, path.name)
             return True
         return False

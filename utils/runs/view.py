@@ -42,7 +42,7 @@ class RunView:
     def config(self) -> Config | None:
         """The run's settings; None before they are written."""
         path = self.path / CONFIG
-        return Config.from_yaml(path) if path.is_file() else None
+        return Config.from_yaml(path, saved=True) if path.is_file() else None
 
     @cached_property
     def history(self) -> list[JsonObject]:

@@ -221,11 +221,12 @@ def test_a_spawned_worker_refuses_a_cache_that_was_replaced(cached):
     copy = pickle.loads(pickle.dumps(read))
     np.testing.assert_array_equal(copy(0), read(0))
     later = pickle.loads(pickle.dumps(read))
-    (own / "images" / "00.png").touch()
+    with (own / "images" / "00.png").open("ab") as file:
+        file.write(b"another content")
     loaders_of(own, PLAIN, DISK)
     with pytest.raises(DataError, match="has become another one"):
         later(0)
-    assert read(0) is not None  # the old file is still mapped
+    assert read(0) is not None  # the old file is still open
 
 
 # ---- workers

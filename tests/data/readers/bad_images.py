@@ -165,8 +165,12 @@ def wrong_extension(rng: np.random.Generator, number: int) -> Case:
         pixels = noise(rng)
         pixels[0, :2] = 0, 255  # so that the min-max is the whole range
         return Case(f"{number}.png", dicom(pixels), "read", pixels / np.float32(255))
-    image = Image.fromarray(noise(rng, 3))
-    others = [encoded(image, kind) for kind in ("GIF", "BMP", "TIFF", "PPM", "WEBP")]
+    pixels = noise(rng, 3)
+    image = Image.fromarray(pixels)
+    if number in (14, 16):  # read by their content, as PNG, JPEG and DICOM are
+        content = encoded(image, "TIFF") if number == 14 else encoded(image, "WEBP", lossless=True)
+        return Case(f"{number}.{names[number % 5]}", content, "read", pixels)
+    others = [encoded(image, kind) for kind in ("GIF", "BMP", "PCX", "PPM", "ICO")]
     others += [b"no image, but text", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"PK\x03\x04" + bytes(200)]
     return Case(f"{number}.{names[number % 5]}", others[number - 12], "refuse")
 

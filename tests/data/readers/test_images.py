@@ -17,7 +17,7 @@ from pydicom.pixels import processing
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage
 
 from configs.errors import DataError
-from data.readers.dicom import window
+from data.readers.dicom_values import window
 from data.readers.images import read_image, scale_intensity, to_channels
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,7 +151,7 @@ def _jpeg_bytes() -> bytes:
     "name, content, says",
     [
         ("empty.png", b"", "empty"),
-        ("text.png", b"hello, I am no image", "neither PNG, JPEG nor DICOM"),
+        ("text.png", b"hello, I am no image", "neither PNG, JPEG, WebP, TIFF nor DICOM"),
         ("text.dcm", b"hello" * 100, "not DICOM"),
         ("noext", b"hello" * 100, "not DICOM"),
         ("cut.png", _png_bytes(GREY)[:150], "truncated|Truncated|broken"),

@@ -79,7 +79,6 @@ def test_the_sample_datas_boxes_and_masks(tmp_path):
         (HEADER + "a.png,Mass,nan,2,3,4\n", "line 2"),
         (HEADER + "a.png,,1,2,3,4\n", "line 2: no finding"),
         (HEADER + "a.png,Mass,1,2,3\n", "line 2 has 5 cells"),
-        (HEADER + "a.png,Mass,1,2,3,4\nb/a.jpg,Mass,1,2,3,4\n", "differ in folder or suffix"),
         (HEADER + "a.png,Maas,1,2,3,4\n", "did you mean 'Mass'"),
         (HEADER, "no rows"),
     ],

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.labels import NIH_FINDINGS
 from data.sources.formats import open_csv, open_source
 from tests.data.sources.writers import images, opened, table
 
@@ -23,10 +22,20 @@ def test_joined_labels(three):
         assert (dataset_index.read(index) == index).all()
 
 
-def test_nih_names_bring_all_fourteen(three):
-    dataset_index = opened(three, "image,labels\na.png,Hernia\nb.png,Mass\nc.png,\n")
-    assert dataset_index.class_names == NIH_FINDINGS
-    assert dataset_index.label_matrix().sum() == 2
+@pytest.mark.parametrize(
+    "cells, classes",
+    [
+        ("Hernia Mass -", ("Mass", "Hernia")),
+        ("Pneumonia No_Finding -", ("Pneumonia",)),
+        ("Covid No_Finding Mass", ("Covid", "Mass")),
+    ],
+)
+def test_classes_are_what_the_cells_name(three, cells, classes):
+    """Names that NIH has too bring no further classes, only their order."""
+    rows = [f"{name}.png,{cell.replace('_', ' ').strip('-')}\n" for name, cell in zip("abc", cells.split())]
+    dataset_index = opened(three, "image,labels\n" + "".join(rows))
+    assert dataset_index.class_names == classes
+    assert dataset_index.label_matrix().sum() == len(classes)
 
 
 def test_no_finding_may_be_a_class(three):
@@ -118,7 +127,7 @@ def test_patients_that_are_not_named_are_counted(three):
         ("image,labels\na.png,Mass,extra\n", "line 2 has 3 cells, the header has 2"),
         ("image,labels,labels\na.png,Mass,x\n", "'labels' more than once"),
         ("image,labels,Image\na.png,Mass,a.png\n", "two columns that mean 'image'"),
-        ("image;labels\na.png;Mass\n", "not separated by commas"),
+        ("image；labels\na.png；Mass\n", "not separated by commas"),
         ('image,labels\na.png,"Mass\n', "line 2"),
         ("image,Mass\na.png,1\nb.png,0\nc.png,maybe\n", r"line 4, column 'Mass': 'maybe' is not 1, 0, -1 or empty"),
         ("image,labels,split\na.png,Mass,trian\n", "line 2, column 'split': 'trian'"),
@@ -129,7 +138,7 @@ def test_patients_that_are_not_named_are_counted(three):
         ("image,labels\na\0.png,Mass\n", "line 2"),
         ("image,labels\n../../etc/passwd,Mass\n", r"line 2, image '../../etc/passwd'.*'\.\.'"),
         ("image,labels\n/etc/passwd,Mass\n", r"line 2, image '/etc/passwd'.*absolute"),
-        ("image,labels\nC:\\a.png,Mass\n", "absolute"),
+        ("image,labels\nC:\\gone.png,Mass\n", "absolute"),
         ("image,labels\n..\\a.png,Mass\n", r"line 2.*'\.\.'"),
         ("image,labels\nsub/../../a.png,Mass\n", r"'\.\.'"),
     ],
@@ -145,8 +154,8 @@ def test_malformed_cells_of_named_classes(three):
 
 
 def test_not_utf8_and_damaged_gz(three):
-    (three / "labels.csv").write_bytes("image,labels\na.png,Ödem\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
+    (three / "labels.csv").write_bytes("image,labels\na.png,Œdème\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"not UTF-8 \(byte 20 is 0x8c\).*cp1252 \('a\.png,Œdème'\).*DATA\.encoding"):
         open_csv(three, three / "labels.csv")
     (three / "labels.csv.gz").write_bytes(gzip.compress(b"image,labels\n" * 100)[:-20])
     with pytest.raises(DataError, match="cannot read"):

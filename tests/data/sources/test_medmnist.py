@@ -49,7 +49,8 @@ def test_medmnist_counts_repeated_images(tmp_path):
     same = np.random.default_rng(5).integers(0, 256, (3, 6, 7), dtype=np.uint8)
     notes = open_medmnist(medmnist(tmp_path / "a.npz", [[0], [1], [1]], train_images=same, test_images=same)).notes
     assert [note for note in notes if "identical" in note] == [
-        "3 identical images stand in both train and test: scores on test are flattered"
+        "3 identical images stand in both train and test: scores on test are flattered "
+        "(train[0] = test[0], train[1] = test[1], train[2] = test[2])"
     ]
 
 

@@ -60,7 +60,7 @@ def test_files_and_several_inputs(images, monkeypatch):
     # Whoever names a file has it read, whatever it is called.
     dataset_index, items = open_unlabelled(["images/notes.txt", "images/pipe.png"], volumes=False)
     assert len(items) == 2
-    with pytest.raises(DataError, match="neither PNG, JPEG nor DICOM"):
+    with pytest.raises(DataError, match="neither PNG, JPEG, WebP, TIFF nor DICOM"):
         dataset_index.read(0)
     with pytest.raises(DataError, match="a pipe"):
         dataset_index.read(1)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import gzip
 import hashlib
+import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,14 @@ import pytest
 
 from configs.errors import DataError
 from data.sources.formats import open_source
-from data.splits.assignment import assign_splits, patient_overlap, read_split, split_hash, write_split
+from data.splits.assignment import (
+    assign_splits,
+    images_and_patients,
+    patient_overlap,
+    read_split,
+    split_hash,
+    write_split,
+)
 from data.splits.stratify import stratify_groups
 from data.study import IMAGE, DatasetIndex, Study
 
@@ -213,6 +221,42 @@ def test_split_file_with_awkward_names(tmp_path):
     assignment = np.array(["train", "val", "test", "train"])
     write_split(tmp_path / "split.csv", dataset_index, assignment)
     np.testing.assert_array_equal(read_split(tmp_path / "split.csv", dataset_index), assignment)
+
+
+FORMULAS = ["=1+1|x", "'=x", "''-y", "@cmd", "\t=z", "+a", "-5", "p'", "心"]
+
+
+def with_patients(names):
+    studies = tuple(
+        Study(f"{n}.png", {IMAGE: f"{n}.png"}, np.ones(1, np.float32), name) for n, name in enumerate(names)
+    )
+    return DatasetIndex(("c",), studies, no_images)
+
+
+def test_a_split_file_is_safe_in_a_spreadsheet(tmp_path):
+    """Cells that would be formulas are texts there, come back as they were, and leave the hash what it was."""
+    index, path = with_patients(FORMULAS), tmp_path / "split.csv"
+    assignment = np.array(["train", "val", "test"] * 3)
+    assert write_split(path, index, assignment) == split_hash(index, assignment)
+    text = path.read_text("utf-8")
+    assert text.startswith("\ufeff"), "without it Excel does not read 心"
+    cells = [row[1] for row in csv.reader(text.splitlines()[1:-1])]
+    assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
+    np.testing.assert_array_equal(read_split(path, index), assignment)
+    assert images_and_patients(path, "train")[1] == {FORMULAS[0], FORMULAS[3], FORMULAS[6]}
+
+
+def test_split_files_of_before_are_read(tmp_path):
+    """They have the cells as they are, and the hash of that."""
+    index, path = with_patients(FORMULAS), tmp_path / "split.csv"
+    assignment = np.array(["train", "val", "test"] * 3)
+    text = io.StringIO(newline="")
+    rows = zip([study.name for study in index.studies], FORMULAS, assignment.tolist())
+    csv.writer(text, lineterminator="\n").writerows([("image", "patient_id", "split"), *rows])
+    digest = hashlib.sha256(text.getvalue().encode()).hexdigest()
+    path.write_text(f"{text.getvalue()}# sha256: {digest}\n", "utf-8", newline="")
+    np.testing.assert_array_equal(read_split(path, index), assignment)
+    assert digest == split_hash(index, assignment)
 
 
 def test_damaged_split_files(tmp_path):

@@ -207,6 +207,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch)
     before = path.read_bytes()
 
     class Broken:
+        axes = ()
+
+        def findobj(self, _):
+            return ()
+
         def savefig(self, target, **_):
             target.write_bytes(b"half a pic")
             raise OSError("disk full")

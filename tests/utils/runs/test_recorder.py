@@ -22,7 +22,7 @@ DRAWN = True  # see blank_figures in tests/conftest.py
 DESCRIPTION = {
     "config": {"MODEL": {"backbone": "resnet18"}},
     "class_names": ["a", "b"],
-    "preprocessing": {"size": [8, 8]},
+    "preprocessing": {"size": [8, 8], "channels": 1, "mean": [0.5], "std": [0.25], "resize_mode": "stretch"},
 }
 
 
