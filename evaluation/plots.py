@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.curves import confusion_matrix
 from evaluation.operating_points import threshold_figures
 from evaluation.scored_split import ScoredSplit
 from utils.figures import (
@@ -160,12 +161,8 @@ def _draw_counts(axes: Axes, counts: np.ndarray, font_size: float) -> None:
 
 
 def _matrix_figure(split: ScoredSplit) -> Figure:
-    rows = split.mask.all(axis=1)
-    classes = len(split.class_names)
-    called = split.calls(np.full(classes, np.nan))
-    predicted, label = called[rows].argmax(axis=1), np.asarray(split.targets)[rows].argmax(axis=1)
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (label, predicted), 1)
+    counts = confusion_matrix(split)
+    classes = len(counts)
     side = max(4.5, min(0.75 * classes, 14.0) + 2.5)
     figure = new_figure(side, side)
     axes = figure.subplots()

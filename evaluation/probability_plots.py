@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.curves import probability_histogram
 from evaluation.plots import ranking
 from evaluation.reliability import expected_calibration_error, reliability_bins
 from evaluation.scored_split import ScoredSplit
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HISTOGRAM_BINS = 25
 FEW = 5
 
 
@@ -118,11 +118,11 @@ def _opacity(count: int) -> float:
 
 
 def _draw_histogram(axes: Axes, scores: np.ndarray, labels: np.ndarray, threshold: float) -> None:
-    edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
     for present, colour in ((0, BLUE), (1, ORANGE)):
         of_kind = scores[labels == present]
         if of_kind.size:
-            fractions = np.histogram(of_kind, edges)[0] / of_kind.size
+            counts, edges = probability_histogram(of_kind)
+            fractions = counts / of_kind.size
             axes.stairs(fractions, edges, color=colour, fill=True, alpha=0.35)
             axes.stairs(fractions, edges, color=colour, linewidth=1.2)
     if not math.isnan(threshold):

@@ -12,7 +12,7 @@ import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from utils.atomic_file import write_atomically
 from utils.fonts import set_fonts, wrap
@@ -20,6 +20,9 @@ from utils.fonts import set_fonts, wrap
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+VectorFormat = Literal["svg", "pdf"]
+FORMATS = ("png", *get_args(VectorFormat))
 
 DPI = 120
 MAX_PANELS = 20
@@ -116,7 +119,7 @@ def png(figure: Figure) -> bytes:
     return encoded(figure, "png")
 
 
-def encoded(figure: Figure, kind: str) -> bytes:
+def encoded(figure: Figure, kind: Literal["png"] | VectorFormat) -> bytes:
     """A figure as the bytes of a file: 'png', 'svg' or 'pdf'. The same figure gives the same bytes.
 
     SVG and PDF hold text as text; SVG names its fonts, PDF brings their letters along.
@@ -135,4 +138,7 @@ def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Save under a temporary name in the same folder, then rename: a reader never sees half an image."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, encoded(figure, target.suffix.lstrip(".").lower() or "png"))
+    kind = target.suffix.lstrip(".").lower() or "png"
+    if kind not in FORMATS:
+        raise ValueError(f"a figure is written as {', '.join(FORMATS)}, not as '{target.name}'")
+    write_atomically(target, encoded(figure, cast(Literal["png"] | VectorFormat, kind)))
