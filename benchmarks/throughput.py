@@ -34,7 +34,7 @@ from benchmarks.pages import markdown_table, write_page
 from benchmarks.training_loops import trainer_of
 from configs.default_config import Config
 from data.builder import build_loaders, open_data, split_data
-from data.phantom.radiographs import write_phantom
+from data.phantom.radiographs import FINDINGS, write_phantom
 from models import HybridMedNet
 from utils.environment import describe_environment
 from utils.kernels import prepare_kernels
@@ -89,6 +89,7 @@ def rate_with_loader(
     config = Config.from_overrides(
         [
             f"DATA.data_dir={images}",
+            f"DATA.class_names=[{','.join(FINDINGS)}]",
             f"DATA.image_size={size}",
             "DATA.cache=ram",
             f"DATA.num_workers={min(8, os.cpu_count() or 1)}",

@@ -19,7 +19,7 @@ from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.loading.worker_watch import WorkerFailures
-from data.phantom.radiographs import write_phantom
+from data.phantom.radiographs import FINDINGS, write_phantom
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
 from data.readers.tables import TableSettings
@@ -73,11 +73,14 @@ def open_data(config: Config) -> DatasetIndex:
     data, volumes = config.complete().DATA, config.has_volumes()
     folder = _data_folder(data.data_dir, volumes)
     _draw_sample_data(data, folder, volumes)
+    class_names = data.class_names
+    if class_names is None and not volumes and _is_sample(folder, volumes):
+        class_names = list(FINDINGS)  # however few images were drawn, of which none may have one of them
     dataset_index = open_source(
         folder,
         data.labels_file,
         data.format,
-        data.class_names,
+        class_names,
         data.allow_missing_images,
         volumes,
         data.check_duplicates,
@@ -112,10 +115,13 @@ def _data_folder(data_dir: str | None, volumes: bool) -> Path:
     return Path(data_dir)
 
 
+def _is_sample(folder: Path, volumes: bool) -> bool:
+    return folder.resolve() == Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder).resolve()
+
+
 def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
     """Make the sample data if `folder` is their place and is not there."""
-    sample_folder = Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder)
-    if folder.exists() or folder.resolve() != sample_folder.resolve():
+    if folder.exists() or not _is_sample(folder, volumes):
         return
     count = settled(data.sample_count, "DATA.sample_count")
     size = settled(data.sample_size, "DATA.sample_size")

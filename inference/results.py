@@ -75,10 +75,12 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
         f"{counts['images']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
         f"{counts['warnings']} with warnings"
     )
-    show(f"thresholds: {ensemble.threshold_source}")
+    show(f"thresholds: {printable(ensemble.threshold_source)}")
     if ensemble.not_learnt:
-        show(f"{NEVER_SEEN} no positive image in training, so never learnt: {', '.join(ensemble.not_learnt)}")
-    show(f"results: {', '.join(map(str, paths))}")
+        show(
+            f"{NEVER_SEEN} no positive image in training, so never learnt: {', '.join(map(printable, ensemble.not_learnt))}"
+        )
+    show(f"results: {', '.join(map(printable, paths))}")
     return 0 if counts["predicted"] else 2
 
 

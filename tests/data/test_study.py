@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.cache.reader import Recipe, stamps
+from data.cache.reader import Recipe
+from data.cache.stamps import stamps
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
 from data.regions.annotations import Regions
 from data.sources.image_files import FileReader

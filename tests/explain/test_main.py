@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs.followed import EXPLAIN
 from data.builder import open_data
-from data.phantom.radiographs import write_phantom
+from data.phantom.radiographs import FINDINGS, write_phantom
 from data.transforms.images import Preprocess
 from explain import __main__ as script
 from tests.explain.networks import network
@@ -37,7 +37,7 @@ def run(tmp_path_factory) -> Path:
         config.MODEL[key] = value
     config.MODEL.fpn_channels = config.MODEL.fusion_channels = 32
     config.MODEL.input_size = config.DATA.image_size = [32, 32]
-    config.DATA.data_dir = str(folder / "data")
+    config.DATA.data_dir, config.DATA.class_names = str(folder / "data"), list(FINDINGS)
     names = open_data(config).class_names
     save_checkpoint(
         {
