@@ -77,9 +77,8 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
     )
     show(f"thresholds: {printable(ensemble.threshold_source)}")
     if ensemble.not_learnt:
-        show(
-            f"{NEVER_SEEN} no positive image in training, so never learnt: {', '.join(map(printable, ensemble.not_learnt))}"
-        )
+        names = ", ".join(map(printable, ensemble.not_learnt))
+        show(f"{NEVER_SEEN} no positive image in training, so never learnt: {names}")
     show(f"results: {', '.join(map(printable, paths))}")
     return 0 if counts["predicted"] else 2
 

@@ -87,7 +87,7 @@ def test_every_figure_is_that_of_scikit_learn_on_the_predictions(evaluated):
             }
         worst = max([worst, *(abs(figures[name] - value) for name, value in expected.items())])
     print(f"largest difference from scikit-learn: {worst:.1e}")
-    assert worst < 1e-12
+    assert worst < 1e-9  # the table has nine digits
     defined = [one["figures"]["auroc"]["value"] for one in results["classes"] if one["name"] != "Never"]
     assert results["mean"]["defined_classes"] == 3
     assert results["mean"]["figures"]["auroc"]["value"] == pytest.approx(np.mean(defined), abs=1e-15)
