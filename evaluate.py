@@ -57,6 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--calibrate", metavar="METHOD", help="temperature, platt or none, fitted on val")
     add("--subgroups", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns of the labels table")
     add("--compare", metavar="CHECKPOINT", help="another model, on the same images")
+    add("--vector", choices=("svg", "pdf"), help="write every figure as such a file too, for a paper")
     add("--no-save", dest="save", action="store_false", help="leave the checkpoint as it is, whatever is fitted")
     add("--draws", metavar="N", type=int, default=2000, help="bootstrap draws for the intervals (2000)")
     add("--output", metavar="DIR", help="where to write; without it evaluation-<split> beside the checkpoint")
@@ -135,7 +136,7 @@ def measure(
     about = about_evaluation(path, saved, data, options.split, index, execution, notes)
     before = uncalibrated(logits, task.exclusive)[:, list(task.measured)] if point.calibration else None
     findings = point.decision(task).texts(probabilities)
-    write_evaluation(output, scored, before, results, about, data.names(index), findings)
+    write_evaluation(output, scored, before, results, about, data.names(index), findings, options.vector)
     show(format_results_table(results))
     if results["comparison"] is not None:
         show(format_comparison(results["comparison"]))

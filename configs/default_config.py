@@ -339,6 +339,7 @@ class LoggingSettings(Section):
     print_freq: PositiveInt = _setting(10, "Optimizer steps between plain log lines and scalars.")
     format: Literal["text", "json"] = _setting("text", "Log lines as text, or one JSON object per line.")
     progress: Literal["auto", "bar", "plain"] = _setting("auto", "auto: a bar on a terminal, lines elsewhere.")
+    figure_format: Literal["png", "svg", "pdf"] = _setting("png", "Of the run's curves; svg, pdf: for a paper.")
     run_name: str | None = _setting(None, "Folder of the run; null: name, backbone, attention and time.")
 
 

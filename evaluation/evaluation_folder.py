@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from configs.errors import EvaluationError
+from evaluation.curves import curves_of
 from evaluation.forest_plots import classes_figure, subgroups_figure
 from evaluation.plots import confusion_figure, precision_recall_figure, roc_figure
 from evaluation.predictions_table import predictions_csv
@@ -20,7 +21,7 @@ from evaluation.report import About, report_html
 from evaluation.scored_split import ScoredSplit
 from evaluation.titles import titled_results, titled_split
 from utils.atomic_file import write_atomically
-from utils.figures import png
+from utils.figures import VectorFormat, encoded, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,26 +70,35 @@ def write_evaluation(
     about: About,
     names: Names,
     findings: Sequence[str],
+    vector: VectorFormat | None = None,
 ) -> None:
     """Write all files into a folder that is there; those of an earlier evaluation are replaced one by one.
 
     scored: N images with their probabilities. before: uncalibrated ones of the same classes [N, K], where those are
     calibrated. results: of these, by `evaluate_scores`; metrics.json is that, with what `about` says. names: image,
-    patient and split of each image; findings: the classes that are called, N texts each. Raises EvaluationError.
+    patient and split of each image; findings: the classes that are called, N texts each. vector: every figure as such
+    a file too. Raises EvaluationError.
     """
     metadata = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
     thresholds = [math.nan if one["threshold"] is None else one["threshold"] for one in results["classes"]]
     shown, titled = titled_split(scored, about.titles), titled_results(results, about.titles)
-    figures = {name: png(one) for name, one in draw_figures(shown, thresholds, titled, before).items()}
+    drawn = draw_figures(shown, thresholds, titled, before)
+    figures = {name: png(one) for name, one in drawn.items()}
+    files = {f"{name}.png": figures[name] for name in IMAGES}
+    if vector is not None:
+        files |= {f"{name.replace(' ', '_')}.{vector}": encoded(one, vector) for name, one in drawn.items()}
     texts = {
-        "metrics.json": json.dumps({**metadata, **results}, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "metrics.json": _json({**metadata, **results}, 2),
+        "curves.json": _json(curves_of(scored, thresholds, before), None),
         "predictions.csv": predictions_csv(scored, *names, findings, thresholds),
         "report.html": report_html(titled, about, figures),
     }
     try:
-        for name in IMAGES:
-            write_atomically(path / f"{name}.png", figures[name])
-        for file, text in texts.items():
-            write_atomically(path / file, text.encode())
+        for file, content in (files | {file: text.encode() for file, text in texts.items()}).items():
+            write_atomically(path / file, content)
     except OSError as error:
         raise EvaluationError(f"cannot write into '{path}': {error.strerror or error}") from None
+
+
+def _json(content: Mapping[str, object], indent: int | None) -> str:
+    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"

@@ -10,23 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.bootstrap import Figures
+from evaluation.class_intervals import ClassIntervals, error_interval
 from evaluation.operating_points import threshold_figures
 from evaluation.records import ClassFigures, MeanFigure, MeanFigures
 from evaluation.reliability import brier_score, expected_calibration_error
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
 from evaluation.weighted import RankingFigures, ReliabilityFigures, ThresholdFigures
-from utils.intervals import UNDEFINED, Interval, percentile_interval, shifted_interval
+from utils.intervals import UNDEFINED, Interval, combined_interval
 from utils.metrics import classification_metrics
 
 RANKING = ("auroc", "average_precision")
 AT_THRESHOLD = ("sensitivity", "specificity", "ppv", "npv", "f1")
 RELIABILITY = ("brier", "ece")
 ALL = (*RANKING, *AT_THRESHOLD, *RELIABILITY)
-# Whose number an interval rests on: with fewer than two patients of that side no draw can tell how they differ.
-NEEDS_POSITIVES = {"auroc", "average_precision", "sensitivity", "f1"}
-NEEDS_NEGATIVES = {"auroc", "average_precision", "specificity"}
-FEWEST_PATIENTS = 2
-RAISED_BY_NOISE = {"ece"}
+# Products of deviations that are rounding alone.
+ROUNDING = 1e-24
 
 
 def drawn_figures(scored: ScoredSplit, thresholds: Floats, names: Sequence[str] = ALL) -> list[Figures]:
@@ -43,17 +41,25 @@ def drawn_figures(scored: ScoredSplit, thresholds: Floats, names: Sequence[str] 
 
 
 @dataclass(frozen=True)
+class CalibrationErrors:
+    """Of each class: the signed sums whose absolute values make ECE, [K, bins], and what chance adds, [K, bins, R]."""
+
+    bins: Floats
+    chance: Floats
+
+
+@dataclass(frozen=True)
 class FigureTable:
-    """values: figure → [K]. draws: figure → [K, draws]. The counts, [K], are of images and of their patients."""
+    """values: figure → [K]. draws: figure → [K, draws]. positives, negatives: images, [K]. classes: K."""
 
     values: Mapping[str, Floats]
     draws: Mapping[str, Floats]
     positives: np.ndarray
     negatives: np.ndarray
-    positive_patients: np.ndarray
-    negative_patients: np.ndarray
     confusion: Floats
     level: float
+    classes: Sequence[ClassIntervals]
+    errors: CalibrationErrors | None
     learnt: NDArray[np.bool_]
 
     @property
@@ -62,35 +68,60 @@ class FigureTable:
         return np.asarray((self.positives > 0) & (self.negatives > 0) & self.learnt)
 
     def interval(self, name: str, k: int) -> Interval:
-        """One figure of one class."""
-        value, draws = float(self.values[name][k]), self.draws[name][k]
-        positives, negatives = self.positive_patients[k], self.negative_patients[k]
-        enough = (
-            positives + negatives >= FEWEST_PATIENTS
-            and (positives >= FEWEST_PATIENTS or name not in NEEDS_POSITIVES)
-            and (negatives >= FEWEST_PATIENTS or name not in NEEDS_NEGATIVES)
-        )
-        return self._interval(name, value, draws) if enough else Interval(value)
+        """One figure of one class; without ends where `no_interval` says why."""
+        value = float(self.values[name][k])
+        if math.isnan(value) or self.classes[k].none_because(name):
+            return Interval(value)
+        found = self._interval(name, k, value)
+        return Interval(value, found.low, found.high)
+
+    def _interval(self, name: str, k: int, value: float) -> Interval:
+        one = self.classes[k]
+        if name == "auroc":
+            return one.auroc()
+        if name == "average_precision":
+            return one.average_precision(value, self.draws[name][k])
+        if name == "brier":
+            return one.brier()
+        if name == "ece":
+            assert self.errors is not None
+            return error_interval(self.errors.bins[k], self.errors.chance[k], one.independent_images(), self.level)
+        return one.at_threshold(name)
+
+    def no_interval(self, names: Sequence[str], k: int) -> dict[str, str]:
+        """Why figures of a class that are defined have no interval: figure → reason."""
+        reasons = {name: self.classes[k].none_because(name) for name in names if not np.isnan(self.values[name][k])}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def mean(self, name: str) -> Interval:
-        """The mean over the classes with both sides where the figure is defined; so in each draw."""
-        chosen = self.averaged(name)
-        if not chosen.any():
-            return UNDEFINED
-        value = math.fsum(self.values[name][chosen]) / int(chosen.sum())
-        return self._interval(name, value, self.mean_draws(name, chosen))
+        """The mean over the classes with both sides where the figure is defined.
 
-    def _interval(self, name: str, value: float, draws: Floats) -> Interval:
-        return (shifted_interval if name in RAISED_BY_NOISE else percentile_interval)(value, draws, self.level)
+        Its interval is made of the classes' own, with the correlation of their draws; a class without one counts as
+        known to lie in [0, 1] only. Without ends where no class has any.
+        """
+        chosen = np.flatnonzero(self.averaged(name))
+        if not chosen.size:
+            return UNDEFINED
+        value = math.fsum(self.values[name][chosen]) / chosen.size
+        parts = [self.interval(name, int(k)) for k in chosen]
+        if not any(part.defined for part in parts) or (name == "ece" and not all(part.defined for part in parts)):
+            return Interval(value)
+        if name == "ece":
+            return self._mean_error(value, chosen)
+        found = combined_interval(parts, np.full(chosen.size, 1 / chosen.size), correlation(self.draws[name][chosen]))
+        return Interval(value, max(found.low, 0.0), min(found.high, 1.0))
+
+    def _mean_error(self, value: float, chosen: np.ndarray) -> Interval:
+        """Of all bins of all classes at once: noise raises each class's error, and their mean no less."""
+        assert self.errors is not None
+        bins, chance = self.errors.bins[chosen] / chosen.size, self.errors.chance[chosen] / chosen.size
+        size = min(self.classes[k].independent_images() for k in chosen)
+        found = error_interval(bins.reshape(-1), chance.reshape(bins.size, -1), size, self.level)
+        return Interval(value, found.low, found.high)
 
     def averaged(self, name: str) -> np.ndarray:
         """The classes that a mean is over, bool [K]."""
         return self.defined & ~np.isnan(self.values[name])
-
-    def mean_draws(self, name: str, classes: np.ndarray) -> Floats:
-        """The mean of some classes, bool [K], in each draw: over those of them that have both sides in the draw. [R]"""
-        defined = ~np.isnan(self.draws["auroc"][classes])
-        return mean_of_defined(np.where(defined, self.draws[name][classes], math.nan))
 
     def undefined_draws(self, k: int) -> dict[str, int]:
         """Figures that some draws leave undefined for class k, and in how many; those never defined are left out."""
@@ -103,6 +134,7 @@ class FigureTable:
             "positives": int(self.positives[k]),
             "negatives": int(self.negatives[k]),
             "figures": {name: self.interval(name, k).as_dict() for name in names},
+            "no_interval": self.no_interval(names, k),
         }
 
     def mean_row(self, names: Sequence[str]) -> MeanFigures:
@@ -113,13 +145,17 @@ class FigureTable:
         return {"defined_classes": int(self.defined.sum()), "figures": figures}
 
 
-def mean_of_defined(values: Floats) -> Floats:
-    """The mean over the first axis of what is not nan; nan where all is. [K, R] → [R]."""
-    defined = ~np.isnan(values)
-    counts = defined.sum(axis=0)
-    sums = np.where(defined, values, 0.0).sum(axis=0)
-    means: Floats = np.divide(sums, counts, out=np.full(counts.shape, math.nan), where=counts > 0)
-    return means
+def correlation(draws: Floats) -> Floats:
+    """How figures vary together over the draws, [n, R] → [n, n]; 0 where one does not vary, nan counts as its mean."""
+    defined = ~np.isnan(draws)
+    counts = np.maximum(defined.sum(axis=1, keepdims=True), 1)
+    centred = np.where(defined, draws - np.where(defined, draws, 0.0).sum(axis=1, keepdims=True) / counts, 0.0)
+    norms = np.sqrt(np.sum(centred**2, axis=1))
+    products = centred @ centred.T
+    scale = np.outer(norms, norms)
+    found: Floats = np.divide(products, scale, out=np.zeros_like(products), where=scale > ROUNDING * draws.shape[1])
+    np.fill_diagonal(found, 1.0)
+    return found
 
 
 def figure_table(
@@ -142,14 +178,24 @@ def figure_table(
         "ece": np.array([expected_calibration_error(p, y) for p, y, _ in known]),
     }
     draws = {name: figures for part in drawn for name, figures in part.items()}
+    calls = scored.calls(thresholds)
+    classes = [
+        ClassIntervals(*of_class, calls[scored.mask[:, k], k], settings.level) for k, of_class in enumerate(known)
+    ]
     return FigureTable(
         values={name: values[name] for name in draws if name in values},
         draws=draws,
         positives=np.array([one.positives for one in metrics.per_class]),
         negatives=np.array([one.negatives for one in metrics.per_class]),
-        positive_patients=np.array([np.unique(patients[y > 0]).size for _, y, patients in known]),
-        negative_patients=np.array([np.unique(patients[y == 0]).size for _, y, patients in known]),
         confusion=confusion,
         level=settings.level,
+        classes=classes,
+        errors=_errors(scored, classes, settings) if "ece" in draws else None,
         learnt=scored.learnt,
     )
+
+
+def _errors(scored: ScoredSplit, classes: Sequence[ClassIntervals], settings: BootstrapSettings) -> CalibrationErrors:
+    figures = ReliabilityFigures(scored)
+    correlations = np.array([one.correlation for one in classes])
+    return CalibrationErrors(figures.signed(), figures.chance(correlations, settings.draws, settings.seed))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.records import Results, SubgroupResults
 from utils.figures import BLUE, GREY, ORANGE, caption, new_figure, tidy
+from utils.fonts import display_names
 from utils.intervals import IntervalRecord
 
 if TYPE_CHECKING:
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
 
 Row = tuple[str, IntervalRecord]
 
+LONGEST = 40
+
 
 def classes_figure(results: Results) -> Figure:
     """AUROC of each class with its interval, and their mean; results: as `evaluate_scores` gives them."""
+    classes = results["classes"]
+    names = display_names([one["name"] for one in classes], LONGEST)
     rows: list[Row] = [
-        (f"{one['name']} ({one['positives']:,}{'' if one['positive_in_training'] else ', none in training'})", figure)
-        for one in results["classes"]
+        (f"{name} ({one['positives']:,}{'' if one['positive_in_training'] else ', none in training'})", figure)
+        for name, one in zip(names, classes)
         for figure in (one["figures"]["auroc"],)
     ]
     mean = results["mean"]
@@ -38,8 +43,9 @@ def classes_figure(results: Results) -> Figure:
 
 def subgroups_figure(subgroup: SubgroupResults, level: float) -> Figure:
     """Mean AUROC of each group of one column, with its interval."""
+    names = display_names([one["name"] for one in subgroup["groups"]], LONGEST)
     rows: list[Row] = [
-        (f"{one['name']} ({one['images']:,})", one["mean"]["figures"]["auroc"]) for one in subgroup["groups"]
+        (f"{name} ({one['images']:,})", one["mean"]["figures"]["auroc"]) for name, one in zip(names, subgroup["groups"])
     ]
     figure = new_figure(7.5, 1.2 + 0.3 * len(rows))
     axes = figure.subplots()
@@ -67,7 +73,6 @@ def draw_forest(axes: Axes, rows: Sequence[Row], last_is_mean: bool = False) -> 
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_xlim(left, 1.01)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    names = [name if len(name) <= 40 else name[:39] + "…" for name, _ in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8, parse_math=False)
     tidy(axes)
     axes.grid(visible=False, axis="y")

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.curves import confusion_matrix
 from evaluation.operating_points import threshold_figures
 from evaluation.scored_split import ScoredSplit
 from utils.figures import (
     BLUE,
     GREY,
     ORANGE,
+    TITLE_LETTERS,
     caption,
     new_figure,
     panel_figure,
@@ -25,6 +27,7 @@ from utils.figures import (
     unit_square,
     unit_ticks,
 )
+from utils.fonts import display_names
 from utils.metrics import ClassMetrics, Metrics, classification_metrics, precision_recall_curve
 from utils.runs.plots import roc_curves_figure
 
@@ -51,9 +54,10 @@ def precision_recall_figure(split: ScoredSplit, thresholds: Sequence[float]) -> 
     rates = threshold_figures(split.confusion(thresholds))
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
+    names = display_names([split.label(k) for k in range(len(split.class_names))], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         one = metrics.per_class[k]
-        _draw_precision_recall(axes, *split.known(k)[:2], one)
+        _draw_precision_recall(axes, names[k], *split.known(k)[:2], one)
         if one.defined:
             axes.plot(
                 rates["sensitivity"][k], rates["ppv"][k], "o", color=ORANGE, markersize=6, zorder=5, clip_on=False
@@ -80,12 +84,11 @@ def confusion_figure(split: ScoredSplit, thresholds: Sequence[float]) -> Figure:
     positives = [int((np.asarray(split.targets)[split.mask[:, k], k] == 1).sum()) for k in range(counts.shape[1])]
     displayed = panels_to_show(positives)
     figure, panels = panel_figure(len(displayed), height=2.9)
+    names = display_names([split.label(k) for k in range(len(split.class_names))], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
-        panel_title(
-            axes, split.label(k), "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}"
-        )
-        names = (split.other_class, split.class_names[k]) if split.other_class else ("absent", "present")
-        _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k], names)
+        panel_title(axes, names[k], "threshold –" if np.isnan(thresholds[k]) else f"threshold {thresholds[k]:.3g}")
+        sides = (split.other_class, split.class_names[k]) if split.other_class else ("absent", "present")
+        _draw_two_by_two(axes, counts[:, k], positives[k], int(split.mask[:, k].sum()) - positives[k], sides)
     title = f"Confusion matrices on {split.split}: images, and their share of the row"
     caption(figure, [title], len(displayed), len(positives))
     figure.supxlabel("predicted", fontsize=9)
@@ -107,10 +110,10 @@ def _classes(count: int) -> str:
     return "class" if count == 1 else "classes"
 
 
-def _draw_precision_recall(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
+def _draw_precision_recall(axes: Axes, name: str, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
     total = one.positives + one.negatives
     figure = f"AP {one.average_precision:.3f}" if one.defined else "AP –"
-    panel_title(axes, one.label, figure, one.count)
+    panel_title(axes, name, figure, one.count)
     unit_square(axes)
     if not one.defined:
         say_undefined(axes, one.positives, one.negatives)
@@ -137,7 +140,7 @@ def _draw_two_by_two(axes: Axes, counts: np.ndarray, positives: int, negatives: 
     tp, fp, tn, fn = counts
     _draw_counts(axes, np.array([[tn, fp], [fn, tp]]), 10)
     for set_ticks in (axes.set_xticks, axes.set_yticks):
-        set_ticks([0, 1], [_short(name) for name in names], fontsize=8, parse_math=False)
+        set_ticks([0, 1], display_names(names, 24), fontsize=8, parse_math=False)
     for label in axes.get_yticklabels():
         label.set(rotation=90, va="center")
 
@@ -157,22 +160,14 @@ def _draw_counts(axes: Axes, counts: np.ndarray, font_size: float) -> None:
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font_size)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
-
-
 def _matrix_figure(split: ScoredSplit) -> Figure:
-    rows = split.mask.all(axis=1)
-    classes = len(split.class_names)
-    called = split.calls(np.full(classes, np.nan))
-    predicted, label = called[rows].argmax(axis=1), np.asarray(split.targets)[rows].argmax(axis=1)
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (label, predicted), 1)
+    counts = confusion_matrix(split)
+    classes = len(counts)
     side = max(4.5, min(0.75 * classes, 14.0) + 2.5)
     figure = new_figure(side, side)
     axes = figure.subplots()
     _draw_counts(axes, counts, 0 if classes > MAX_MATRIX else 9 if classes <= 10 else 7)
-    names = [_short(split.label(k)) for k in range(classes)]
+    names = display_names([split.label(k) for k in range(classes)], 24)
     axes.set_xticks(range(classes), names, rotation=90 if classes > 4 else 0, fontsize=8, parse_math=False)
     axes.set_yticks(range(classes), names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted: the most probable class")

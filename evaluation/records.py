@@ -32,11 +32,15 @@ class OperatingPointRecord(TypedDict):
 
 
 class ClassFigures(TypedDict):
-    """Counts and figures of one class. figures: by name, see evaluation/figure_table.py."""
+    """Counts and figures of one class. figures: by name, see evaluation/figure_table.py.
+
+    no_interval: figure → why it has no interval although it is defined.
+    """
 
     positives: int
     negatives: int
     figures: dict[str, IntervalRecord]
+    no_interval: dict[str, str]
 
 
 class NamedClassFigures(ClassFigures):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.intervals import Interval, wilson_interval
+from evaluation.effective_size import clustered_proportion, score_correlation
+from utils.intervals import Interval
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +64,7 @@ def expected_calibration_error(
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Probabilities in [low, high): how many, their mean, the share of positives with its Wilson interval."""
+    """Probabilities in [low, high): how many, their mean, the share of positives with its interval."""
 
     low: float
     high: float
@@ -73,25 +74,30 @@ class ReliabilityBin:
 
 
 def reliability_bins(
-    probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS, equal: str = "width", level: float = 0.95
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    bins: int = BINS,
+    equal: str = "width",
+    level: float = 0.95,
+    patients: ArrayLike | None = None,
 ) -> list[ReliabilityBin]:
     """The bins of a reliability diagram that hold anything, lowest first.
 
-    probabilities, labels: [N], of one class. bins, equal: see `bin_edges`. The intervals take images as independent:
-    where patients have several they are too narrow.
+    probabilities, labels: [N], of one class. bins, equal: see `bin_edges`. patients: whole numbers [N] that name each
+    image's patient, without which every image stands alone. The intervals are mid-P, of an effective number of images;
+    where one patient has all images of a bin there is none.
     """
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
+    clusters = np.arange(p.size) if patients is None else np.asarray(patients)
     edges = bin_edges(p, bins, equal)
-    numbers, size = bin_numbers(p, edges), edges.size - 1
-    counts = np.bincount(numbers, minlength=size)
-    sums, positives = (np.bincount(numbers, weights=x, minlength=size) for x in (p, y))
-    return [
-        ReliabilityBin(
-            low=float(edges[b]),
-            high=float(edges[b + 1]),
-            count=int(counts[b]),
-            confidence=float(sums[b] / counts[b]),
-            frequency=wilson_interval(float(positives[b]), float(counts[b]), level),
-        )
-        for b in np.flatnonzero(counts)
-    ]
+    numbers = bin_numbers(p, edges)
+    shared = score_correlation(p, y, clusters)
+    found = []
+    for b in np.unique(numbers):
+        rows = numbers == b
+        codes = np.unique(clusters[rows], return_inverse=True)[1].reshape(-1)
+        hits, totals = np.bincount(codes, weights=y[rows]), np.bincount(codes)
+        frequency = clustered_proportion(hits, totals, shared, level)
+        confidence = float(np.mean(p[rows]))
+        found.append(ReliabilityBin(float(edges[b]), float(edges[b + 1]), int(rows.sum()), confidence, frequency))
+    return found

@@ -105,17 +105,19 @@ def notes_of(results: Results) -> list[str]:
     """How the figures were made, and which are undefined."""
     interval = results["interval"]
     notes = [
-        f"Intervals: {interval['level']:.0%} percentiles of {interval['draws']:,} bootstrap draws of patients, seed "
-        f"{interval['seed']}. A patient's images are drawn together. Thresholds and calibration are held fixed.",
-        "The column 'AUROC, DeLong' is a second interval without drawing: DeLong et al. 1988 on the logit scale, "
-        "clustered by patient (Obuchowski 1997).",
+        f"Intervals are for {interval['level']:.0%} and know that a patient's images resemble each other. AUROC: a "
+        "score interval (Newcombe 2006) with the variance of Obuchowski 1997. Sensitivity, specificity, PPV, NPV, F1 "
+        "and accuracy: mid-P with an effective number of images (Rao & Scott 1992); average precision and Brier alike. "
+        "Means, gaps and differences: made of these (Zou & Donner 2008), with the correlation in "
+        f"{interval['draws']:,} bootstrap draws of patients, seed {interval['seed']}. Thresholds and calibration are "
+        "held fixed.",
         "AUROC counts equal scores one half. Average precision is the step-wise sum, without interpolation.",
         f"Brier is the mean squared error of a class's probability. ECE is over {BINS} bins of equal width. Smaller is "
-        "better. The ECE of few images is too large, and of a draw more so: its interval is moved by that.",
+        "better. The ECE of few images is too large by chance: its interval, a test inverted, knows that.",
         "PPV and NPV hold at the prevalence of these images only.",
         f"'{UNDEFINED}' is a figure that is undefined here. It is never counted as 0 and never averaged in.",
     ]
-    return [*notes, *_undefined(results["classes"])]
+    return [*notes, *_undefined(results["classes"]), *_without_interval(results["classes"])]
 
 
 def _undefined(classes: Sequence[ClassResults]) -> list[str]:
@@ -134,6 +136,15 @@ def _undefined(classes: Sequence[ClassResults]) -> list[str]:
     if few:
         found.append(f"Fewer than 10 positives, so that the figures say little: {', '.join(few)}.")
     return found
+
+
+def _without_interval(classes: Sequence[ClassResults]) -> list[str]:
+    """Which figures have no interval, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for one in classes:
+        for name, reason in one["no_interval"].items():
+            by_reason.setdefault(reason, []).append(f"{one['name']} ({name.replace('_', ' ')})")
+    return [f"No interval, as there are {reason}: {', '.join(found)}." for reason, found in by_reason.items()]
 
 
 def _count(value: float | None) -> str:

@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.bootstrap import bootstrap
-from evaluation.delong import auroc_interval, holm, paired_test
-from evaluation.figure_table import ALL, FigureTable, drawn_figures, figure_table, mean_of_defined
+from evaluation.delong import PairedTest, holm, paired_test
+from evaluation.effective_size import clustered_proportion, score_correlation
+from evaluation.figure_table import ALL, FigureTable, correlation, drawn_figures, figure_table
 from evaluation.operating_points import MOST_PROBABLE, OperatingPoint
 from evaluation.records import ClassComparison, ClassResults, Comparison, MeanComparison, Results
 from evaluation.scored_split import DEFAULT_BOOTSTRAP, BootstrapSettings, Floats, ScoredSplit
 from evaluation.subgroups import subgroup_figures
 from evaluation.weighted import Accuracy, RankingFigures
 from utils.decision import DecisionRule, Task
-from utils.intervals import IntervalRecord, percentile_interval, plain
+from utils.intervals import UNDEFINED, Interval, IntervalRecord, combined_interval, plain
 
-METHOD = "patient bootstrap, percentile"
+METHOD = "clustered by patient: score (AUROC), mid-P (proportions), combined (means, differences), test inversion (ECE)"
 CELLS = ("tp", "fp", "tn", "fn")
 
 
@@ -47,8 +48,7 @@ def evaluate_scores(
         raise ValueError(f"{len(point.thresholds)} thresholds for {len(task.class_names)} classes")
     decision = point.decision(task)
     thresholds = np.asarray(decision.limits, np.float64)[list(task.measured)]
-    figures = drawn_figures(scored, thresholds) + ([Accuracy(scored, thresholds)] if scored.one_per_image else [])
-    drawn = bootstrap(figures, scored.cluster_count, settings)
+    drawn = bootstrap(drawn_figures(scored, thresholds), scored.cluster_count, settings)
     table = figure_table(scored, thresholds, drawn, settings)
     return {
         "split": scored.split,
@@ -61,7 +61,7 @@ def evaluate_scores(
         "calibration": point.calibration.as_dict() if point.calibration else None,
         "classes": [_class_row(scored, table, thresholds, decision, k) for k in range(len(scored.class_names))],
         "mean": table.mean_row(ALL),
-        "accuracy": _accuracy(scored, thresholds, drawn[-1]["accuracy"][0], settings) if scored.one_per_image else None,
+        "accuracy": _accuracy(scored, thresholds, settings.level) if scored.one_per_image else None,
         "subgroups": [
             subgroup_figures(scored, thresholds, column, values, settings) for column, values in (columns or {}).items()
         ],
@@ -73,7 +73,6 @@ def _class_row(
     scored: ScoredSplit, table: FigureTable, thresholds: Floats, decision: DecisionRule, k: int
 ) -> ClassResults:
     row = table.row(k, ALL)
-    row["figures"]["auroc_delong"] = auroc_interval(*scored.known(k), table.level).as_dict()
     counts = table.confusion[:, k]
     confusion = None if np.isnan(counts).any() else {cell: int(n) for cell, n in zip(CELLS, counts)}
     return {
@@ -87,9 +86,15 @@ def _class_row(
     }
 
 
-def _accuracy(scored: ScoredSplit, thresholds: Floats, draws: Floats, settings: BootstrapSettings) -> IntervalRecord:
-    value = float(Accuracy(scored, thresholds)(np.ones((scored.cluster_count, 1)))["accuracy"][0, 0])
-    return percentile_interval(value, draws, settings.level).as_dict()
+def _accuracy(scored: ScoredSplit, thresholds: Floats, level: float) -> IntervalRecord:
+    """The correlation of a patient's images is that of the probabilities of their right classes."""
+    figure = Accuracy(scored, thresholds)
+    hits, totals = figure.per_patient()
+    rows = np.flatnonzero(scored.mask.all(axis=1))
+    p, y = scored.probabilities[rows], np.asarray(scored.targets)[rows]
+    of_right = np.abs(1 - y - p)[:, 0] if scored.other_class else np.sum(p * y, axis=1)
+    shared = score_correlation(of_right, np.ones(rows.size), scored.clusters[rows])
+    return clustered_proportion(hits, totals, shared, level).as_dict()
 
 
 def compare_scores(
@@ -102,8 +107,8 @@ def compare_scores(
 
     other: its probabilities, float64 [N, K], columns in the order of scored.class_names. other_name: as shown.
     Differences are this model's AUROC minus the other's. For each class DeLong's paired test, clustered by patient,
-    with p corrected by Holm over the classes; for the mean a paired patient bootstrap. Two exclusive classes are one
-    test, said twice: one score is the other's complement.
+    with p corrected by Holm over the classes; the mean's interval is made of the classes', with the correlation of
+    paired bootstrap draws. Two exclusive classes are one test, said twice: one score is the other's complement.
     """
     second = scored.of_other(np.asarray(other, np.float64))
     tests = []
@@ -122,7 +127,7 @@ def compare_scores(
         }
         for name, test, corrected in zip(scored.class_names, tests, _corrected(scored, [test.p for test in tests]))
     ]
-    return {"other": other_name, "classes": classes, "mean": _mean_difference(scored, second, settings)}
+    return {"other": other_name, "classes": classes, "mean": _mean_difference(scored, second, tests, settings)}
 
 
 def _corrected(scored: ScoredSplit, p_values: list[float]) -> list[float]:
@@ -131,20 +136,26 @@ def _corrected(scored: ScoredSplit, p_values: list[float]) -> list[float]:
     return list(holm(p_values))
 
 
-def _mean_difference(scored: ScoredSplit, second: ScoredSplit, settings: BootstrapSettings) -> MeanComparison:
+def _mean_difference(
+    scored: ScoredSplit, second: ScoredSplit, tests: Sequence[PairedTest], settings: BootstrapSettings
+) -> MeanComparison:
     figures = [RankingFigures(one, precision=False) for one in (scored, second)]
     mine, theirs = (part["auroc"] for part in bootstrap(figures, scored.cluster_count, settings))
-    everyone = np.ones((scored.cluster_count, 1))
-    values = [figure(everyone)["auroc"][:, 0] for figure in figures]
-    defined = ~np.isnan(values[0]) & scored.learnt
-    if not defined.any():
-        means = [math.nan, math.nan]
-    else:
-        means = [math.fsum(value[defined]) / int(defined.sum()) for value in values]
-    draws = mean_of_defined(mine[defined] - theirs[defined])
+    defined = [k for k, test in enumerate(tests) if not math.isnan(test.auroc) and scored.learnt[k]]
+    if not defined:
+        return {"defined_classes": 0, "auroc": None, "other_auroc": None, "difference": UNDEFINED.as_dict()}
+    parts = [tests[k].difference for k in defined]
+    means = [
+        math.fsum(values) / len(defined) for values in zip(*((tests[k].auroc, tests[k].other_auroc) for k in defined))
+    ]
+    difference = Interval(means[0] - means[1])
+    if any(part.defined for part in parts):
+        weights = np.full(len(defined), 1 / len(defined))
+        found = combined_interval(parts, weights, correlation(mine[defined] - theirs[defined]), (-1.0, 1.0))
+        difference = Interval(difference.value, max(found.low, -1.0), min(found.high, 1.0))
     return {
-        "defined_classes": int(defined.sum()),
+        "defined_classes": len(defined),
         "auroc": plain(means[0]),
         "other_auroc": plain(means[1]),
-        "difference": percentile_interval(means[0] - means[1], draws, settings.level).as_dict(),
+        "difference": difference.as_dict(),
     }

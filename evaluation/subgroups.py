@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from configs.errors import ConfigError
 from evaluation.bootstrap import bootstrap
-from evaluation.figure_table import FigureTable, drawn_figures, figure_table, mean_of_defined
+from evaluation.figure_table import FigureTable, correlation, drawn_figures, figure_table
 from evaluation.group_values import is_age_column, joined_texts, read_ages, read_numbers
 from evaluation.records import Gap, GroupResults, SubgroupResults
 from evaluation.scored_split import BootstrapSettings, Floats, ScoredSplit
-from utils.intervals import percentile_interval
+from utils.intervals import Interval, combined_interval
 
 Rows = NDArray[np.bool_]
 
@@ -134,24 +134,34 @@ def subgroup_figures(
 def _gap(tables: dict[str, FigureTable], class_names: Sequence[str], level: float) -> Gap | None:
     """The widest difference of two groups' mean AUROC over the classes that both have enough of; None without a pair.
 
-    The pair is the one of the whole sample in every draw. As it was chosen for its width, the gap is biased upwards
-    where groups are many or small; the interval does not correct for that.
+    As the pair was chosen for its width, the gap is biased upwards where groups are many or small. The interval is for
+    that: its level is that of one of all the pairs (Bonferroni).
     """
     widest: tuple[float, str, str, np.ndarray] | None = None
+    pairs = 0
     for (a, first), (b, second) in combinations(tables.items(), 2):
         classes = _enough(first) & _enough(second)
         if not classes.any():
             continue
+        pairs += 1
         mine, theirs = (float(np.mean(table.values["auroc"][classes])) for table in (first, second))
         best, worst = (a, b) if mine >= theirs else (b, a)
         if widest is None or abs(mine - theirs) > widest[0]:
             widest = abs(mine - theirs), best, worst, classes
     if widest is None:
         return None
-    width, best, worst, classes = widest
-    draws = mean_of_defined(tables[best].draws["auroc"][classes] - tables[worst].draws["auroc"][classes])
+    _, best, worst, classes = widest
+    interval = _gap_interval(tables[best], tables[worst], np.flatnonzero(classes), 1 - (1 - level) / pairs)
     names = [name for name, used in zip(class_names, classes) if used]
-    return {"best": best, "worst": worst, "classes": names, "auroc": percentile_interval(width, draws, level).as_dict()}
+    return {"best": best, "worst": worst, "classes": names, "auroc": interval.as_dict()}
+
+
+def _gap_interval(best: FigureTable, worst: FigureTable, classes: np.ndarray, level: float) -> Interval:
+    parts = [table.classes[k].auroc(level) for table in (best, worst) for k in classes]
+    weights = np.repeat([1 / classes.size, -1 / classes.size], classes.size)
+    draws = np.concatenate([table.draws["auroc"][classes] for table in (best, worst)])
+    found = combined_interval(parts, weights, correlation(draws))
+    return Interval(found.value, max(found.low, -1.0), min(found.high, 1.0))
 
 
 def _enough(table: FigureTable) -> np.ndarray:

@@ -135,19 +135,43 @@ class ReliabilityFigures:
         bins = k * BINS + bin_numbers(p, bin_edges(p))
         self.counts = sums_of_patients(k, patients, np.ones(p.size), (self.classes, count))
         self.squares = sums_of_patients(k, patients, residual**2, (self.classes, count))
-        self.residuals = sums_of_patients(bins, patients, residual, (self.classes * BINS, count))
+        shape = (self.classes * BINS, count)
+        self.residuals = sums_of_patients(bins, patients, residual, shape)
+        self.promised = sums_of_patients(bins, patients, p * (1 - p), shape)
+        self.members = sums_of_patients(bins, patients, np.ones(p.size), shape)
 
     def __call__(self, weights: Floats) -> dict[str, Floats]:
         counts = self.counts @ weights
         residuals = np.abs(self.residuals @ weights).reshape(self.classes, BINS, -1).sum(axis=1)
         return {"brier": _ratio(self.squares @ weights, counts), "ece": _ratio(residuals, counts)}
 
+    def signed(self) -> Floats:
+        """What ECE sums the absolute values of: Σ (label - probability) per bin, over the images. [K, bins]"""
+        everyone = np.ones((self.counts.shape[1], 1))
+        return _ratio((self.residuals @ everyone).reshape(self.classes, BINS), self.counts @ everyone)
+
+    def chance(self, correlations: Floats, draws: int, seed: int) -> Floats:
+        """What chance adds to `signed` in draws of it, [K, bins, draws].
+
+        Half of its variance is that of the residuals, a patient's with a sign drawn at random (a wild bootstrap, Liu
+        1988), half what the probabilities themselves promise, Σ p (1 - p), more for a patient's images of correlated
+        outcomes; correlations: [K]. The first half alone is too small where rare outcomes did not happen, the second
+        where probabilities are wrong.
+        """
+        rng = np.random.default_rng((seed, draws))
+        patients = self.counts.shape[1]
+        signs, others = (rng.choice([-1.0, 1.0], (patients, draws)) for _ in range(2))
+        promised = self.promised.copy()  # as sparse as `members`, entry by entry
+        rows = np.repeat(np.repeat(correlations, BINS), np.diff(promised.indptr))
+        promised.data = np.sqrt(promised.data * (1 + (self.members.data - 1) * rows))
+        noise = (self.residuals @ signs + promised @ others) * math.sqrt(patients / (2 * max(patients - 1, 1)))
+        return _ratio(noise.reshape(self.classes, BINS, -1), (self.counts @ np.ones((patients, 1)))[:, None])
+
 
 class Accuracy:
     """The share of images whose called class is the right one, of exclusive classes.
 
     thresholds: [K], where one decides. Images whose labels are not all known are left out.
-    Weights [patients, draws] → {'accuracy': [1, draws]}.
     """
 
     def __init__(self, scored: ScoredSplit, thresholds: Floats | None = None) -> None:
@@ -159,5 +183,6 @@ class Accuracy:
         self.counts = sums_of_patients(zeros, patients, np.ones(rows.size), shape)
         self.right = sums_of_patients(zeros, patients, right.astype(np.float64), shape)
 
-    def __call__(self, weights: Floats) -> dict[str, Floats]:
-        return {"accuracy": _ratio(self.right @ weights, self.counts @ weights)}
+    def per_patient(self) -> tuple[Floats, Floats]:
+        """Images that are right, and all, of each patient: [patients] each."""
+        return self.right.toarray()[0], self.counts.toarray()[0]

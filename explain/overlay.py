@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from scipy import ndimage
 
 from configs.errors import ExplanationError
 from utils.figures import new_figure, write_figure
+from utils.fonts import drawable, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,7 +192,7 @@ def _legend(figure: Figure, image: AxesImage, panels: list[Axes]) -> None:
 
 
 def _headline(figure: Figure, class_name: str, probability: float | None, title: str) -> None:
-    name = "\n".join(textwrap.wrap(class_name, 60, max_lines=2, placeholder=" …") or [""])
+    name = wrap(drawable(class_name), 60, 3)
     line = name if probability is None else f"{name}: probability {_probability(probability)}"
     figure.suptitle(line + (f"\n{title}" if title else ""), fontsize=11, parse_math=False)
 

@@ -12,17 +12,22 @@ import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from utils.atomic_file import replacing
-from utils.text import printable_lines
+from utils.atomic_file import write_atomically
+from utils.fonts import set_fonts, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+VectorFormat = Literal["svg", "pdf"]
+FORMATS = ("png", *get_args(VectorFormat))
+
 DPI = 120
 MAX_PANELS = 20
+# Of a class name over a panel, in two lines.
+TITLE_LETTERS = 48
 
 # Okabe & Ito's palette, distinguishable with every common kind of colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -62,7 +67,7 @@ def panel_figure(panels: int, height: float = 3.15) -> tuple[Figure, list[Axes]]
 
 def panel_title(axes: Axes, name: str, *lines: str) -> None:
     """A class name of any length, in two lines at most, and what follows below it."""
-    wrapped = "\n".join(textwrap.wrap(name, 24, max_lines=2, placeholder=" …") or [""])
+    wrapped = wrap(name, TITLE_LETTERS // 2, 2)
     # parse_math off: a class may be named "$x", which is not meant as a formula.
     axes.set_title("\n".join([wrapped, *lines]), fontsize=9, parse_math=False)
 
@@ -111,31 +116,29 @@ def tidy(axes: Axes) -> None:
 
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
+    return encoded(figure, "png")
+
+
+def encoded(figure: Figure, kind: Literal["png"] | VectorFormat) -> bytes:
+    """A figure as the bytes of a file: 'png', 'svg' or 'pdf'. The same figure gives the same bytes.
+
+    SVG and PDF hold text as text; SVG names its fonts, PDF brings their letters along.
+    """
+    from matplotlib import rc_context
+
+    set_fonts(figure)
     buffer = io.BytesIO()
-    _escape_texts(figure)
-    figure.savefig(buffer, dpi=DPI, format="png")
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "HybridMedNet", "pdf.fonttype": 42}):
+        figure.savefig(buffer, dpi=DPI, format=kind, metadata=dates.get(kind))
     return buffer.getvalue()
 
 
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Save under a temporary name in the same folder, then rename: a reader never sees half an image."""
     target = Path(path)
-    _escape_texts(figure)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=DPI, format=target.suffix.lstrip(".").lower() or "png")
-
-
-def _escape_texts(figure: Figure) -> None:
-    """Whoever wrote them: titles, labels and the names at the axes, which a formatter writes anew while drawing."""
-    from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
-
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):
-                formatter.seq = [printable_lines(name) for name in formatter.seq]
-    for text in figure.findobj(Text):
-        if isinstance(text, Text):
-            text.set_text(printable_lines(text.get_text()))
+    kind = target.suffix.lstrip(".").lower() or "png"
+    if kind not in FORMATS:
+        raise ValueError(f"a figure is written as {', '.join(FORMATS)}, not as '{target.name}'")
+    write_atomically(target, encoded(figure, cast(Literal["png"] | VectorFormat, kind)))

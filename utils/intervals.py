@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
+from scipy.optimize import brentq
+from scipy.special import betainc, ndtri
 
 
 class IntervalRecord(TypedDict):
@@ -26,6 +28,11 @@ class Interval:
     value: float
     low: float = math.nan
     high: float = math.nan
+
+    @property
+    def defined(self) -> bool:
+        """Whether there are ends."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
 
     def as_dict(self) -> IntervalRecord:
         """For JSON, nan as None."""
@@ -47,34 +54,30 @@ def normal_quantile(level: float) -> float:
     return float(ndtri(0.5 + level / 2))
 
 
-def percentile_interval(value: float, draws: ArrayLike, level: float = 0.95) -> Interval:
-    """The percentile bootstrap: the quantiles (1 - level) / 2 and (1 + level) / 2 of the draws, interpolated.
+def proportion_interval(successes: float, total: float, level: float = 0.95) -> Interval:
+    """A proportion and its mid-P interval; it stays within [0, 1] and has a width at 0 and at 1 too.
 
-    value: the figure of the whole sample. draws: [R], nan where a draw leaves the figure undefined; these are left out.
-    The ends are nan where the value is undefined, or more than half of the draws are: what remains would be
-    conditional on too much.
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; not bias-corrected.
+    The ends p are where P(X > x) + P(X = x) / 2 of a binomial X is (1 - level) / 2, and 1 less that (Lancaster 1961,
+    Berry & Armitage 1995). Wilson's interval covers 84 % where it says 95 % at some proportions near 0 and 1, this one
+    91.8 % at least and 96 % in the mean. successes, total: counts, or effective counts that are not whole; a total of
+    0 leaves all undefined.
     """
+    if not 0 <= successes <= total:
+        raise ValueError(f"{successes} successes of {total} cannot be")
+    if not total:
+        return UNDEFINED
+    tail, failures = (1 - level) / 2, total - successes
     normal_quantile(level)
-    defined = np.asarray(draws, np.float64)
-    defined = defined[~np.isnan(defined)]
-    if math.isnan(value) or 2 * defined.size < np.size(draws) or not defined.size:
-        return Interval(float(value))
-    low, high = np.quantile(defined, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(float(value), float(low), float(high))
 
+    def beyond(p: float) -> float:
+        """P(X > x) + P(X = x) / 2: the binomial tails as beta functions, which take any count."""
+        with_equal = betainc(successes, failures + 1, p) if successes else 1.0
+        return float(with_equal + (betainc(successes + 1, failures, p) if failures else 0.0)) / 2
 
-def shifted_interval(value: float, draws: ArrayLike, level: float = 0.95) -> Interval:
-    """The percentile interval moved so that the draws' mean lies on the value, cut at 0: for figures that noise raises.
-
-    A draw adds noise to every bin of an expected calibration error, whose draws then lie above the sample's own value,
-    all of them even. How far above is the bootstrap's estimate of that bias (Efron & Tibshirani 1993, chapter 10); the
-    sample's value has such a bias too, which is left in it, as is usual. Arguments as for `percentile_interval`.
-    """
-    defined = np.asarray(draws, np.float64)
-    known = defined[~np.isnan(defined)]
-    bias = float(known.mean()) - value if known.size else 0.0
-    return percentile_interval(value, np.maximum(defined - bias, 0.0), level)
+    low = brentq(lambda p: beyond(p) - tail, 0.0, 1.0) if successes else 0.0
+    high = brentq(lambda p: beyond(p) - (1 - tail), 0.0, 1.0) if failures else 1.0
+    value = successes / total
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def wilson_interval(successes: float, total: float, level: float = 0.95) -> Interval:
@@ -94,3 +97,26 @@ def wilson_interval(successes: float, total: float, level: float = 0.95) -> Inte
     low = 0.0 if successes == 0 else max(centre - half, 0.0)
     high = 1.0 if successes == total else min(centre + half, 1.0)
     return Interval(fraction, low, high)
+
+
+def combined_interval(
+    parts: Sequence[Interval],
+    weights: ArrayLike,
+    correlation: ArrayLike,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Interval:
+    """The weighted sum of figures whose own intervals are known, and how they are correlated: MOVER.
+
+    Each figure's distance to its end, on the side that matters, takes the place of its standard error, so that what is
+    lopsided stays so. parts: n figures; one without ends counts as known to lie within the bounds only.
+    weights: [n].
+    correlation: [n, n]. Source: Zou & Donner, Statistics in Medicine 27 (2008); for two proportions Newcombe 1998.
+    """
+    w, r = np.asarray(weights, np.float64), np.asarray(correlation, np.float64)
+    values = np.array([part.value for part in parts])
+    below = values - [part.low if part.defined else bounds[0] for part in parts]
+    above = np.array([part.high if part.defined else bounds[1] for part in parts]) - values
+    value = math.fsum(w * values)
+    down, up = (w * np.where(w > 0, *ends) for ends in ((below, above), (above, below)))
+    low, high = value - math.sqrt(max(float(down @ r @ down), 0.0)), value + math.sqrt(max(float(up @ r @ up), 0.0))
+    return Interval(value, low, high)

@@ -68,15 +68,15 @@ def test_variance_equals_the_loop_over_pairs(seed, digits):
     v10, v01 = slow_components(first, labels)
     np.testing.assert_allclose(components[0][labels == 1], v10, rtol=0, atol=1e-14)
     np.testing.assert_allclose(components[0][labels == 0], v01, rtol=0, atol=1e-14)
-    assert clustered_variance(components[0], labels, alone) == pytest.approx(covariance[0, 0], rel=1e-12)
+    assert clustered_variance(components[0], labels, alone).whole == pytest.approx(covariance[0, 0], rel=1e-12)
     difference = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    found = clustered_variance(components[0] - components[1], labels, alone)
+    found = clustered_variance(components[0] - components[1], labels, alone).whole
     assert found == pytest.approx(difference, rel=1e-10)
 
     own = [slow_obuchowski(s, s, labels, clusters) for s in (first, second)]
     cross = slow_obuchowski(first, second, labels, clusters)
-    assert clustered_variance(components[0], labels, clusters) == pytest.approx(own[0], rel=1e-12)
-    found = clustered_variance(components[0] - components[1], labels, clusters)
+    assert clustered_variance(components[0], labels, clusters).whole == pytest.approx(own[0], rel=1e-12)
+    found = clustered_variance(components[0] - components[1], labels, clusters).whole
     assert found == pytest.approx(sum(own) - 2 * cross, rel=1e-10)
 
 
@@ -92,22 +92,32 @@ def test_clusters_of_one_are_delongs_variance_and_repeated_images_widen_it():
     assert clustered.low == pytest.approx(alone.low, abs=2e-3) and clustered.high == pytest.approx(alone.high, abs=2e-3)
 
 
-def test_interval_is_made_on_the_logit_scale():
-    first, _, labels, _ = case(2)
-    found = auroc_interval(first, labels, level=0.9)
-    a, error = found.value, math.sqrt(slow_delong([first], labels)[0, 0])
-    assert a == auroc(first, labels)
-    for end, sign in ((found.low, -1), (found.high, 1)):
-        logit = math.log(a / (1 - a)) + sign * norm.ppf(0.95) * error / (a * (1 - a))
-        assert end == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-12)
-    assert 0 < found.low < a < found.high < 1
+def test_ends_solve_the_score_equation_of_newcombe():
+    """With a variance that is Hanley & McNeil's, and many images, the ends are his method 5 to three digits."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([1.0, 0.0], 4000)
+    scores = np.where(labels > 0, 3.0, 1.0) * rng.exponential(size=8000)  # their model: exponential scores, AUROC 3/4
+    found = auroc_interval(scores, labels)
+    for end in (found.low, found.high):
+        a, pairs = end, 4000 - 1
+        variance = a * (1 - a) * (1 + pairs * ((1 - a) / (2 - a) + a / (1 + a))) / 4000**2
+        assert (end - found.value) ** 2 == pytest.approx(norm.ppf(0.975) ** 2 * variance, rel=0.1)
+    assert 0 < found.low < found.value < found.high < 1
 
 
 @pytest.mark.parametrize("turn", [1, -1])
-def test_perfect_ranks_have_no_interval(turn):
-    labels = np.array([0, 0, 1, 1])
+@pytest.mark.parametrize("patients", [2, 5, 50])
+def test_perfect_ranks_have_an_interval_that_narrows_with_their_number(turn, patients):
+    """The rule of three: of n patients a side none of whom is misplaced, about 3 / n may be."""
+    labels = np.repeat([0, 1], patients)
     found = auroc_interval(turn * labels, labels)
-    assert found.value == (1 + turn) / 2 and math.isnan(found.low) and math.isnan(found.high)
+    assert found.value == (1 + turn) / 2
+    width = found.high - found.low
+    assert width == pytest.approx(found.high if turn < 0 else 1 - found.low)
+    if patients == 2:
+        assert width > 0.9
+    else:
+        assert 2 / patients < width < 5 / patients
 
 
 def test_too_few_have_no_interval():
@@ -135,14 +145,20 @@ def test_paired_test_by_hand():
     found, turned = paired_test(first, second, labels), paired_test(second, first, labels)
     assert found.z == pytest.approx(difference / error, rel=1e-10)
     assert found.p == pytest.approx(2 * norm.sf(abs(difference / error)), rel=1e-9)
-    assert found.difference.low == pytest.approx(difference - norm.ppf(0.975) * error, abs=1e-12)
+    # Of about 100 images the interval is near the one on the plain scale, and turns round with the models.
+    ends = [difference + sign * norm.ppf(0.975) * error for sign in (-1, 1)]
+    assert (found.difference.low, found.difference.high) == pytest.approx(ends, abs=0.3 * error)
+    assert turned.difference.low == pytest.approx(-found.difference.high, abs=1e-9)
     assert (turned.z, turned.p) == (pytest.approx(-found.z), pytest.approx(found.p))
 
 
 def test_a_difference_without_variance_has_no_p():
     labels = np.array([0, 0, 0, 1, 1])
     found = paired_test(labels, -labels, labels)
-    assert found.difference.value == 1 and math.isnan(found.p) and math.isnan(found.difference.low)
+    assert found.difference.value == 1 and math.isnan(found.p) and found.difference.low < 0.5
+    assert found.difference.high == 1
+    both_perfect = paired_test(labels, labels + [0.1, 0, 0.2, 0, 0], labels)
+    assert both_perfect.difference.value == 0 and both_perfect.difference.low < 0 < both_perfect.difference.high
     absent = paired_test([0.1, 0.2], [0.3, 0.1], [1, 1])
     assert math.isnan(absent.auroc) and math.isnan(absent.p)
 

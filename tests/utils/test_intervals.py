@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from utils.intervals import wilson_interval
+from utils.intervals import Interval, combined_interval, proportion_interval, wilson_interval
 
 
 def test_wilson_interval_equals_statistical_tables():
@@ -22,3 +23,41 @@ def test_wilson_against_scipy():
         found = wilson_interval(hits, total)
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
     assert all(map(math.isnan, (wilson_interval(0, 0).low, wilson_interval(0, 0).high)))
+
+
+def test_mid_p_ends_are_where_half_the_point_counts():
+    for hits, total in [(0, 5), (5, 5), (3, 7), (40, 100)]:
+        found = proportion_interval(hits, total)
+        for p, share in ((found.low, 0.025), (found.high, 0.975)):
+            if 0 < p < 1:
+                beyond = stats.binom.sf(hits, total, p) + stats.binom.pmf(hits, total, p) / 2
+                assert beyond == pytest.approx(share, abs=1e-9)
+    # Of none of n: 1 - 0.05 ** (1 / n), as half of (1 - p) ** n is 0.025.
+    assert proportion_interval(0, 20).high == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert proportion_interval(20, 20).low == pytest.approx(0.05 ** (1 / 20))
+    assert math.isnan(proportion_interval(0, 0).value)
+    with pytest.raises(ValueError, match="3 successes of 2"):
+        proportion_interval(3, 2)
+
+
+@pytest.mark.parametrize("total", [10, 20, 50, 200])
+def test_mid_p_covers_at_every_proportion(total):
+    """Exactly, by summing over all outcomes: at least 0.918 anywhere, where Wilson's falls to 0.84 near 1."""
+    intervals = [proportion_interval(hits, total) for hits in range(total + 1)]
+    low, high = (np.array([getattr(one, end) for one in intervals])[:, None] for end in ("low", "high"))
+    p = np.linspace(0.5, 0.9995, 1000)
+    covered = np.sum(stats.binom.pmf(np.arange(total + 1)[:, None], total, p) * ((low <= p) & (p <= high)), axis=0)
+    assert covered.min() > 0.918 and 0.95 <= covered.mean() < 0.97
+
+
+def test_combined_intervals_are_newcombes():
+    """Newcombe, Statistics in Medicine 17 (1998), 873, method 10: 56/70 - 48/80 has the interval 0.0524 to 0.3339."""
+    parts = [wilson_interval(56, 70), wilson_interval(48, 80)]
+    found = combined_interval(parts, [1, -1], np.eye(2))
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    same = combined_interval([parts[0], parts[0]], [1, -1], np.ones((2, 2)))
+    assert same.high == pytest.approx(-same.low)
+    mean = combined_interval([parts[0]] * 4, np.full(4, 0.25), np.ones((4, 4)))
+    assert (mean.low, mean.high) == pytest.approx((parts[0].low, parts[0].high))
+    unknown = combined_interval([parts[0], Interval(0.5)], [0.5, 0.5], np.eye(2))
+    assert unknown.high - unknown.low > 0.5

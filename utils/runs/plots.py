@@ -18,6 +18,7 @@ from utils.figures import (
     GREEN,
     GREY,
     ORANGE,
+    TITLE_LETTERS,
     caption,
     new_figure,
     panel_figure,
@@ -30,6 +31,7 @@ from utils.figures import (
     unit_ticks,
     write_figure,
 )
+from utils.fonts import display_names
 from utils.listener import FileContent
 from utils.metrics import ClassMetrics, Metrics, roc_curve
 
@@ -145,18 +147,19 @@ def roc_curves_figure(
         )
     displayed = panels_to_show([one.positives for one in metrics.per_class])
     figure, panels = panel_figure(len(displayed))
+    names = display_names([one.label for one in metrics.per_class], TITLE_LETTERS)
     for axes, k in zip(panels, displayed):
         row = known[:, k]
-        _draw_roc(axes, score[row, k], target[row, k], metrics.per_class[k])
+        _draw_roc(axes, names[k], score[row, k], target[row, k], metrics.per_class[k])
         if points and metrics.per_class[k].defined:
             axes.plot(*points[k], "o", color=ORANGE, markersize=6, zorder=5, clip_on=False)
     _label_figure(figure, metrics, title, len(displayed))
     return figure
 
 
-def _draw_roc(axes: Axes, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
+def _draw_roc(axes: Axes, name: str, scores: np.ndarray, labels: np.ndarray, one: ClassMetrics) -> None:
     figure = f"AUROC {one.auroc:.3f}" if one.defined else "AUROC –"
-    panel_title(axes, one.label, figure, one.count)
+    panel_title(axes, name, figure, one.count)
     unit_square(axes)
     if not one.defined:
         say_undefined(axes, one.positives, one.negatives)

@@ -80,6 +80,7 @@ class Recorder(Listener):
         self.run, self.description = run, dict(description)
         self.save_freq, self.save_best = config.CHECKPOINT.save_freq, config.CHECKPOINT.save_best
         self.continues = config.CHECKPOINT.on_save_error == "continue"
+        self.figure_format = config.LOGGING.figure_format
         self._latest = _latest_scalars(checkpoint)
         self.writer = None
         if config.LOGGING.tensorboard:
@@ -107,7 +108,7 @@ class Recorder(Listener):
                 save_checkpoint(self._whole({**end.content, **point}), self.run.path / name)
         self.save({**end.content, **point})
         with self._writing("training curves"):
-            plot_training_curves(self.run.history, self.run.path / "training_curves.png")
+            plot_training_curves(self.run.history, self._figure("training_curves"))
         logger.info("%s", _summary(record, end.is_best))
 
     def _operating_point(self, validation: Scores | None) -> CheckpointContent:
@@ -119,13 +120,16 @@ class Recorder(Listener):
         with self._writing(LAST):
             save_checkpoint(self._whole(content), self.run.path / LAST, self.run.path / PREVIOUS)
 
+    def _figure(self, name: str) -> Path:
+        return self.run.path / f"{name}.{self.figure_format}"
+
     def _writing(self, what: str) -> AbstractContextManager[None]:
         return on_save_error(self.continues, what)
 
     def report(self, split: str, epoch: int, predictions: Scored) -> None:
         """The results of an epoch's weights on a split: a table, a record, ROC curves."""
         metrics = predictions.metrics
-        path = self.run.path / "roc_curves.png"
+        path = self._figure("roc_curves")
         title = f"ROC curves on {split}, epoch {epoch}"
         with self._writing("results"):
             plot_roc_curves(predictions.scores, predictions.targets > 0.5, predictions.mask, metrics, path, title)
