@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing.queues
 import os
-import pickle
 import sys
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from configs.errors import DataError
-from utils.torch_private import tree_leaves
+from utils.torch_private import tree_flatten, tree_leaves, tree_unflatten
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +37,24 @@ _WORDS = (
 
 
 class Piped(NamedTuple, Generic[Content]):
-    """A batch as bytes, pickled by a worker of this program for its own parent."""
+    """A batch with arrays in place of tensors: a queue sends their bytes through its pipe."""
 
-    pickled: bytes
+    content: Content
     reason: str
 
     def open(self) -> Content:
-        content: Content = pickle.loads(self.pickled)  # of our own worker, not of a file
-        return content
+        """With tensors again."""
+        return _mapped(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, self.content)
+
+
+def _mapped(change: Callable[[object], object], content: Content) -> Content:
+    leaves, structure = tree_flatten(content)
+    changed: Content = tree_unflatten([change(leaf) for leaf in leaves], structure)
+    return changed
 
 
 def send(content: Content) -> Content | Piped[Content]:
-    """A batch, its tensors in shared memory where this is a worker; as bytes where that has no room for them.
+    """A batch, its tensors in shared memory where this is a worker; as arrays where that has no room for them.
 
     torch would move them there in a thread of the queue, whose failure loses the batch: it is waited for in vain.
     """
@@ -57,7 +65,8 @@ def send(content: Content) -> Content | Piped[Content]:
             if isinstance(leaf, Tensor):
                 leaf.share_memory_()
     except (RuntimeError, OSError) as error:
-        return Piped(pickle.dumps(content, pickle.HIGHEST_PROTOCOL), short_of(error) or str(error))
+        arrays = _mapped(lambda leaf: leaf.numpy() if isinstance(leaf, Tensor) else leaf, content)
+        return Piped(arrays, short_of(error) or str(error))
     return content
 
 

@@ -16,6 +16,7 @@ from data.readers.images import IMAGE_SUFFIXES
 from data.readers.nifti import is_nifti_name
 from data.readers.regular_files import read_head, refuse_link
 from data.readers.tables import SPLIT_NAMES, some
+from data.sources.class_formats import check_formats
 from data.sources.image_files import FileReader
 from data.sources.volume_files import VOLUME_WORDS, VolumeReader, check_names
 from data.study import IMAGE, DatasetIndex, Study
@@ -93,8 +94,8 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
     notes, as are classes without images in val or test.
 
     Raises DataError for class folders with files of which none is an image, for classes that train lacks, for two
-    whose names differ in case, blanks or Unicode form only, for others than class_names,
-    fewer than two, folders beside the splits, links that leave data_dir.
+    whose names differ in case, blanks or Unicode form only, for one in another format than all others (see
+    `check_formats`), for others than class_names, fewer than two, folders beside the splits, links that leave data_dir.
     """
     root, left = data_dir.resolve(), LeftOut()
     splits = _split_folders(root, left)
@@ -107,6 +108,9 @@ def open_folders(data_dir: Path, class_names: Sequence[str] | None = None, volum
     _check_alike(root, sorted({one.name for one in everything}))
     _check_readable(data_dir, everything, volumes)
     names, notes = _class_names(root, found, class_names)
+    if not volumes:
+        files = {name: [image for one in everything if one.name == name for image in one.images] for name in names}
+        notes += check_formats(data_dir, files, class_names is not None)
     studies = [
         Study(image, {IMAGE: image}, np.eye(len(names), dtype=np.float32)[names.index(one.name)], split=split)
         for split, folders in found.items()
