@@ -7,7 +7,6 @@ imported only when a DICOM file is read.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,14 @@ from data.readers.dicom_bits import decode_pixels
 from data.readers.dicom_colour import add_supplemental_colours, has_supplemental_palette, one_image, read_colour
 from data.readers.dicom_values import clipped_fraction, render_grey
 from data.readers.regular_files import check_expansion
+from data.readers.remarks import is_collecting, remark
 
 if TYPE_CHECKING:
     from pydicom import Dataset, FileDataset
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+# Of the pixels, air around a body included: windows for bones or brains leave more than that in between.
+CLIPPED_BY_WINDOW = 0.95
 
 _PIECE_BYTES = 2**20
 _EXPLICIT_VRS = frozenset(b"AE AS CS DA DT IS LO LT PN SH ST TM UI UL US OB UN".split())
@@ -43,20 +45,7 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[4:6] in _EXPLICIT_VRS or (head[3] == 0 and implicit_length < 1024)
 
 
-@dataclass(frozen=True)
-class DicomImage:
-    """A rendered image, and the fraction of its pixels that its window or LUT clipped (see `clipped_fraction`)."""
-
-    pixels: np.ndarray
-    clipped: float
-
-
 def read_dicom(path: Path, max_pixels: int | None = None) -> np.ndarray:
-    """The pixels of `read_dicom_image`."""
-    return read_dicom_image(path, max_pixels).pixels
-
-
-def read_dicom_image(path: Path, max_pixels: int | None = None) -> DicomImage:
     """Decode a single-frame DICOM image, classic or Enhanced.
 
     Grey: modality LUT or rescale → VOI LUT, or else the first window (LINEAR, LINEAR_EXACT, SIGMOID), or else the
@@ -65,6 +54,7 @@ def read_dicom_image(path: Path, max_pixels: int | None = None) -> DicomImage:
     applied once for FOR PRESENTATION images too, as PS3.3 C.8.11.3 and IHE RAD TF-2 4.16.4.2.2.1 ask.
     Colour (RGB, YBR, PALETTE COLOR, grey with a supplemental palette): uint8 RGB [H, W, 3].
 
+    An image whose window clips nearly all of it is remarked (readers/remarks.py).
     A file without file meta is read in the encoding its data set shows, taken as uncompressed.
 
     Raises DataError for several frames, more than max_pixels pixels, a missing codec, no or unusable pixel data, and
@@ -75,13 +65,17 @@ def read_dicom_image(path: Path, max_pixels: int | None = None) -> DicomImage:
     _refuse_what_is_not_one_image(dataset, max_pixels)
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        return DicomImage(read_colour(dataset, photometric), 0.0)
+        return read_colour(dataset, photometric)
     pixels = decode_pixels(dataset)
     one_image(pixels.values, colour=False)
     if has_supplemental_palette(dataset):
-        return DicomImage(add_supplemental_colours(pixels, dataset), 0.0)
+        return add_supplemental_colours(pixels, dataset)
     rendered, counted = render_grey(pixels, dataset)
-    return DicomImage(rendered, clipped_fraction(pixels.values, rendered, counted))
+    if is_collecting():
+        clipped = clipped_fraction(pixels.values, rendered, counted)
+        if clipped > CLIPPED_BY_WINDOW:
+            remark("clipped", f"the window or LUT makes {clipped:.1%} of the pixels black or white, whatever they hold")
+    return rendered
 
 
 def read_dataset(path: Path, header_only: bool = False) -> FileDataset:

@@ -10,10 +10,11 @@ from pydicom import uid
 from pydicom.pixels import processing
 
 from configs.errors import DataError
-from data.readers.dicom import read_dicom_image
+from data.readers.dicom import read_dicom
 from data.readers.dicom_codestream import check_jpeg_headers
 from data.readers.dicom_values import check_rendering, clipped_fraction
 from data.readers.images import read_image
+from data.readers.remarks import collecting
 from data.sources.volume_files import read_volume
 from tests.data.readers import dicom_cases, dicom_frame_cases, dicom_table_cases
 
@@ -186,11 +187,17 @@ def test_check_rendering_and_clipped_fraction():
     assert clipped_fraction(stored, narrow, everywhere & False) == 0
 
 
-def test_the_fraction_is_handed_over(folder: Path):
+def test_a_window_that_clips_nearly_all_is_remarked(folder: Path):
     narrow = dicom_cases.dataset_of(dicom_cases.ramp(12), 12, WindowCenter="2000", WindowWidth="41")
     (folder / "narrow.dcm").write_bytes(dicom_cases.written(narrow))
-    image = read_dicom_image(folder / "narrow.dcm")
-    assert 0.98 < image.clipped < 1 and image.clipped == ((image.pixels == 0) | (image.pixels == 1)).mean()
+    with collecting() as remarks:
+        image = read_dicom(folder / "narrow.dcm")
+    share = ((image == 0) | (image == 1)).mean()
+    assert 0.98 < share < 1 and f"{share:.1%} of the pixels black or white" in remarks["clipped"].detail
+    wide = dicom_cases.dataset_of(dicom_cases.ramp(12), 12, WindowCenter="2000", WindowWidth="1000")
+    (folder / "wide.dcm").write_bytes(dicom_cases.written(wide))
+    with collecting() as remarks:
+        assert 0.7 < np.isin(read_dicom(folder / "wide.dcm"), (0, 1)).mean() < 0.8 and not remarks
 
 
 # ---- codestreams that gdcm must not be given
