@@ -97,7 +97,8 @@ class ClassIntervals:
         size = float(positives.sum())
         binomial = value * (1 - value) / size
         quantile = stdtrit(positives.size - 1, 0.5 + self.level / 2) / normal_quantile(self.level)
-        found = float(np.nanvar(draws, ddof=1)) / binomial if binomial > 0 else math.nan
+        drawn = draws[~np.isnan(draws)]
+        found = float(np.var(drawn, ddof=1)) / binomial if binomial > 0 and drawn.size > 1 else math.nan
         effect = design_effect(found, expected_effect(positives, self.correlation), value, positives.size)
         return bounded_interval(value, size, effect * quantile**2, self.level)
 

@@ -21,7 +21,7 @@ from utils.intervals import Interval, proportion_interval
 Numbers = NDArray[np.intp]
 
 # What the expected design effect weighs, in patients times p (1 - p): half an event. Chosen by simulation, see
-# benchmarks/interval_coverage.py: without it intervals near 1 cover 0.89, with more they are too wide everywhere.
+# benchmarks/coverage.py: without it intervals near 1 cover 0.89, with more they are too wide everywhere.
 EXPECTATION_WEIGHT = 0.5
 
 
