@@ -262,8 +262,10 @@ def less(auroc: float) -> float:
 
 
 def _interval(record: IntervalRecord | None) -> Interval:
+    """What `Interval.as_dict` was of."""
     assert record is not None
-    return Interval(*(math.nan if record[end] is None else record[end] for end in ("value", "low", "high")))
+    value, low, high = (math.nan if end is None else end for end in (record["value"], record["low"], record["high"]))
+    return Interval(value, low, high)
 
 
 # What is measured: of which designs, and the share of the samples.
