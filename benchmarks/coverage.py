@@ -272,7 +272,7 @@ def _interval(record: IntervalRecord | None) -> Interval:
 PARTS: tuple[tuple[Callable[[Tally, Design, float, int, int], None], tuple[Design, ...], float], ...] = (
     (class_figures, (*SINGLE, *SEVERAL), 1.0),
     (probability_figures, (*SINGLE, *SEVERAL), 0.5),
-    (accuracy, (*SINGLE[1:5], SINGLE[7], *SEVERAL[:3]), 2.0),
+    (accuracy, (*SINGLE[1:5], SINGLE[7], *SEVERAL[:3]), 1.0),
     (difference, COMPARED, 1.0),
     (gap, DIVIDED, 0.5),
 )
@@ -292,7 +292,7 @@ def measure(groups: int) -> list[Cell]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write; 1 where coverage is not as wanted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, default=200, help="samples of four classes a cell; default: %(default)s")
+    parser.add_argument("--groups", type=int, default=130, help="samples of four classes a cell; default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args(arguments)
     start = time.process_time()

@@ -111,7 +111,8 @@ class FigureTable:
             return Interval(value)
         if name == "ece":
             return self._mean_error(value, chosen)
-        found = combined_interval(parts, np.full(chosen.size, 1 / chosen.size), correlation(self.draws[name][chosen]))
+        weights, together = np.full(chosen.size, 1 / chosen.size), correlation(self.draws[name][chosen])
+        found = combined_interval(parts, weights, together, evened=True)
         bias = self._bias(name, chosen) if name in BIASED else 0.0
         return Interval(value, max(found.low - max(bias, 0.0), 0.0), min(found.high - min(bias, 0.0), 1.0))
 
