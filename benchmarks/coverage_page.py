@@ -72,20 +72,28 @@ def figures_of(cells: Iterable[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.figure for cell in cells))
 
 
-def verdicts_of(cells: Sequence[Cell]) -> list[Verdict]:
-    """What the intervals were to hold, and did."""
+WANTED = (
+    "never under 90 %",
+    "at least 93 % where n ≥ 20",
+    "at most 97 % where n ≥ 20 and 5 images or more are expected on both sides of the figure",
+)
+
+
+def judged_by(cells: Iterable[Cell]) -> list[tuple[list[Cell], list[Cell]]]:
+    """For each of WANTED the cells that it is about, and those of them that miss it."""
     judged = [cell for cell in cells if cell.judged]
     large = [cell for cell in judged if cell.n >= ENOUGH]
     inner = [cell for cell in large if cell.inner]
     return [
-        _verdict("never under 90 %", judged, [cell for cell in judged if cell.below(LEAST)]),
-        _verdict("at least 93 % where n ≥ 20", large, [cell for cell in large if cell.below(LOW)]),
-        _verdict(
-            "at most 97 % where n ≥ 20 and 5 images or more are expected on both sides of the figure",
-            inner,
-            [cell for cell in inner if cell.above(HIGH)],
-        ),
+        (judged, [cell for cell in judged if cell.below(LEAST)]),
+        (large, [cell for cell in large if cell.below(LOW)]),
+        (inner, [cell for cell in inner if cell.above(HIGH)]),
     ]
+
+
+def verdicts_of(cells: Sequence[Cell]) -> list[Verdict]:
+    """What the intervals were to hold, and did."""
+    return [_verdict(wanted, *found) for wanted, found in zip(WANTED, judged_by(cells))]
 
 
 def _verdict(wanted: str, cells: Sequence[Cell], missed: Sequence[Cell]) -> Verdict:
@@ -107,11 +115,22 @@ def page(cells: Sequence[Cell], machine: EnvironmentRecord, groups: int, seconds
             [_summary(name, [cell for cell in cells if cell.figure == name]) for name in figures_of(cells)],
         ),
         tables="\n\n".join(_table(name, [cell for cell in cells if cell.figure == name]) for name in figures_of(cells)),
+        missed=_missed(cells),
         groups=groups,
         error=f"{100 * error:.1f}",
         mean_error=f"{100 * 2 * error:.1f}",
         minutes=f"{seconds / 60:.0f}",
     )
+
+
+def _missed(cells: Sequence[Cell]) -> str:
+    """A line for each cell that misses something, the worst of each first."""
+    lines = []
+    for wanted, (_, missed) in zip(WANTED, judged_by(cells)):
+        for cell in sorted(missed, key=lambda one: one.coverage, reverse=wanted == WANTED[2]):
+            seen = f"{_percent(cell.coverage)} % of {cell.intervals}"
+            lines.append(f"- *{wanted}*: {cell.figure}, {cell.design}, AUROC {cell.auroc:g}: {seen}")
+    return "\n".join(lines) or "None."
 
 
 def _percent(value: float | None) -> str:
@@ -152,8 +171,9 @@ def _shown(cell: Cell | None) -> str:
 
 PAGE_TEXT = """# Coverage of the intervals
 
-Written by `python -m benchmarks.coverage --groups {groups}` on {environment}. The whole took {minutes} minutes of one
-core.
+Written by `python -m benchmarks.coverage --groups {groups}` on
+{environment}.
+The whole took {minutes} minutes of one core.
 
 Samples are drawn from populations whose figures are known, evaluated as `evaluate.py` does, and it is counted how
 often the 95 % interval holds the true figure. The methods, with sources:
@@ -167,12 +187,13 @@ specificity, what is called for PPV, what is not for NPV; all images for Brier s
 patient count one each. A cell is one figure, design and true AUROC, and is judged where it has at least 40 intervals;
 it misses a limit where it does by more than two standard errors of the simulation, which are {error} points each for
 a figure of a class at 95 % ({groups} samples of four classes; for Brier and ECE 1.4 times as much) and {mean_error}
-for means, accuracy and gaps. Of several hundred cells two or three in a hundred lie beyond two errors by chance
+for means and accuracy (gaps 1.4 times as much). Of several hundred cells two or three in a hundred lie beyond two errors by chance
 alone, on either side.
 
 **Over 97 %** is no error but width to spare. Of a proportion near 0 or 1 no method can avoid it: of 20 images at 0.98
 all are right in 67 % of samples, and the interval of that one result either holds 0.98 or does not. The limit of 97 %
-is judged where 5 or more images are expected on both sides.
+is judged where 5 or more images are expected on both sides of the true figure: not for most differences and gaps, nor
+for the ECE of calibrated probabilities, whose truth is 0.
 
 ## Each figure
 
@@ -180,6 +201,10 @@ Coverage in percent. *No interval*: the share of samples in which the figure has
 designs; nearly all of these are designs with a few patients.
 
 {summary}
+
+## Cells that miss something
+
+{missed}
 
 ## Populations
 
