@@ -1,6 +1,6 @@
 """How often the 95 % intervals of evaluate.py hold the true figure, on samples drawn from populations that are known.
 
-python -m benchmarks.coverage                 # writes docs/benchmarks/coverage.{md,json}; about 12 minutes, one core
+python -m benchmarks.coverage                 # writes docs/benchmarks/coverage.{md,json}; 11 minutes, one core
 python -m benchmarks.coverage --groups 20     # fewer samples; --no-write prints only
 """
 
@@ -10,7 +10,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtr, ndtri
 
-from benchmarks.coverage_page import PAGE, Cell, page, verdicts_of
+from benchmarks.coverage_page import PAGE, Cell, Tally, page, verdicts_of
 from benchmarks.coverage_truth import (
     CALIBRATIONS,
     VALUES,
@@ -86,30 +86,6 @@ SINGLE = tuple(
 SEVERAL = tuple(Design(*sides, 4) for sides in ((5, 5), (20, 20), (50, 50), (10, 90)))
 COMPARED = (*SINGLE[1:5], SINGLE[6], SEVERAL[0], SEVERAL[1])
 DIVIDED = (SINGLE[4], SINGLE[6], SINGLE[7], SEVERAL[1], SEVERAL[2])
-
-
-class Tally:
-    """Counts what intervals held, a cell for each figure, design and true AUROC."""
-
-    def __init__(self) -> None:
-        self.found: dict[tuple[str, str, float], list[tuple[Interval, float]]] = {}
-        self.sizes: dict[tuple[str, str, float], float] = {}
-
-    def add(self, figure: str, design: Design, value: float, n: float, interval: Interval, truth: float) -> None:
-        """n: images that the figure is of."""
-        if not math.isnan(interval.value):
-            key = (figure, str(design), value)
-            self.found.setdefault(key, []).append((interval, truth))
-            self.sizes[key] = n
-
-    def cells(self) -> Iterator[Cell]:
-        for (figure, design, value), pairs in self.found.items():
-            some = [(one, truth) for one, truth in pairs if one.defined]
-            held = sum(one.low - 1e-9 <= truth <= one.high + 1e-9 for one, truth in some)
-            width = math.fsum(one.high - one.low for one, _ in some) / len(some) if some else None
-            truth = float(np.mean([truth for _, truth in pairs]))
-            n = self.sizes[figure, design, value]
-            yield Cell(figure, design, value, truth, n, len(pairs), len(some), held, width)
 
 
 def mixed(first: Floats, second: Floats, share: float) -> Floats:

@@ -9,8 +9,8 @@ from scipy.stats import kendalltau
 from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score
 
 from benchmarks import coverage
-from benchmarks.coverage import COMPARED, DIVIDED, SEVERAL, Design, Tally, draw_sample
-from benchmarks.coverage_page import Cell, page, verdicts_of
+from benchmarks.coverage import COMPARED, DIVIDED, SEVERAL, Design, draw_sample
+from benchmarks.coverage_page import Cell, Tally, page, verdicts_of
 from benchmarks.coverage_truth import CALIBRATIONS, Population, truths
 from evaluation.reliability import brier_score, expected_calibration_error
 from utils.environment import describe_environment
