@@ -272,9 +272,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args(arguments)
     start = time.process_time()
-    cells = measure(options.groups)
-    text = page(cells, describe_environment("cpu", "float64"), options.groups, time.process_time() - start)
-    return report(None if options.no_write else PAGE, text, [asdict(cell) for cell in cells], verdicts_of(cells))
+    cells, machine = measure(options.groups), describe_environment("cpu", "float64")
+    seconds = time.process_time() - start
+    text = page(cells, machine, options.groups, seconds)
+    figures = {"environment": machine, "seconds": seconds, "cells": [asdict(cell) for cell in cells]}
+    return report(None if options.no_write else PAGE, text, figures, verdicts_of(cells))
 
 
 if __name__ == "__main__":
