@@ -97,7 +97,8 @@ class ClassIntervals:
         size = float(positives.sum())
         binomial = value * (1 - value) / size
         quantile = stdtrit(positives.size - 1, 0.5 + self.level / 2) / normal_quantile(self.level)
-        found = float(np.nanvar(draws, ddof=1)) / binomial if binomial > 0 else math.nan
+        drawn = draws[~np.isnan(draws)]
+        found = float(np.var(drawn, ddof=1)) / binomial if binomial > 0 and drawn.size > 1 else math.nan
         effect = design_effect(found, expected_effect(positives, self.correlation), value, positives.size)
         return bounded_interval(value, size, effect * quantile**2, self.level)
 
@@ -116,7 +117,7 @@ def error_interval(bins: Floats, noise: Floats, size: float, level: float) -> In
     up to the sum that was found in all but the outer (1 - level) / 2 of draws on each side: a test inverted. A
     calibrated model's sum is noise alone; then the lower end is 0. The upper end is at least that of a proportion.
     """
-    used = np.abs(noise).sum(axis=1) > 0
+    used = np.abs(noise).sum(axis=1) + np.abs(bins) > 0
     b, noise = bins[used], noise[used]
     value = float(np.abs(bins).sum())
     least = proportion_interval(min(value, 1.0) * size, size, level).high
@@ -127,7 +128,7 @@ def error_interval(bins: Floats, noise: Floats, size: float, level: float) -> In
         return float(np.quantile(np.abs(factor * b[:, None] + noise).sum(axis=0), share)) - value
 
     tail = (1 - level) / 2
-    most = 1 + float(np.abs(noise).sum(axis=0).max()) / value
+    most = 2 + float(np.abs(noise).sum(axis=0).max()) / value
     low = 0.0 if quantile(0.0, 1 - tail) >= 0 else _root(lambda c: quantile(c, 1 - tail), most)
     high = _root(lambda c: quantile(c, tail), most) if quantile(0.0, tail) < 0 else 1.0
     return Interval(value, min(low, 1.0) * value, min(max(high * value, least), 1.0))

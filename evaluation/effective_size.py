@@ -12,16 +12,16 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 from scipy.stats import rankdata
 
 from evaluation.scored_split import Floats
-from utils.intervals import Interval, proportion_interval
+from utils.intervals import Interval, normal_quantile, proportion_interval
 
 Numbers = NDArray[np.intp]
 
 # What the expected design effect weighs, in patients times p (1 - p): half an event. Chosen by simulation, see
-# benchmarks/interval_coverage.py: without it intervals near 1 cover 0.89, with more they are too wide everywhere.
+# benchmarks/coverage.py: without it intervals near 1 cover 0.89, with more they are too wide everywhere.
 EXPECTATION_WEIGHT = 0.5
 
 
@@ -75,7 +75,8 @@ def clustered_proportion(
     """The proportion Σ hits / Σ totals of images, with its interval.
 
     hits, totals: per patient, [G]. correlation: of a patient's scores, see `score_correlation`.
-    The variance is that of a ratio of sums over patients (Cochran 1977, 2.11); the design effect is at least 1.
+    The variance is that of a ratio of sums over patients (Cochran 1977, 2.11); the design effect is at least 1, and
+    made larger where it rests on few patients, see `_unsure`.
     The ends are nan where fewer than two patients have such images.
     """
     x, n = np.asarray(hits, np.float64), np.asarray(totals, np.float64)
@@ -90,5 +91,15 @@ def clustered_proportion(
     variance = patients / (patients - 1) * float(np.sum((x - value * n) ** 2)) / size**2
     binomial = value * (1 - value) / size
     found = variance / binomial if binomial > 0 else math.nan
-    effect = max(design_effect(found, expected_effect(n, correlation), value, patients), least)
+    effect = max(design_effect(found, expected_effect(n, correlation), value, patients), least) * _unsure(n, level)
     return bounded_interval(value, size, effect, level)
+
+
+def _unsure(sizes: Floats, level: float) -> float:
+    """What a design effect that few patients tell of has to be multiplied with: (t / z)², t Student's.
+
+    Of single images it is 1: their variance is the binomial's, which nothing has to tell. Between, by the share of
+    images that an image of the same patient stands beside.
+    """
+    excess = (stdtrit(sizes.size - 1, 0.5 + level / 2) / normal_quantile(level)) ** 2 - 1
+    return 1 + float(excess) * (1 - float(sizes.sum() / np.sum(sizes**2)))

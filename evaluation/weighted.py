@@ -153,18 +153,20 @@ class ReliabilityFigures:
     def chance(self, correlations: Floats, draws: int, seed: int) -> Floats:
         """What chance adds to `signed` in draws of it, [K, bins, draws].
 
-        Half of its variance is that of the residuals, a patient's with a sign drawn at random (a wild bootstrap, Liu
-        1988), half what the probabilities themselves promise, Σ p (1 - p), more for a patient's images of correlated
-        outcomes; correlations: [K]. The first half alone is too small where rare outcomes did not happen, the second
-        where probabilities are wrong.
+        Its variance in a bin is that of the residuals, a patient's with a sign drawn at random (a wild bootstrap, Liu
+        1988), or what the probabilities themselves promise, Σ p (1 - p), more for a patient's images of correlated
+        outcomes; correlations: [K]. The larger of the two: the first is too small where rare outcomes did not happen,
+        the second where probabilities are wrong.
         """
         rng = np.random.default_rng((seed, draws))
         patients = self.counts.shape[1]
-        signs, others = (rng.choice([-1.0, 1.0], (patients, draws)) for _ in range(2))
+        signs = rng.choice([-1.0, 1.0], (patients, draws))
         promised = self.promised.copy()  # as sparse as `members`, entry by entry
         rows = np.repeat(np.repeat(correlations, BINS), np.diff(promised.indptr))
         promised.data = np.sqrt(promised.data * (1 + (self.members.data - 1) * rows))
-        noise = (self.residuals @ signs + promised @ others) * math.sqrt(patients / (2 * max(patients - 1, 1)))
+        larger = self.residuals.power(2).sum(axis=1) >= promised.power(2).sum(axis=1)
+        noise = np.where(larger[:, None], self.residuals @ signs, promised @ signs)
+        noise *= math.sqrt(patients / max(patients - 1, 1))
         return _ratio(noise.reshape(self.classes, BINS, -1), (self.counts @ np.ones((patients, 1)))[:, None])
 
 

@@ -104,13 +104,16 @@ def combined_interval(
     weights: ArrayLike,
     correlation: ArrayLike,
     bounds: tuple[float, float] = (0.0, 1.0),
+    evened: bool = False,
 ) -> Interval:
     """The weighted sum of figures whose own intervals are known, and how they are correlated: MOVER.
 
     Each figure's distance to its end, on the side that matters, takes the place of its standard error, so that what is
     lopsided stays so. parts: n figures; one without ends counts as known to lie within the bounds only.
-    weights: [n].
-    correlation: [n, n]. Source: Zou & Donner, Statistics in Medicine 27 (2008); for two proportions Newcombe 1998.
+    weights: [n]. correlation: [n, n].
+    evened: a sum is less lopsided than its parts. Hold also what an interval holds whose half width is combined as
+    standard errors are, and whose leaning as third moments are: a part's by its squared correlation with the sum.
+    Source: Zou & Donner, Statistics in Medicine 27 (2008); for two proportions Newcombe 1998.
     """
     w, r = np.asarray(weights, np.float64), np.asarray(correlation, np.float64)
     values = np.array([part.value for part in parts])
@@ -119,4 +122,10 @@ def combined_interval(
     value = math.fsum(w * values)
     down, up = (w * np.where(w > 0, *ends) for ends in ((below, above), (above, below)))
     low, high = value - math.sqrt(max(float(down @ r @ down), 0.0)), value + math.sqrt(max(float(up @ r @ up), 0.0))
-    return Interval(value, low, high)
+    if not evened:
+        return Interval(value, low, high)
+    half, lean = w * (below + above) / 2, w * (above - below) / 2
+    reach = math.sqrt(max(float(half @ r @ half), 0.0))
+    shares = (r @ half / reach) ** 2 if reach else np.ones_like(half)
+    centre = value + float(lean @ shares)
+    return Interval(value, min(low, centre - reach), max(high, centre + reach))

@@ -61,3 +61,28 @@ def test_combined_intervals_are_newcombes():
     assert (mean.low, mean.high) == pytest.approx((parts[0].low, parts[0].high))
     unknown = combined_interval([parts[0], Interval(0.5)], [0.5, 0.5], np.eye(2))
     assert unknown.high - unknown.low > 0.5
+
+
+@pytest.mark.parametrize(("count", "parts", "tolerance"), [(10, 4, 0.05), (10, 16, 0.03), (3, 4, 0.1)])
+def test_an_evened_mean_of_counts_ends_below_where_that_of_their_sum_does(count, parts, tolerance):
+    """A sum of independent Poisson counts is one: its own interval is lopsided as √parts less; MOVER's as each is."""
+
+    def of_count(n):
+        return Interval(n, *(float(end) for end in stats.gamma.ppf([0.025, 0.975], n + 0.5)))
+
+    expected = of_count(count * parts).low / parts
+    found, plain = (
+        combined_interval([of_count(count)] * parts, np.full(parts, 1 / parts), np.eye(parts), evened=evened)
+        for evened in (True, False)
+    )
+    assert found.low == pytest.approx(expected, abs=tolerance * (count - expected))
+    assert plain.low - expected > 2 * abs(found.low - expected)
+    assert found.high == plain.high
+
+
+def test_one_figure_alone_stays_as_lopsided_as_it_is():
+    one = Interval(0.9, 0.6, 0.95)
+    for parts, weights in (([one], [1.0]), ([one] * 3, np.full(3, 1 / 3))):
+        same = np.ones((len(parts), len(parts)))
+        found = combined_interval(parts, weights, same, evened=True)
+        assert (found.low, found.high) == pytest.approx((0.6, 0.95))
