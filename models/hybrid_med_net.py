@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, overload
+from typing import Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
 from models.state_dicts import fit_state_dict
+from models.studies import NUMERIC, StudyMixer
 from utils.batch import Inputs, Logits
 from utils.blocks import Block, State
 from utils.evaluation_mode import evaluating
@@ -27,6 +28,7 @@ from utils.gradient_checkpointing import PLANNED_BATCH, Checkpointable, checkpoi
 from utils.gradient_checkpointing.plan import Plan
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # The previous release fused at stride 4, where each convolution costs sixteen times as much as at 16; finer maps are
 # averaged down before it.
@@ -53,10 +55,10 @@ class HybridMedNet(Checkpointable, nn.Module):
 
     MODEL.init_from is not read here but by `create_model`, which records the outcome in `started_from`.
 
-    forward: Inputs of one image a study and no table, or a Tensor, which stands for `Inputs.of_images` of it:
-    [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
-    Logits(coarse [B, num_coarse_classes], fine [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
-    for volumes. Raises ModelError for several views or a table.
+    forward: Inputs of B studies, or a Tensor [B, in_channels, *spatial], which stands for `Inputs.of_images` of it
+    → logits [B, num_classes]; with MODEL.hierarchical Logits(coarse [B, num_coarse_classes], fine [B, num_classes]).
+    spatial is (H, W), or (D, H, W) with a backbone for volumes. Several views and a table are joined in the head, see
+    StudyMixer, by a network that MODEL.views and MODEL.table give one; all others raise ModelError for them.
     Where MODEL.pretrained asks for pretrained weights that are not available, the network waits for those of a file:
     until `load_state_dict` has brought them, `forward` raises WeightsUnavailableError (`create_model` does so at once).
     Raises ModelError where the backbone cannot be built, or cannot be checkpointed as asked.
@@ -106,7 +108,9 @@ class HybridMedNet(Checkpointable, nn.Module):
         )
         level = self._fusion_level(settings, classic)
         self.fusion = DynamicFusion(channels, settings.fusion_channels, level, spatial_dims, norm)
+        self.fusion_channels = settings.fusion_channels
         self.classifier = _create_head(settings)
+        self.classifier.study = _create_mixer(settings, spatial_dims)  # last: other weights begin as without it
         if settings.gradient_checkpointing.enabled:
             options = checkpointing_options(settings.gradient_checkpointing)
             self.enable_gradient_checkpointing(**options, batch_size=planned_batch, autocast=planned_autocast)
@@ -128,12 +132,14 @@ class HybridMedNet(Checkpointable, nn.Module):
     def forward(self, x: Tensor | Inputs) -> Tensor | Logits:
         if self.lacking_weights:
             raise WeightsUnavailableError(self.lacking_weights)
-        image = x.single_images() if isinstance(x, Inputs) else x
+        image, inputs = self._images_and_study(x)
+        if image.shape[0] == 0 and inputs is not None:
+            return self.classifier(self._no_map(image), inputs)
         if self.recomputes():
-            logits = self.run_blocks(self.blocks(image), image).logits
+            logits = self.run_blocks(self.blocks(x), image).logits
             assert logits is not None
             return logits
-        return self.forward_head(self.forward_features(image))
+        return self.forward_head(self.forward_features(image), inputs)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The backbone's pyramid: [B, in_channels, *spatial] → levels [B, C_i, *spatial_i], finest first."""
@@ -143,9 +149,30 @@ class HybridMedNet(Checkpointable, nn.Module):
         """That pyramid through FPN, attention and fusion: levels → [B, fusion_channels, *spatial_t]."""
         return self.fusion(self.attention(self.fpn(features)))
 
-    def forward_head(self, features: list[Tensor]) -> Tensor | Logits:
-        """The rest of `forward`, from the backbone's pyramid on."""
-        return self.classifier(self.forward_fused(features))
+    def forward_head(self, features: list[Tensor], inputs: Inputs | None = None) -> Tensor | Logits:
+        """The rest of `forward`, from the backbone's pyramid on. inputs: the studies; None: each image is one."""
+        return self.classifier(self.forward_fused(features), inputs)
+
+    def view_weights(self, inputs: Inputs) -> Tensor:
+        """How much each view counts: [B, V], 0 for absent ones, rows adding up to 1 where there is one.
+
+        By the very projections that `forward` uses, in evaluation mode and without gradients; so is `table_weights`.
+        Raises ModelError where the network does not join views.
+        """
+        return self._ask_study(inputs, StudyMixer.view_weights, "MODEL.views.aggregator")
+
+    def table_weights(self, inputs: Inputs) -> Tensor | None:
+        """How much attention each column is paid: [B, F], likewise; None where MODEL.table.fusion has no attention."""
+        return self._ask_study(inputs, StudyMixer.table_weights, "MODEL.table.fusion")
+
+    def _ask_study(self, inputs: Inputs, question: Callable[[StudyMixer, Tensor, Tensor, Inputs], T], key: str) -> T:
+        study = self.classifier.study
+        if study is None:
+            raise ModelError(f"this model takes one image a study and no table: {key} is null")
+        with evaluating(self), torch.no_grad():
+            image = inputs.image
+            fused = self.forward_fused(self.forward_features(image)) if image.shape[0] else self._no_map(image)
+            return question(study, self.classifier.pooled(fused), fused, inputs)
 
     def get_attention_maps(self, x: Tensor) -> Mapping[int, CBAMMaps | TokenMaps]:
         """The weights of the attention between backbone and fusion for x, by level (0 the finest).
@@ -169,11 +196,16 @@ class HybridMedNet(Checkpointable, nn.Module):
             self.lacking_weights = ""
         return keys
 
-    def blocks(self, x: Tensor) -> list[Block]:
-        """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: x → logits."""
+    def blocks(self, x: Tensor | Inputs) -> list[Block]:
+        """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: images of x → logits.
+
+        The last block, which is never recomputed, knows which of them belong together, and the table.
+        """
+        image, inputs = self._images_and_study(x)
         neck = self.fpn.steps() if isinstance(self.fpn, FeaturePyramidNetwork) else []
         steps = [*neck, *self.attention.steps(), *self.fusion.steps()]
-        return [*self.backbone.blocks(x), *steps, Block("classifier", self._classify, (self.classifier,))]
+        classify = Block("classifier", partial(self._classify, inputs), (self.classifier,))
+        return [*self.backbone.blocks(image), *steps, classify]
 
     def summary(self) -> str:
         """A line for the log: its size, what is recomputed, whose weights it started from."""
@@ -189,8 +221,18 @@ class HybridMedNet(Checkpointable, nn.Module):
         super().disable_gradient_checkpointing()
         self.backbone.disable_gradient_checkpointing()
 
-    def _classify(self, state: State) -> State:
-        return State(logits=self.classifier(state.current()))
+    def _classify(self, inputs: Inputs | None, state: State) -> State:
+        return State(logits=self.classifier(state.current(), inputs))
+
+    def _images_and_study(self, x: Tensor | Inputs) -> tuple[Tensor, Inputs | None]:
+        """The images, and how they make studies; None where each is one."""
+        if not isinstance(x, Inputs):
+            return x, None
+        return (x.single_images(), None) if self.classifier.study is None else (x.image, x)
+
+    def _no_map(self, image: Tensor) -> Tensor:
+        """The fused map of no image at all: studies of tables alone."""
+        return image.new_zeros(0, self.fusion_channels, *[1] * self.backbone.spatial_dims)
 
     def _fusion_level(self, settings: ModelSettings, classic: bool) -> int:
         """The level whose stride is nearest to the one asked for."""
@@ -209,7 +251,27 @@ def attention_mode(settings: ModelSettings, classic: bool) -> str:
     return "cross_scale" if settings.use_cross_scale_attention else "multi_scale"
 
 
-def _create_head(settings: ModelSettings) -> nn.Module:
+def _create_mixer(settings: ModelSettings, spatial_dims: int) -> StudyMixer | None:
+    """None where a study is one image."""
+    views, table = settings.views, settings.table
+    if views.aggregator is None and table.fusion is None:
+        return None
+    kinds = 1 if views.aggregator is None else len(settled(settings.view_kinds, "MODEL.view_kinds"))
+    columns = {} if table.fusion is None else settled(settings.table_columns, "MODEL.table_columns")
+    return StudyMixer(
+        settings.fusion_channels,
+        spatial_dims,
+        views.aggregator,
+        kinds,
+        table.fusion,
+        [NUMERIC if kind == "numeric" else kind for kind in columns.values()],
+        views.width,
+        table.width,
+        table.rank,
+    )
+
+
+def _create_head(settings: ModelSettings) -> MultiLabelHead | HierarchicalHead:
     channels, classes = settings.fusion_channels, settled(settings.num_classes, "MODEL.num_classes")
     if settings.hierarchical:
         coarse = settled(settings.num_coarse_classes, "MODEL.num_coarse_classes")
