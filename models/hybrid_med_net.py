@@ -30,6 +30,8 @@ from utils.gradient_checkpointing.plan import Plan
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+STUDY = "classifier.study."  # of names in a state dict: what joins views and adds a table
+
 # The previous release fused at stride 4, where each convolution costs sixteen times as much as at 16; finer maps are
 # averaged down before it.
 CLASSIC_FUSION_STRIDE, MODERN_FUSION_STRIDE = 4, 16
@@ -109,6 +111,8 @@ class HybridMedNet(Checkpointable, nn.Module):
         level = self._fusion_level(settings, classic)
         self.fusion = DynamicFusion(channels, settings.fusion_channels, level, spatial_dims, norm)
         self.fusion_channels = settings.fusion_channels
+        # What numbers in weights of studies stand for, by the names that the settings have.
+        self.study_parts = {"view_kinds": settings.view_kinds, "table_columns": settings.table_columns}
         self.classifier = _create_head(settings)
         self.classifier.study = _create_mixer(settings, spatial_dims)  # last: other weights begin as without it
         if settings.gradient_checkpointing.enabled:
