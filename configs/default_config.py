@@ -98,8 +98,8 @@ class ModelSettings(Section):
     table: TableSettings = Field(default_factory=TableSettings, description="A row of a table beside the images.")
     table_columns: dict[str, Literal["numeric"] | PositiveInt] | None = _setting(
         None,
-        "With table.fusion: the table's columns in their order, numeric or how many categories (the last one is for "
-        "all others); null: taken from the data.",
+        "With table.fusion: the table's columns in their order, numeric or how many categories, others not counted; "
+        "null: taken from the data.",
     )
     gradient_checkpointing: GradientCheckpointing = Field(
         default_factory=GradientCheckpointing, description="Recompute activations to save memory."

@@ -77,8 +77,8 @@ def _names_of(config: Config) -> tuple[list[str] | None, tuple[CoarseMeaning, ..
 
 def _start_from(model: HybridMedNet, path: str, names: HeadNames) -> str:
     weights, described = read_described_weights(path)
-    weights, about_study = _with_own_study(model, weights, _model_settings(described))
-    description = _start_from_file(model, path, names, weights, described)
+    completed, about_study = _with_own_study(model, weights, _model_settings(described))
+    description = _start_from_file(model, path, names, completed, described)
     return f"{description}; {about_study}" if about_study else description
 
 

@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
     view_mask: bool [B, V], which views a study has; their images follow one another row by row.
     view_kind: int64 [B, V], what kind of view each is. 0 where there is one kind only.
     table: float32 [B, F], 0 where unknown; F = 0 without a table. Numbers are standardised; categories are codes, from
-    0 on, the last one for all that were not met in training. table_mask: bool [B, F], True: known.
+    1 on, 0 for all that were not met in training. table_mask: bool [B, F], True: known.
 
     len() is the number of fields, as of any tuple: DataLoader's pinning and torch's pytrees walk it. `studies` is B.
     """

@@ -18,8 +18,8 @@ class ColumnTokens(nn.Module):
     arXiv:2106.11959, whose b_j is added where columns are told apart, see `fusions`).
 
     columns: for each column NUMERIC, or how many categories it has.
-    table [B, F], mask bool [B, F] → [B, F, width]. Numbers are standardised. A category is its code as a float, from 0
-    to n − 1; the data keep the last one for whatever was not met in training, and what is beyond is taken for it.
+    table [B, F], mask bool [B, F] → [B, F, width]. Numbers are standardised. A category is its code as a float, from 1
+    to n; 0 and whatever is no code stands for all others, which have an embedding too.
 
     A value that is not known is the token 0: of a number the mean, of a category the mean of its embeddings (which are
     centred), so that a network is not told by the token itself that a value is missing. What lies in the table behind
@@ -31,7 +31,7 @@ class ColumnTokens(nn.Module):
         self._kinds = tuple(columns)
         numeric = sum(kind == NUMERIC for kind in columns)
         self.numbers = small_uniform(numeric, width) if numeric else None
-        self.categories = nn.ParameterList([small_uniform(kind, width) for kind in columns if kind != NUMERIC])
+        self.categories = nn.ParameterList([small_uniform(1 + kind, width) for kind in columns if kind != NUMERIC])
 
     def forward(self, table: Tensor, mask: Tensor) -> Tensor:
         known = torch.where(mask, table, 0.0).unbind(1)
@@ -49,9 +49,14 @@ class ColumnTokens(nn.Module):
     def _categorical(self, known: Sequence[Tensor]) -> list[Tensor]:
         codes = [value for value, kind in zip(known, self._kinds, strict=True) if kind != NUMERIC]
         return [
-            F.embedding(code.long().clamp(0, table.shape[0] - 1), table - table.mean(0))
+            F.embedding(_codes(code, table.shape[0]), table - table.mean(0))
             for code, table in zip(codes, self.categories, strict=True)
         ]
+
+
+def _codes(values: Tensor, count: int) -> Tensor:
+    codes = values.long()
+    return torch.where((codes >= 0) & (codes < count), codes, 0)
 
 
 class TableVector(nn.Module):
