@@ -44,7 +44,8 @@ class ColumnTokens(nn.Module):
         values = [value for value, kind in zip(known, self._kinds, strict=True) if kind == NUMERIC]
         if self.numbers is None:
             return []
-        return list((torch.stack(values, dim=1)[..., None] * self.numbers).unbind(1))
+        numbers = torch.stack(values, dim=1).to(self.numbers.dtype)  # of a network in a half type, too
+        return list((numbers[..., None] * self.numbers).unbind(1))
 
     def _categorical(self, known: Sequence[Tensor]) -> list[Tensor]:
         codes = [value for value, kind in zip(known, self._kinds, strict=True) if kind != NUMERIC]

@@ -37,7 +37,7 @@ class Studies(NamedTuple):
 
 
 def findings_and_table(task: str, count: int, seed: int) -> Studies:
-    """A finding on either side of a 7 × 7 map, of the same look; column 0 is the sex, column 1 names a side, others noise.
+    """A finding on either side of a 7 × 7 map, of the same look; column 0 is the sex, 1 names a side, others are noise.
 
     xor: a finding somewhere, the other way round for one sex. side: a finding on the side that the table names.
     """

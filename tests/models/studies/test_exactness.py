@@ -54,11 +54,7 @@ def in_all_slots(vectors: Tensor, maps: Tensor, inputs: Inputs, filling: float) 
 def one_study(vectors: Tensor, maps: Tensor, inputs: Inputs, row: int) -> tuple[Tensor, Tensor, Inputs]:
     first = int(inputs.view_mask[:row].sum())
     images = slice(first, first + int(inputs.view_mask[row].sum()))
-    return (
-        vectors[images],
-        maps[images],
-        Inputs(*(x[images] for x in inputs[:1]), *(x[row : row + 1] for x in inputs[1:])),
-    )
+    return vectors[images], maps[images], Inputs(inputs.image[images], *(x[row : row + 1] for x in inputs[1:]))
 
 
 @EVERY
@@ -74,6 +70,24 @@ def test_a_study_of_one_image_begins_as_the_image(names):
         view_mask=torch.tensor([[False, True]] * len(vectors)), view_kind=torch.tensor([[0, 2]] * len(vectors))
     )
     assert torch.equal(mixer(vectors, maps, elsewhere), vectors)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types(names, dtype):
+    """By autocast and by the type of the parameters; it begins as the image there too."""
+    vectors, maps, inputs = studies()
+    known = torch.ones(len(vectors), 4)
+    alone = Inputs.of_images(vectors)._replace(table=known, table_mask=known.bool())
+    expected = mixer_of(names)(vectors, maps, inputs)
+    with torch.autocast("cpu", dtype):
+        halves = vectors.to(dtype)
+        assert torch.equal(mixer_of(names, trained=False)(halves, maps.to(dtype), alone), halves.float())
+        near = mixer_of(names)(halves, maps.to(dtype), inputs)
+    torch.testing.assert_close(near.float(), expected, rtol=0.05, atol=0.15)
+    whole = mixer_of(names).to(dtype)(vectors.to(dtype), maps.to(dtype), inputs)
+    assert whole.dtype == dtype
+    torch.testing.assert_close(whole.float(), expected, rtol=0.05, atol=0.15)
 
 
 @EVERY
