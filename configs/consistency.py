@@ -133,6 +133,8 @@ def weights_problems(pretrained: bool | str, init_from: str | None, pruning: str
 def study_problems(
     aggregator: str | None,
     view_kinds: Sequence[str] | None,
+    backbones: str,
+    checkpointing: bool,
     fusion: str | None,
     table_columns: Mapping[str, str | int] | None,
 ) -> list[str]:
@@ -146,6 +148,13 @@ def study_problems(
             )
         if not view_kinds or len(set(view_kinds)) < len(view_kinds):
             found.append(f"MODEL.view_kinds {list(view_kinds)}: name at least one kind of view, each once")
+    if backbones == "separate" and aggregator is None:
+        found.append("MODEL.views.backbones 'separate' is for studies of several views: set MODEL.views.aggregator")
+    if backbones == "separate" and checkpointing:
+        found.append(
+            "MODEL.gradient_checkpointing is not planned for MODEL.views.backbones 'separate': set enabled to false, "
+            "or backbones to shared"
+        )
     if table_columns and fusion is None:
         found.append(
             f"MODEL.table_columns names {len(table_columns)} columns, but MODEL.table.fusion is null: set it to "

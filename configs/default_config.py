@@ -401,7 +401,12 @@ class Config(RootSection):
             *consistency.class_weight_problems(loss.class_weight, model.task),
             *consistency.positive_class_problems(data.positive_class, model.task, data.class_names),
             *consistency.study_problems(
-                model.views.aggregator, model.view_kinds, model.table.fusion, model.table_columns
+                model.views.aggregator,
+                model.view_kinds,
+                model.views.backbones,
+                model.gradient_checkpointing.enabled,
+                model.table.fusion,
+                model.table_columns,
             ),
             *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
             *consistency.compile_problems(train.quantization_aware, train.compile),

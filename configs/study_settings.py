@@ -34,6 +34,9 @@ class ViewSettings(Section):
     dropout: float = _setting(
         0.1, "Chance that a view of a study is left out in training; one of them always stays.", ge=0, lt=1
     )
+    backbones: Literal["shared", "separate"] = _setting(
+        "shared", "separate: each kind of view has a backbone of its own; all begin with the same weights."
+    )
     width: PositiveInt = _setting(64, "Hidden width of the view adapter and of attention over views.")
 
     _names = field_validator("aggregator", mode="before")(_by_its_name)

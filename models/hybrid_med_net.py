@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
 from models.state_dicts import fit_state_dict
 from models.studies import NUMERIC, StudyMixer
+from models.view_backbones import blocks_by_kind, kinds_of_images, levels_by_kind
 from utils.batch import Inputs, Logits
 from utils.blocks import Block, State
 from utils.evaluation_mode import evaluating
@@ -30,7 +32,8 @@ from utils.gradient_checkpointing.plan import Plan
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-STUDY = "classifier.study."  # of names in a state dict: what joins views and adds a table
+# Of names in a state dict: what joins views and adds a table, and backbones of kinds of views.
+STUDY, VIEW_BACKBONES = "classifier.study.", "view_backbones."
 
 # The previous release fused at stride 4, where each convolution costs sixteen times as much as at 16; finer maps are
 # averaged down before it.
@@ -97,6 +100,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.in_channels, self.image_size = settings.in_channels, tuple(image_size)
         self.lacking_weights = ""  # why the published weights are not there
         self.backbone = self._create_backbone(settings)
+        separate = settings.views.backbones == "separate" and settings.views.aggregator is not None
+        kinds = len(settled(settings.view_kinds, "MODEL.view_kinds")) if separate else 1
+        # Of the second kind of view and those after it; all begin with the first one's weights.
+        self.view_backbones = nn.ModuleList(copy.deepcopy(self.backbone) for _ in range(kinds - 1))
         # norm is for fusion and head: the FPN has none, and a backbone keeps what its weights were trained with.
         spatial_dims, norm = self.backbone.spatial_dims, settings.norm
         self.attention_mode = attention_mode(settings, self.backbone.classic)
@@ -143,11 +150,16 @@ class HybridMedNet(Checkpointable, nn.Module):
             logits = self.run_blocks(self.blocks(x), image).logits
             assert logits is not None
             return logits
-        return self.forward_head(self.forward_features(image), inputs)
+        return self.forward_head(self.forward_features(image, inputs), inputs)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The backbone's pyramid: [B, in_channels, *spatial] → levels [B, C_i, *spatial_i], finest first."""
-        return self.backbone.forward_features(x)
+    def forward_features(self, x: Tensor, inputs: Inputs | None = None) -> list[Tensor]:
+        """The backbone's pyramid: [M, in_channels, *spatial] → levels [M, C_i, *spatial_i], finest first.
+
+        inputs: the studies of these images, where each kind of view has a backbone of its own; None: the first one's.
+        """
+        if inputs is None or not len(self.view_backbones):
+            return self.backbone.forward_features(x)
+        return levels_by_kind([self.backbone, *self.view_backbones], x, kinds_of_images(inputs))
 
     def forward_fused(self, features: list[Tensor]) -> Tensor:
         """That pyramid through FPN, attention and fusion: levels → [B, fusion_channels, *spatial_t]."""
@@ -175,7 +187,9 @@ class HybridMedNet(Checkpointable, nn.Module):
             raise ModelError(f"this model takes one image a study and no table: {key} is null")
         with evaluating(self), torch.no_grad():
             image = inputs.image
-            fused = self.forward_fused(self.forward_features(image)) if image.shape[0] else self._no_map(image)
+            fused = self._no_map(image)
+            if image.shape[0]:
+                fused = self.forward_fused(self.forward_features(image, inputs))
             return question(study, self.classifier.pooled(fused), fused, inputs)
 
     def get_attention_maps(self, x: Tensor) -> Mapping[int, CBAMMaps | TokenMaps]:
@@ -209,7 +223,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         neck = self.fpn.steps() if isinstance(self.fpn, FeaturePyramidNetwork) else []
         steps = [*neck, *self.attention.steps(), *self.fusion.steps()]
         classify = Block("classifier", partial(self._classify, inputs), (self.classifier,))
-        return [*self.backbone.blocks(image), *steps, classify]
+        if not len(self.view_backbones):
+            return [*self.backbone.blocks(image), *steps, classify]
+        kinds = image.new_zeros(image.shape[0], dtype=torch.int64) if inputs is None else kinds_of_images(inputs)
+        return [*blocks_by_kind([self.backbone, *self.view_backbones], image, kinds), *steps, classify]
 
     def summary(self) -> str:
         """A line for the log: its size, what is recomputed, whose weights it started from."""
@@ -220,6 +237,19 @@ class HybridMedNet(Checkpointable, nn.Module):
     def checkpointing_plan(self) -> Plan | None:
         """Its own, else the backbone's: that is of the first blocks, and the others are kept."""
         return self._plan or self.backbone.checkpointing_plan()
+
+    def enable_gradient_checkpointing(
+        self,
+        segments: int | None = None,
+        fraction: float = 1.0,
+        memory_budget_gb: float | None = None,
+        batch_size: int = PLANNED_BATCH,
+        autocast: torch.dtype | None = None,
+    ) -> Plan:
+        """See Checkpointable. Raises ModelError for separate backbones, too: how many images each gets is not known."""
+        if len(self.view_backbones):
+            raise ModelError("gradient checkpointing is not planned for MODEL.views.backbones 'separate'")
+        return super().enable_gradient_checkpointing(segments, fraction, memory_budget_gb, batch_size, autocast)
 
     def disable_gradient_checkpointing(self) -> None:
         super().disable_gradient_checkpointing()

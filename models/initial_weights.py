@@ -9,7 +9,7 @@ from configs.errors import CheckpointError, WeightsError, WeightsUnavailableErro
 from configs.fallbacks import CoarseMeaning, coarse_meanings
 from models.channel_pruning import prune_channels, remove_channels
 from models.head_rows import COARSE, HEAD, OUTPUTS, HeadNames, class_counts, counted, match_head
-from models.hybrid_med_net import STUDY, HybridMedNet
+from models.hybrid_med_net import STUDY, VIEW_BACKBONES, HybridMedNet
 from models.state_dicts import todays_names
 from utils.checkpoint import read_described_weights
 from utils.checkpoint.tensors import misfit
@@ -89,7 +89,7 @@ def _with_own_study(
 
     settings: MODEL of the file, as far as it says.
     """
-    found = todays_names(weights)
+    found = _with_view_backbones(model, todays_names(weights), settings)
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(STUDY)}
     theirs = {name: tensor for name, tensor in found.items() if name.startswith(STUDY)}
     if not own:
@@ -105,6 +105,19 @@ def _with_own_study(
     if own.keys() != theirs.keys() or any(misfit(theirs[name], tensor) for name, tensor in own.items()):
         return rest | own, f"{new}, as the file's is of another kind"
     return found, ""
+
+
+def _with_view_backbones(
+    model: HybridMedNet, found: dict[str, object], settings: Mapping[object, object]
+) -> dict[str, object]:
+    """Separate backbones all begin as the file's one, unless it has them for the same kinds of views."""
+    count = len(model.view_backbones)
+    same = _in_order(settings.get("view_kinds")) == model.study_parts["view_kinds"]
+    if not count or (same and any(name.startswith(VIEW_BACKBONES) for name in found)):
+        return found
+    first = {name.removeprefix("backbone."): value for name, value in found.items() if name.startswith("backbone.")}
+    rest = {name: value for name, value in found.items() if not name.startswith(VIEW_BACKBONES)}
+    return rest | {f"{VIEW_BACKBONES}{i}.{name}": value for i in range(count) for name, value in first.items()}
 
 
 def _in_order(value: object) -> object:

@@ -79,3 +79,19 @@ def test_another_way_to_join_is_new(tmp_path):
     path, _ = saved(tmp_path, settings(**STUDY))
     study = started(path, **{**STUDY, "views": {"aggregator": "max", "width": 8}})
     assert study.started_from.endswith(f"{NEW}, as the file's is of another kind")
+
+
+def test_separate_backbones_all_begin_as_the_files(tmp_path):
+    path, image = saved(tmp_path, settings())
+    separate = {**STUDY, "views": {"aggregator": "mean", "width": 8, "backbones": "separate"}}
+    study = started(path, **separate)
+    first, second = study.backbone.state_dict(), study.view_backbones[0].state_dict()
+    assert all(torch.equal(first[name], tensor) for name, tensor in image.backbone.state_dict().items())
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    for parameter in study.view_backbones.parameters():
+        parameter.data += 1.0
+    path = tmp_path / "separate.pth"
+    config = settings(**separate).model_dump(mode="json")
+    save_checkpoint({"model": study.state_dict(), "config": config}, path)
+    again = started(str(path), **separate)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in study.state_dict().items())

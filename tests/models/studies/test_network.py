@@ -12,6 +12,7 @@ from configs.errors import ConfigError, ModelError
 from models import HybridMedNet
 from models.studies import AGGREGATORS, FUSIONS
 from utils.batch import Inputs, Logits
+from utils.blocks import State
 
 SMALL = ["MODEL.backbone=timm/test_resnet", "MODEL.pretrained=false", "DATA.image_size=32", "MODEL.fpn_channels=16"]
 SMALL += ["MODEL.fusion_channels=16", "MODEL.num_classes=3", "MODEL.dropout=0.3"]
@@ -166,6 +167,11 @@ def test_what_it_was_not_built_for():
         (["MODEL.table.fusion=gated", "MODEL.table_columns={}"], "names no column"),
         (["MODEL.table.fusion=gated", "MODEL.table_columns={age: 0}"], "MODEL.table_columns"),
         (["MODEL.views.dropout=1"], "less than 1"),
+        (["MODEL.views.backbones=separate"], "set MODEL.views.aggregator"),
+        (
+            ["MODEL.views={aggregator: max, backbones: separate}", "MODEL.gradient_checkpointing.enabled=true"],
+            "MODEL.gradient_checkpointing is not planned for",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(overrides, words):
@@ -187,3 +193,50 @@ def test_settings_that_do_not_go_together(overrides, words):
 def test_names_that_others_use(key, given, name):
     section, setting = key.split(".")
     assert Config.from_overrides([f"MODEL.{key}={given}"]).MODEL[section][setting] == name
+
+
+def separate() -> HybridMedNet:
+    """Two backbones of different weights."""
+    parts = "MODEL.views={aggregator: max, width: 8, backbones: separate}"
+    model = network(parts, KINDS, "MODEL.table={fusion: gated, width: 8}", COLUMNS)
+    torch.manual_seed(3)
+    for parameter in model.view_backbones.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def test_separate_backbones_begin_as_the_shared_one():
+    shared, parts = joining("max", "gated"), "MODEL.views={aggregator: max, width: 8, backbones: separate}"
+    both = network(parts, KINDS, "MODEL.table={fusion: gated, width: 8}", COLUMNS)
+    assert all(torch.equal(both.state_dict()[name], tensor) for name, tensor in shared.state_dict().items())
+    inputs = studies()
+    torch.testing.assert_close(both.eval()(inputs), shared.eval()(inputs), rtol=0, atol=1e-6)
+    images = torch.randn(3, 3, 32, 32)
+    assert torch.equal(both(images), shared(images))
+
+
+def test_each_view_goes_through_the_backbone_of_its_kind():
+    model, inputs = separate(), studies()
+    kinds = inputs.view_kind[inputs.view_mask].tolist()
+    with torch.no_grad():
+        model.eval()
+        levels = model.forward_features(inputs.image, inputs)
+        for i, kind in enumerate(kinds):
+            backbone = model.view_backbones[0] if kind else model.backbone
+            for found, expected in zip(levels, backbone.forward_features(inputs.image[i : i + 1]), strict=True):
+                torch.testing.assert_close(found[i : i + 1], expected, rtol=0, atol=1e-5)
+        state = State(inputs.image)
+        for block in model.blocks(inputs):
+            state = block.run(state)
+        assert torch.equal(state.logits, model(inputs))
+
+
+def test_statistics_of_a_backbone_are_of_its_own_kind():
+    model, inputs = separate(), studies()
+    frontal = inputs._replace(view_kind=torch.zeros_like(inputs.view_kind))
+    _, gradients, buffers = step(copy.deepcopy(model), frontal)
+    untouched = {name: buffer for name, buffer in model.named_buffers() if name.startswith("view_backbones.")}
+    assert untouched and all(torch.equal(buffers[name], buffer) for name, buffer in untouched.items())
+    assert all(g is None for name, g in gradients.items() if name.startswith("view_backbones."))
+    with pytest.raises(ModelError, match=r"not planned for MODEL\.views\.backbones 'separate'"):
+        model.enable_gradient_checkpointing(2)
