@@ -1,7 +1,8 @@
 """What a strategy can learn: tasks of which the best possible score is known, with controls that must fail.
 
-Measured over 3 seeds with 3,000 studies: xor: concatenate 0.85, gated 0.84, bilinear 0.85, attention 0.84,
-cross_attention 0.89; side: cross_attention 0.88–0.89, all others 0.67–0.72, as is the image alone 0.73.
+Measured with 3,000 studies: xor: concatenate 0.85, gated 0.84, bilinear 0.85, attention 0.84, cross_attention 0.89,
+logits that are added 0.66; side, 3 seeds: cross_attention 0.88–0.89, all others 0.67–0.72, the image alone 0.73. Views,
+3 seeds: mean and cross_attention 0.89, of 0.90; without the adapter 0.76–0.78, where learned_weight alone has 0.89.
 """
 
 import functools
@@ -128,7 +129,7 @@ def test_table_dropout_is_necessary():
 
 def joined(task: str, aggregator: str, count: int, epochs: int, adapted: bool = True) -> Network:
     torch.manual_seed(0)
-    network = Network(StudyMixer(CHANNELS, aggregator=aggregator, view_kinds=2), pooled=False, hidden=32)
+    network = Network(StudyMixer(CHANNELS, aggregator=aggregator, view_kinds=2, view_width=32), pooled=False, hidden=32)
     if not adapted:
         network.mixer.adapter.requires_grad_(False)
     train(network, two_views(task, count, 0), epochs)
@@ -138,7 +139,7 @@ def joined(task: str, aggregator: str, count: int, epochs: int, adapted: bool = 
 @functools.cache
 def held_out_views(task: str) -> Studies:
     """Of both views, so that all know what there is to know."""
-    return two_views(task, 2000, 99, missing=0)
+    return two_views(task, 4000, 99, missing=0)
 
 
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
@@ -156,7 +157,7 @@ def test_findings_of_single_views_and_of_both(task, least, aggregator):
 def test_the_frontal_view_alone_does_not_show_it():
     network = joined("lateral_only", "mean", 2000, 5)
     test = held_out_views("lateral_only")
-    frontal = test._replace(inputs=test.inputs._replace(view_mask=torch.tensor([[True, False]] * 2000)))
+    frontal = test._replace(inputs=test.inputs._replace(view_mask=torch.tensor([[True, False]] * len(test.labels))))
     assert auroc(network, frontal) < 0.55
 
 
