@@ -130,6 +130,41 @@ def weights_problems(pretrained: bool | str, init_from: str | None, pruning: str
     return found
 
 
+def study_problems(
+    aggregator: str | None,
+    view_kinds: Sequence[str] | None,
+    backbones: str,
+    checkpointing: bool,
+    fusion: str | None,
+    table_columns: Mapping[str, str | int] | None,
+) -> list[str]:
+    """Kinds of views or columns for a network that has no use for them, or none for one that has."""
+    found = []
+    if view_kinds is not None:
+        if aggregator is None and len(view_kinds) > 1:
+            found.append(
+                f"MODEL.view_kinds names {len(view_kinds)} kinds of views, but MODEL.views.aggregator is null: set it "
+                "to max, mean, attention, cross_attention or learned_weight, or leave view_kinds null"
+            )
+        if not view_kinds or len(set(view_kinds)) < len(view_kinds):
+            found.append(f"MODEL.view_kinds {list(view_kinds)}: name at least one kind of view, each once")
+    if backbones == "separate" and aggregator is None:
+        found.append("MODEL.views.backbones 'separate' is for studies of several views: set MODEL.views.aggregator")
+    if backbones == "separate" and checkpointing:
+        found.append(
+            "MODEL.gradient_checkpointing is not planned for MODEL.views.backbones 'separate': set enabled to false, "
+            "or backbones to shared"
+        )
+    if table_columns and fusion is None:
+        found.append(
+            f"MODEL.table_columns names {len(table_columns)} columns, but MODEL.table.fusion is null: set it to "
+            "concatenate, gated, attention, cross_attention or bilinear, or leave table_columns null"
+        )
+    if fusion is not None and table_columns == {}:
+        found.append(f"MODEL.table.fusion is '{fusion}', but MODEL.table_columns names no column: set fusion to null")
+    return found
+
+
 def compile_problems(quantization_aware: bool, compiled: bool) -> list[str]:
     """Training for int8, whose fake quantisation torch.compile does not take."""
     if quantization_aware and compiled:

@@ -16,6 +16,7 @@ from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
 from configs.loading import RootSection
 from configs.section import Section
 from configs.section import setting as _setting
+from configs.study_settings import TableSettings, ViewSettings
 
 _Flat = tuple[PositiveInt, PositiveInt]
 _Solid = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -90,6 +91,16 @@ class ModelSettings(Section):
     norm: Literal["batch", "group"] = _setting(
         "batch", "Normalisation in fusion and head; group: for micro-batches too small for batch statistics."
     )
+    views: ViewSettings = Field(default_factory=ViewSettings, description="Several images of a study.")
+    view_kinds: list[str] | None = _setting(
+        None, "With views.aggregator: the kinds of views, in the order of their numbers; null: taken from the data."
+    )
+    table: TableSettings = Field(default_factory=TableSettings, description="A row of a table beside the images.")
+    table_columns: dict[str, Literal["numeric"] | PositiveInt] | None = _setting(
+        None,
+        "With table.fusion: the table's columns in their order, numeric or how many categories, others not counted; "
+        "null: taken from the data.",
+    )
     gradient_checkpointing: GradientCheckpointing = Field(
         default_factory=GradientCheckpointing, description="Recompute activations to save memory."
     )
@@ -122,6 +133,9 @@ class TrainSettings(Section):
     epochs: PositiveInt = _setting(50, "Passes over the training split.")
     optimizer: Literal["adamw", "sgd"] = _setting("adamw", "No weight decay on norms and biases in either.")
     learning_rate: float = _setting(1e-4, "Peak learning rate.", gt=0)
+    study_learning_rate_factor: float = _setting(
+        3.0, "The learning rate of what joins views and adds the table is so many times the others'.", gt=0, le=100
+    )
     min_learning_rate: float = _setting(0.0, "Where cosine and plateau end.", ge=0)
     weight_decay: float = _setting(1e-4, "Decoupled for adamw, L2 for sgd.", ge=0)
     momentum: float = _setting(0.9, "Momentum of sgd.", ge=0, lt=1)
@@ -386,6 +400,14 @@ class Config(RootSection):
             *consistency.weight_problems(loss.pos_weight, loss_type),
             *consistency.class_weight_problems(loss.class_weight, model.task),
             *consistency.positive_class_problems(data.positive_class, model.task, data.class_names),
+            *consistency.study_problems(
+                model.views.aggregator,
+                model.view_kinds,
+                model.views.backbones,
+                model.gradient_checkpointing.enabled,
+                model.table.fusion,
+                model.table_columns,
+            ),
             *consistency.weights_problems(model.pretrained, model.init_from, train.pruning.method),
             *consistency.compile_problems(train.quantization_aware, train.compile),
             *consistency.cache_problems(data.cache, data.cache_dir, data.cache_check),

@@ -37,7 +37,7 @@ WITHOUT_EFFECT = (
 )
 
 # Mappings of names that are a value of their own.
-_WHOLE = ("MODEL.coarse_groups", "DATA.columns", "DATA.class_titles")
+_WHOLE = ("MODEL.coarse_groups", "MODEL.table_columns", "DATA.columns", "DATA.class_titles")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import global_average_and_max, norm_nd
-from utils.batch import Logits
+from models.studies import StudyMixer
+from utils.batch import Inputs, Logits
 
 
 class PooledFeatures(nn.Sequential):
@@ -47,31 +48,54 @@ class ClasswiseMLP(nn.Module):
         return (hidden * self.weight).sum(-1, keepdim=True).squeeze(-1) + self.bias
 
 
-class MultiLabelHead(nn.Module):
-    """One logit per class from a shared pooled vector. [B, C, *spatial] → [B, num_classes]."""
+class StudyHead(nn.Module):
+    """What heads share: a vector per image, and of these one per study.
 
-    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5, norm: str = "batch") -> None:
+    study: joins the views and adds the table of a study; None, unless it is set: a study is one image.
+    """
+
+    def __init__(self, channels: int, dropout: float, norm: str) -> None:
         super().__init__()
         self.feature_fusion = PooledFeatures(channels, dropout, norm)
+        self.study: StudyMixer | None = None
+
+    def vectors(self, x: Tensor, inputs: Inputs | None = None) -> Tensor:
+        """Fused maps [M, C, *spatial] of the images of `inputs`, None: of B single images → [B, C]."""
+        if self.study is None:
+            return self.feature_fusion(x)
+        return self.study(self.pooled(x), x, Inputs.of_images(x) if inputs is None else inputs)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """A vector per image; batch statistics are those of the images that are there, of which there may be none."""
+        return self.feature_fusion(x) if x.shape[0] else x.new_zeros(0, x.shape[1])
+
+
+class MultiLabelHead(StudyHead):
+    """One logit per class from a shared pooled vector. [M, C, *spatial], Inputs → [B, num_classes]."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.5, norm: str = "batch") -> None:
+        super().__init__(channels, dropout, norm)
         self.classifiers = ClasswiseMLP(channels, num_classes, dropout / 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifiers(self.feature_fusion(x))
+    def forward(self, x: Tensor, inputs: Inputs | None = None) -> Tensor:
+        return self.classifiers(self.vectors(x, inputs))
 
 
-class HierarchicalHead(nn.Module):
-    """Coarse logits first; the fine ones see them. [B, C, *spatial] → Logits([B, num_coarse], [B, num_classes])."""
+class HierarchicalHead(StudyHead):
+    """Coarse logits first; the fine ones see them.
+
+    [M, C, *spatial], Inputs → Logits([B, num_coarse], [B, num_classes]).
+    """
 
     def __init__(
         self, channels: int, num_coarse_classes: int, num_classes: int, dropout: float = 0.5, norm: str = "batch"
     ) -> None:
-        super().__init__()
-        self.feature_fusion = PooledFeatures(channels, dropout, norm)
+        super().__init__(channels, dropout, norm)
         self.coarse_classifier = _mlp(channels, channels // 2, num_coarse_classes, dropout, norm)
         self.fine_classifier = _mlp(channels + num_coarse_classes, channels // 2, num_classes, dropout, norm)
 
-    def forward(self, x: Tensor) -> Logits:
-        features = self.feature_fusion(x)
+    def forward(self, x: Tensor, inputs: Inputs | None = None) -> Logits:
+        features = self.vectors(x, inputs)
         coarse = self.coarse_classifier(features)
         return Logits(coarse, self.fine_classifier(torch.cat([features, coarse], dim=1)))
 

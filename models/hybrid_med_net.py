@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, overload
+from typing import Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
 from models.state_dicts import fit_state_dict
+from models.studies import NUMERIC, StudyMixer
+from models.view_backbones import blocks_by_kind, kinds_of_images, levels_by_kind
 from utils.batch import Inputs, Logits
 from utils.blocks import Block, State
 from utils.evaluation_mode import evaluating
@@ -27,6 +30,10 @@ from utils.gradient_checkpointing import PLANNED_BATCH, Checkpointable, checkpoi
 from utils.gradient_checkpointing.plan import Plan
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Of names in a state dict: what joins views and adds a table, and backbones of kinds of views.
+STUDY, VIEW_BACKBONES = "classifier.study.", "view_backbones."
 
 # The previous release fused at stride 4, where each convolution costs sixteen times as much as at 16; finer maps are
 # averaged down before it.
@@ -53,10 +60,10 @@ class HybridMedNet(Checkpointable, nn.Module):
 
     MODEL.init_from is not read here but by `create_model`, which records the outcome in `started_from`.
 
-    forward: Inputs of one image a study and no table, or a Tensor, which stands for `Inputs.of_images` of it:
-    [B, in_channels, *spatial] → logits [B, num_classes]; with MODEL.hierarchical
-    Logits(coarse [B, num_coarse_classes], fine [B, num_classes]). spatial is (H, W), or (D, H, W) with a backbone
-    for volumes. Raises ModelError for several views or a table.
+    forward: Inputs of B studies, or a Tensor [B, in_channels, *spatial], which stands for `Inputs.of_images` of it
+    → logits [B, num_classes]; with MODEL.hierarchical Logits(coarse [B, num_coarse_classes], fine [B, num_classes]).
+    spatial is (H, W), or (D, H, W) with a backbone for volumes. Several views and a table are joined in the head, see
+    StudyMixer, by a network that MODEL.views and MODEL.table give one; all others raise ModelError for them.
     Where MODEL.pretrained asks for pretrained weights that are not available, the network waits for those of a file:
     until `load_state_dict` has brought them, `forward` raises WeightsUnavailableError (`create_model` does so at once).
     Raises ModelError where the backbone cannot be built, or cannot be checkpointed as asked.
@@ -93,6 +100,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.in_channels, self.image_size = settings.in_channels, tuple(image_size)
         self.lacking_weights = ""  # why the published weights are not there
         self.backbone = self._create_backbone(settings)
+        separate = settings.views.backbones == "separate" and settings.views.aggregator is not None
+        kinds = len(settled(settings.view_kinds, "MODEL.view_kinds")) if separate else 1
+        # Of the second kind of view and those after it; all begin with the first one's weights.
+        self.view_backbones = nn.ModuleList(copy.deepcopy(self.backbone) for _ in range(kinds - 1))
         # norm is for fusion and head: the FPN has none, and a backbone keeps what its weights were trained with.
         spatial_dims, norm = self.backbone.spatial_dims, settings.norm
         self.attention_mode = attention_mode(settings, self.backbone.classic)
@@ -106,7 +117,11 @@ class HybridMedNet(Checkpointable, nn.Module):
         )
         level = self._fusion_level(settings, classic)
         self.fusion = DynamicFusion(channels, settings.fusion_channels, level, spatial_dims, norm)
+        self.fusion_channels = settings.fusion_channels
+        # What numbers in weights of studies stand for, by the names that the settings have.
+        self.study_parts = {"view_kinds": settings.view_kinds, "table_columns": settings.table_columns}
         self.classifier = _create_head(settings)
+        self.classifier.study = _create_mixer(settings, spatial_dims)  # last: other weights begin as without it
         if settings.gradient_checkpointing.enabled:
             options = checkpointing_options(settings.gradient_checkpointing)
             self.enable_gradient_checkpointing(**options, batch_size=planned_batch, autocast=planned_autocast)
@@ -128,24 +143,54 @@ class HybridMedNet(Checkpointable, nn.Module):
     def forward(self, x: Tensor | Inputs) -> Tensor | Logits:
         if self.lacking_weights:
             raise WeightsUnavailableError(self.lacking_weights)
-        image = x.single_images() if isinstance(x, Inputs) else x
+        image, inputs = self._images_and_study(x)
+        if image.shape[0] == 0 and inputs is not None:
+            return self.classifier(self._no_map(image), inputs)
         if self.recomputes():
-            logits = self.run_blocks(self.blocks(image), image).logits
+            logits = self.run_blocks(self.blocks(x), image).logits
             assert logits is not None
             return logits
-        return self.forward_head(self.forward_features(image))
+        return self.forward_head(self.forward_features(image, inputs), inputs)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The backbone's pyramid: [B, in_channels, *spatial] → levels [B, C_i, *spatial_i], finest first."""
-        return self.backbone.forward_features(x)
+    def forward_features(self, x: Tensor, inputs: Inputs | None = None) -> list[Tensor]:
+        """The backbone's pyramid: [M, in_channels, *spatial] → levels [M, C_i, *spatial_i], finest first.
+
+        inputs: the studies of these images, where each kind of view has a backbone of its own; None: the first one's.
+        """
+        if inputs is None or not len(self.view_backbones):
+            return self.backbone.forward_features(x)
+        return levels_by_kind([self.backbone, *self.view_backbones], x, kinds_of_images(inputs))
 
     def forward_fused(self, features: list[Tensor]) -> Tensor:
         """That pyramid through FPN, attention and fusion: levels → [B, fusion_channels, *spatial_t]."""
         return self.fusion(self.attention(self.fpn(features)))
 
-    def forward_head(self, features: list[Tensor]) -> Tensor | Logits:
-        """The rest of `forward`, from the backbone's pyramid on."""
-        return self.classifier(self.forward_fused(features))
+    def forward_head(self, features: list[Tensor], inputs: Inputs | None = None) -> Tensor | Logits:
+        """The rest of `forward`, from the backbone's pyramid on. inputs: the studies; None: each image is one."""
+        return self.classifier(self.forward_fused(features), inputs)
+
+    def view_weights(self, inputs: Inputs) -> Tensor:
+        """How much each view counts: [B, V], 0 for absent ones, rows adding up to 1 where there is one.
+
+        By the very projections that `forward` uses, in evaluation mode and without gradients; so is `table_weights`.
+        Raises ModelError where the network does not join views.
+        """
+        return self._ask_study(inputs, StudyMixer.view_weights, "MODEL.views.aggregator")
+
+    def table_weights(self, inputs: Inputs) -> Tensor | None:
+        """How much attention each column is paid: [B, F], likewise; None where MODEL.table.fusion has no attention."""
+        return self._ask_study(inputs, StudyMixer.table_weights, "MODEL.table.fusion")
+
+    def _ask_study(self, inputs: Inputs, question: Callable[[StudyMixer, Tensor, Tensor, Inputs], T], key: str) -> T:
+        study = self.classifier.study
+        if study is None:
+            raise ModelError(f"this model takes one image a study and no table: {key} is null")
+        with evaluating(self), torch.no_grad():
+            image = inputs.image
+            fused = self._no_map(image)
+            if image.shape[0]:
+                fused = self.forward_fused(self.forward_features(image, inputs))
+            return question(study, self.classifier.pooled(fused), fused, inputs)
 
     def get_attention_maps(self, x: Tensor) -> Mapping[int, CBAMMaps | TokenMaps]:
         """The weights of the attention between backbone and fusion for x, by level (0 the finest).
@@ -169,11 +214,19 @@ class HybridMedNet(Checkpointable, nn.Module):
             self.lacking_weights = ""
         return keys
 
-    def blocks(self, x: Tensor) -> list[Block]:
-        """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: x → logits."""
+    def blocks(self, x: Tensor | Inputs) -> list[Block]:
+        """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: images of x → logits.
+
+        The last block, which is never recomputed, knows which of them belong together, and the table.
+        """
+        image, inputs = self._images_and_study(x)
         neck = self.fpn.steps() if isinstance(self.fpn, FeaturePyramidNetwork) else []
         steps = [*neck, *self.attention.steps(), *self.fusion.steps()]
-        return [*self.backbone.blocks(x), *steps, Block("classifier", self._classify, (self.classifier,))]
+        classify = Block("classifier", partial(self._classify, inputs), (self.classifier,))
+        if not len(self.view_backbones):
+            return [*self.backbone.blocks(image), *steps, classify]
+        kinds = image.new_zeros(image.shape[0], dtype=torch.int64) if inputs is None else kinds_of_images(inputs)
+        return [*blocks_by_kind([self.backbone, *self.view_backbones], image, kinds), *steps, classify]
 
     def summary(self) -> str:
         """A line for the log: its size, what is recomputed, whose weights it started from."""
@@ -185,12 +238,35 @@ class HybridMedNet(Checkpointable, nn.Module):
         """Its own, else the backbone's: that is of the first blocks, and the others are kept."""
         return self._plan or self.backbone.checkpointing_plan()
 
+    def enable_gradient_checkpointing(
+        self,
+        segments: int | None = None,
+        fraction: float = 1.0,
+        memory_budget_gb: float | None = None,
+        batch_size: int = PLANNED_BATCH,
+        autocast: torch.dtype | None = None,
+    ) -> Plan:
+        """See Checkpointable. Raises ModelError for separate backbones, too: how many images each gets is not known."""
+        if len(self.view_backbones):
+            raise ModelError("gradient checkpointing is not planned for MODEL.views.backbones 'separate'")
+        return super().enable_gradient_checkpointing(segments, fraction, memory_budget_gb, batch_size, autocast)
+
     def disable_gradient_checkpointing(self) -> None:
         super().disable_gradient_checkpointing()
         self.backbone.disable_gradient_checkpointing()
 
-    def _classify(self, state: State) -> State:
-        return State(logits=self.classifier(state.current()))
+    def _classify(self, inputs: Inputs | None, state: State) -> State:
+        return State(logits=self.classifier(state.current(), inputs))
+
+    def _images_and_study(self, x: Tensor | Inputs) -> tuple[Tensor, Inputs | None]:
+        """The images, and how they make studies; None where each is one."""
+        if not isinstance(x, Inputs):
+            return x, None
+        return (x.single_images(), None) if self.classifier.study is None else (x.image, x)
+
+    def _no_map(self, image: Tensor) -> Tensor:
+        """The fused map of no image at all: studies of tables alone."""
+        return image.new_zeros(0, self.fusion_channels, *[1] * self.backbone.spatial_dims)
 
     def _fusion_level(self, settings: ModelSettings, classic: bool) -> int:
         """The level whose stride is nearest to the one asked for."""
@@ -209,7 +285,27 @@ def attention_mode(settings: ModelSettings, classic: bool) -> str:
     return "cross_scale" if settings.use_cross_scale_attention else "multi_scale"
 
 
-def _create_head(settings: ModelSettings) -> nn.Module:
+def _create_mixer(settings: ModelSettings, spatial_dims: int) -> StudyMixer | None:
+    """None where a study is one image."""
+    views, table = settings.views, settings.table
+    if views.aggregator is None and table.fusion is None:
+        return None
+    kinds = 1 if views.aggregator is None else len(settled(settings.view_kinds, "MODEL.view_kinds"))
+    columns = {} if table.fusion is None else settled(settings.table_columns, "MODEL.table_columns")
+    return StudyMixer(
+        settings.fusion_channels,
+        spatial_dims,
+        views.aggregator,
+        kinds,
+        table.fusion,
+        [NUMERIC if kind == "numeric" else kind for kind in columns.values()],
+        views.width,
+        table.width,
+        table.rank,
+    )
+
+
+def _create_head(settings: ModelSettings) -> MultiLabelHead | HierarchicalHead:
     channels, classes = settings.fusion_channels, settled(settings.num_classes, "MODEL.num_classes")
     if settings.hierarchical:
         coarse = settled(settings.num_coarse_classes, "MODEL.num_coarse_classes")

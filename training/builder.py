@@ -56,7 +56,12 @@ def build_learner(config: Config, model: nn.Module, batches_per_epoch: int) -> L
     device = next(model.parameters()).device
     steps = -(-batches_per_epoch // settings.gradient_accumulation_steps)
     optimizer = create_optimizer(
-        model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum
+        model,
+        settings.optimizer,
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.momentum,
+        settings.study_learning_rate_factor,
     )
     precision = choose_precision(settings.mixed_precision, device)
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:

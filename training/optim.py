@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+# What names of parameters begin with that join views and add a table.
+STUDY = "classifier.study."
 
 
 class ParameterGroup(TypedDict):
@@ -17,10 +20,16 @@ class ParameterGroup(TypedDict):
     params: list[nn.Parameter]
     param_names: list[str]
     weight_decay: float
+    rate_factor: float  # its learning rate is so many times the schedule's
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, study_rate_factor: float = 1.0, study: str = STUDY
+) -> list[ParameterGroup]:
     """The weights of convolutions and linear layers, which decay, and all other parameters, which do not.
+
+    Two groups more, of the same kinds, where a network has parameters whose names begin with `study`: those of what
+    joins views and adds a table, whose learning rate is multiplied by study_rate_factor.
 
     Such a weight has two axes or more and is called `weight`, or `…_weight` where a module has several. Biases, norms,
     embeddings, class tokens, position and relative-position tables, layer scales, state spaces and whatever a module
@@ -28,7 +37,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGro
     """
     exempt, weights = _listed_by_modules(model), _matrices(model)
     names = [name for name, parameter in model.named_parameters() if parameter in weights and parameter not in exempt]
-    return _groups(model, set(names), weight_decay)
+    groups = _groups(model, set(names), weight_decay)
+    own = [_part_of(group, lambda name: name.startswith(study), study_rate_factor) for group in groups]
+    if not any(group["params"] for group in own):
+        return groups
+    return [*(_part_of(group, lambda name: not name.startswith(study), 1.0) for group in groups), *own]
+
+
+def _part_of(group: ParameterGroup, chosen: Callable[[str], bool], rate_factor: float) -> ParameterGroup:
+    pairs = [pair for pair in zip(group["params"], group["param_names"], strict=True) if chosen(pair[1])]
+    return {
+        "params": [parameter for parameter, _ in pairs],
+        "param_names": [name for _, name in pairs],
+        "weight_decay": group["weight_decay"],
+        "rate_factor": rate_factor,
+    }
 
 
 def earlier_group_names(model: nn.Module) -> list[list[str]]:
@@ -55,7 +78,12 @@ def _groups(model: nn.Module, decayed: set[str], weight_decay: float) -> list[Pa
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     parts = ([pair for pair in trained if (pair[0] in decayed) is decays] for decays in (True, False))
     return [
-        {"params": [p for _, p in part], "param_names": [name for name, _ in part], "weight_decay": decay}
+        {
+            "params": [p for _, p in part],
+            "param_names": [name for name, _ in part],
+            "weight_decay": decay,
+            "rate_factor": 1.0,
+        }
         for part, decay in zip(parts, (weight_decay, 0.0))
     ]
 
@@ -91,10 +119,15 @@ def _listed(name: str, entries: set[str]) -> bool:
 
 
 def create_optimizer(
-    model: nn.Module, kind: str, learning_rate: float, weight_decay: float, momentum: float = 0.9
+    model: nn.Module,
+    kind: str,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    study_rate_factor: float = 1.0,
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) or SGD with Nesterov momentum, fused kernels."""
-    groups = [dict(group) for group in parameter_groups(model, weight_decay)]
+    groups = [dict(group) for group in parameter_groups(model, weight_decay, study_rate_factor)]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if kind == "sgd":
@@ -186,7 +219,7 @@ class LearningRateSchedule:
     def _apply(self) -> None:
         self.learning_rate = self.rate_at(self.step_number)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group.get("rate_factor", 1.0)
 
     def state_dict(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in ("step_number", "cut", "best", "waited")}

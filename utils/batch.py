@@ -19,10 +19,12 @@ class Inputs(NamedTuple):
     """What a model is given: the images of B studies that are there, study after study, and a row of a table each.
 
     image: [M, C, *spatial], spatial (H, W) or (D, H, W); M ≤ B · V, and M = B where each study is one image. There is
-    nothing in it for a view that is missing, so nothing is computed for it.
+    nothing in it for a view that is missing, so nothing is computed for it. Only in exported graphs, whose shapes
+    cannot depend on a mask, it has all B · V slots, anything in those that are missing.
     view_mask: bool [B, V], which views a study has; their images follow one another row by row.
     view_kind: int64 [B, V], what kind of view each is. 0 where there is one kind only.
-    table: float32 [B, F], standardised, 0 where unknown; F = 0 without a table. table_mask: bool [B, F], True: known.
+    table: float32 [B, F], 0 where unknown; F = 0 without a table. Numbers are standardised; categories are codes, from
+    1 on, 0 for all that were not met in training. table_mask: bool [B, F], True: known.
 
     len() is the number of fields, as of any tuple: DataLoader's pinning and torch's pytrees walk it. `studies` is B.
     """
@@ -36,7 +38,7 @@ class Inputs(NamedTuple):
     @classmethod
     def of_images(cls, image: Tensor) -> Inputs:
         """One image a study, no table: [B, C, *spatial] → V = 1, F = 0."""
-        studies, device = len(image), image.device
+        studies, device = image.shape[0], image.device  # not len(), which makes a number of an exported graph's batch
         return cls(
             image,
             torch.ones(studies, 1, dtype=torch.bool, device=device),
