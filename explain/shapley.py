@@ -95,7 +95,7 @@ def _outputs(value: Value, members: Bools, players: NDArray[np.intp], total: int
 def _exact(outputs: Floats, players: int) -> Floats:
     """[2^p, K], bit i of a row's number: player i is there → [p, K]. Differences first: no effect is exactly 0."""
     codes = np.arange(len(outputs))
-    sizes = np.bitwise_count(codes)
+    sizes = (codes[:, None] >> np.arange(players) & 1).sum(axis=1)
     weights = np.array([1 / (players * math.comb(players - 1, size)) for size in range(players)])
     phi = np.zeros((players, outputs.shape[1]))
     for i in range(players):
