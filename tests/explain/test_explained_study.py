@@ -47,6 +47,8 @@ def test_rows_and_summary():
     assert all(row.attribution == 0 for row in rows if row.column_or_view == "crp")
     assert [row.attribution for row in rows if row.method == "attention"][:4] == ATTENTION.tolist()
     assert {row.uncertainty for row in rows if row.method == "attention"} == {None}
+    assert explained[0].lime is not None
+    assert [row.uncertainty for row in rows[16:20]] == explained[0].lime.spread[:, 1].tolist()
     summary = json.loads(json.dumps(summarise_tables(explained, CLASSES), allow_nan=False))
     assert (summary["studies"], summary["exact"], summary["largest_standard_error"]) == (4, 4, 0)
     assert summary["additivity"] <= 1e-9

@@ -56,6 +56,13 @@ def test_category_counts_as_the_studys_own_against_the_others():
     assert (table[0] == of.table).all() and there[0].all(), "the study itself is the first"
 
 
+def test_a_gap_is_not_the_category_whose_code_is_0():
+    known = np.array([[True], [False], [True], [True]])
+    of = StudyInputs(np.zeros(1), np.ones(1, bool), np.zeros(0, bool), Background.of_training(np.eye(4, 1), known))
+    _, there, _, features = perturbed(of, np.ones(1, bool), 200, np.random.default_rng(0))
+    assert 0 < there.sum() < 200 and not features[~there].any() and features[there].any()
+
+
 def test_who_does_not_play_has_exactly_0():
     of = study(views=2)
     known = np.array([True, False, True, True])

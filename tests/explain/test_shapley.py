@@ -59,6 +59,35 @@ def test_definition_with_interactions_gaps_and_views():
     assert found.exact and not found.standard_error.any()
 
 
+def test_value_is_the_mean_over_training_rows_one_by_one():
+    study = curved_study(3, 2)
+    study = StudyInputs(study.table, np.array([True, True, False]), np.array([True, False]), study.background)
+
+    def outputs(table, known, there):
+        return curved(*(np.concatenate([part, part[:, :1]], axis=1) for part in (table, known)), there)
+
+    for coalition in np.array(np.meshgrid(*[[False, True]] * 5)).reshape(5, -1).T:
+        expected = []
+        for row, gaps in zip(study.background.rows, study.background.known):
+            table, known = study.table.copy(), study.known.copy()
+            for j in range(2):
+                if not coalition[j]:
+                    table[j], known[j] = row[j], gaps[j]
+            there = coalition[3:] & [True, False]
+            expected.append(outputs(table[None], known[None], there[None])[0])
+        found = study.value(outputs)(coalition[None])[0]
+        np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-12)
+
+
+def test_a_value_that_only_gaps_differ_from_plays():
+    known = np.array([[True], [False], [True]])
+    study = StudyInputs(
+        np.zeros(1), np.ones(1, bool), np.zeros(0, bool), Background.of_training(np.ones((3, 1)) * 0, known)
+    )
+    found = shapley_values(study.value(lambda table, known, there: 3.0 * known), study.playing)
+    assert found.values[0, 0] == pytest.approx(1), "known in this study, in two of three otherwise"
+
+
 @pytest.mark.parametrize("columns", [3, 12, 16])
 def test_linear_network_exact_and_sampled(columns):
     study, weights, outputs = linear_study(columns)
