@@ -9,34 +9,7 @@ import pytest
 from configs.errors import ExplanationError
 from explain.background import Background, StudyInputs
 from explain.shapley import shapley_values
-
-
-def linear_study(columns: int = 5, views: int = 0, rows: int = 60, seed: int = 0):
-    """(StudyInputs without gaps, weights [F, 2], outputs w·x + 3 · views)."""
-    rng = np.random.default_rng(seed)
-    data = rng.normal(size=(rows, columns)) * rng.uniform(0.5, 3, columns) + rng.normal(size=columns)
-    weights = rng.normal(size=(columns, 2))
-    background = Background.of_training(data, np.ones_like(data, bool))
-    study = StudyInputs(rng.normal(size=columns), np.ones(columns, bool), np.ones(views, bool), background)
-
-    def outputs(table, known, there):
-        return np.where(known, table, 0) @ weights + 0.5 + 3.0 * there.sum(axis=1, keepdims=True)
-
-    return study, weights, outputs
-
-
-def curved(table, known, there):
-    """A network with interactions, gaps and views; two outputs."""
-    x = np.where(known, table, -0.3)
-    bent = np.tanh(x[:, 0] * x[:, 1] + x[:, 3]) * x[:, 0] + x[:, 2] ** 2 * (x[:, 1] > 0) - 0.2 * known.sum(axis=1)
-    seen = there.sum(axis=1) * (1 + x[:, 0])
-    return np.stack([bent + seen, np.exp(-(x**2).sum(axis=1) / 5) - seen], axis=1)
-
-
-def curved_study(columns: int = 5, views: int = 2, seed: int = 1) -> StudyInputs:
-    rng = np.random.default_rng(seed)
-    background = Background.of_training(rng.normal(size=(40, columns)), rng.random((40, columns)) < 0.8)
-    return StudyInputs(rng.normal(size=columns), np.ones(columns, bool), np.ones(views, bool), background)
+from tests.explain.studies import curved, curved_study, linear_study
 
 
 def by_orders(value, players: int) -> np.ndarray:
@@ -57,35 +30,6 @@ def test_definition_with_interactions_gaps_and_views():
     found = shapley_values(study.value(curved), study.playing)
     np.testing.assert_allclose(found.values, by_orders(study.value(curved), 6), atol=1e-12)
     assert found.exact and not found.standard_error.any()
-
-
-def test_value_is_the_mean_over_training_rows_one_by_one():
-    study = curved_study(3, 2)
-    study = StudyInputs(study.table, np.array([True, True, False]), np.array([True, False]), study.background)
-
-    def outputs(table, known, there):
-        return curved(*(np.concatenate([part, part[:, :1]], axis=1) for part in (table, known)), there)
-
-    for coalition in np.array(np.meshgrid(*[[False, True]] * 5)).reshape(5, -1).T:
-        expected = []
-        for row, gaps in zip(study.background.rows, study.background.known):
-            table, known = study.table.copy(), study.known.copy()
-            for j in range(2):
-                if not coalition[j]:
-                    table[j], known[j] = row[j], gaps[j]
-            there = coalition[3:] & [True, False]
-            expected.append(outputs(table[None], known[None], there[None])[0])
-        found = study.value(outputs)(coalition[None])[0]
-        np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-12)
-
-
-def test_a_value_that_only_gaps_differ_from_plays():
-    known = np.array([[True], [False], [True]])
-    study = StudyInputs(
-        np.zeros(1), np.ones(1, bool), np.zeros(0, bool), Background.of_training(np.ones((3, 1)) * 0, known)
-    )
-    found = shapley_values(study.value(lambda table, known, there: 3.0 * known), study.playing)
-    assert found.values[0, 0] == pytest.approx(1), "known in this study, in two of three otherwise"
 
 
 @pytest.mark.parametrize("columns", [3, 12, 16])
@@ -171,44 +115,6 @@ def test_nobody_plays():
     )
     found = shapley_values(study.value(lambda table, known, there: np.full((len(table), 3), 7.0)), study.playing)
     assert found.values.shape == (3, 3) and not found.values.any() and (found.base == 7).all()
-
-
-def test_without_columns_that_vary_one_row_is_enough():
-    study = StudyInputs(
-        np.zeros(0), np.zeros(0, bool), np.ones(2, bool), Background(np.zeros((100, 0)), np.zeros((100, 0), bool))
-    )
-    sizes = []
-
-    def outputs(table, known, there):
-        sizes.append(len(table))
-        return there @ np.array([[1.0], [2.0]])
-
-    assert shapley_values(study.value(outputs), study.playing).values[:, 0].tolist() == [1, 2]
-    assert sum(sizes) == 4
-
-
-def test_rows_are_computed_in_parts_of_limited_size():
-    study, _, outputs = linear_study(12, rows=100)
-    sizes = []
-
-    def counted(table, known, there):
-        sizes.append(len(table))
-        return outputs(table, known, there)
-
-    shapley_values(study.value(counted), study.playing)
-    assert sum(sizes) == 4096 * 100 and max(sizes) <= 8192
-
-
-def test_background_is_drawn_from_training_rows():
-    rows, known = np.arange(500.0)[:, None], np.ones((500, 1), bool)
-    known[7] = False
-    drawn = Background.of_training(rows, known, seed=1)
-    assert len(drawn.rows) == 100 and len(np.unique(drawn.rows)) == 100
-    assert (Background.of_training(rows, known, seed=1).rows == drawn.rows).all()
-    assert (Background.of_training(rows, known, seed=2).rows != drawn.rows).any()
-    assert Background.of_training(rows[:8], known[:8]).rows[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
-    with pytest.raises(ValueError, match="rows"):
-        Background.of_training(rows[:0], known[:0])
 
 
 def test_what_cannot_be_attributed_is_refused():
