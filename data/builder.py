@@ -25,6 +25,7 @@ from data.profile import TrainingDataRecord, describe_images
 from data.readers.tables import TableSettings
 from data.sources.formats import open_source
 from data.sources.identical_files import drawn_split_notes
+from data.sources.studies import StudySettings, with_studies
 from data.splits.assignment import assign_splits, read_split
 from data.study import SPLITS, DatasetIndex
 from data.transforms.device_augmentation import DeviceAugmentation
@@ -87,6 +88,7 @@ def open_data(config: Config) -> DatasetIndex:
         data.check_duplicates,
         settings=table_settings(data),
     )
+    dataset_index = with_studies(dataset_index, folder, study_settings(data))
     for note in dataset_index.notes:
         logger.warning("%s", note)
     if config.MODEL.task == "multi_class" and not dataset_index.exclusive:
@@ -96,7 +98,23 @@ def open_data(config: Config) -> DatasetIndex:
 
 def table_settings(data: DataSettings) -> TableSettings:
     """What the settings say of tables."""
-    return TableSettings(data.encoding, data.columns or {}, data.ignore_columns or (), data.patient_ids)
+    ignored = data.ignore_columns or ()
+    return TableSettings(data.encoding, data.columns or {}, ignored, data.patient_ids, data.study_column)
+
+
+def study_settings(data: DataSettings) -> StudySettings:
+    """What the settings say of studies."""
+    return StudySettings(
+        data.study_column,
+        data.view_kinds,
+        data.max_views,
+        data.required_views,
+        data.table.file,
+        data.table.columns,
+        data.encoding,
+        data.labels_file or "the labels table",
+        data.columns,
+    )
 
 
 def asked_tables(overrides: Sequence[str]) -> TableSettings:

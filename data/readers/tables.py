@@ -15,6 +15,7 @@ from data.readers.delimited import Record, read_records
 from data.readers.regular_files import check_expansion, read_head
 from data.readers.text_encoding import decode
 from data.readers.xlsx import is_workbook, read_workbook
+from utils.text import visible
 from utils.words import is_missing, name_key, plain
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".xlsx")
@@ -136,13 +137,14 @@ _PIECE_BYTES = 2**20
 class TableSettings:
     """What the user says of tables. encoding: DATA.encoding, None: what is certain. columns: DATA.columns, role → the
     column's name, None: there is none. ignore_columns: DATA.ignore_columns, those that are no classes.
-    patient_ids: DATA.patient_ids, see `patient_identities`.
+    patient_ids: DATA.patient_ids, see `patient_identities`. study_column: DATA.study_column, None: images stand alone.
     """
 
     encoding: str | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     ignore_columns: Sequence[str] = ()
     patient_ids: str = "stop"
+    study_column: str | None = None
 
 
 NO_SETTINGS = TableSettings()
@@ -307,7 +309,20 @@ def _has_image(header: Sequence[str], settings: TableSettings) -> bool:
     """Whether a header names the images."""
     if named := settings.columns.get("image"):
         return named in header
+    if settings.study_column is not None and any(view_of_column(name) for name in header):
+        return True
     return any(_column_key(name) in _ROLES["image"] for name in header)
+
+
+def view_of_column(name: str) -> str:
+    """'frontal' of 'image_frontal', a column that names each study's image of that view; '' of others."""
+    prefix, _, view = visible(name).replace("-", "_").partition("_")
+    return view.strip() if prefix.casefold() == "image" else ""
+
+
+def role_of(name: str) -> str | None:
+    """What a column of this name is for, None where its name does not say."""
+    return next((role for role, aliases in _ROLES.items() if _column_key(name) in aliases), None)
 
 
 def parse_split(text: str) -> str | None:
