@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import DataError
+from configs.study_consistency import OTHER
 from data.clinical_table import ClinicalTable
 from data.readers.volumes import FittedVolume, Volume
 
@@ -143,13 +144,18 @@ class StudyImages:
     """The images of studies that may have several.
 
     index: a row an image; its studies are single images, called by their files. rows: of each study, its rows there.
-    kinds: what kind of view each of them is, as a position in view_kinds, of which the last is 'other'.
+    kinds: what kind of view each of them is, as a position in view_kinds. values: kind → values of the column view.
     """
 
     index: DatasetIndex
     rows: tuple[tuple[int, ...], ...]
     kinds: tuple[tuple[int, ...], ...]
-    view_kinds: tuple[str, ...]
+    values: Mapping[str, Sequence[str]]
+
+    @property
+    def view_kinds(self) -> tuple[str, ...]:
+        """All kinds, the last of which is that of all other values."""
+        return (*self.values, OTHER)
 
 
 class StudyReader(Reader):

@@ -61,15 +61,14 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
         return dataset_index
     groups, id_notes = _grouped(dataset_index, settings)
     _check_agreement(dataset_index, groups, settings)
-    values, view_notes = _kinds_of_views(dataset_index, settings)
-    names = (*values, OTHER)
+    values, view_notes = _kinds_of_views(dataset_index, settings) if settings.study_column is not None else ({}, [])
     by_value = {_view_key(value): kind for kind, listed in values.items() for value in (kind, *listed)}
     by_value |= {_view_key(value): kind for kind, listed in values.items() for value in listed}
     kind_of = [by_value.get(_view_key(study.table.get("view", "")), OTHER) for study in dataset_index.studies]
     _check_counts(dataset_index, groups, settings)
     kept, left_notes = _with_required(groups, kind_of, settings.required_views)
     rows = [row for group in kept.values() for row in group]
-    images = _images(selected(dataset_index, rows), kept, [kind_of[row] for row in rows], names)
+    images = _images(selected(dataset_index, rows), kept, [kind_of[row] for row in rows], values)
     studies = tuple(
         _study(name, [dataset_index.studies[row] for row in group], [kind_of[row] for row in group], settings)
         for name, group in kept.items()
@@ -95,9 +94,15 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
     )
 
 
-def view_values(dataset_index: DatasetIndex, settings: StudySettings) -> dict[str, list[str]]:
-    """DATA.view_kinds as it is written out: as set, or each value of the column view as a kind of its own."""
-    return {kind: list(values) for kind, values in _kinds_of_views(dataset_index.image_index, settings)[0].items()}
+def check_view_kinds(saved: Sequence[str] | None, dataset_index: DatasetIndex) -> None:
+    """DataError where a model's kinds of view, as its checkpoint has them, are not those of the data, in one order."""
+    there = None if dataset_index.images is None else list(dataset_index.images.view_kinds)
+    if there != (None if saved is None else list(saved)):
+        model, data = (", ".join(kinds) if kinds else "single images" for kinds in (saved, there))
+        raise DataError(
+            f"the model was trained with the kinds of view {model}, the data have {data}: set DATA.study_column and "
+            "DATA.view_kinds as in the run's config.yaml"
+        )
 
 
 Groups = Mapping[str, Sequence[int]]
@@ -229,15 +234,20 @@ def _with_required(groups: Groups, kind_of: Sequence[str], required: Sequence[st
     ]
 
 
-def _images(image_index: DatasetIndex, groups: Groups, kinds: Sequence[str], names: Sequence[str]) -> StudyImages:
-    """image_index: the images of all groups, in their order."""
+def _images(
+    image_index: DatasetIndex, groups: Groups, kinds: Sequence[str], values: Mapping[str, Sequence[str]]
+) -> StudyImages:
+    """image_index: the images of all groups, in their order; kinds: theirs."""
+    names = (*values, OTHER)
     rows, of_kinds, start = [], [], 0
     for group in groups.values():
         numbers = range(start, start + len(group))
         rows.append(tuple(numbers))
         of_kinds.append(tuple(names.index(kinds[number]) for number in numbers))
         start += len(group)
-    return StudyImages(replace(image_index, notes=()), tuple(rows), tuple(of_kinds), tuple(names))
+    return StudyImages(
+        replace(image_index, notes=()), tuple(rows), tuple(of_kinds), {k: tuple(v) for k, v in values.items()}
+    )
 
 
 def _study(name: str, images: Sequence[Study], kinds: Sequence[str], settings: StudySettings) -> Study:

@@ -7,8 +7,8 @@ import pytest
 
 from configs.default_config import Config
 from configs.errors import DataError
-from data.builder import open_data, split_data
-from data.sources.studies import view_values
+from data.builder import open_data, resolve, split_data
+from data.sources.studies import check_view_kinds
 from data.splits.assignment import read_split, write_split
 from data.study import DatasetIndex
 
@@ -78,11 +78,12 @@ def test_views_of_one_kind_have_several_names(tmp_path):
 
 def test_the_kinds_that_data_have_are_written_out_and_mean_the_same(tmp_path):
     found = open_table(tmp_path)
-    from data.builder import study_settings
-
-    written = view_values(found, study_settings(Config.from_overrides(["DATA.study_column=study_id"]).DATA))
+    written = resolve(Config.from_overrides(["DATA.study_column=study_id"]), found).DATA.view_kinds
     assert written == {"AP": ["AP"], "lateral": ["lateral"], "PA": ["PA"]}
     again = open_table(tmp_path, LONG, None, f"DATA.view_kinds={written}")
+    check_view_kinds(found.images.view_kinds, again)
+    with pytest.raises(DataError, match="AP, lateral, PA, other, the data have single images"):
+        check_view_kinds(found.images.view_kinds, open_table(tmp_path, LONG, None, "DATA.study_column=null"))
     assert again.images.view_kinds == found.images.view_kinds and again.images.kinds == found.images.kinds
 
 
