@@ -241,6 +241,26 @@ class TableEncoding:
             raise CheckpointError(f"what a checkpoint says of its table cannot be read ({error!r})") from None
 
 
+def check_resumed_table(saved: object, encoding: TableEncoding | None) -> None:
+    """DataError where a resumed run's table is not what its checkpoint was trained with: the network would be given
+    other numbers for the same values.
+
+    saved: the checkpoint's `as_dict`, None where it has no table. Raises CheckpointError where it is neither.
+    """
+    if saved is not None and not isinstance(saved, Mapping):
+        raise CheckpointError(f"what a checkpoint says of its table cannot be read ({type(saved).__name__})")
+    before = None if saved is None else TableEncoding.from_dict(saved)
+    if before == encoding:
+        return
+    was, now = ({c.name: c for c in one.columns} if one else {} for one in (before, encoding))
+    changed = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
+    raise DataError(
+        f"the table of the data is not the one that the run was trained with (columns {some(changed) or 'alike'}, of "
+        f"{before.studies if before else 'no'} and {encoding.studies if encoding else 'no'} training studies): "
+        "restore the data's table and DATA.table, or start a new run"
+    )
+
+
 def _fit_numeric(column: NumericColumn) -> Numeric | str:
     known = column.values[column.known]
     if not len(known):

@@ -7,7 +7,7 @@ import pytest
 
 from configs.errors import CheckpointError, DataError
 from data.clinical_table import CategoricalColumn, ClinicalTable, NumericColumn
-from data.table_encoding import TableEncoding
+from data.table_encoding import TableEncoding, check_resumed_table
 
 NAN = float("nan")
 TRAINING = [0, 1, 2, 3, 4, 5]
@@ -143,3 +143,16 @@ def test_no_studies_and_no_columns():
     assert [part.shape for part in encoding.encode(table_of([], ()))] == [(0, 2), (0, 2)]
     nothing = ClinicalTable((), np.ones(3, bool))
     assert [part.shape for part in TableEncoding.fit(nothing, [0]).encode(nothing)] == [(3, 0), (3, 0)]
+
+
+def test_a_resumed_run_has_the_table_it_was_trained_with():
+    encoding = TableEncoding.fit(table_of(), TRAINING)
+    check_resumed_table(json.loads(json.dumps(encoding.as_dict())), encoding)
+    check_resumed_table(None, None)
+    with pytest.raises(DataError, match=r"columns age, of 6 and 6 training studies"):
+        check_resumed_table(encoding.as_dict(), TableEncoding.fit(table_of([41.0, *AGES[1:]]), TRAINING))
+    for saved, now in ((None, encoding), (encoding.as_dict(), None)):
+        with pytest.raises(DataError, match="age, sex"):
+            check_resumed_table(saved, now)
+    with pytest.raises(CheckpointError):
+        check_resumed_table("age", encoding)
