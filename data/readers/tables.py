@@ -12,6 +12,7 @@ from typing import IO
 
 from configs.errors import DataError
 from data.readers.delimited import Record, read_records
+from data.readers.json_table import read_json_records
 from data.readers.regular_files import check_expansion, read_head
 from data.readers.text_encoding import decode
 from data.readers.xlsx import is_workbook, read_workbook
@@ -209,7 +210,8 @@ def _read_all(file: IO[bytes] | gzip.GzipFile, stored: int) -> bytes:
 
 
 def read_table(path: Path, settings: TableSettings = NO_SETTINGS) -> Table:
-    """Read a table with a header: text separated by commas, semicolons or tabs, or an .xlsx file, by its content.
+    """Read a table with a header: text separated by commas, semicolons or tabs, or an .xlsx file, by its content; of
+    a .json file a list of studies, see `read_json_records`, whose objects count as lines.
 
     Empty lines are skipped, surrounding blanks of cells dropped, as are columns without a name (a pandas index, the
     comma at the end of NIH's 2017 header); at the end of a row they may be missing, as in NIH's list of boxes. Raises
@@ -223,6 +225,8 @@ def read_table(path: Path, settings: TableSettings = NO_SETTINGS) -> Table:
             return _build(path, iter(records), tuple(f"'{path.name}': {note}" for note in notes), False)
         _check_is_text(raw)
         text, guessed = _decoded(path, raw, settings.encoding)
+        if path.name.lower().endswith((".json", ".json.gz")):
+            return _build(path, read_json_records(text), (), False)
         lines, delimiter = read_records(text, lambda header: _has_image(header, settings))
         notes = [f"is not UTF-8, it was read as {guessed} (DATA.encoding says otherwise)"] if guessed else []
         return _build(path, lines, tuple(f"'{path.name}' {note}" for note in notes), delimiter in ";\t")

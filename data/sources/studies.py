@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from configs.errors import DataError
 from configs.study_consistency import OTHER
 from data.clinical_table import Kind
 from data.readers.tables import raise_problems, some
+from data.sources.dicom_studies import with_headers
 from data.sources.study_table import with_clinical_table
 from data.study import DatasetIndex, Study, StudyImages, StudyReader, selected
 from utils.text import visible
@@ -23,6 +25,7 @@ from utils.words import is_missing, name_key, plain
 logger = logging.getLogger(__name__)
 
 _DISPLAYED = 3
+_SIDE = re.compile(r"^[LR] ")
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,11 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
     """
     if not settings.active:
         return dataset_index
+    dataset_index = with_headers(dataset_index, settings.study_column)
     groups, id_notes = _grouped(dataset_index, settings)
     _check_agreement(dataset_index, groups, settings)
     values, view_notes = _kinds_of_views(dataset_index, settings) if settings.study_column is not None else ({}, [])
-    by_value = {_view_key(value): kind for kind, listed in values.items() for value in (kind, *listed)}
-    by_value |= {_view_key(value): kind for kind, listed in values.items() for value in listed}
-    kind_of = [by_value.get(_view_key(study.table.get("view", "")), OTHER) for study in dataset_index.studies]
+    kind_of = [_kind_of(study.table.get("view", ""), values) for study in dataset_index.studies]
     _check_counts(dataset_index, groups, settings)
     kept, left_notes = _with_required(groups, kind_of, settings.required_views)
     rows = [row for group in kept.values() for row in group]
@@ -197,6 +199,16 @@ def _view_key(text: str) -> str:
     return "" if is_missing(text) else name_key(text)
 
 
+def _kind_of(text: str, values: Mapping[str, Sequence[str]]) -> str:
+    """The kind that has a value, or is called so; of 'L CC' and 'R CC', as DICOM files have them, else that of 'CC'."""
+    for key in (_view_key(text), _view_key(_SIDE.sub("", text.strip()))):
+        listed = next((kind for kind, own in values.items() if key in map(_view_key, own)), None)
+        named = next((kind for kind in values if key == _view_key(kind)), None)
+        if key and (listed or named):
+            return listed or named or OTHER
+    return OTHER
+
+
 def _kinds_of_views(
     dataset_index: DatasetIndex, settings: StudySettings
 ) -> tuple[Mapping[str, Sequence[str]], list[str]]:
@@ -207,13 +219,13 @@ def _kinds_of_views(
         spellings: dict[str, list[str]] = {}
         for value, _ in sorted(known.items(), key=lambda item: (-item[1], item[0])):
             spellings.setdefault(_view_key(value), []).append(value)
-        kinds = {values[0]: values for key, values in sorted(spellings.items()) if key != OTHER}
-        lacking = [kind for kind in settings.required_views if kind not in kinds]
+        found = {values[0]: values for key, values in sorted(spellings.items()) if key != OTHER}
+        lacking = [kind for kind in settings.required_views if kind not in found]
         if lacking:
-            raise DataError(f"DATA.required_views: {some(lacking)} is none of the views {', '.join(kinds) or '(none)'}")
-        return kinds, []
-    named = {_view_key(value) for kind, listed in settings.view_kinds.items() for value in (kind, *listed)}
-    strange = Counter({value: count for value, count in known.items() if _view_key(value) not in named})
+            raise DataError(f"DATA.required_views: {some(lacking)} is none of the views {', '.join(found) or '(none)'}")
+        return found, []
+    kinds = settings.view_kinds
+    strange = Counter({value: count for value, count in known.items() if _kind_of(value, kinds) == OTHER})
     notes = []
     if strange:
         shown = some([f"{value!r} ({count})" for value, count in strange.most_common()], _DISPLAYED)

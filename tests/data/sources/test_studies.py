@@ -11,6 +11,7 @@ from data.builder import open_data, resolve, split_data
 from data.sources.studies import check_view_kinds
 from data.splits.assignment import read_split, write_split
 from data.study import DatasetIndex
+from tests.data.readers.dicom_cases import dataset_of, ramp, written
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
@@ -278,3 +279,78 @@ def test_real_studies():
         open_data(
             Config.from_overrides([f"DATA.data_dir={SHARED / 'covid_studies'}", "DATA.study_column=study_id", kinds])
         )
+
+
+JSON = """[
+ {"study_id": "s1", "patient_id": 1, "labels": ["A", "B"], "age": 61.50,
+  "images": {"frontal": "a1.png", "lateral": "a2.png", "oblique": null}},
+ {"study_id": "s2", "patient_id": 2, "labels": [], "age": null, "images": [{"image": "b1.png", "view": "lateral"}]},
+ {"study_id": "s3", "patient_id": 3, "labels": ["A"], "images": ["c1.png"]},
+ {"study_id": "s4", "patient_id": 4, "labels": ["B"], "image": "d1.png", "view": "frontal"}
+]"""
+
+
+def test_a_json_list_of_studies(tmp_path):
+    (tmp_path / "labels.json").write_text(JSON)
+    found = open_table(tmp_path, LONG, None, "DATA.labels_file=labels.json", "DATA.table.columns=[age]")
+    assert [study.views for study in found.studies] == [
+        {"frontal": "a1.png", "lateral": "a2.png"},
+        {"lateral": "b1.png"},
+        {"other": "c1.png"},
+        {"frontal": "d1.png"},
+    ]
+    assert found.class_names == ("A", "B") and found.label_matrix().tolist() == [[1, 1], [0, 0], [1, 0], [0, 1]]
+    assert [study.patient_id for study in found.studies] == ["1", "2", "3", "4"]
+    assert found.table.columns[0].values[0] == 61.5 and found.table.columns[0].known.tolist() == [True, *[False] * 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "is not a list of objects"),
+        ("[]", "is not a list of objects"),
+        ("[1]", "object 1 is str"),
+        ("[{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ('[{"image": "a1.png", "image": "a2.png"}]', "'image' twice"),
+        ('[{"images": 3}]', "object 1: 'images' must be"),
+        ('[{"image": {"a": 1}}]', "object 1: 'image' must be"),
+    ],
+)
+def test_json_of_another_form_is_an_error_in_words(tmp_path, text, said):
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(DataError) as error:
+        open_table(tmp_path, LONG, None, "DATA.labels_file=labels.json")
+    assert said in str(error.value)
+
+
+def write_dicom(path: Path, study: str, **attributes: str) -> None:
+    dataset = dataset_of(ramp(12), 12, StudyInstanceUID=study, **attributes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(written(dataset))
+
+
+def test_dicom_files_without_a_table_are_put_together_by_their_headers(tmp_path):
+    """Class folders, as there is no table; PS3.3 C.8.7.10 (ViewPosition) and C.7.3.1 (Laterality)."""
+    own = {"PatientAge": "057Y", "PatientSex": "F", "PatientID": "p1"}
+    for folder, number, view, side in (("ill", 1, "CC", "L"), ("ill", 2, "MLO", "L"), ("well", 3, "CC", "R")):
+        uid = f"1.2.{1 + (folder == 'well')}"
+        write_dicom(tmp_path / folder / f"{number}.dcm", uid, ViewPosition=view, ImageLaterality=side, **own)
+    write_dicom(tmp_path / "well" / "4.dcm", "1.2.9", ViewPosition="PA", ImageLaterality="U", PatientID="p2")
+    settings = [f"DATA.data_dir={tmp_path}", "DATA.study_column=StudyInstanceUID", "DATA.table.columns=[age, sex]"]
+    found = open_data(Config.from_overrides(settings))
+    views = {study.name: (study.patient_id, [*study.views], study.table["view"]) for study in found.studies}
+    assert views == {
+        "1.2.1": ("p1", ["L CC", "L MLO"], "L CC|L MLO"),
+        "1.2.2": ("p1", ["R CC"], "R CC"),
+        "1.2.9": ("p2", ["PA"], "PA"),
+    }
+    age, sex = found.table.columns
+    assert age.values[:2].tolist() == [57, 57] and sex.words == ("F", "F", "")
+    kinds = open_data(Config.from_overrides([*settings, "DATA.view_kinds={cc: [CC], left mlo: [L MLO]}"])).images
+    assert kinds.view_kinds == ("cc", "left mlo", "other") and kinds.kinds == ((0, 1), (0,), (2,))
+
+
+def test_images_without_headers_cannot_be_put_together_by_them(tmp_path):
+    with pytest.raises(DataError, match=r"'a1.png' is no DICOM file"):
+        open_table(tmp_path, LONG.replace("view,", "projection,"), None, "DATA.study_column=StudyInstanceUID")
