@@ -18,7 +18,7 @@ from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
-from data.loading.studies import NO_DROPOUT, EncodedTable, StudyDataset, StudyDropout
+from data.loading.studies import NO_DROPOUT, EncodedTable, StudyDataset, StudyDropout, StudyInputs
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import FINDINGS, write_phantom
 from data.phantom.volumes import write_phantom_volumes
@@ -156,6 +156,14 @@ def study_settings(data: DataSettings) -> StudySettings:
     )
 
 
+def unlabelled_studies(config: Config, dataset_index: DatasetIndex) -> DatasetIndex:
+    """Images to be predicted, of `open_unlabelled`, as the studies of a saved model's settings; itself where these have
+    none. Columns are those of the table that names the images, or of DICOM headers; what is not there is noted.
+    """
+    settings = replace(study_settings(config.DATA), table_file=None, required_views=(), tolerant=True)
+    return with_studies(dataset_index, Path(), settings)
+
+
 def asked_tables(overrides: Sequence[str]) -> TableSettings:
     """What a command's own overrides say of tables; those that a model was trained from were others."""
     keys = Config.override_keys(overrides)
@@ -232,7 +240,7 @@ def build_loaders(
     encoding = fit_table(config, dataset_index, assignment)
     if encoding is not None:
         _tell_of_table(encoding, dataset_index, assignment)
-    table = _encoded(encoding, dataset_index)
+    table = EncodedTable.of(encoding, dataset_index)
 
     def loader(split: str, studies: DatasetIndex) -> ImageLoader:
         train = split == "train"
@@ -259,16 +267,7 @@ def _dataset(
     """Of studies of several images, or with a table, or of single images."""
     if dataset_index.images is None:
         return ImageDataset(dataset_index, transform, seed)
-    return StudyDataset(dataset_index, transform, seed, table, dropout)
-
-
-def _encoded(encoding: TableEncoding | None, dataset_index: DatasetIndex) -> EncodedTable | None:
-    """The table of all studies, by an encoding. Raises DataError where the data have no such table."""
-    if encoding is None:
-        return None
-    if dataset_index.table is None:
-        raise DataError(f"the model was trained with a table ({', '.join(encoding.kinds)}), the data have none")
-    return EncodedTable(*encoding.encode(dataset_index.table))
+    return StudyDataset(dataset_index, StudyInputs(transform), seed, table, dropout)
 
 
 def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages) -> DatasetIndex:
@@ -321,7 +320,7 @@ def build_evaluation_loader(
     encoding: of the model's table, see `saved_table`; what in these rows is unlike training is logged. Raises DataError
     where the data lack its columns.
     """
-    table = _encoded(encoding, dataset_index)
+    table = EncodedTable.of(encoding, dataset_index)
     if encoding is not None and dataset_index.table is not None:
         for note in encoding.notes(dataset_index.table.rows(rows), "the data"):
             logger.warning("%s", note)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,14 @@ from configs.errors import CacheError, DataError
 from data.loading.loaders import Failure, ImageDataset, Item
 from data.readers.remarks import Remark, collecting
 from data.study import DatasetIndex, StudyImages
+from data.table_encoding import TableEncoding
 from data.transforms.images import sample_rng
-from data.transforms.input_transform import ImageTransform, ReadBatch, ReadImage
+from data.transforms.input_transform import ImageTransform, InputTransform, ReadBatch
 from utils.batch import DeviceTransform, Inputs
+
+Collated = TypeVar("Collated", covariant=True)
+# Any: what is made of an image, and of several, is known to the transform alone.
+AnyImageTransform = InputTransform[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,15 @@ class EncodedTable:
     def none(cls, studies: int) -> EncodedTable:
         """Without columns."""
         return cls(np.zeros((studies, 0), np.float32), np.zeros((studies, 0), bool))
+
+    @classmethod
+    def of(cls, encoding: TableEncoding | None, dataset_index: DatasetIndex) -> EncodedTable:
+        """The table of all studies. Raises DataError where the data have no such table."""
+        if encoding is None:
+            return cls.none(len(dataset_index.studies))
+        if dataset_index.table is None:
+            raise DataError(f"the model was trained with a table ({', '.join(encoding.kinds)}), the data have none")
+        return cls(*encoding.encode(dataset_index.table))
 
 
 @dataclass(frozen=True)
@@ -66,18 +80,28 @@ class ReadStudy(NamedTuple):
     int64 [v]; its row of the table and what of it is known, [F].
     """
 
-    images: tuple[ReadImage, ...]
+    images: tuple[Any, ...]  # what the image transform makes, which alone knows it
     view_mask: np.ndarray
     view_kind: np.ndarray
     table: np.ndarray
     table_mask: np.ndarray
 
 
-class StudyTransform:
-    """Puts read studies together, their images as an ImageTransform does: the second half of an InputTransform.
-
-    The first is `StudyDataset`, which reads image by image. Attributes: those of the ImageTransform.
+class StudyTransform(Protocol[Collated]):
+    """What `StudyDataset` reads images with, and what makes a batch of the studies that it read: an InputTransform,
+    of which the dataset takes the place of `apply`.
     """
+
+    @property
+    def image_transform(self) -> AnyImageTransform: ...
+
+    def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator) -> ReadStudy: ...
+
+    def collate(self, values: Sequence[ReadStudy]) -> Collated: ...
+
+
+class StudyInputs:
+    """A StudyTransform for one model, its images made by an ImageTransform."""
 
     def __init__(self, image_transform: ImageTransform) -> None:
         self.image_transform = image_transform
@@ -87,30 +111,37 @@ class StudyTransform:
         return self.image_transform.device_transform
 
     def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator) -> ReadStudy:
-        """A study without dropout and without its table; raises DataError where one of its images cannot be read."""
-        images = _images_of(dataset_index)
-        read = tuple(self.image_transform.apply(images.index, row, rng) for row in images.rows[index])
-        nothing = EncodedTable.none(1)
-        kinds = np.array(images.kinds[index], np.int64)
-        return ReadStudy(read, np.ones(len(read), bool), kinds, nothing.values[0], nothing.known[0])
+        """See `read_whole`."""
+        return read_whole(self.image_transform, dataset_index, index, rng)
 
     def collate(self, values: Sequence[ReadStudy]) -> ReadBatch:
         """Images study after study; V is the largest number of views of a study, whether they are there or not."""
         images = [image for value in values for image in value.images]
         together = self.image_transform.collate(images) if images else self.image_transform.no_images()
-        most = max(1, *(len(value.view_mask) for value in values))
-        inputs = Inputs(
-            together.inputs.image,
-            _padded([value.view_mask for value in values], most),
-            _padded([value.view_kind for value in values], most),
-            torch.from_numpy(np.stack([value.table for value in values])),
-            torch.from_numpy(np.stack([value.table_mask for value in values])),
-        )
-        return ReadBatch(inputs, together.augmentation_params)
+        table, known = (np.stack(rows) for rows in zip(*((value.table, value.table_mask) for value in values)))
+        return ReadBatch(inputs_of(together.inputs.image, values, table, known), together.augmentation_params)
 
-    def no_images(self) -> ReadBatch:
-        """See ImageTransform."""
-        return self.image_transform.no_images()
+
+def read_whole(
+    transform: AnyImageTransform, dataset_index: DatasetIndex, index: int, rng: np.random.Generator
+) -> ReadStudy:
+    """A study without dropout and without its table; raises DataError where one of its images cannot be read."""
+    images, nothing = _images_of(dataset_index), EncodedTable.none(1)
+    read = tuple(transform.apply(images.index, row, rng) for row in images.rows[index])
+    kinds = np.array(images.kinds[index], np.int64)
+    return ReadStudy(read, np.ones(len(read), bool), kinds, nothing.values[0], nothing.known[0])
+
+
+def inputs_of(image: Tensor, values: Sequence[ReadStudy], table: np.ndarray, known: np.ndarray) -> Inputs:
+    """The inputs of B read studies. image: [M, …], theirs, study after study. table, known: [B, F]."""
+    most = max(1, *(len(value.view_mask) for value in values))
+    return Inputs(
+        image,
+        _padded([value.view_mask for value in values], most),
+        _padded([value.view_kind for value in values], most),
+        torch.from_numpy(np.ascontiguousarray(table)),
+        torch.from_numpy(np.ascontiguousarray(known)),
+    )
 
 
 def _padded(rows: Sequence[np.ndarray], length: int) -> Tensor:
@@ -126,7 +157,11 @@ def _images_of(dataset_index: DatasetIndex) -> StudyImages:
     return dataset_index.images
 
 
-class StudyDataset(ImageDataset[StudyTransform]):
+# Any: as in TransformTo.
+Together = TypeVar("Together", bound=StudyTransform[Any], covariant=True)
+
+
+class StudyDataset(ImageDataset[Together]):
     """dataset[(epoch, index)] → Item of a ReadStudy.
 
     An image that cannot be read is a view that is missing; a study without any image that can be read and without a
@@ -136,12 +171,12 @@ class StudyDataset(ImageDataset[StudyTransform]):
     def __init__(
         self,
         dataset_index: DatasetIndex,
-        image_transform: ImageTransform,
+        transform: Together,
         seed: int,
         table: EncodedTable | None = None,
         dropout: StudyDropout = NO_DROPOUT,
     ) -> None:
-        super().__init__(dataset_index, StudyTransform(image_transform), seed)
+        super().__init__(dataset_index, transform, seed)
         self.table = EncodedTable.none(len(dataset_index.studies)) if table is None else table
         self.dropout = dropout
 
@@ -182,9 +217,9 @@ def view_rng(seed: int, epoch: int, study: int, view: int | None) -> np.random.G
 class _Reading:
     """What could be read of a study: view → image; and what is to be said of its rows of the image index."""
 
-    def __init__(self, image_index: DatasetIndex, transform: ImageTransform) -> None:
+    def __init__(self, image_index: DatasetIndex, transform: AnyImageTransform) -> None:
         self._index, self._transform = image_index, transform
-        self.images: dict[int, ReadImage] = {}
+        self.images: dict[int, object] = {}
         self.failures: list[Failure] = []
         self.remarks: list[tuple[int, tuple[Remark, ...]]] = []
         self.fatal = False

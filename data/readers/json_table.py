@@ -9,7 +9,10 @@ from configs.errors import DataError
 from data.readers.delimited import Record
 
 _IMAGES = "images"
-_FORM = 'a list of objects such as {"study_id": "s1", "images": {"frontal": "a.png"}, "labels": ["Mass"]}, where images may also be [{"image": "a.png", "view": "PA"}]'
+_FORM = (
+    'a list of objects such as {"study_id": "s1", "images": {"frontal": "a.png"}, "labels": ["Mass"]}, where '
+    'images may also be [{"image": "a.png", "view": "PA"}]'
+)
 
 
 def read_json_records(text: str) -> Iterator[Record]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from configs.errors import DataError
 from data.readers.dicom import looks_like_dicom, read_dataset
 from data.readers.regular_files import read_head
+from data.readers.tables import some
 from data.study import DatasetIndex, Study
 from utils.words import is_missing, name_key
 
@@ -29,30 +30,38 @@ class Header(NamedTuple):
     sex: str
 
 
-def with_headers(dataset_index: DatasetIndex, study_column: str | None) -> DatasetIndex:
+def with_headers(dataset_index: DatasetIndex, study_column: str | None, tolerant: bool = False) -> DatasetIndex:
     """The same images with the columns StudyInstanceUID, view, age and sex, and their patients, from their headers.
 
     Only where study_column is StudyInstanceUID and no table has it; what a table says of view, age, sex and patient
-    stays. Raises DataError for images that are no DICOM files, or of several.
+    stays. Files that are no DICOM, or cannot be read, name no study. Raises DataError where none does, unless tolerant.
     """
     if study_column is None or name_key(study_column) != name_key(STUDY_UID):
         return dataset_index
     if any(name_key(column) == name_key(STUDY_UID) for study in dataset_index.studies[:1] for column in study.table):
         return dataset_index
-    rows = range(len(dataset_index.studies))
-    return replace(dataset_index, studies=tuple(_with_header(dataset_index, row) for row in rows))
-
-
-def _with_header(dataset_index: DatasetIndex, row: int) -> Study:
-    study, files = dataset_index.studies[row], dataset_index.files(row)
-    if not files:
-        raise DataError(f"DATA.study_column is {STUDY_UID}, but the source of '{study.name}' does not report its files")
-    header = read_header(files[0])
-    if header is None:
+    headers = [_header_of(dataset_index, row) for row in range(len(dataset_index.studies))]
+    if not tolerant and not any(header and header.study for header in headers):
+        names = some([study.name for study in dataset_index.studies], 2)
         raise DataError(
-            f"DATA.study_column is {STUDY_UID}, but '{study.name}' is no DICOM file, and no column of a "
-            "table has that name"
+            f"DATA.study_column is {STUDY_UID}: no column of a table has that name, and no DICOM header says it "
+            f"({names})"
         )
+    studies = tuple(_with_header(study, header) for study, header in zip(dataset_index.studies, headers))
+    return replace(dataset_index, studies=studies)
+
+
+def _header_of(dataset_index: DatasetIndex, row: int) -> Header | None:
+    files = dataset_index.files(row)
+    try:
+        return read_header(files[0]) if files else None
+    except Exception:  # whoever reads the image says what is wrong with the file
+        return None
+
+
+def _with_header(study: Study, header: Header | None) -> Study:
+    if header is None:
+        return study
     said = {STUDY_UID: header.study, VIEW: header.view, AGE: header.age, SEX: header.sex}
     known = {name: text for name, text in study.table.items() if not is_missing(text)}
     return replace(study, table={**study.table, **said, **known}, patient_id=study.patient_id or header.patient)

@@ -32,7 +32,8 @@ _SIDE = re.compile(r"^[LR] ")
 class StudySettings:
     """What the user says of studies, as the settings of the same names in DATA and DATA.table.
 
-    labels: the labels table, for messages. roles: DATA.columns, role → the column's name.
+    labels: the labels table, for messages. roles: DATA.columns, role → the column's name. tolerant: columns that are
+    not there, that of the studies too, are no error but a note: of data to be predicted.
     """
 
     study_column: str | None = None
@@ -44,6 +45,7 @@ class StudySettings:
     encoding: str | None = None
     labels: str = "the labels table"
     roles: Mapping[str, str | None] | None = None
+    tolerant: bool = False
 
     @property
     def active(self) -> bool:
@@ -62,7 +64,7 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
     """
     if not settings.active:
         return dataset_index
-    dataset_index = with_headers(dataset_index, settings.study_column)
+    dataset_index = with_headers(dataset_index, settings.study_column, settings.tolerant)
     groups, id_notes = _grouped(dataset_index, settings)
     _check_agreement(dataset_index, groups, settings)
     values, view_notes = _kinds_of_views(dataset_index, settings) if settings.study_column is not None else ({}, [])
@@ -93,6 +95,7 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
         settings.table_columns,
         settings.roles,
         settings.encoding,
+        settings.tolerant,
     )
 
 
@@ -114,7 +117,13 @@ def _grouped(dataset_index: DatasetIndex, settings: StudySettings) -> tuple[dict
     """(study → its rows, in the order of the table; notes)."""
     if settings.study_column is None:
         return {study.name: [row] for row, study in enumerate(dataset_index.studies)}, []
-    column = _find(dataset_index, settings.study_column)
+    try:
+        column = _find(dataset_index, settings.study_column)
+    except DataError as reason:
+        if not settings.tolerant:
+            raise
+        alone = {study.name: [row] for row, study in enumerate(dataset_index.studies)}
+        return alone, [f"{reason}: each image counts as a study"]
     groups: dict[str, list[int]] = {}
     nameless = []
     for row, study in enumerate(dataset_index.studies):

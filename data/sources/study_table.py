@@ -57,11 +57,13 @@ def with_clinical_table(
     columns: Mapping[str, Kind] | Sequence[str],
     roles: Mapping[str, str | None] | None = None,
     encoding: str | None = None,
+    tolerant: bool = False,
 ) -> DatasetIndex:
     """The same studies with `table`, and each column of the file in Study.table; itself where no columns are named.
 
     file: relative to root or to where we are; its rows are found by the study column, or by patient or image where it
-    has none of that; None: the columns are the labels table's. roles: DATA.columns.
+    has none of that; None: the columns are the labels table's. roles: DATA.columns. tolerant: columns of that which are
+    not there are unknown for all studies, and noted.
 
     Raises DataError, with lines and values: for a file or columns that are not there, a class among the columns, a
     study twice, a study whose images have two values of a column, no row for any study, cells that are no numbers.
@@ -72,7 +74,7 @@ def with_clinical_table(
     wanted = _Wanted(kinds, dataset_index.class_names)
     if file is None:
         wanted.check(Path("the labels table"))
-        cells = _of_labels_table(dataset_index, kinds, roles or {})
+        cells = _of_labels_table(dataset_index, kinds, roles or {}, tolerant)
     else:
         path = _find_file(root, file)
         wanted.check(path)
@@ -99,11 +101,19 @@ def _find_file(root: Path, file: str) -> Path:
 
 
 def _of_labels_table(
-    dataset_index: DatasetIndex, kinds: Mapping[str, Kind | None], roles: Mapping[str, str | None]
+    dataset_index: DatasetIndex, kinds: Mapping[str, Kind | None], roles: Mapping[str, str | None], tolerant: bool
 ) -> _Cells:
     """Further columns of the labels table; images of a study must say the same, or nothing."""
     there = sorted({column for study in dataset_index.studies for column in study.table})
-    found = {name: _column_of(name, there, roles) for name in kinds}
+    found, notes = {}, []
+    for name in kinds:
+        try:
+            found[name] = _column_of(name, there, roles)
+        except DataError:
+            if not tolerant:
+                raise
+            found[name] = name
+            notes.append(f"column {name!r} is not there: its value is unknown for all studies")
     columns: dict[str, list[tuple[str, str]]] = {}
     problems = []
     for name, column in found.items():
@@ -121,7 +131,7 @@ def _of_labels_table(
             columns[name].append((f"line {line}" if line else f"'{study.name}'", next(iter(values), "")))
     path = Path("the labels table")
     raise_problems(path, problems)
-    return _Cells(columns, np.ones(len(dataset_index.studies), bool), path)
+    return _Cells(columns, np.ones(len(dataset_index.studies), bool), path, notes=tuple(notes))
 
 
 def _column_of(name: str, there: Sequence[str], roles: Mapping[str, str | None]) -> str:

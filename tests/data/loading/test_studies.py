@@ -11,7 +11,7 @@ from configs.default_config import Config
 from configs.errors import DataError
 from data.builder import build_evaluation_loader, build_loaders, open_data, resolve, saved_table, split_data
 from data.loading.loaders import EpochBatchSampler, ImageLoader, Labels, UnreadableImages
-from data.loading.studies import EncodedTable, StudyDataset, StudyDropout, view_rng
+from data.loading.studies import EncodedTable, StudyDataset, StudyDropout, StudyInputs, view_rng
 from data.sources.image_files import FileReader
 from data.study import IMAGE, DatasetIndex, Study, StudyImages, StudyReader
 from data.transforms.device_augmentation import DeviceAugmentation
@@ -71,7 +71,7 @@ def make_loader(root, workers=0, dropout=None, bad=None, augment=True, batch=3, 
     preprocess = Preprocess((16, 16), 1, [0.5], [0.25], augmentation=LightAugmentation() if augment else None)
     transform = DeviceAugmentation(preprocess) if device else preprocess
     encoded = other.get("table", table())
-    dataset = StudyDataset(index_of(root), transform, SEED, encoded, dropout or StudyDropout())
+    dataset = StudyDataset(index_of(root), StudyInputs(transform), SEED, encoded, dropout or StudyDropout())
     labels = Labels(np.arange(COUNT, dtype=np.float32)[:, None], np.ones((COUNT, 1), bool))
     batches = EpochBatchSampler(other.get("rows", np.arange(COUNT)), batch, shuffle, SEED)
     return ImageLoader(dataset, labels, batches, bad or UnreadableImages(0), workers)
