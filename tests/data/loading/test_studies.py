@@ -143,8 +143,9 @@ def test_the_first_image_is_augmented_as_ever_and_others_otherwise(folder):
         first = preprocess.apply(images, int(STARTS[row]), sample_rng(SEED, 3, row)).image
         assert torch.equal(read[0], first)
     states = [view_rng(1, 2, 3, view).random() for view in (None, 0, 1, 2)]
-    states += [view_rng(1, 2, 4, 0).random(), view_rng(1, 3, 3, 0).random()]
-    assert len(set(states)) == 6
+    states += [view_rng(1, 2, 4, view).random() for view in (None, 0, 1)]
+    states += [view_rng(1, 3, 3, view).random() for view in (None, 0, 1)]
+    assert len(set(states)) == 10
 
 
 def test_dropped_views_are_not_read_and_one_is_left(folder, monkeypatch):
@@ -167,6 +168,16 @@ def test_dropped_views_are_not_read_and_one_is_left(folder, monkeypatch):
     for size, share in zip(SIZES, shares):  # of n views one is left where all n were dropped
         assert share == pytest.approx(0.5 + 0.5**size / size, abs=0.13)
     assert withheld / (60 * (COUNT - 1)) == pytest.approx(0.25, abs=0.05)  # 3 deviations of the binomial are 0.063
+
+
+def test_each_view_may_be_the_one_that_is_left():
+    """Where all were dropped: 0.8^3 of 4,000 draws, a third each; 3 deviations of the binomial are 0.031."""
+    rng = np.random.default_rng(0)
+    left = np.zeros(3)
+    for _ in range(4000):
+        kept, _ = StudyDropout(0.8).draw(rng, 3)
+        left += kept if kept.sum() == 1 else 0
+    np.testing.assert_allclose(left / left.sum(), 1 / 3, atol=0.031)
 
 
 def test_evaluation_withholds_nothing(folder):
@@ -276,6 +287,14 @@ def test_from_a_config_to_loaders(data):
     assert found_rows[22][3][0] == pytest.approx((52 - ages.mean()) / ages.std()) and not found_rows[21][4][0]
     evaluation = build_evaluation_loader(config, found, np.arange(20, 30), loaders.preprocess, False, loaders.encoding)
     assert all_batches(evaluation) == all_batches(loaders.val)
+
+
+def test_only_training_withholds_views_and_table(data):
+    _, _, loaders = loaders_of(config_of(data, "DATA.augment=false"), StudyDropout(0.7, 0.7))
+    _, _, plain = loaders_of(config_of(data, "DATA.augment=false"))
+    assert all_batches(loaders.val) == all_batches(plain.val)
+    (trained, whole) = (sum(len(b.inputs.image) for _, b in one.train.epoch(0)) for one in (loaders, plain))
+    assert trained < whole == 39
 
 
 def test_other_cells_change_no_training_batch(data, tmp_path):
