@@ -187,6 +187,8 @@ class StudyDataset(ImageDataset[Together]):
         kept, without_table = self.dropout.draw(view_rng(self.seed, epoch, index, None), len(rows))
         reading = _Reading(images.index, self.transform.image_transform)
         for view in np.flatnonzero(kept).tolist():
+            if reading.fatal:
+                break
             reading.read(view, rows[view], view_rng(self.seed, epoch, index, view))
         for view in np.flatnonzero(~kept).tolist():
             if reading.images or reading.fatal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from data.readers.regular_files import refuse_link
 from data.readers.tables import Table, TableSettings, column_roles, raise_problems, read_table, role_of, some
 from data.study import DatasetIndex, Study
 from utils.text import printable, visible
-from utils.words import is_missing, name_key
+from utils.words import is_missing, name_key, plain
 
 _NO_INPUTS = ("image", "labels", "patient_id", "split")
 
@@ -164,13 +164,14 @@ def _of_file(
     problems = [f"DATA.table.columns: {name!r} is the {reserved[i]}" for name, i in header.items() if i in reserved]
     raise_problems(table.path, problems)
     by_key = _rows_by_key(table, key)
-    found = [by_key.get(text) for text in keys_of]
+    otherwise = _written_otherwise(by_key, keys_of)
+    found = [by_key.get(otherwise.get(text, text)) for text in keys_of]
     has_row = np.array([row is not None for row in found], bool)
     if not has_row.any():
-        here, wanted = (some([f"'{printable(text)}'" for text in texts], 2) for texts in (list(by_key), keys_of))
+        theirs, wanted = (some([f"'{printable(text)}'" for text in texts], 2) for texts in (list(by_key), keys_of))
         raise DataError(
-            f"'{table.path}' has no row for any of {len(found)} studies: its column {table.header[key]!r} has {here}, "
-            f"the data {wanted}"
+            f"'{table.path}' has no row for any of {len(found)} studies: its column {table.header[key]!r} has "
+            f"{theirs}, the data {wanted}"
         )
     columns = {
         name: [("", "") if row is None else (f"line {row[0]}", row[1][index]) for row in found]
@@ -185,11 +186,36 @@ def _of_file(
     if not has_row.all():
         lacking = [study.name for study, there in zip(dataset_index.studies, has_row) if not there]
         notes.append(f"{len(lacking)} of {len(found)} studies have no row in '{table.path.name}': {some(lacking, 3)}")
-    strangers = [text for text in by_key if text not in set(keys_of)]
+    if otherwise:
+        shown = some([f"'{one}' as '{other}'" for one, other in otherwise.items()], 2)
+        notes.append(f"{len(otherwise)} ids were found in '{table.path.name}' as they are written otherwise: {shown}")
+    here = {*keys_of, *otherwise.values()}
+    strangers = [text for text in by_key if text not in here]
     if strangers:
         notes.append(f"{len(strangers)} rows of '{table.path.name}' are of no study here: {some(strangers, 3)}")
     cells = _Cells(columns, has_row, table.path, table.decimal_comma, tuple(notes))
     return replace(dataset_index, studies=studies), cells
+
+
+def _written_otherwise(by_key: Collection[str], wanted: Collection[str]) -> dict[str, str]:
+    """Wanted id → the one that means it, where it is not there itself: one number ('7', '007', '7.0'), or another case.
+
+    Spreadsheets rewrite numbers so. Where several would do, none is taken.
+    """
+    lacking, free = {*wanted} - {*by_key} - {""}, {*by_key} - {*wanted}
+    sides: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
+    for side, texts in zip(sides, (lacking, free)):
+        for text in sorted(texts):
+            side.setdefault(_spelling(text), []).append(text)
+    pairs = ((ones, sides[1].get(key, [])) for key, ones in sides[0].items())
+    return {ones[0]: others[0] for ones, others in pairs if len(ones) == len(others) == 1}
+
+
+def _spelling(text: str) -> str:
+    try:
+        return repr(float(text))
+    except ValueError:
+        return plain(text)
 
 
 def _with_columns(study: Study, further: Mapping[str, str] | None) -> Study:

@@ -12,10 +12,12 @@ from configs.errors import DataError
 from data.builder import build_evaluation_loader, build_loaders, open_data, resolve, saved_table, split_data
 from data.loading.loaders import EpochBatchSampler, ImageLoader, Labels, UnreadableImages
 from data.loading.studies import EncodedTable, StudyDataset, StudyDropout, StudyInputs, view_rng
+from data.readers.volumes import Volume
 from data.sources.image_files import FileReader
 from data.study import IMAGE, DatasetIndex, Study, StudyImages, StudyReader
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import LightAugmentation, Preprocess, sample_rng
+from data.transforms.volumes import VolumePreprocess
 from utils.batch import Inputs
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -196,6 +198,34 @@ def test_an_unreadable_image_is_a_view_that_is_missing(damaged):
     assert found[5][2].tolist() == kinds
     with pytest.raises(DataError, match="max_bad_images allows 1"):
         by_study(make_loader(root, bad=UnreadableImages(1)))
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_an_unreadable_image_of_a_cache_is_a_view_that_is_missing(data, cache, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    for path in data.iterdir():
+        (root / path.name).write_bytes(path.read_bytes()[:40] if path.name == "02_1.png" else path.read_bytes())
+    overrides = (f"DATA.cache={cache}", "DATA.max_bad_images=1", "DATA.augment=false")
+    _, _, loaders = loaders_of(config_of(root, *overrides))
+    images, mask, *_ = by_study(loaders.train)[2]
+    assert mask.tolist() == [True, False, True] and len(images) == 2
+    with pytest.raises(DataError, match="max_bad_images allows 0"):
+        _, _, loaders = loaders_of(config_of(root, "DATA.augment=false"))
+        by_study(loaders.train)
+
+
+def test_volumes_may_be_views():
+    """Phases of one examination."""
+    volumes = [Volume(np.random.default_rng(i).random((6, 7, 8), np.float32), np.eye(4)) for i in range(3)]
+    label = np.zeros(1, np.float32)
+    index = DatasetIndex(("a",), tuple(Study(f"{i}", {IMAGE: f"{i}"}, label) for i in range(3)), volumes.__getitem__)
+    images = StudyImages(index, ((0, 1), (2,)), ((0, 1), (0,)), {"arterial": (), "venous": ()})
+    studies = (Study("s", {"arterial": "0", "venous": "1"}, label), Study("t", {"arterial": "2"}, label))
+    both = DatasetIndex(("a",), studies, StudyReader(images), images=images)
+    dataset = StudyDataset(both, StudyInputs(VolumePreprocess((4, 4, 4), 1, [0.5], [0.25])), 0)
+    inputs = dataset.transform.collate([dataset[0, 0].value, dataset[0, 1].value]).inputs
+    assert inputs.image.shape == (3, 1, 4, 4, 4) and inputs.view_mask.tolist() == [[True, True], [True, False]]
 
 
 def test_a_study_of_which_nothing_is_known_is_left_out(damaged):

@@ -196,6 +196,17 @@ def test_a_clinical_table_by_patient(tmp_path):
     assert found.table.columns[1].words == ("M", "F", "")
 
 
+def test_ids_that_a_spreadsheet_has_rewritten_are_found(tmp_path):
+    """'007' becomes 7, and 7.0 where a cell of the column was empty."""
+    labels = LONG.replace(",s1,", ",007,").replace(",s2,", ",V-8,").replace(",s3,", ",V8,")
+    clinical = CLINICAL.replace("s1", "7.0").replace("s2", "v8").replace("s9", "9")
+    found = open_table(tmp_path, labels, clinical, COLUMNS)
+    assert found.table.has_row.tolist() == [True, False, True]  # a sign is a sign
+    assert any("2 ids" in note and "'007' as '7.0'" in note for note in found.notes)
+    twice = open_table(tmp_path, labels, clinical + "07,50,F,1\n", COLUMNS)
+    assert twice.table.has_row.tolist() == [False, False, True]
+
+
 def test_columns_of_the_labels_table(tmp_path):
     labels = LONG.replace("site", "Patient Age").replace(",x\n", ",61\n", 1).replace(",x\n", ",\n").replace(",y", ",7")
     found = open_table(tmp_path, labels, None, "DATA.table.columns={Patient Age: numeric}")
@@ -273,6 +284,7 @@ def test_real_studies():
     lateral = [kinds for kinds in found.images.kinds if 1 in kinds and len({*kinds}) > 1]
     assert len(lateral) == 37
     assert [int(column.known.sum()) for column in found.table.columns] == [198, 284, 239, 15, 63]
+    assert len(found.image_index.identical) == 1 and found.identical == ()  # one image twice in one study
     assignment = split_data(Config(), found)
     assert [(assignment == split).sum() for split in ("train", "val")] == [197, 96]
     with pytest.raises(DataError, match="'cov359_x' has 5 images"):
