@@ -146,7 +146,8 @@ def scorer(saved: SavedModel, config: Config, data: EvaluationData) -> tuple[Sco
     """(split's name → (logits float64 [n, K], rows of the dataset index [n]), each once; names of device and
     precision).
     """
-    from data.builder import build_evaluation_loader, saved_preprocess
+    from data.builder import build_evaluation_loader, saved_preprocess, saved_table
+    from data.sources.studies import check_view_kinds
     from inference.predictor import Predictor
     from training.precision import choose_available_precision, choose_device, choose_memory_format
     from utils.process import prepare_process
@@ -158,11 +159,13 @@ def scorer(saved: SavedModel, config: Config, data: EvaluationData) -> tuple[Sco
     precision = choose_available_precision(settings.mixed_precision, device)
     predictor = Predictor([saved.model.to(device).to(memory_format=layout)], precision, layout)
     preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
+    encoding, pinned = saved_table(saved.description.get("table")), device.type == "cuda"
+    check_view_kinds(saved.description.get("view_kinds"), data.dataset_index)
 
     @cache
     def score(split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = data.split.rows(split)
-        loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, device.type == "cuda")
+        loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, pinned, encoding)
         return predictor.over(loader, split, config.LOGGING.progress)
 
     return score, (str(device), precision.name)

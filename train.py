@@ -175,8 +175,9 @@ class Parts:
 def prepare(config: Config, resumed: Path | None) -> Parts:
     """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
     from configs.plausibility import step_notes
-    from data.builder import build_loaders, open_data, split_data
+    from data.builder import build_loaders, open_data, resolve, split_data
     from data.splits.resumed_data import check_source_split
+    from data.table_encoding import check_resumed_table
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, resolve_precision
     from training.classes import positives_of
@@ -190,7 +191,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     prepare_process(device, config.TRAIN.seed)
     checkpoint = load_resumable(resumed) if resumed else None
     dataset_index = open_data(config)
-    config = config.resolve(dataset_index.class_names, dataset_index.exclusive)
+    config = resolve(config, dataset_index)
     saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
     assignment = split_data(config, dataset_index, saved_split)
     if saved_split is not None:
@@ -199,6 +200,8 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
+    if checkpoint is not None:
+        check_resumed_table(checkpoint.get("table"), loaders.encoding)
     images = len(loaders.train.indices)
     for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
         logger.warning("%s", note)

@@ -6,12 +6,12 @@ Where a setting follows from others or from the data, its default is null, and `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from configs import consistency, fallbacks, plausibility
+from configs import consistency, fallbacks, plausibility, study_consistency
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
 from configs.loading import RootSection
 from configs.section import Section
@@ -177,6 +177,25 @@ class TrainSettings(Section):
     seed: NonNegativeInt = _setting(0, "Seed of weights, splits, order and augmentation.")
 
 
+class ClinicalTableSettings(Section):
+    """What is known of a study beside its images, and given to the network."""
+
+    section_name: ClassVar[str] = "DATA.table"
+
+    file: str | None = _setting(
+        None,
+        "Table with a row a study, or a patient where it lacks study_column, relative to data_dir; null: further "
+        "columns of the labels table.",
+    )
+    columns: dict[str, Literal["numeric", "categorical"]] | list[str] = _setting(
+        [], "Column → numeric or categorical; a list: as their cells are; []: the network is given no table."
+    )
+    missing: Literal["ignore", "indicator"] = _setting(
+        "ignore",
+        "indicator: the network is told which values are missing, which often stands for the hospital.",
+    )
+
+
 class DataSettings(Section):
     """Images, labels, splits and how they become tensors."""
 
@@ -200,6 +219,17 @@ class DataSettings(Section):
     )
     ignore_columns: list[str] | None = _setting(
         None, "Columns of 1 and 0 that are no classes; null: those whose names say so."
+    )
+    study_column: str | None = _setting(
+        None, "Column of the labels table: images with one value in it are one study; null: each stands alone."
+    )
+    view_kinds: dict[str, list[str]] | None = _setting(
+        None, "Kind of view → values of the column view, others are 'other'; null: each value is a kind."
+    )
+    max_views: PositiveInt = _setting(4, "Images that a study may have; more are an error.")
+    required_views: list[str] = _setting([], "Kinds of view; studies that lack one of them are left out (counted).")
+    table: ClinicalTableSettings = Field(
+        default_factory=ClinicalTableSettings, description="Columns that the network is given beside the images."
     )
     encoding: str | None = _setting(None, "The table's character encoding, such as gb18030; null: where it is certain.")
     positive_class: str | None = _setting(
@@ -414,6 +444,10 @@ class Config(RootSection):
             *consistency.table_problems(
                 data.class_names, data.class_titles, data.columns, data.ignore_columns, data.encoding
             ),
+            *study_consistency.study_problems(data.study_column, data.view_kinds, data.required_views, data.max_views),
+            *study_consistency.clinical_problems(
+                data.table.columns, data.table.file, data.class_names, data.columns, data.study_column
+            ),
             *consistency.channel_problems(data.mean, data.std, model.in_channels),
             *consistency.name_problems(model.name, self.LOGGING.run_name),
             *self._problems_of_size(),
@@ -446,10 +480,17 @@ class Config(RootSection):
             sizes, data.window, data.spacing_mm, data.resize, last, data.use_albumentations, data.augment_on
         )
 
-    def resolve(self, class_names: Sequence[str], exclusive: bool = False) -> Config:
+    def resolve(
+        self,
+        class_names: Sequence[str],
+        exclusive: bool = False,
+        view_kinds: Mapping[str, Sequence[str]] | None = None,
+        table_columns: Mapping[str, Literal["numeric", "categorical"]] | None = None,
+    ) -> Config:
         """A copy in which what depends on the data and on other settings is written out where it is null.
 
-        class_names: the classes the data have; exclusive: each image has exactly one of them.
+        class_names: the classes the data have; exclusive: each image has exactly one of them. view_kinds,
+        table_columns: of data with studies, see DATA.view_kinds and DATA.table.columns; None: as set.
         Raises ConfigError where they contradict the settings.
         """
         config = self.model_copy(deep=True)
@@ -459,6 +500,10 @@ class Config(RootSection):
         model.num_classes, config.DATA.class_names = count, list(class_names)
         if config.DATA.positive_class is None and model.task == "multi_class" and count == 2:
             config.DATA.positive_class = consistency.positive_class_of(class_names)
+        if view_kinds is not None:
+            config.DATA.view_kinds = {kind: list(values) for kind, values in view_kinds.items()}
+        if table_columns is not None:
+            config.DATA.table.columns = dict(table_columns)
         if model.hierarchical:
             model.num_coarse_classes = consistency.check_groups(
                 model.coarse_groups, model.num_coarse_classes, class_names

@@ -30,6 +30,8 @@ WITHOUT_EFFECT = (
     "DATA.allow_missing_images",
     "DATA.check_duplicates",
     "DATA.max_bad_images",
+    "DATA.max_views",
+    "DATA.table.file",  # what is in it is compared with the checkpoint's
     "DATA.sample_count",
     "DATA.sample_size",
     "CHECKPOINT",
@@ -37,7 +39,14 @@ WITHOUT_EFFECT = (
 )
 
 # Mappings of names that are a value of their own.
-_WHOLE = ("MODEL.coarse_groups", "MODEL.table_columns", "DATA.columns", "DATA.class_titles")
+_WHOLE = (
+    "MODEL.coarse_groups",
+    "MODEL.table_columns",
+    "DATA.columns",
+    "DATA.class_titles",
+    "DATA.view_kinds",
+    "DATA.table.columns",
+)
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,16 @@ _SOURCE = (
     "DATA.columns",
     "DATA.ignore_columns",
     "DATA.encoding",
+    "DATA.study_column",
+    "DATA.view_kinds",
+    "DATA.table.file",
 )
 _OPENING = (
     "DATA.patient_ids",
     "DATA.allow_missing_images",
     "DATA.check_duplicates",
+    "DATA.max_views",
+    "DATA.required_views",
     "DATA.sample_count",
     "DATA.sample_size",
 )

@@ -247,10 +247,15 @@ def _read_yaml(path: Path) -> object:
     return parse_yaml(text, f"config file '{path}'")
 
 
-def _merge(target: dict, update: Mapping) -> None:
+# Mappings that are one value: part of one and part of another would be neither.
+_WHOLE = (".MODEL.coarse_groups", ".MODEL.table_columns", ".DATA.view_kinds", ".DATA.table.columns")
+
+
+def _merge(target: dict, update: Mapping, within: str = "") -> None:
     """Settings of `update` win; sub-sections are merged key by key, other values replaced as a whole."""
     for key, value in update.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict) and key != "coarse_groups":
-            _merge(target[key], value)
+        whole = f"{within}.{key}" in _WHOLE
+        if isinstance(value, dict) and isinstance(target.get(key), dict) and not whole:
+            _merge(target[key], value, f"{within}.{key}")
         else:
             target[key] = value

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.studies import NO_DROPOUT, EncodedTable, StudyDataset, StudyDropout, StudyInputs
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import FINDINGS, write_phantom
 from data.phantom.volumes import write_phantom_volumes
@@ -25,10 +26,13 @@ from data.profile import TrainingDataRecord, describe_images
 from data.readers.tables import TableSettings
 from data.sources.formats import open_source
 from data.sources.identical_files import drawn_split_notes
+from data.sources.studies import StudySettings, with_studies
 from data.splits.assignment import assign_splits, read_split
 from data.study import SPLITS, DatasetIndex
+from data.table_encoding import TableEncoding, TableRecord
 from data.transforms.device_augmentation import DeviceAugmentation
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, PreprocessRecord
+from data.transforms.input_transform import AnyReadTransform, ImageTransform
 from data.transforms.volumes import LightVolumeAugmentation, VolumePreprocess, VolumePreprocessRecord
 from utils.claim import claimed
 
@@ -39,15 +43,20 @@ EVALUATION_BATCH_FACTOR = 2
 
 
 class LoadersRecord(TypedDict):
-    """What checkpoints carry of a run's data."""
+    """What checkpoints carry of a run's data. view_kinds, table: of studies of several views, or with a table."""
 
     preprocessing: PreprocessRecord | VolumePreprocessRecord
     training_data: TrainingDataRecord
+    view_kinds: NotRequired[list[str]]
+    table: NotRequired[TableRecord | None]
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """The loaders of a run; test is None where the split is empty. source: what they read from, without a cache."""
+    """The loaders of a run; test is None where the split is empty. source: what they read from, without a cache.
+
+    encoding: of the table, None without one.
+    """
 
     train: ImageLoader
     val: ImageLoader
@@ -55,6 +64,7 @@ class Loaders:
     preprocess: Preprocess | VolumePreprocess
     coarse_groups: tuple[CoarseGroup, ...]
     source: DatasetIndex
+    encoding: TableEncoding | None = None
 
     def train_labels(self) -> Labels:
         """The labels of the training split alone."""
@@ -64,7 +74,11 @@ class Loaders:
     def describe(self) -> LoadersRecord:
         """For checkpoints: how an image becomes an input, and what the training images look like before that."""
         described = describe_images(self.train, isinstance(self.preprocess, VolumePreprocess), self.source)
-        return {"preprocessing": self.preprocess.as_dict(), "training_data": described}
+        record: LoadersRecord = {"preprocessing": self.preprocess.as_dict(), "training_data": described}
+        if self.source.images is not None:
+            record["view_kinds"] = list(self.source.images.view_kinds)
+            record["table"] = None if self.encoding is None else self.encoding.as_dict()
+        return record
 
 
 def open_data(config: Config) -> DatasetIndex:
@@ -87,6 +101,7 @@ def open_data(config: Config) -> DatasetIndex:
         data.check_duplicates,
         settings=table_settings(data),
     )
+    dataset_index = with_studies(dataset_index, folder, study_settings(data))
     for note in dataset_index.notes:
         logger.warning("%s", note)
     if config.MODEL.task == "multi_class" and not dataset_index.exclusive:
@@ -94,9 +109,59 @@ def open_data(config: Config) -> DatasetIndex:
     return dataset_index
 
 
+def resolve(config: Config, dataset_index: DatasetIndex) -> Config:
+    """`Config.resolve` with all that these data decide: classes, kinds of view, kinds of columns."""
+    kinds = dataset_index.images.values if dataset_index.images and config.DATA.study_column is not None else None
+    columns = None if dataset_index.table is None else dataset_index.table.kinds
+    return config.resolve(dataset_index.class_names, dataset_index.exclusive, kinds, columns)
+
+
+def fit_table(config: Config, dataset_index: DatasetIndex, assignment: np.ndarray) -> TableEncoding | None:
+    """How a network is given the table, from the training studies alone; None where there is no table.
+
+    Raises DataError as `TableEncoding.fit` does.
+    """
+    if dataset_index.table is None:
+        return None
+    return TableEncoding.fit(dataset_index.table, np.flatnonzero(assignment == "train"), config.DATA.table.missing)
+
+
+def _tell_of_table(encoding: TableEncoding, dataset_index: DatasetIndex, assignment: np.ndarray) -> None:
+    assert dataset_index.table is not None
+    logger.info("table, known in training studies: %s", encoding.describe())
+    for split in SPLITS:
+        rows = np.flatnonzero(assignment == split)
+        for note in encoding.notes(dataset_index.table.rows(rows), split) if len(rows) else ():
+            logger.warning("%s", note)
+
+
 def table_settings(data: DataSettings) -> TableSettings:
     """What the settings say of tables."""
-    return TableSettings(data.encoding, data.columns or {}, data.ignore_columns or (), data.patient_ids)
+    ignored = data.ignore_columns or ()
+    return TableSettings(data.encoding, data.columns or {}, ignored, data.patient_ids, data.study_column)
+
+
+def study_settings(data: DataSettings) -> StudySettings:
+    """What the settings say of studies."""
+    return StudySettings(
+        data.study_column,
+        data.view_kinds,
+        data.max_views,
+        data.required_views,
+        data.table.file,
+        data.table.columns,
+        data.encoding,
+        data.labels_file or "the labels table",
+        data.columns,
+    )
+
+
+def unlabelled_studies(config: Config, dataset_index: DatasetIndex) -> DatasetIndex:
+    """Images to be predicted, of `open_unlabelled`, as the studies of a saved model's settings; itself where these have
+    none. Columns are those of the table that names the images, or of DICOM headers; what is not there is noted.
+    """
+    settings = replace(study_settings(config.DATA), table_file=None, required_views=(), tolerant=True)
+    return with_studies(dataset_index, Path(), settings)
 
 
 def asked_tables(overrides: Sequence[str]) -> TableSettings:
@@ -160,37 +225,56 @@ def build_loaders(
     mean: Sequence[float],
     std: Sequence[float],
     device_type: str = "cpu",
+    dropout: StudyDropout = NO_DROPOUT,
 ) -> Loaders:
     """Loaders of the three splits.
 
     config: resolved. mean, std: the backbone's normalisation, used where DATA.mean and DATA.std are null. device_type:
-    of the device that trains.
+    of the device that trains. dropout: of views and table, in training.
     """
     evaluation = _preprocess(config, mean, std)
     training = _training_preprocess(config, mean, std, device_type) if config.DATA.augment else evaluation
     groups = _coarse_groups(config, dataset_index.class_names)
     bad = UnreadableImages(config.DATA.max_bad_images)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
+    encoding = fit_table(config, dataset_index, assignment)
+    if encoding is not None:
+        _tell_of_table(encoding, dataset_index, assignment)
+    table = EncodedTable.of(encoding, dataset_index)
 
-    def loader(split: str, images: DatasetIndex) -> ImageLoader:
+    def loader(split: str, studies: DatasetIndex) -> ImageLoader:
         train = split == "train"
-        dataset = ImageDataset(images, training if train else evaluation, config.TRAIN.seed)
+        transform = training if train else evaluation
+        dataset = _dataset(studies, transform, config.TRAIN.seed, table, dropout if train else NO_DROPOUT)
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
         batches = EpochBatchSampler(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
         labels = _labels(config, dataset_index, groups, train)
         pinned = device_type == "cuda"
         return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
 
-    cached = _cached(config, loader("train", dataset_index), evaluation, bad)
+    cached = dataset_index.with_image_index(_cached(config, loader("train", dataset_index), evaluation, bad))
     test = loader("test", cached) if (assignment == "test").any() else None
-    return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, dataset_index)
+    return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, dataset_index, encoding)
+
+
+def _dataset(
+    dataset_index: DatasetIndex,
+    transform: ImageTransform,
+    seed: int,
+    table: EncodedTable | None = None,
+    dropout: StudyDropout = NO_DROPOUT,
+) -> ImageDataset[AnyReadTransform]:
+    """Of studies of several images, or with a table, or of single images."""
+    if dataset_index.images is None:
+        return ImageDataset(dataset_index, transform, seed)
+    return StudyDataset(dataset_index, StudyInputs(transform), seed, table, dropout)
 
 
 def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad: UnreadableImages) -> DatasetIndex:
-    """The loader's dataset index, its images decoded once as DATA.cache says; by the loader's workers."""
+    """The loader's images, a row each, decoded once as DATA.cache says; by the loader's workers."""
     data = config.DATA
     if data.cache == "none":
-        return loader.dataset.dataset_index
+        return loader.dataset.dataset_index.image_index
     builder = Builder(loader, preprocess, bad, config.LOGGING.progress, with_content=data.cache == "disk")
     if data.cache == "ram":
         return cached_in_memory(builder)
@@ -210,6 +294,14 @@ def saved_preprocess(
     return (VolumePreprocess if config.has_volumes() else Preprocess).from_dict(saved)
 
 
+def saved_table(saved: Mapping[str, object] | None) -> TableEncoding | None:
+    """What a checkpoint says of its table: `LoadersRecord.table`; None where it says that there is none, or nothing.
+
+    Raises CheckpointError for anything else.
+    """
+    return None if saved is None else TableEncoding.from_dict(saved)
+
+
 def evaluation_labels(config: Config, dataset_index: DatasetIndex) -> Labels:
     """Labels of the whole dataset index as they are scored: DATA.uncertain_labels, but never soft ones."""
     return _labels(config, dataset_index, (), train=False)
@@ -221,9 +313,18 @@ def build_evaluation_loader(
     rows: np.ndarray,
     preprocess: Preprocess | VolumePreprocess,
     pin_memory: bool = False,
+    encoding: TableEncoding | None = None,
 ) -> ImageLoader:
-    """A loader of some rows of a dataset index, in their order, without augmentation."""
-    dataset = ImageDataset(dataset_index, preprocess, config.TRAIN.seed)
+    """A loader of some rows of a dataset index, in their order, without augmentation.
+
+    encoding: of the model's table, see `saved_table`; what in these rows is unlike training is logged. Raises DataError
+    where the data lack its columns.
+    """
+    table = EncodedTable.of(encoding, dataset_index)
+    if encoding is not None and dataset_index.table is not None:
+        for note in encoding.notes(dataset_index.table.rows(rows), "the data"):
+            logger.warning("%s", note)
+    dataset = _dataset(dataset_index, preprocess, config.TRAIN.seed, table)
     batches = EpochBatchSampler(rows, config.TRAIN.batch_size * EVALUATION_BATCH_FACTOR, False, config.TRAIN.seed)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
     bad = UnreadableImages(config.DATA.max_bad_images)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from configs.errors import DataError
 from data.loading.loaders import EpochBatchSampler, ImageDataset, StudyLoader, UnreadableImages
+from data.loading.studies import EncodedTable, ReadStudy, StudyDataset, inputs_of, read_whole
 from data.loading.worker_watch import WorkerFailures
 from data.profile import Traits, measure
 from data.readers.images import to_uint8
 from data.readers.volumes import Volume
 from data.study import DatasetIndex, Pixels
+from data.table_encoding import TableEncoding
 from data.transforms.images import Preprocess
 from data.transforms.volumes import VolumePreprocess, apply_window, regrid
 from utils.batch import Inputs
@@ -70,6 +72,10 @@ class JointPreprocess:
             tuple(Inputs.of_images(torch.stack(of_one)) for of_one in images), [value.traits for value in values]
         )
 
+    def no_images(self) -> tuple[Tensor, ...]:
+        """[0, C, *spatial] for each preprocessing."""
+        return tuple(preprocess.no_images().inputs.image for preprocess in self.preprocesses)
+
     @property
     def modes(self) -> list[str]:
         """How images are resized for each input: see data.transforms.images.resize."""
@@ -89,6 +95,36 @@ class JointPreprocess:
             return voxels, {"spacing": spacing}
         assert isinstance(image, np.ndarray)
         return to_uint8(image), {}
+
+
+class JointStudies(NamedTuple):
+    """A batch of B studies: the inputs for each model, and the traits of each study's images that could be read."""
+
+    inputs: tuple[Inputs, ...]
+    traits: list[tuple[Traits, ...]]
+
+
+class JointStudyTransform:
+    """The inputs of several models of studies: a StudyTransform of data/loading/studies.py.
+
+    models: for each the number of its preprocessing among those of `joint`, and which of the table's columns are its.
+    """
+
+    def __init__(self, joint: JointPreprocess, models: Sequence[tuple[int, slice]]) -> None:
+        self.image_transform, self.models = joint, tuple(models)
+
+    def apply(self, dataset_index: DatasetIndex, index: int, rng: np.random.Generator) -> ReadStudy:
+        """See `read_whole`."""
+        return read_whole(self.image_transform, dataset_index, index, rng)
+
+    def collate(self, values: Sequence[ReadStudy]) -> JointStudies:
+        """See JointStudies."""
+        read: list[JointStudy] = [image for value in values for image in value.images]
+        columns = zip(*(one.images for one in read)) if read else ()
+        images = tuple(torch.stack(column) for column in columns) or self.image_transform.no_images()
+        table, known = (np.stack(rows) for rows in zip(*((value.table, value.table_mask) for value in values)))
+        inputs = tuple(inputs_of(images[number], values, table[:, own], known[:, own]) for number, own in self.models)
+        return JointStudies(inputs, [tuple(image.traits for image in value.images) for value in values])
 
 
 class UnreadableInputs(UnreadableImages):
@@ -118,8 +154,40 @@ def unlabelled_loader(
     """The loader of all images of a dataset index without classes, in their order. Raises DataError for other
     numbers.
     """
+    dataset = ImageDataset(dataset_index, joint, seed=0)
+    batches, failures = _in_order(dataset_index, batch_size, num_workers)
+    return StudyLoader(dataset, batches, unread, num_workers, pin_memory, failures)
+
+
+def unlabelled_study_loader(
+    dataset_index: DatasetIndex,
+    joint: JointPreprocess,
+    models: Sequence[tuple[int, TableEncoding | None]],
+    unread: UnreadableInputs,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> StudyLoader[JointStudies]:
+    """The loader of all studies, in their order; of those of which nothing is known there is no row.
+
+    models: for each the number of its preprocessing among those of `joint`, and the encoding of its table. `unread` has
+    rows of the image index. Raises DataError for other numbers, and for data that lack a model's columns.
+    """
+    parts, slices, width = [], [], 0
+    for number, encoding in models:
+        part = EncodedTable.of(encoding, dataset_index)
+        parts.append(part)
+        slices.append((number, slice(width, width := width + part.values.shape[1])))
+    table = EncodedTable(np.hstack([one.values for one in parts]), np.hstack([one.known for one in parts]))
+    dataset = StudyDataset(dataset_index, JointStudyTransform(joint, slices), 0, table)
+    batches, failures = _in_order(dataset_index, batch_size, num_workers)
+    return StudyLoader(dataset, batches, unread, num_workers, pin_memory, failures)
+
+
+def _in_order(
+    dataset_index: DatasetIndex, batch_size: int, num_workers: int
+) -> tuple[EpochBatchSampler, WorkerFailures]:
     if batch_size < 1 or num_workers < 0:
         raise DataError(f"--batch-size {batch_size} must be at least 1, --num-workers {num_workers} at least 0")
     batches = EpochBatchSampler(np.arange(len(dataset_index.studies)), batch_size, False, 0)
-    failures = WorkerFailures(limit=3, timeout=300.0)
-    return StudyLoader(ImageDataset(dataset_index, joint, seed=0), batches, unread, num_workers, pin_memory, failures)
+    return batches, WorkerFailures(limit=3, timeout=300.0)

@@ -172,10 +172,11 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
     source: the images in full, where the loader's come from a cache.
     {} where nothing could be read.
     """
-    rows = loader.indices
+    whole = loader.dataset.dataset_index if source is None else source
+    rows = everyone = whole.image_rows(loader.indices)
     if len(rows) > MOST_IMAGES:
         rows = np.sort(np.random.default_rng(0).choice(rows, MOST_IMAGES, replace=False))
-    dataset_index = loader.dataset.dataset_index if source is None else source
+    dataset_index = whole.image_index
     dataset = ImageDataset(dataset_index, Measurement(), seed=0)
     traits = VOLUME_TRAITS if volumes else IMAGE_TRAITS
     found = _read(loader.studies.like(dataset, EpochBatchSampler(rows, BATCH, False, 0), _Skipped()), traits)
@@ -183,13 +184,13 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
         return {}
     figures, cells = (np.stack(column).astype(np.float64) for column in zip(*found))
     figures, pattern = (figures, []) if volumes else _with_likeness(figures, cells)
-    views = Counter(view_name(dataset_index.studies[i].table.get("view", "")) for i in loader.indices)
+    views = Counter(view_name(dataset_index.studies[i].table.get("view", "")) for i in everyone)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
     return {
         "kind": "volumes" if volumes else "images",
         "images": len(figures),
-        "of": len(loader.indices),
+        "of": len(everyone),
         "ranges": ranges,
         "kinds": kinds,
         "views": {view: count for view, count in views.items() if view},

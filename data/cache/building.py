@@ -43,7 +43,7 @@ _LEAST_CHUNK, _MOST_CHUNKS = 2**26, 64
 
 
 class Builder:
-    """Reads all images of a loader's dataset index and hands their bytes to a sink.
+    """Reads all images of a loader's dataset index and hands their bytes to a sink; of studies, image by image.
 
     loader: of the dataset index to be cached; its workers decode. bad: counts what cannot be read. style: of the
     progress, see `Progress`. with_content: whether files are digested, see data/cache/stamps.py.
@@ -58,7 +58,7 @@ class Builder:
         with_content: bool = False,
     ) -> None:
         self._with_content = with_content
-        self.dataset_index, self.preprocess = loader.dataset.dataset_index, preprocess
+        self.dataset_index, self.preprocess = loader.dataset.dataset_index.image_index, preprocess
         self._loader, self._bad, self._style = loader, bad, style
 
     def fill(self, write: Callable[[np.ndarray], object], check_room: Callable[[int], None]) -> CacheIndex:

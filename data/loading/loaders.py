@@ -23,7 +23,7 @@ from data.loading.worker_watch import ResilientLoader, WorkerFailures
 from data.readers.remarks import Remark, collecting
 from data.study import DatasetIndex
 from data.transforms.images import sample_rng
-from data.transforms.input_transform import ImageTransform, ReadBatch, TransformTo
+from data.transforms.input_transform import AnyReadTransform, ReadBatch, TransformTo
 from utils.batch import Batch, Targets
 
 logger = logging.getLogger(__name__)
@@ -81,14 +81,19 @@ class UnreadableImages:
         self.remarks.tell()
 
 
+Failure = tuple[int, str]  # an image's row, of DatasetIndex.image_index, and why it cannot be read
+
+
 class Item(NamedTuple):
-    """A study: its row, what a transform made of it, or else why it cannot be read, and what its reader remarked."""
+    """A study: its row, what a transform made of it, None where nothing of it can be read, and what is to be said of
+    its images, by their rows.
+    """
 
     row: int
     value: object  # known to the transform alone, which collates it
-    reason: str | None = None
-    remarks: tuple[Remark, ...] = ()
-    fatal: bool = False  # a reason that is not this study's
+    failures: tuple[Failure, ...] = ()
+    remarks: tuple[tuple[int, tuple[Remark, ...]], ...] = ()
+    fatal: bool = False  # the last failure is not this study's
 
 
 class ImageDataset(Dataset[Item], Generic[Transform]):
@@ -103,8 +108,8 @@ class ImageDataset(Dataset[Item], Generic[Transform]):
             try:
                 value = self.transform.apply(self.dataset_index, index, sample_rng(self.seed, epoch, index))
             except DataError as error:
-                return Item(index, None, str(error), fatal=isinstance(error, CacheError))
-        return Item(index, value, None, tuple(remarks.values()))
+                return Item(index, None, ((index, str(error)),), fatal=isinstance(error, CacheError))
+        return Item(index, value, (), ((index, tuple(remarks.values())),) if remarks else ())
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -131,7 +136,7 @@ class StudyLoader(Generic[Content]):
     """What a dataset's transform makes of its studies, a batch at a time, read by workers.
 
     `loader.epoch(n, start)` gives epoch n from batch `start` on, so that an interrupted epoch continues where it was.
-    An unreadable study is left out of its batch and reported to `bad`.
+    A study of which nothing can be read is left out of its batch; images that cannot be read are reported to `bad`.
     failures: what is tolerated of workers that are killed or hang, and counted; None: nothing.
     """
 
@@ -177,7 +182,7 @@ class StudyLoader(Generic[Content]):
             for failed, reason in read.failures:
                 self.bad.add(failed, reason)
             for row, remarks in read.remarks:
-                self.bad.remarks.add(row, self.dataset.dataset_index.studies[row].name, remarks)
+                self.bad.remarks.add(row, self.dataset.dataset_index.image_index.studies[row].name, remarks)
             yield number, read.rows, read.content
         self.bad.end_epoch()
 
@@ -197,7 +202,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        dataset: ImageDataset[ImageTransform],
+        dataset: ImageDataset[AnyReadTransform],
         labels: Labels,
         batches: EpochBatchSampler,
         bad: UnreadableImages,
@@ -241,11 +246,11 @@ class _Read(NamedTuple, Generic[Content]):
 
 
 def _collate(items: list[Item], transform: TransformTo[Content]) -> _Read[Content] | Piped[_Read[Content]]:
-    failures = [(item.row, item.reason) for item in items if item.reason is not None]
-    read = [item for item in items if item.reason is None]
+    failures = [failure for item in items for failure in item.failures]
+    read = [item for item in items if item.value is not None]
     rows = torch.tensor([item.row for item in read], dtype=torch.int64)
-    remarks = [(item.row, item.remarks) for item in read if item.remarks]
-    fatal = next((item.reason for item in items if item.fatal), None)
+    remarks = [remark for item in items for remark in item.remarks]
+    fatal = next((item.failures[-1][1] for item in items if item.fatal), None)
     content = transform.collate([item.value for item in read]) if read else None
     return send(_Read(rows, content, failures, remarks, fatal))
 

@@ -12,9 +12,11 @@ from typing import IO
 
 from configs.errors import DataError
 from data.readers.delimited import Record, read_records
+from data.readers.json_table import read_json_records
 from data.readers.regular_files import check_expansion, read_head
 from data.readers.text_encoding import decode
 from data.readers.xlsx import is_workbook, read_workbook
+from utils.text import visible
 from utils.words import is_missing, name_key, plain
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".xlsx")
@@ -136,13 +138,14 @@ _PIECE_BYTES = 2**20
 class TableSettings:
     """What the user says of tables. encoding: DATA.encoding, None: what is certain. columns: DATA.columns, role → the
     column's name, None: there is none. ignore_columns: DATA.ignore_columns, those that are no classes.
-    patient_ids: DATA.patient_ids, see `patient_identities`.
+    patient_ids: DATA.patient_ids, see `patient_identities`. study_column: DATA.study_column, None: images stand alone.
     """
 
     encoding: str | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     ignore_columns: Sequence[str] = ()
     patient_ids: str = "stop"
+    study_column: str | None = None
 
 
 NO_SETTINGS = TableSettings()
@@ -207,7 +210,8 @@ def _read_all(file: IO[bytes] | gzip.GzipFile, stored: int) -> bytes:
 
 
 def read_table(path: Path, settings: TableSettings = NO_SETTINGS) -> Table:
-    """Read a table with a header: text separated by commas, semicolons or tabs, or an .xlsx file, by its content.
+    """Read a table with a header: text separated by commas, semicolons or tabs, or an .xlsx file, by its content; of
+    a .json file a list of studies, see `read_json_records`, whose objects count as lines.
 
     Empty lines are skipped, surrounding blanks of cells dropped, as are columns without a name (a pandas index, the
     comma at the end of NIH's 2017 header); at the end of a row they may be missing, as in NIH's list of boxes. Raises
@@ -221,6 +225,8 @@ def read_table(path: Path, settings: TableSettings = NO_SETTINGS) -> Table:
             return _build(path, iter(records), tuple(f"'{path.name}': {note}" for note in notes), False)
         _check_is_text(raw)
         text, guessed = _decoded(path, raw, settings.encoding)
+        if path.name.lower().endswith((".json", ".json.gz")):
+            return _build(path, read_json_records(text), (), False)
         lines, delimiter = read_records(text, lambda header: _has_image(header, settings))
         notes = [f"is not UTF-8, it was read as {guessed} (DATA.encoding says otherwise)"] if guessed else []
         return _build(path, lines, tuple(f"'{path.name}' {note}" for note in notes), delimiter in ";\t")
@@ -307,7 +313,20 @@ def _has_image(header: Sequence[str], settings: TableSettings) -> bool:
     """Whether a header names the images."""
     if named := settings.columns.get("image"):
         return named in header
+    if settings.study_column is not None and any(view_of_column(name) for name in header):
+        return True
     return any(_column_key(name) in _ROLES["image"] for name in header)
+
+
+def view_of_column(name: str) -> str:
+    """'frontal' of 'image_frontal', a column that names each study's image of that view; '' of others."""
+    prefix, _, view = visible(name).replace("-", "_").partition("_")
+    return view.strip() if prefix.casefold() == "image" else ""
+
+
+def role_of(name: str) -> str | None:
+    """What a column of this name is for, None where its name does not say."""
+    return next((role for role, aliases in _ROLES.items() if _column_key(name) in aliases), None)
 
 
 def parse_split(text: str) -> str | None:

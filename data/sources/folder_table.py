@@ -91,9 +91,7 @@ def with_table(
     studies = {study.name: study for study in dataset_index.studies}
     paths = _paths(table, roles["image"], root, list(studies))
     nothing = TableLabels((), next(iter(studies.values())).labels[None][[0] * len(table.rows)], frozenset())
-    rows, notes = build_studies(
-        table, {k: v for k, v in roles.items() if k != "labels"}, nothing, paths, settings.patient_ids
-    )
+    rows, notes = build_studies(table, {k: v for k, v in roles.items() if k != "labels"}, nothing, paths, settings)
     said = {row.name: row for row in rows}
     joined = tuple(_joined(study, said.get(study.name), table) for study in studies.values())
     kept = [note for note in dataset_index.notes if not note.startswith("folders name no patients")]

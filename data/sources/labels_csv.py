@@ -40,6 +40,7 @@ from data.sources.image_files import (
 from data.sources.label_cells import read_cells
 from data.sources.table_columns import check_columns, find_split, patient_notes
 from data.sources.volume_files import VolumeReader, check_names
+from data.sources.wide_table import row_per_image
 from data.study import IMAGE, DatasetIndex, Study
 from utils.words import name_key
 
@@ -56,7 +57,8 @@ def open_csv(
 
     Columns: `image` (also 'Image Index', 'path', 'filename', 'file'), then either `labels` (see read_cells), or one
     column per class with 1, 0, -1 (uncertain) and empty (unknown), or a pair of words such as yes and no. Optional
-    patient_id, split, view, age, sex; any further column is one of its studies' table. Where both forms are there,
+    patient_id, split, view, age, sex; any further column is one of its studies' table. With settings.study_column, also
+    a row per study, its images in columns image_frontal, image_lateral, …. Where both forms are there,
     `labels` counts. Class columns are class_names, or else all that hold such codes and are not named like something
     else ('fold'); joined names without class_names are those of the cells, sorted (NIH's in NIH's order).
     Files are looked for in data_dir, data_dir/images and, if inside data_dir, the folder of the table. With volumes an
@@ -65,7 +67,7 @@ def open_csv(
     Raises DataError, with lines and values: see read_table; malformed cells, names that class_names lacks, paths
     that leave data_dir, contradictory rows for one image, missing files (allow_missing: counted and left out).
     """
-    table = read_table(labels_file, settings)
+    table = row_per_image(read_table(labels_file, settings), settings)
     roles = column_roles(table, settings.columns)
     files = ImageFiles(data_dir, _bases(data_dir, labels_file), folders=volumes)
     check_columns(table, roles, files)
@@ -73,7 +75,7 @@ def open_csv(
     labels = read_labels(table, roles, class_names, settings)
     check_names(labels_file, table.column(roles["image"]), volumes)
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    studies, row_notes = build_studies(table, roles, labels, paths, settings.patient_ids)
+    studies, row_notes = build_studies(table, roles, labels, paths, settings)
     reader = (VolumeReader if volumes else FileReader)(files.root, tuple(study.file for study in studies))
     known = patient_notes(table, roles, settings)
     notes = (*table.notes, *split_notes, *labels.notes, *file_notes, *row_notes, *known)
@@ -100,7 +102,7 @@ def read_labels(
     column = roles.get("labels")
     if column is not None and _holds_names(table, column, class_names):
         return _joined_labels(table, column, class_names, roles, settings)
-    taken = frozenset(index for role, index in roles.items() if role != "labels")
+    taken = frozenset(index for role, index in roles.items() if role != "labels") | _study_column(table, settings)
     notes: tuple[str, ...]
     if class_names:
         columns = named_columns(table, class_names)
@@ -139,14 +141,15 @@ def build_studies(
     roles: Mapping[str, int],
     labels: TableLabels,
     paths: Sequence[str | None],
-    patient_ids: str = "stop",
+    settings: TableSettings = NO_SETTINGS,
 ) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     """(samples, notes): rows that have a file, repeated ones once; DataError where repetitions disagree."""
     keep = [index for index in range(len(table.header)) if index not in labels.columns and index not in _own(roles)]
     named = {index: role for role, index in roles.items() if role in ("view", "age", "sex")}
     further_columns = [(index, named.get(index, table.header[index])) for index in keep]
     splits = _splits(table, roles.get("split"))
-    patients, patient_notes = _patients(table, roles.get("patient_id"), patient_ids)
+    patients, patient_notes = _patients(table, roles.get("patient_id"), settings.patient_ids)
+    of_study = tuple(table.header[index] for index in _study_column(table, settings))
     studies: dict[str, Study] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
@@ -155,13 +158,15 @@ def build_studies(
         if path is None:
             continue
         further = {name: cells[index] for index, name in further_columns}
-        study = Study(path, {IMAGE: path}, codes, patient, split, further)
+        study = Study(path, {IMAGE: path}, codes, patient, split, further, line)
         if path not in studies:
             studies[path], lines[path] = study, line
             continue
         repeated += 1
         if not _agree(studies[path], study):
             problems.append(f"lines {lines[path]} and {line} name '{path}' with different labels, patient or split")
+        elif any(studies[path].table[name] != further[name] for name in of_study):
+            problems.append(f"lines {lines[path]} and {line} name '{path}' as an image of two studies")
     raise_problems(table.path, problems)
     notes = [f"{repeated} rows repeat another row and are left out"] if repeated else []
     return tuple(studies.values()), (*notes, *patient_notes, *_patient_notes(tuple(studies.values())))
@@ -252,6 +257,14 @@ def _patients(table: Table, column: int | None, patient_ids: str) -> tuple[list[
     if column is None:
         return [""] * len(table.rows), []
     return patient_identities(table.path, [(line, cells[column]) for line, cells in table.rows], patient_ids)
+
+
+def _study_column(table: Table, settings: TableSettings) -> frozenset[int]:
+    """The column of studies, where there is one."""
+    if settings.study_column is None:
+        return frozenset()
+    key = name_key(settings.study_column)
+    return frozenset(index for index, name in enumerate(table.header) if name_key(name) == key)
 
 
 def _agree(one: Study, other: Study) -> bool:

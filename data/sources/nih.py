@@ -56,7 +56,7 @@ def open_nih(
     labels = read_labels(table, roles, class_names, settings)
     files = ImageFiles(data_dir, image_folders(data_dir))
     paths, file_notes = locate(table, roles["image"], files, allow_missing)
-    studies, row_notes = build_studies(table, roles, labels, paths, settings.patient_ids)
+    studies, row_notes = build_studies(table, roles, labels, paths, settings)
     studies, list_notes = _with_official_lists(studies, data_dir)
     reader = FileReader(files.root, tuple(study.file for study in studies))
     notes = (*table.notes, *labels.notes, *_class_notes(labels.names), *file_notes, *row_notes, *list_notes)

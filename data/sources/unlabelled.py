@@ -67,6 +67,11 @@ class ItemReader(Reader):
         item = self.items[index]
         return None if item.error or self.volumes else read_reduced(item.path, least)
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The item's file; none of a folder of slices, and of what is not to be opened."""
+        item = self.items[index]
+        return (item.path,) if not item.error and item.path.is_file() else ()
+
 
 def open_unlabelled(
     inputs: Sequence[str | Path], volumes: bool, settings: TableSettings = NO_SETTINGS
@@ -96,7 +101,10 @@ def open_unlabelled(
             items += _from_folder(path, prefix, volumes, notes)
         else:
             items.append(_named(Item(str(name) if prefix else path.name, path)))
-    studies = tuple(Study(item.name, {IMAGE: str(item.path)}, _NO_LABELS) for item in items)
+    studies = tuple(
+        Study(item.name, {IMAGE: str(item.path)}, _NO_LABELS, table={**item.columns, "view": item.view})
+        for item in items
+    )
     return DatasetIndex((), studies, ItemReader(tuple(items), volumes), notes=tuple(notes)), tuple(items)
 
 

@@ -6,9 +6,10 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from configs.errors import DataError
 from data.readers.patient_ids import patient_keys
 from data.readers.tables import read_text, some
 from data.splits.stratify import stratify_groups
-from data.study import SPLITS, DatasetIndex
+from data.study import SPLITS, DatasetIndex, Study
 from utils.atomic_file import write_atomically
 from utils.csv_cells import csv_text, original_cell
 from utils.text import told_apart
@@ -24,6 +25,7 @@ from utils.text import told_apart
 logger = logging.getLogger(__name__)
 
 _HEADER = ("image", "patient_id", "split")
+_STUDY_HEADER = ("study", "patient_id", "split", "images")  # these joined by '|'
 _HASH_MARK = "# sha256: "
 
 
@@ -80,6 +82,7 @@ def saved_hash(path: Path) -> str:
 def write_split(path: Path, dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     """Write split.csv: image, patient_id, split, sorted by image, then a line '# sha256: …'. Returns that hash.
 
+    Of studies of several images: study, patient_id, split, images, so that the hash is of all of their images.
     The file is complete or not there: written beside, flushed to disk, renamed. Cells are safe in spreadsheets (see
     `csv_text`); the hash is of what they say.
     """
@@ -98,6 +101,7 @@ def read_split(path: Path, dataset_index: DatasetIndex) -> np.ndarray:
     """
     saved = _verified_rows(path)
     images = [study.name for study in dataset_index.studies]
+    _check_images(path, dataset_index, saved)
     lacking = [image for image in images if image not in saved]
     beyond = sorted(set(saved).difference(images))
     if lacking or beyond:
@@ -106,14 +110,42 @@ def read_split(path: Path, dataset_index: DatasetIndex) -> np.ndarray:
             f"({some(lacking, 3) or 'none'}), {len(beyond)} of its {len(saved)} are not in the data "
             f"({some(beyond, 3) or 'none'}). Use the data it was made from, or start a new run"
         )
-    moved = [study for study in dataset_index.studies if not _same_patient(saved[study.name][0], study.patient_id)]
+    moved = [study for study in dataset_index.studies if not _same_patient(saved[study.name].patient, study.patient_id)]
     if moved:
-        was, now = saved[moved[0].name][0] or "none", moved[0].patient_id or "none"
+        was, now = saved[moved[0].name].patient or "none", moved[0].patient_id or "none"
         raise DataError(
             f"'{path}' names another patient for {len(moved)} images: {some([study.name for study in moved], 3)} "
             f"(of the first, then and now: {told_apart(was, now)})"
         )
-    return np.array([saved[image][1] for image in images])
+    return np.array([saved[image].split for image in images])
+
+
+def _check_images(path: Path, dataset_index: DatasetIndex, saved: Mapping[str, _Row]) -> None:
+    """DataError where studies have other images than were saved, or single images were studies or the other way."""
+    was, now = any(row.images for row in saved.values()), _has_several(dataset_index)
+    if was != now:
+        forms = ("single images", "studies of several images")
+        raise DataError(
+            f"'{path}' is the split of {forms[was]}, the data are {forms[now]}: set DATA.study_column as it was, or "
+            "start a new run"
+        )
+    images = {study.name: _images(study) for study in dataset_index.studies} if now else {}
+    other = [name for name, there in images.items() if name in saved and saved[name].images != there]
+    if other:
+        raise DataError(
+            f"'{path}': {len(other)} studies have other images than it was saved for: {some(other, 3)} (of the first, "
+            f"then and now: {', '.join(saved[other[0]].images)}; {', '.join(images[other[0]])})"
+        )
+
+
+def _has_several(dataset_index: DatasetIndex) -> bool:
+    """Whether studies are called otherwise than their images."""
+    studies = dataset_index.studies if dataset_index.images is not None else ()
+    return any(study.name not in study.views.values() for study in studies)
+
+
+def _images(study: Study) -> tuple[str, ...]:
+    return tuple(sorted(study.views.values()))
 
 
 def _same_patient(one: str, other: str) -> bool:
@@ -122,12 +154,14 @@ def _same_patient(one: str, other: str) -> bool:
 
 
 def images_and_patients(path: Path, split: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The images of one split of a file that write_split saved, and the patients that it names for them.
+    """The images of one split of a file that write_split saved, and their studies where it is of these, and the
+    patients that it names for them.
 
     Raises DataError for a missing or damaged file.
     """
-    rows = {image: patient for image, (patient, of) in _verified_rows(path).items() if of == split}
-    return frozenset(rows), frozenset(rows.values()) - {""}
+    rows = {image: row for image, row in _verified_rows(path).items() if row.split == split}
+    images = frozenset(image for row in rows.values() for image in row.images)
+    return frozenset(rows) | images, frozenset(row.patient for row in rows.values()) - {""}
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
@@ -194,11 +228,22 @@ def _overlap_error(overlap: dict[tuple[str, str], list[str]]) -> DataError:
     )
 
 
-def _rows(dataset_index: DatasetIndex, assignment: np.ndarray) -> list[tuple[str, str, str]]:
+def _rows(dataset_index: DatasetIndex, assignment: np.ndarray) -> list[tuple[str, ...]]:
     if len(assignment) != len(dataset_index.studies):
         raise ValueError(f"{len(assignment)} splits for {len(dataset_index.studies)} images")
     pairs = zip(dataset_index.studies, assignment)
+    if _has_several(dataset_index):
+        rows = ((study.name, study.patient_id, str(split), "|".join(_images(study))) for study, split in pairs)
+        return [_STUDY_HEADER, *sorted(rows)]
     return [_HEADER, *sorted((study.name, study.patient_id, str(split)) for study, split in pairs)]
+
+
+class _Row(NamedTuple):
+    """images: of a study; () where the row is of one image."""
+
+    patient: str
+    split: str
+    images: tuple[str, ...] = ()
 
 
 def _content(rows: Iterable[Sequence[str]]) -> str:
@@ -208,8 +253,8 @@ def _content(rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _verified_rows(path: Path) -> dict[str, tuple[str, str]]:
-    """image → (patient_id, split) of a split.csv whose hash is right."""
+def _verified_rows(path: Path) -> dict[str, _Row]:
+    """Image or study → what a split.csv says of it, whose hash is right."""
     content, mark, digest = read_text(path, "utf-8").rpartition(_HASH_MARK)
     rows = list(csv.reader(io.StringIO(content, newline="")))
     restored = [[original_cell(cell) for cell in row] for row in rows]
@@ -217,9 +262,10 @@ def _verified_rows(path: Path) -> dict[str, tuple[str, str]]:
     said = next((one for one in (restored, rows) if _digest(_content(one)) == digest.strip()), None)
     if not mark or said is None:
         raise DataError(f"'{path}' is damaged or was edited: its content is not what its sha256 line says")
-    if said[:1] != [list(_HEADER)] or any(len(row) != 3 or row[2] not in SPLITS for row in said[1:]):
+    header = next((one for one in (_HEADER, _STUDY_HEADER) if said[:1] == [list(one)]), None)
+    if header is None or any(len(row) != len(header) or row[2] not in SPLITS for row in said[1:]):
         raise DataError(f"'{path}' is not a split file: its columns must be {', '.join(_HEADER)}")
-    return {image: (patient, split) for image, patient, split in said[1:]}
+    return {row[0]: _Row(row[1], row[2], tuple(row[3].split("|")) if row[3:] else ()) for row in said[1:]}
 
 
 def _digest(text: str) -> str:

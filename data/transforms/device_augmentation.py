@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from data.study import DatasetIndex
 from data.transforms.images import LightAugmentation, Preprocess
-from data.transforms.input_transform import ReadBatch, ReadImage, collate_images
+from data.transforms.input_transform import ReadBatch, ReadImage, collate_images, no_images
 
 # What `prepare` draws: the sampling matrix [2, 3] row by row, brightness, gain.
 AUGMENTATION_PARAMS = 8
@@ -44,6 +44,11 @@ class DeviceAugmentation:
         """See `collate_images`."""
         return collate_images(values)
 
+    def no_images(self) -> ReadBatch:
+        """See ImageTransform."""
+        inputs = no_images(self.preprocess.channels, self.preprocess.size).inputs
+        return ReadBatch(inputs, torch.empty(0, AUGMENTATION_PARAMS))
+
     def prepare(self, image: np.ndarray, rng: np.random.Generator) -> ReadImage:
         """A decoded image → uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; numbers float32 [8]."""
         fitted = self.preprocess.fit(image)
@@ -58,6 +63,8 @@ class DeviceAugmentation:
 
         Nothing in here waits for the device.
         """
+        if not len(images):
+            return images  # `no_images`, which has the final shape
         images = images.float() / 255.0 if images.dtype == torch.uint8 else images
         matrix, (brightness, gain) = (
             augmentation_params[:, :6].reshape(-1, 2, 3),

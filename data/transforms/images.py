@@ -22,7 +22,7 @@ from configs.errors import ConfigError
 from data.readers.contrast import judge
 from data.readers.images import scale_intensity, to_channels
 from data.study import DatasetIndex, Pixels
-from data.transforms.input_transform import ReadBatch, ReadImage, collate_images
+from data.transforms.input_transform import ReadBatch, ReadImage, collate_images, no_images
 from utils.batch import DeviceTransform
 
 RESIZE_MODES = ("stretch", "letterbox")
@@ -334,6 +334,10 @@ class Preprocess:
     def collate(self, values: Sequence[ReadImage]) -> ReadBatch:
         """See `collate_images`."""
         return collate_images(values)
+
+    def no_images(self) -> ReadBatch:
+        """See ImageTransform."""
+        return no_images(self.channels, self.size)
 
     def fitted(self, dataset_index: DatasetIndex, index: int) -> np.ndarray:
         """Read an image and do all before the augmentation."""

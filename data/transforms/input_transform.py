@@ -55,11 +55,28 @@ class ReadBatch(NamedTuple):
     augmentation_params: Tensor | None
 
 
-class ImageTransform(InputTransform[ReadImage, ReadBatch], Protocol):
+class ReadTransform(InputTransform[Value, ReadBatch], Protocol[Value]):
     """An InputTransform for a model, with what it leaves to the device, if anything."""
 
     @property
     def device_transform(self) -> DeviceTransform | None: ...
+
+
+# Any: as in TransformTo.
+AnyReadTransform = ReadTransform[Any]
+
+
+class ImageTransform(ReadTransform[ReadImage], Protocol):
+    """One of single images."""
+
+    def no_images(self) -> ReadBatch:
+        """What `collate` would give of no image: of studies of which only a table is known."""
+        ...
+
+
+def no_images(channels: int, size: Sequence[int]) -> ReadBatch:
+    """[0, C, *size]."""
+    return ReadBatch(Inputs.of_images(torch.empty(0, channels, *size)), None)
 
 
 def collate_images(values: Sequence[ReadImage]) -> ReadBatch:

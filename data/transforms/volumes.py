@@ -20,7 +20,7 @@ from data.readers.contrast import judge
 from data.readers.volumes import FittedVolume, Volume
 from data.study import DatasetIndex, Pixels
 from data.transforms.images import channel_statistics
-from data.transforms.input_transform import ReadBatch, ReadImage, collate_images
+from data.transforms.input_transform import ReadBatch, ReadImage, collate_images, no_images
 from utils.batch import DeviceTransform
 
 PERCENTILES = (0.5, 99.5)
@@ -259,6 +259,10 @@ class VolumePreprocess:
     def collate(self, values: Sequence[ReadImage]) -> ReadBatch:
         """See `collate_images`."""
         return collate_images(values)
+
+    def no_images(self) -> ReadBatch:
+        """See ImageTransform."""
+        return no_images(self.channels, self.size)
 
     def fitted(self, dataset_index: DatasetIndex, index: int) -> FittedVolume:
         """Read a volume and do all before the augmentation."""

@@ -44,5 +44,9 @@ def test_settings_that_one_side_does_not_know():
 
 def test_the_settings_without_effect_are_settings():
     for name in WITHOUT_EFFECT:
-        section, _, key = name.partition(".")
-        assert section in Config.model_fields and (not key or key in Config()[section].keys()), name  # noqa: SIM118
+        section, *keys = name.split(".")
+        assert section in Config.model_fields, name
+        settings = Config()[section]
+        for key in keys:
+            assert key in settings.keys(), name  # noqa: SIM118
+            settings = settings[key]

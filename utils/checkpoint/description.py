@@ -211,6 +211,8 @@ def _is_number(value: _Value) -> bool:
 _FIELDS: dict[str, Callable[[_Value], None]] = {
     "config": _check_mapping,
     "class_names": _check_class_names,
+    "view_kinds": _check_class_names,
+    "table": _check_mapping,
     "preprocessing": _check_preprocessing,
     "operating_point": _check_operating_point,
     "training_data": _check_mapping,

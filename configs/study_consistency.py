@@ -1,0 +1,77 @@
+"""What settings of studies mean together: views and a table, as configs/consistency.py for all others."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+OTHER = "other"  # the kind of a view that no kind names
+_MAY_BE_INPUTS = ("view", "age", "sex")
+
+
+def study_problems(
+    study_column: str | None,
+    view_kinds: Mapping[str, Sequence[str]] | None,
+    required_views: Sequence[str],
+    max_views: int,
+) -> list[str]:
+    """Views without studies, and kinds of view that are two things or none."""
+    found = []
+    if study_column is None:
+        given = {"view_kinds": view_kinds is not None, "required_views": bool(required_views)}
+        return [
+            f"DATA.{key} is for studies: name their column in DATA.study_column, or leave {key} out"
+            for key, there in given.items()
+            if there
+        ]
+    kinds = view_kinds or {}
+    if OTHER in kinds:
+        found.append(f"DATA.view_kinds: {OTHER!r} is what no kind names: leave it out")
+    found += [f"DATA.view_kinds: {kind!r} must be a word" for kind in kinds if not kind.strip() or "|" in kind]
+    values = Counter(value.casefold().strip() for listed in kinds.values() for value in dict.fromkeys(listed))
+    found += [f"DATA.view_kinds: {value!r} cannot be of two kinds" for value, count in values.items() if count > 1]
+    if view_kinds is not None:
+        found += [
+            f"DATA.required_views: {kind!r} is none of DATA.view_kinds ({', '.join(kinds)}){_nearest(kind, kinds)}"
+            for kind in required_views
+            if kind not in kinds
+        ]
+    if len(set(required_views)) > max_views:
+        found.append(f"DATA.required_views names {len(required_views)} kinds, DATA.max_views is {max_views}")
+    return found
+
+
+def clinical_problems(
+    columns: Mapping[str, str] | Sequence[str],
+    file: str | None,
+    class_names: Sequence[str] | None,
+    roles: Mapping[str, str | None] | None,
+    study_column: str | None,
+) -> list[str]:
+    """Columns that say what is to be predicted or who is who, and a table of which no column is taken."""
+    names = list(columns)
+    found = [f"DATA.table.columns: {name!r} is there twice" for name, count in Counter(names).items() if count > 1]
+    if file is not None and not names:
+        found.append(f"DATA.table.file '{file}': no column of it is taken, name them in DATA.table.columns")
+    own = {_key(name): name for name in class_names or ()}
+    found += [
+        f"DATA.table.columns: {name!r} is a class: the network would be given what it is to predict"
+        for name in names
+        if _key(name) in own
+    ]
+    said = {_key(column): role for role, column in (roles or {}).items() if column and role not in _MAY_BE_INPUTS}
+    said |= {_key(study_column): "study"} if study_column else {}
+    found += [
+        f"DATA.table.columns: {name!r} is the column of the {said[_key(name)]}" for name in names if _key(name) in said
+    ]
+    return found
+
+
+def _key(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f": did you mean {close[0]!r}?" if close else ""
