@@ -175,7 +175,7 @@ class Parts:
 def prepare(config: Config, resumed: Path | None) -> Parts:
     """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
     from configs.plausibility import step_notes
-    from data.builder import build_loaders, open_data, resolve, split_data
+    from data.builder import build_loaders, open_data, resolve, resolve_studies, split_data, study_dropout
     from data.splits.resumed_data import check_source_split
     from data.table_encoding import check_resumed_table
     from models import check_backbone, create_model, load_teacher
@@ -196,10 +196,12 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     assignment = split_data(config, dataset_index, saved_split)
     if saved_split is not None:
         check_source_split(dataset_index, assignment, saved_split)
+    config = resolve_studies(config, dataset_index, assignment)
 
     model = create_model(config, checkpoint).to(device)
     backbone = model.backbone
-    loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type)
+    dropout = study_dropout(config)
+    loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type, dropout)
     if checkpoint is not None:
         check_resumed_table(checkpoint.get("table"), loaders.encoding)
     images = len(loaders.train.indices)

@@ -510,6 +510,18 @@ class Config(RootSection):
             )
         return config.complete().check("with these data ")
 
+    def resolve_studies(
+        self, view_kinds: Sequence[str] | None, table_columns: Mapping[str, Literal["numeric"] | int] | None
+    ) -> Config:
+        """A copy with what the network of a study is built for; None: the data have no studies, or no table."""
+        config = self.model_copy(deep=True)
+        study_consistency.check_used(
+            config.MODEL.views.aggregator, config.MODEL.table.fusion, view_kinds, table_columns
+        )
+        config.MODEL.view_kinds = None if view_kinds is None else list(view_kinds)
+        config.MODEL.table_columns = None if table_columns is None else dict(table_columns)
+        return config.check("with these data ")
+
     def complete(self) -> Config:
         """A copy without null where that stands for another value: what `resolve` does, without knowing the data.
 

@@ -6,6 +6,8 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from configs.errors import ConfigError
+
 OTHER = "other"  # the kind of a view that no kind names
 _MAY_BE_INPUTS = ("view", "age", "sex")
 
@@ -75,3 +77,31 @@ def _key(name: str) -> str:
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), 1)
     return f": did you mean {close[0]!r}?" if close else ""
+
+
+def check_used(
+    aggregator: str | None,
+    fusion: str | None,
+    view_kinds: Sequence[str] | None,
+    table_columns: Mapping[str, str | int] | None,
+) -> None:
+    """ConfigError where the data have what the network would not see, or the network asks for what they lack."""
+    found = []
+    if view_kinds is not None and aggregator is None:
+        found.append(
+            "DATA.study_column makes studies of several images: set MODEL.views.aggregator (max, mean, attention, "
+            "cross_attention, learned_weight)"
+        )
+    if view_kinds is None and aggregator is not None:
+        found.append(
+            f"MODEL.views.aggregator is '{aggregator}', but nothing makes studies of images: set DATA.study_column"
+        )
+    if table_columns and fusion is None:
+        found.append(
+            f"DATA.table.columns gives the network a table ({', '.join(table_columns)}): set MODEL.table.fusion "
+            "(concatenate, gated, attention, cross_attention, bilinear)"
+        )
+    if not table_columns and fusion is not None:
+        found.append(f"MODEL.table.fusion is '{fusion}', and there is no table: set DATA.table.columns")
+    if found:
+        raise ConfigError("\n".join(found))

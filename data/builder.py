@@ -116,6 +116,21 @@ def resolve(config: Config, dataset_index: DatasetIndex) -> Config:
     return config.resolve(dataset_index.class_names, dataset_index.exclusive, kinds, columns)
 
 
+def resolve_studies(config: Config, dataset_index: DatasetIndex, assignment: np.ndarray) -> Config:
+    """A copy in which what a network of studies is built for is written out: kinds of view, and columns with their
+    numbers of categories in the training split. Raises ConfigError where the settings leave a view or a table unused.
+    """
+    encoding = fit_table(config, dataset_index, assignment)
+    views = None if dataset_index.images is None else dataset_index.images.view_kinds
+    return config.resolve_studies(views, None if encoding is None else encoding.model_columns)
+
+
+def study_dropout(config: Config) -> StudyDropout:
+    """What training withholds, of what the network is given at all."""
+    views, table = config.MODEL.views, config.MODEL.table
+    return StudyDropout(views.dropout if views.aggregator else 0.0, table.dropout if table.fusion else 0.0)
+
+
 def fit_table(config: Config, dataset_index: DatasetIndex, assignment: np.ndarray) -> TableEncoding | None:
     """How a network is given the table, from the training studies alone; None where there is no table.
 
