@@ -444,6 +444,9 @@ class Config(RootSection):
             *consistency.table_problems(
                 data.class_names, data.class_titles, data.columns, data.ignore_columns, data.encoding
             ),
+            *study_consistency.training_problems(
+                model.views.aggregator, model.table.fusion, train.quantization_aware, train.pruning.method
+            ),
             *study_consistency.study_problems(data.study_column, data.view_kinds, data.required_views, data.max_views),
             *study_consistency.clinical_problems(
                 data.table.columns, data.table.file, data.class_names, data.columns, data.study_column

@@ -66,11 +66,13 @@ class Followed:
     """The settings that a command follows.
 
     keys: always. facts: of INSTEAD, those it needs; their settings are followed where a file is silent about them.
+    takes_studies: whether it works with models of several views or a table; the others say so.
     """
 
     command: str
     keys: tuple[str, ...]
     facts: tuple[str, ...] = (PREPROCESSING, CLASS_NAMES, TASK)
+    takes_studies: bool = False
 
     def follows(self, key: str, silent: Iterable[str] = ()) -> bool:
         """Whether a setting, 'SECTION.key', has an effect with a file that is silent about some facts."""
@@ -98,12 +100,17 @@ class Followed:
         return f"{always}where the checkpoint does not say it, {', '.join(silent)}"
 
 
-EVALUATE = Followed("evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles"))
+EVALUATE = Followed(
+    "evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles"), takes_studies=True
+)
 EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"))
 PREDICT = Followed("predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding"))
 EXPORT = Followed("export.py", (*_SOURCE, *_OPENING, *_DECIDING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS))
 # What is written into the new file is followed by those who read it; paths in a file never are.
 CONVERT = Followed(
-    "python -m utils.checkpoint convert", (*_OPENING, *_READING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS)
+    "python -m utils.checkpoint convert",
+    (*_OPENING, *_READING),
+    (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS),
+    takes_studies=True,
 )
 COMMANDS = (EVALUATE, EXPLAIN, PREDICT, EXPORT, CONVERT)

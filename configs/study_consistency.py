@@ -79,6 +79,14 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f": did you mean {close[0]!r}?" if close else ""
 
 
+def training_problems(aggregator: str | None, fusion: str | None, quantization_aware: bool, pruning: str) -> list[str]:
+    """What a network of studies cannot be trained with yet."""
+    if aggregator is None and fusion is None:
+        return []
+    asked = {"TRAIN.quantization_aware": quantization_aware, "TRAIN.pruning.method": pruning == "structured"}
+    return [f"{key} is for models of single images: leave it out with studies" for key, on in asked.items() if on]
+
+
 def check_used(
     aggregator: str | None,
     fusion: str | None,

@@ -67,7 +67,22 @@ def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Follo
     named = Config.override_keys(overrides)
     files = [_read(path) for path in paths]
     followed.check(named, [file.silent() for file in files])
-    return [_build(path, file, followed.of(named, file.silent())) for path, file in zip(paths, files)]
+    saved = [_build(path, file, followed.of(named, file.silent())) for path, file in zip(paths, files)]
+    for path, one in zip(paths, saved):
+        _refuse_studies(path, one.config, followed)
+    return saved
+
+
+def _refuse_studies(path: Path, config: Config, followed: Followed) -> None:
+    views, table = config.MODEL.views.aggregator, config.MODEL.table.fusion
+    if followed.takes_studies or (views is None and table is None):
+        return
+    kinds, columns = ", ".join(config.MODEL.view_kinds or ()), ", ".join(config.MODEL.table_columns or ())
+    parts = [f"views: {kinds}"] * (views is not None) + [f"table: {columns}"] * (table is not None)
+    raise ModelError(
+        f"'{path}' is a model of studies ({'; '.join(parts)}), and {followed.command} takes models of single images "
+        "only, so far. evaluate.py scores studies; its predictions.csv has their probabilities"
+    )
 
 
 def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
