@@ -194,7 +194,8 @@ def _legend(figure: Figure, image: AxesImage, panels: list[Axes]) -> None:
 def _headline(figure: Figure, class_name: str, probability: float | None, title: str) -> None:
     name = wrap(drawable(class_name), 60, 3)
     line = name if probability is None else f"{name}: probability {_probability(probability)}"
-    figure.suptitle(line + (f"\n{title}" if title else ""), fontsize=11, parse_math=False)
+    below = f"\n{wrap(drawable(title).replace('|', ' | '), 100, 3)}" if title else ""
+    figure.suptitle(line + below, fontsize=11, parse_math=False)
 
 
 def _probability(value: float) -> str:

@@ -14,6 +14,7 @@ import importlib
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -147,6 +148,8 @@ def killed(data: Path, folder: Path, settings: dict[str, Any], kills: int, span:
     while True:
         outcome.attempts += 1
         has_config = (folder / "config.yaml").is_file()
+        if folder.exists() and not has_config:  # killed between the two: there is nothing to go on from
+            shutil.rmtree(folder)
         arguments = ["--resume", str(folder)] if has_config else arguments_of(data, folder, settings)
         process = launch(arguments, log)
         code = wait(process, rng.uniform(0, 0.7 * span)) if outcome.kills < kills else wait(process)

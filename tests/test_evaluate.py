@@ -136,8 +136,13 @@ def test_subgroups_cover_every_image(evaluated):
 
 def test_all_files_are_there_and_are_images(evaluated):
     folder = evaluated / "evaluation-test"
-    wanted = {"report.html", "metrics.json", "predictions.csv", "roc.png", "pr.png", "calibration.png", "confusion.png"}
-    assert {path.name for path in folder.iterdir()} == wanted
+    images = {"roc.png", "pr.png", "calibration.png", "confusion.png"}
+    assert {path.name for path in folder.iterdir()} == images | {
+        "report.html",
+        "metrics.json",
+        "curves.json",
+        "predictions.csv",
+    }
     for path in folder.glob("*.png"):
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         assert min(image.shape) > 300 and (image < 128).any()

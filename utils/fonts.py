@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ def display_names(names: Sequence[str], longest: int | None = None) -> list[str]
 
 def drawable(text: str) -> str:
     """The text with every letter that no font has as \\u and its code; control characters as in `printable`."""
-    absent = _without_font(frozenset(text))
+    absent = _families(_special(text))[1]
     if absent:
         _tell(absent)
     return "".join(_escape(c) if c in absent else c for c in printable_lines(text))
@@ -79,9 +79,7 @@ def set_fonts(figure: Figure) -> None:
         assert isinstance(one, Text)
         text = one.get_text()
         one.set_text(drawable(text))
-        if text.isascii():
-            continue
-        families = _families(frozenset(text))[0]
+        families = _families(_special(text))[0]
         if families:
             one.set_fontfamily([*one.get_fontfamily(), *families])
 
@@ -101,21 +99,24 @@ def _escape(c: str) -> str:
     return f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
 
 
-def _without_font(letters: frozenset[str]) -> frozenset[str]:
-    return frozenset() if all(c.isascii() for c in letters) else _families(letters)[1]
+def _special(text: str) -> frozenset[str]:
+    """The letters to look for; without those of ASCII, figures above all, each text asks for few and the same ones."""
+    return frozenset(c for c in text if not c.isascii() and c.isprintable() and not c.isspace())
 
 
 @cache
 def _families(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """(families beside the plots' own that the letters need, letters that no font has)."""
-    wanted = frozenset(c for c in letters if not c.isascii() and c.isprintable() and not c.isspace())
-    unreadable = frozenset(c for c in wanted if not _laid_out(c))
-    left = {c for c in wanted - unreadable if ord(c) not in _letters_of(_own_font())}
+    if not letters:
+        return (), letters
+    unreadable = frozenset(c for c in letters if not _laid_out(c))
+    left = set(letters - unreadable)
+    left -= _drawn_by(_own_font(), left)
     chosen: list[str] = []
     if not left:
         return (), unreadable
     for family, path in _installed():
-        found = {c for c in left if ord(c) in _letters_of(path)}
+        found = _drawn_by(path, left)
         if found:
             chosen.append(family)
             left -= found
@@ -159,16 +160,16 @@ def _installed() -> tuple[tuple[str, str], ...]:
     return tuple((name, upright[name]) for name in families if not name.startswith(NOT_LETTERS))
 
 
-@cache
-def _letters_of(path: str) -> frozenset[int]:
-    """The code points that a font can draw; none where it has no outlines or cannot be read."""
+def _drawn_by(path: str, letters: Iterable[str]) -> set[str]:
+    """Those of the letters that a font can draw; none where it has no outlines or cannot be read."""
     from matplotlib.font_manager import get_font
 
     try:
-        return frozenset(get_font(path).get_charmap())
+        font = get_font(path)
+        return {c for c in letters if font.get_char_index(ord(c))}
     except (OSError, RuntimeError, ValueError) as error:
         logger.debug("font '%s' cannot be read: %s", path, error)
-        return frozenset()
+        return set()
 
 
 @cache

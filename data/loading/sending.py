@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing.queues
 import os
-import sys
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from configs.errors import DataError
+from utils.text import printable
 from utils.torch_private import tree_flatten, tree_leaves, tree_unflatten
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def end_where_nothing_can_be_sent() -> None:
     """In a worker: end the process where the queue's thread fails to send. It would go on, and the batch be missing."""
 
     def end(error: Exception, _: object) -> None:
-        print(f"a data worker cannot send a batch: {error}", file=sys.stderr, flush=True)
+        os.write(2, f"a data worker cannot send a batch: {printable(error)}\n".encode())
         os._exit(CANNOT_SEND)
 
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]

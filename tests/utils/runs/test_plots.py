@@ -44,7 +44,7 @@ def roc_case(classes, rows=200, names=None):
     targets = (rng.random((rows, classes)) < np.linspace(0.4, 0.1, classes)).astype(int)
     scores = rng.normal(size=(rows, classes)) + targets
     mask = rng.random((rows, classes)) < 0.9
-    return scores, targets, mask, list(names or (FINDINGS * 3)[:classes])
+    return scores, targets, mask, list(names or (*FINDINGS, *(f"{name} 2" for name in FINDINGS))[:classes])
 
 
 def roc_figure_of(scores, targets, mask, names, title="Validation"):
@@ -213,7 +213,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch)
             return ()
 
         def savefig(self, target, **_):
-            target.write_bytes(b"half a pic")
+            target.write(b"half a pic")
             raise OSError("disk full")
 
     monkeypatch.setattr(plots, "training_curves_figure", lambda history: Broken())
