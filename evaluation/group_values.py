@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.text import folded, is_missing, printable, told_apart, visible
+from utils.text import folded, printable, told_apart, visible
+from utils.words import has_no_value
 
 Texts = NDArray[np.object_]
 Floats = NDArray[np.float64]
@@ -84,7 +85,7 @@ def joined_texts(column: str, values: Sequence[str]) -> tuple[Texts, list[str]]:
     columns of sex, view and side (M, male, 男), and yes, true, 是. A group has its most frequent spelling for a name.
     """
     cells = Counter(values)
-    keys = {cell: "" if is_missing(cell) else folded(cell) for cell in cells}
+    keys = {cell: "" if has_no_value(cell) else folded(cell) for cell in cells}
     meanings = _meanings(column, set(keys.values()) - {""})
     groups: dict[str, Counter[str]] = {}
     for cell, count in cells.items():
@@ -118,8 +119,8 @@ def read_ages(values: Sequence[str]) -> tuple[Floats, list[str]] | None:
     texts = {cell: visible(cell) for cell in set(values)}
     if any(_BAND.fullmatch(text) for text in texts.values()):
         return None
-    years = {cell: math.nan if is_missing(cell) else _years(text) for cell, text in texts.items()}
-    unread = Counter(cell for cell in values if math.isnan(years[cell]) and not is_missing(cell))
+    years = {cell: math.nan if has_no_value(cell) else _years(text) for cell, text in texts.items()}
+    unread = Counter(cell for cell in values if math.isnan(years[cell]) and not has_no_value(cell))
     notes = []
     if unread:
         examples = ", ".join(f"'{printable(cell)}'" for cell, _ in unread.most_common(3))
@@ -130,7 +131,7 @@ def read_ages(values: Sequence[str]) -> tuple[Floats, list[str]] | None:
 def read_numbers(texts: Sequence[str]) -> Floats | None:
     """All as numbers, nan where missing; None if one is none."""
     try:
-        numbers = [math.nan if is_missing(text) else _number(visible(text)) for text in texts]
+        numbers = [math.nan if has_no_value(text) else _number(visible(text)) for text in texts]
     except ValueError:
         return None
     return None if any(map(math.isinf, numbers)) else np.array(numbers, np.float64)

@@ -20,40 +20,6 @@ _LOOK_ALIKES = str.maketrans(
     "АВЕЅІЈКМНОРСТУХаеѕіјорсухԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧονυıⅼІ0|1",
     "ABESIJKMHOPCTYXaesijopcyxdqwABEZHIKMNOPTYXovuillOll",
 )
-# What pandas, R, SQL and Excel write into a cell without a value, or people do, in small letters.
-_MISSING = frozenset(
-    [
-        "",
-        "nan",
-        "none",
-        "null",
-        "nil",
-        "na",
-        "n/a",
-        "n.a.",
-        "n.a",
-        "#n/a",
-        "#na",
-        "#n/a!",
-        "#n/a n/a",
-        "#null!",
-        "#value!",
-    ]
-    + ["#ref!", "#name?", "#div/0!", "<na>", "<nan>", "<null>", "nat", "1.#qnan", "-nan", "missing", "unknown", "unk"]
-    + [
-        "unspecified",
-        "undefined",
-        "not available",
-        "not known",
-        "not specified",
-        "empty",
-        "blank",
-        "(empty)",
-        "(blank)",
-    ]
-    + ["-", "--", "---", "–", "—", "―", ".", "..", "...", "?", "??", "???", "*", "/", "\\", "_"]
-    + ["未知", "不详", "不明", "无", "無", "空", "缺失", "未填", "未填写", "未提供", "没有", "未记录"]
-)
 _WITHIN = re.compile(r"(?<=[^\W_])[\s_\-‐‑‒–—]+(?=[^\W_])")
 _BLANKS = re.compile(r"[\s_\-‐‑‒–—]+")
 
@@ -97,11 +63,6 @@ def visible(text: str) -> str:
     undrawn = "".join(" " if mark.isspace() else mark for mark in unicodedata.normalize("NFKC", text))
     shown = "".join(mark for mark in undrawn if not _UNSAFE.match(mark) and mark not in "\u200c\u200d")
     return " ".join(shown.split())
-
-
-def is_missing(text: str) -> bool:
-    """Whether a cell says that there is no value: it is empty, or a word that programs and people write for that."""
-    return visible(text).casefold() in _MISSING
 
 
 def folded(text: str) -> str:

@@ -31,8 +31,12 @@ _MISSING = frozenset(
         "缺失值",
     ]
     + ["缺", "未标注", "未標註", "unlabeled", "unlabelled", "not labeled", "not labelled"]
+    + ["<nan>", "unspecified", "not known", "not specified", "empty", "blank", "(empty)", "(blank)"]
+    + ["―", "..", "...", "???", "*", "_", "不明", "未填", "未填写", "未提供", "未记录"]
 )
 _NOTHING = frozenset(["none", "nil", "no", "无", "無"])
+# Of these what programs and people write for a value that is not there, where it is no answer.
+_NO_VALUE = frozenset(["none", "nil", "无", "無", "没有", "#n/a!"])
 # Formulas of a spreadsheet that have no value; '#N/A' is one that people write on purpose.
 _ERRORS = frozenset(["#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!", "#spill!", "#calc!", "#getting_data"])
 _BLANKS = re.compile(r"[\s_\-‐‑‒–—−]+")
@@ -83,6 +87,11 @@ def is_missing(text: str) -> bool:
 def is_nothing(text: str) -> bool:
     """Whether a cell says that there is nothing ('none', 'nil', '无'), or, as pandas writes None, nothing known."""
     return plain(text) in _NOTHING
+
+
+def has_no_value(text: str) -> bool:
+    """Whether a cell of a column of values holds none: `is_missing`, 'None' as pandas writes it, a formula's error."""
+    return is_missing(text) or plain(text) in _NO_VALUE or is_spreadsheet_error(text)
 
 
 def is_spreadsheet_error(text: str) -> bool:

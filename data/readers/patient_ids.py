@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from configs.errors import DataError
-from utils.text import is_missing, printable, told_apart, visible
+from utils.text import printable, told_apart, visible
+from utils.words import has_no_value
 
 # DATA.patient_ids: spellings that may be one person stop the run, are one person, or are different people.
 SPELLINGS = ("stop", "join", "exact")
@@ -95,7 +96,7 @@ def keys_of(identities: Iterable[str]) -> frozenset[str]:
 
 
 def _names_nobody(cell: str) -> bool:
-    return is_missing(cell) or is_missing(cleaned(cell)) or cleaned(cell).casefold() in _NOBODY
+    return has_no_value(cell) or has_no_value(cleaned(cell)) or cleaned(cell).casefold() in _NOBODY
 
 
 def _parts(text: str) -> str:

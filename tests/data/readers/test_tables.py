@@ -6,7 +6,7 @@ from configs.errors import DataError
 from data.readers.delimited import clean
 from data.readers.tables import TableSettings, column_roles, parse_split, read_list, read_table, read_text
 from data.readers.text_encoding import decode
-from utils.words import is_missing, name_key
+from utils.words import has_no_value, is_missing, name_key
 
 CHINESE = "image,labels\na.png,肺炎\nb.png,正常\n"
 
@@ -190,3 +190,10 @@ def test_pandas_own_words_for_missing():
 
     words = set(STR_NA_VALUES) - {"None"}  # which in a labels cell means that nothing was found
     assert {word for word in words if not is_missing(word)} == set()
+
+
+def test_a_column_of_values_has_more_words_for_none_than_one_of_findings():
+    """'none' and '无' say in a column of findings that there are none."""
+    assert all(map(has_no_value, ["None", "nil", "无", "#REF!", "N/A", "..", "未填"]))
+    assert not any(map(has_no_value, ["no", "0", "F", "nonexistent"]))
+    assert is_missing("..") and is_missing("Not Specified") and not is_missing("None")
