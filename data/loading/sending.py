@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing.queues
 import os
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from torch.utils.data import get_worker_info
 from configs.errors import DataError, HybridMedNetError
 from utils.text import printable
 from utils.torch_private import tree_flatten, tree_leaves, tree_unflatten
-
-logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
 
