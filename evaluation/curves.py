@@ -14,7 +14,6 @@ from utils.intervals import plain
 from utils.metrics import precision_recall_curve, roc_curve
 
 HISTOGRAM_BINS = 25
-MatrixCounts = np.ndarray
 
 Numbers = list[float | None]
 
@@ -100,7 +99,7 @@ def curves_of(scored: ScoredSplit, thresholds: Sequence[float], before: Floats |
     }
 
 
-def confusion_matrix(scored: ScoredSplit) -> MatrixCounts:
+def confusion_matrix(scored: ScoredSplit) -> np.ndarray:
     """Of exclusive classes, int64 [K, K]: labels by calls; images whose labels are not all known are left out."""
     rows = scored.mask.all(axis=1)
     classes = len(scored.class_names)

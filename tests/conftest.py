@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -78,3 +79,13 @@ def _save_blank(figure: Figure, *position, **options) -> None:
 def drawing():
     """A context in which figures are drawn."""
     return partial(patch.object, Figure, "savefig", SAVEFIG)
+
+
+@pytest.fixture
+def logging_as_it_was():
+    """For tests that call a script's main(), which takes over logging."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

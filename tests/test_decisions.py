@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +20,8 @@ from models.saved_model import load_model
 from tests.evaluation_runs import call, metrics_of
 from tests.training_runs import arguments, run_main
 from utils.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")  # main() takes over logging
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 COUNTS = {"train": 24, "val": 30, "test": 20}
@@ -85,15 +86,6 @@ def make_run(tmp_path_factory) -> Callable[[str], tuple[str, Path, Path]]:
 @pytest.fixture(params=SOURCES)
 def trained(request, make_run) -> tuple[str, Path, Path]:
     return make_run(request.param)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was():
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

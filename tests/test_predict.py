@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +31,8 @@ from training.losses import TrainingLoss, binary_cross_entropy
 from training.precision import Precision
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")  # main() takes over logging
+
 SIZE, COUNT = 32, 20
 SETTINGS = [
     "MODEL.backbone=timm/test_resnet",
@@ -42,16 +43,6 @@ SETTINGS = [
     "TRAIN.channels_last=false",
     "DATA.num_workers=0",
 ]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """main() takes over logging."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture(scope="module")

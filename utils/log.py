@@ -60,6 +60,13 @@ class _LogFile(logging.FileHandler):
         root.error("cannot write the log '%s': %s", self.baseFilename, sys.exc_info()[1])
 
 
+# Libraries that tell at INFO what they do.
+_NOISY = (
+    *("timm", "matplotlib", "fontTools", "PIL", "pydicom"),
+    *("httpx", "huggingface_hub", "torch", "onnxscript", "onnx_ir"),
+)
+
+
 def setup_logging(style: str = "text") -> None:
     """Send all loggers of the project to stderr as 'text' or 'json'; Python's own warnings are escaped like them."""
     handler = _AboveProgressBar()
@@ -68,7 +75,7 @@ def setup_logging(style: str = "text") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     warnings.formatwarning = _format_warning
-    for noisy in ("timm", "matplotlib", "PIL", "pydicom", "httpx", "huggingface_hub", "torch", "onnxscript", "onnx_ir"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

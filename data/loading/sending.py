@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing.queues
 import os
 from collections.abc import Callable
@@ -13,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from configs.errors import DataError
+from configs.errors import DataError, HybridMedNetError
 from utils.text import printable
 from utils.torch_private import tree_flatten, tree_leaves, tree_unflatten
-
-logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
 
@@ -79,7 +76,7 @@ def short_of(error: BaseException) -> str | None:
 def workers_error(error: BaseException) -> DataError | None:
     """What to do where the machine has too little for data workers; None for another error."""
     reason = short_of(error)
-    if reason is None:
+    if reason is None or isinstance(error, HybridMedNetError):  # which says itself what is full or too large
         return None
     first_line = str(error).splitlines()[0][:200]
     return DataError(f"data workers cannot be used: {reason} ({first_line}): {REMEDY}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.readers.images import read_image, to_uint8
 from data.transforms.images import resize
@@ -16,8 +16,8 @@ from explain.geometry import at_pixels, onto_image
 from explain.network import Layer, explaining
 from explain.rollout import attention_rollout
 from models import HybridMedNet
+from tests.averaging import averaging
 from tests.explain.networks import images, network
-from utils.torch_private import BatchNorm
 
 SLOW = pytest.mark.slow
 
@@ -52,25 +52,13 @@ def test_a_planted_response_is_found_again(name, size, level, cell, expected):
     assert all(abs(a - b) < 0.01 * side for a, b, side in zip(found, expected, size, strict=True))
 
 
-def averaging(model: HybridMedNet) -> HybridMedNet:
-    """A backbone that blurs: every convolution a mean, every norm the identity."""
-    for module in model.backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data.fill_(1 / module.weight[0].numel())
-            if module.bias is not None:
-                module.bias.data.zero_()
-        if isinstance(module, BatchNorm):
-            module.weight.data.fill_(1)
-            module.running_mean.zero_()
-    return model
-
-
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("tf_efficientnet_lite0", marks=SLOW)])
 @pytest.mark.parametrize("spot", [(140, 201), (170, 260)], ids=str)
 def test_a_bright_spot_is_found_where_it_is(name, spot):
     """What the backbone answers to a spot, drawn on the image: the centre of the answer is the spot's."""
     size = (326, 417)  # 70 and 97 and eight and ten strides of 32
-    model = averaging(network(name, size))
+    model = network(name, size)
+    averaging(model.backbone)
     empty = 0.01 * torch.ones(1, 3, *size)
     image = empty.clone()
     image[..., spot[0] - 4 : spot[0] + 5, spot[1] - 4 : spot[1] + 5] += 0.01

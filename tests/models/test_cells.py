@@ -8,7 +8,7 @@ from models import backbone_dims, create_backbone, list_backbones
 from models.backbones.base import BaseVisionBackbone
 from models.backbones.cells import CellGrid, trace_cells
 from models.backbones.families import smallest_of_each_family
-from utils.torch_private import BatchNorm
+from tests.averaging import averaging
 
 IMAGES = [name for name in smallest_of_each_family(list_backbones()) if backbone_dims(name) == 2]
 VOLUMES = [name for name in smallest_of_each_family(list_backbones()) if backbone_dims(name) == 3]
@@ -86,18 +86,6 @@ def test_volumes_are_cut_into_patches(name):
     found = grids(name, (28, 37, 41))
     assert [grid.first for grid in found] == [(first,) * 3 for first in PATCHES]
     assert [grid.stride for grid in found] == [(stride,) * 3 for stride in (4, 8, 16, 32)]
-
-
-def averaging(backbone: nn.Module) -> nn.Module:
-    """Every convolution a mean, every norm the identity: what a cell sees is then all of its receptive field."""
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data.fill_(1 / module.weight[0].numel())
-            if module.bias is not None:
-                module.bias.data.zero_()
-        if isinstance(module, BatchNorm):
-            module.weight.data.fill_(1)
-    return backbone.eval()
 
 
 def seen_from(backbone: BaseVisionBackbone, level: int, size: tuple[int, int]) -> tuple[list[float], list[int]]:

@@ -26,6 +26,7 @@ CALIBRATION = {
     "reasons": ["", ""],
 }
 POINT = {"calibration": CALIBRATION, "thresholds": [0.5, None], "rule": "youden", "split": "val", "images": 9}
+POINT |= {"positives": [4, 0], "negatives": [5, 9]}
 SOUND = {
     "config": {"MODEL": {"backbone": "resnet18"}},
     "class_names": ["Mass", "肺炎"],
@@ -34,6 +35,8 @@ SOUND = {
     "training_data": {"kind": "images", "ranges": {"mean": [0, 1.5]}, "pattern": [0.0] * 64},
     "metrics": {"epoch": 3, "mean_auroc": math.nan},
     "split_sha256": "0" * 64,
+    "labels_sha256": "f" * 64,
+    "training_positives": [12, 0],
     "removed_channels": [["backbone.conv1", True, [1, 2]]],
 }
 HUGE = "x" * 200_000
@@ -69,6 +72,8 @@ WRONG: dict[str, list[object]] = {
         [math.inf, 0.5],
         [[], 0.5],
     ],
+    "operating_point.positives": [1, "ab", [4], [4, 0, 1], [4, -1], [4, 0.5], [4, "0"], [4, None], [4, True]],
+    "operating_point.negatives": [1, [5], [5, -1], [5, math.nan]],
     "operating_point.images": [-1, 1.5, "9", math.nan, True],
     "operating_point.rule": [1, [], HUGE],
     "operating_point.split": [1, []],
@@ -78,6 +83,8 @@ WRONG: dict[str, list[object]] = {
     "operating_point.calibration.method": [1, None, []],
     "training_data": [1, "x", [], {"a": torch.zeros(1)}, {"a": [0] * 1_000_001}, {"a": b"x"}, {"a": HUGE}, {HUGE: 1}],
     "metrics": [1, "x", [], {"epoch": 1 << 65}],
+    "labels_sha256": [1, "x", "F" * 64, "0" * 65, ["0" * 64]],
+    "training_positives": [1, "x", {}, [-1], [1.0], ["1"], [None], [True], [1 << 60], [[1]]],
     "split_sha256": [1, "x", "G" * 64, "0" * 63, ["0" * 64]],
     "removed_channels": [1, "x", {}, [1], [["a", True]], [[1, True, [1]]], [["a", "x", [1]]], [["a", True, [-1]]]]
     + [[["a", True, ["1"]]], [["a", True, 1]], [["a", True, [1 << 60]]]],
@@ -188,7 +195,12 @@ def test_a_size_that_the_network_is_not_built_for(sound, tmp_path):
     for field, value, words in (
         ("preprocessing.size", [90_000, 90_000], r"preprocessing.size is \(90000, 90000\).*built for \(32, 32\)"),
         ("preprocessing.channels", 1, "preprocessing.channels is 1"),
-        ("operating_point", {**POINT, "thresholds": [0.5] * 3, "calibration": None}, "for 3 classes, the model has 2"),
+        (
+            "operating_point",
+            {"thresholds": [0.5] * 3, "rule": "youden", "split": "val", "images": 9},
+            "for 3 classes, the model has 2",
+        ),
+        ("training_positives", [1, 2, 3], "training_positives counts 3 classes, the model has 2"),
     ):
         wrong = changed(said, field, value)
         wrong["preprocessing"]["mean"], wrong["preprocessing"]["std"] = [0.5], [0.5]
