@@ -11,6 +11,7 @@ from configs.default_config import Config
 from configs.errors import CheckpointError, HybridMedNetError
 from data.phantom.radiographs import write_phantom
 from tests.kill_harness import SETTINGS, differing
+from tests.waiting import LIMIT_S
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.runs.control import Control
 from utils.runs.folder import RunFolder
@@ -153,7 +154,7 @@ def test_a_thread_trains_and_is_watched_and_paused_by_files_alone(settings, whol
         seen.add(status and status.phase)
         if status is not None and status.step >= 1:
             (folder / "control").write_text("pause")
-    thread.join()
+    thread.join(5 * LIMIT_S)
     torch.set_rng_state(random)
     assert results[0].interrupted.left_as == RunFolder.read(folder).status.phase == "paused"
     assert seen <= {None, "starting", "training", "validating", "reporting"} and "training" in seen

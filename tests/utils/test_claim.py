@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from configs.errors import PredictionError
+from tests.waiting import LIMIT_S, wait_until
 from utils.claim import claimed, claimed_alone
 
 
@@ -37,8 +38,7 @@ def test_another_is_waited_for(tmp_path, caplog):
     thread = threading.Thread(target=wait)
     with caplog.at_level("INFO", "utils.claim"), claimed(tmp_path):
         thread.start()
-        while "waiting for another process, which is drawing" not in caplog.text:
-            assert not order
+        wait_until(lambda: "waiting for another process, which is drawing" in caplog.text, "the thread says it waits")
         assert not order
-    thread.join()
+    thread.join(LIMIT_S)
     assert order == [True]

@@ -26,6 +26,7 @@ from tests.data.cache.cached_sources import (
     loaders_of,
     write_mixed,
 )
+from tests.waiting import LIMIT_S
 
 KINDS = ("ram", "disk")
 PLAIN = "DATA.augment=false"
@@ -331,11 +332,11 @@ def test_other_processes_read_the_same_memory(own, kind, start):
     reader = loaders_of(own, f"DATA.cache={kind}").train.dataset.dataset_index.read
     here = [float(np.asarray(reader(row), np.float64).sum()) for row in range(COUNT)]
     context = torch.multiprocessing.get_context(start)
-    queue = context.SimpleQueue()
+    queue = context.Queue()
     process = context.Process(target=_digest, args=(reader, queue))
     process.start()
-    there = queue.get()
-    process.join()
+    there = queue.get(timeout=LIMIT_S)
+    process.join(LIMIT_S)
     assert here == there and process.exitcode == 0
     if kind == "ram":
         assert all(chunk.is_shared() for chunk in reader._kept._chunks) and len(reader._kept._chunks) == 1

@@ -18,6 +18,7 @@ from data.transforms.images import (
     resize,
     sample_rng,
 )
+from tests.waiting import LIMIT_S
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = {"light": LightAugmentation, "albumentations": AlbumentationsAugmentation}
@@ -407,6 +408,6 @@ def _augment(preprocess, index):
 def test_a_worker_process_makes_the_same_images(make):
     preprocess = Preprocess((32, 32), 1, MEAN, STD, augmentation=make())
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        results = pool.starmap(_augment, [(preprocess, index) for index in range(4)])
+        results = pool.starmap_async(_augment, [(preprocess, index) for index in range(4)]).get(LIMIT_S)
     for index, result in enumerate(results):
         np.testing.assert_array_equal(result, _augment(preprocess, index))

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from tests.waiting import LIMIT_S
 from utils.runs.control import Control, Interrupted, discard_request
 
 SIGNALS = [(signal.SIGINT, 130, "stop"), (signal.SIGTERM, 143, "pause")]
@@ -177,5 +178,5 @@ def test_a_thread_is_asked_by_file_and_cannot_take_signals_over(tmp_path):
     (tmp_path / "control").write_text("pause")
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join()
+    thread.join(LIMIT_S)
     assert seen == [ValueError, "pause"]

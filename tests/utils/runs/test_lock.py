@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import CheckpointError
+from tests.waiting import LIMIT_S, wait_until
 from utils.runs.lock import FolderLock, in_use, lock_state
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -104,15 +105,14 @@ def test_a_look_refuses_nobody(tmp_path):
     with FolderLock(tmp_path):
         for thread in threads:
             thread.start()
-        while "held" not in seen:
-            pass
+        wait_until(lambda: "held" in seen, "a thread has looked")
     try:
-        for _ in range(200):
+        for _ in range(20):  # each may take 30 s where the readers have the interpreter to themselves
             FolderLock(tmp_path).release()
     finally:
         over.set()
         for thread in threads:
-            thread.join()
+            thread.join(LIMIT_S)
     assert seen <= {"held", "free"}
 
 
