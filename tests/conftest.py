@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of NumPy's libraries and of the processes that tests start; see below
 
+import cv2
 import torch
 from matplotlib.figure import Figure
 
@@ -18,6 +19,9 @@ from tests.selection import pytest_addoption, pytest_configure  # noqa: F401  --
 from utils.torch_private import loader_utils
 
 SAVEFIG = Figure.savefig
+# Some tests fork this process. A thread of OpenCV's that holds their common lock just then is not there in the child,
+# which waits for it at its next warp for ever: once in some thousand forks, and two whole runs.
+cv2.setNumThreads(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
