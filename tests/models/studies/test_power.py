@@ -11,8 +11,7 @@ import functools
 import pytest
 import torch
 
-from models.studies import AGGREGATORS, FUSIONS, NUMERIC, StudyMixer
-from tests.models.studies.tasks import (
+from benchmarks.study_task_data import (
     CHANNELS,
     COLUMNS,
     Network,
@@ -23,7 +22,10 @@ from tests.models.studies.tasks import (
     train,
     two_views,
     without_table,
+    without_view,
 )
+from benchmarks.study_tasks import AddedLogits
+from models.studies import AGGREGATORS, FUSIONS, NUMERIC, StudyMixer
 
 SLOW = pytest.mark.slow
 
@@ -48,21 +50,9 @@ def test_xor_of_finding_and_column(fusion):
     assert auroc(with_table("xor", fusion, 1500, 16), held_out("xor")) > 0.80
 
 
-class Late(torch.nn.Module):
-    """The control: a logit of the image and a logit of the table, added."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = Network(None, pooled=True)
-        self.table = torch.nn.Sequential(torch.nn.Linear(COLUMNS, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
-
-    def forward(self, studies: Studies) -> torch.Tensor:
-        return self.image(studies) + self.table(studies.inputs.table)[:, 0]
-
-
 def test_xor_cannot_be_learned_by_adding_logits():
     torch.manual_seed(0)
-    late = Late()
+    late = AddedLogits()
     train(late, findings_and_table("xor", 1500, 0), 16)
     assert auroc(late, held_out("xor")) < 0.72
     assert auroc(with_table("xor", None, 1500, 8), held_out("xor")) < 0.55
@@ -158,7 +148,7 @@ def test_findings_of_single_views_and_of_both(task, least, aggregator):
 def test_the_frontal_view_alone_does_not_show_it():
     network = joined("lateral_only", "mean", 2000, 5)
     test = held_out_views("lateral_only")
-    frontal = test._replace(inputs=test.inputs._replace(view_mask=torch.tensor([[True, False]] * len(test.labels))))
+    frontal = without_view(test, 1)
     assert auroc(network, frontal) < 0.55
 
 

@@ -133,6 +133,18 @@ def auroc(network: nn.Module, studies: Studies) -> float:
         return float(roc_auc_score(studies.labels, network(studies)))
 
 
+def best_possible(studies: Studies) -> float:
+    """AUROC of the labels before they were flipped."""
+    return float(roc_auc_score(studies.labels, studies.truth))
+
+
+def without_view(studies: Studies, slot: int) -> Studies:
+    """The same studies, nothing in this slot."""
+    mask = studies.inputs.view_mask.clone()
+    mask[:, slot] = False
+    return studies._replace(inputs=studies.inputs._replace(view_mask=mask))
+
+
 def without_table(studies: Studies) -> Studies:
     """The same studies, no value known."""
     return studies._replace(inputs=studies.inputs._replace(table_mask=torch.zeros_like(studies.inputs.table_mask)))
