@@ -16,22 +16,20 @@ import argparse
 import csv
 import datetime
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
+import yaml
 
-import evaluate
-import train
 from benchmarks.pages import Verdict, markdown_table, report, verdict_table
-from configs.default_config import Config
 from evaluation.delong import auroc_interval, paired_test
 from utils.environment import describe_environment
 from utils.intervals import IntervalRecord
-from utils.log import setup_logging
+from utils.runs.files import LAST
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks" / "studies.md"
@@ -159,15 +157,23 @@ def nested(flat: Mapping[str, object]) -> dict[str, object]:
     return whole
 
 
+def script(name: str, *arguments: object) -> None:
+    """Run one of the program's scripts as a user does."""
+    code = subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], check=False).returncode
+    if code:
+        raise SystemExit(f"{name} ended with {code}: {' '.join(map(str, arguments))}")
+
+
 def train_run(flat: Mapping[str, object]) -> Path:
-    """The run's folder; one that is there and finished is taken as it is, one that is there and not is trained anew."""
-    config = Config.model_validate(nested(flat))
-    folder = Path(config.CHECKPOINT.save_dir) / str(config.LOGGING.run_name)
-    finished = folder / "finished"
+    """The run's folder; one that is finished is taken as it is, one that was interrupted goes on."""
+    folder = Path(str(flat["CHECKPOINT.save_dir"])) / str(flat["LOGGING.run_name"])
+    finished = folder.with_suffix(".finished")
     if not finished.exists():
-        if folder.exists():
-            raise SystemExit(f"'{folder}' was interrupted: remove it, and start again")
-        train.train(config)
+        settings_file = folder.with_suffix(".yaml")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        settings_file.write_text(yaml.safe_dump(nested(flat)), encoding="utf-8")
+        has_checkpoint = (folder / LAST).exists()
+        script("train.py", *(("--resume", folder) if has_checkpoint else ("--config", settings_file)))
         finished.touch()
     return folder
 
@@ -222,9 +228,7 @@ def test_scores(run: Path, name: str, extra: Sequence[str] = ()) -> list[Row]:
     """predictions.csv of the run's test split."""
     output = run / f"scores{'-'.join(extra)}"
     if not (output / "predictions.csv").exists():
-        code = evaluate.main([str(run), "--no-save", "--draws", "100", "--output", str(output), *extra])
-        if code:
-            raise SystemExit(f"evaluate.py ended with {code} on {run}")
+        script("evaluate.py", run, "--no-save", "--draws", 100, "--output", output, *extra)
     return [row for row in read_rows(output / "predictions.csv") if row[f"label {name}"]]
 
 
@@ -400,7 +404,7 @@ def environment_line() -> str:
     """Where and when it was measured."""
     machine = describe_environment("cpu", "float32")
     packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "timm"))
-    return f"{machine['cores']} cores ({machine['processor']}), one thread, {packages}, {datetime.date.today()}."
+    return f"{machine['cores']} cores ({machine['processor']}), {packages}, {datetime.date.today()}."
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -422,8 +426,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Train, score, write the page; 1 where something wanted is missed."""
     options = parse_arguments(arguments)
-    setup_logging("text")
-    torch.set_num_threads(1)
     questions = []
     for name in options.sets:
         data = SETS[name](options.data / name)
