@@ -177,7 +177,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     from configs.plausibility import step_notes
     from data.builder import build_loaders, open_data, resolve, resolve_studies, split_data, study_dropout
     from data.splits.resumed_data import check_source_split
-    from data.table_encoding import check_resumed_table
+    from data.table_encoding import check_same_table
     from models import check_backbone, create_model, load_teacher
     from training.builder import build_distillation, build_learner, build_loss, resolve_precision
     from training.classes import positives_of
@@ -203,14 +203,17 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     dropout = study_dropout(config)
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type, dropout)
     if checkpoint is not None:
-        check_resumed_table(checkpoint.get("table"), loaders.encoding)
+        check_same_table(checkpoint.get("table"), loaders.encoding)
     images = len(loaders.train.indices)
     for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
         logger.warning("%s", note)
     config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
     labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
     learner = build_learner(config, model, len(loaders.train))
-    loss = build_distillation(config, labels, load_teacher(config), loaders.preprocess.as_dict(), learner)
+    teacher = load_teacher(config)
+    if teacher is not None:
+        check_same_table(teacher.description.get("table"), loaders.encoding, of_teacher=True)
+    loss = build_distillation(config, labels, teacher, loaders.preprocess.as_dict(), learner)
     if checkpoint is not None:
         resume(learner, checkpoint, config, images)
     positives = positives_of(loaders.train_labels())

@@ -227,7 +227,8 @@ def split_data(config: Config, dataset_index: DatasetIndex, saved: Path | None =
     for note in drawn_split_notes(dataset_index, assignment):
         logger.warning("%s", note)
     counts = {split: int((assignment == split).sum()) for split in SPLITS}
-    logger.info("images: %s", ", ".join(f"{split} {count}" for split, count in counts.items()))
+    what = "images" if dataset_index.images is None else "studies"
+    logger.info("%s: %s", what, ", ".join(f"{split} {count}" for split, count in counts.items()))
     if data.test_split > 0 and not counts["test"]:
         logger.warning("the test split is empty: results are reported on val")
     return assignment

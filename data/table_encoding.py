@@ -241,11 +241,12 @@ class TableEncoding:
             raise CheckpointError(f"what a checkpoint says of its table cannot be read ({error!r})") from None
 
 
-def check_resumed_table(saved: object, encoding: TableEncoding | None) -> None:
-    """DataError where a resumed run's table is not what its checkpoint was trained with: the network would be given
-    other numbers for the same values.
+def check_same_table(saved: object, encoding: TableEncoding | None, of_teacher: bool = False) -> None:
+    """DataError where the table is not what a checkpoint was trained with: its network would be given other numbers for
+    the same values.
 
-    saved: the checkpoint's `as_dict`, None where it has no table. Raises CheckpointError where it is neither.
+    saved: the checkpoint's `as_dict`, None where it has no table; of a resumed run, or of a teacher (LOSS.teacher).
+    Raises CheckpointError where it is neither.
     """
     if saved is not None and not isinstance(saved, Mapping):
         raise CheckpointError(f"what a checkpoint says of its table cannot be read ({type(saved).__name__})")
@@ -254,10 +255,16 @@ def check_resumed_table(saved: object, encoding: TableEncoding | None) -> None:
         return
     was, now = ({c.name: c for c in one.columns} if one else {} for one in (before, encoding))
     changed = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
+    who = "LOSS.teacher" if of_teacher else "the run"
+    what_to_do = (
+        "train it on the same training split, or leave it out"
+        if of_teacher
+        else ("restore the data's table and DATA.table, or start a new run")
+    )
     raise DataError(
-        f"the table of the data is not the one that the run was trained with (columns {some(changed) or 'alike'}, of "
+        f"the table of the data is not the one that {who} was trained with (columns {some(changed) or 'alike'}, of "
         f"{before.studies if before else 'no'} and {encoding.studies if encoding else 'no'} training studies): "
-        "restore the data's table and DATA.table, or start a new run"
+        f"{what_to_do}"
     )
 
 

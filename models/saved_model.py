@@ -74,15 +74,21 @@ def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Follo
 
 
 def _refuse_studies(path: Path, config: Config, followed: Followed) -> None:
-    views, table = config.MODEL.views.aggregator, config.MODEL.table.fusion
-    if followed.takes_studies or (views is None and table is None):
+    studies = _studies_of(config)
+    if followed.takes_studies or not studies:
         return
-    kinds, columns = ", ".join(config.MODEL.view_kinds or ()), ", ".join(config.MODEL.table_columns or ())
-    parts = [f"views: {kinds}"] * (views is not None) + [f"table: {columns}"] * (table is not None)
     raise ModelError(
-        f"'{path}' is a model of studies ({'; '.join(parts)}), and {followed.command} takes models of single images "
+        f"'{path}' is a model of studies ({studies}), and {followed.command} takes models of single images "
         "only, so far. evaluate.py scores studies; its predictions.csv has their probabilities"
     )
+
+
+def _studies_of(config: Config) -> str:
+    """What a network takes of a study, with its kinds of views and its columns; '' for single images."""
+    kinds, columns = ", ".join(config.MODEL.view_kinds or ()), ", ".join(config.MODEL.table_columns or ())
+    parts = [f"views: {kinds}"] * (config.MODEL.views.aggregator is not None)
+    parts += [f"table: {columns}"] * (config.MODEL.table.fusion is not None)
+    return "; ".join(parts)
 
 
 def load_model(path: str | Path, overrides: Sequence[str] = ()) -> SavedModel:
@@ -149,14 +155,20 @@ def _compare_before_building(config: Config, weights: Mapping[str, Tensor], remo
 def load_teacher(config: Config) -> SavedModel | None:
     """The network in LOSS.teacher, None where there is none.
 
-    Raises what `load_model` does, naming the setting.
+    Raises what `load_model` does, naming the setting, and ConfigError where it takes other views or another table.
     """
     if config.LOSS.teacher is None:
         return None
     try:
-        return load_model(config.LOSS.teacher)
+        teacher = load_model(config.LOSS.teacher)
     except (CheckpointError, ConfigError, ModelError) as error:
         raise type(error)(f"LOSS.teacher: {error}") from None
+    if (its := _studies_of(teacher.config)) != (own := _studies_of(config)):
+        raise ConfigError(
+            f"LOSS.teacher takes {its or 'single images'}, and the network {own or 'single images'}: a teacher must be "
+            "given what the network is given"
+        )
+    return teacher
 
 
 # Bytes of a network that need not be in its file: masks and coordinates, which follow from DATA.image_size.

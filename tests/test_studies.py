@@ -120,3 +120,19 @@ def test_what_would_not_be_seen_or_is_lacking_is_refused(changed, words, data, t
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err, err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_given_what_the_network_is_given(data, run, tmp_path, capsys):
+    teacher = str(run / "best_model.pth")
+    assert run_main(arguments(data, tmp_path, "run", **STUDIES, TRAIN__epochs=1, LOSS__teacher=teacher)) == 0
+    capsys.readouterr()
+    for name, changed, words in (
+        (
+            "images",
+            {"MODEL__table.fusion": "null", "DATA__table.file": "null", "DATA__table.columns": "[]"},
+            "LOSS.teacher takes views: frontal, lateral, other; table: age, sex, and the network views: frontal",
+        ),
+        ("split", {"TRAIN__seed": 3}, "not the one that LOSS.teacher was trained with"),
+    ):
+        assert run_main(arguments(data, tmp_path, name, **{**STUDIES, **changed, "LOSS__teacher": teacher})) == 2
+        assert words in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 
 from configs.errors import CheckpointError, DataError
 from data.clinical_table import CategoricalColumn, ClinicalTable, NumericColumn
-from data.table_encoding import TableEncoding, check_resumed_table
+from data.table_encoding import TableEncoding, check_same_table
 
 NAN = float("nan")
 TRAINING = [0, 1, 2, 3, 4, 5]
@@ -147,12 +147,12 @@ def test_no_studies_and_no_columns():
 
 def test_a_resumed_run_has_the_table_it_was_trained_with():
     encoding = TableEncoding.fit(table_of(), TRAINING)
-    check_resumed_table(json.loads(json.dumps(encoding.as_dict())), encoding)
-    check_resumed_table(None, None)
+    check_same_table(json.loads(json.dumps(encoding.as_dict())), encoding)
+    check_same_table(None, None)
     with pytest.raises(DataError, match=r"columns age, of 6 and 6 training studies"):
-        check_resumed_table(encoding.as_dict(), TableEncoding.fit(table_of([41.0, *AGES[1:]]), TRAINING))
+        check_same_table(encoding.as_dict(), TableEncoding.fit(table_of([41.0, *AGES[1:]]), TRAINING))
     for saved, now in ((None, encoding), (encoding.as_dict(), None)):
         with pytest.raises(DataError, match="age, sex"):
-            check_resumed_table(saved, now)
+            check_same_table(saved, now)
     with pytest.raises(CheckpointError):
-        check_resumed_table("age", encoding)
+        check_same_table("age", encoding)
