@@ -209,7 +209,8 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
         logger.warning("%s", note)
     config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
     labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
-    learner = build_learner(config, model, len(loaders.train))
+    mean_images = len(dataset_index.image_rows(loaders.train.indices)) / images
+    learner = build_learner(config, model, len(loaders.train), mean_images)
     teacher = load_teacher(config)
     if teacher is not None:
         check_same_table(teacher.description.get("table"), loaders.encoding, of_teacher=True)

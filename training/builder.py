@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -47,10 +48,11 @@ from utils.runs.control import Request
 logger = logging.getLogger("train")
 
 
-def build_learner(config: Config, model: nn.Module, batches_per_epoch: int) -> Learner:
+def build_learner(config: Config, model: nn.Module, batches_per_epoch: int, images_per_study: float = 1.0) -> Learner:
     """What training changes, for a model that is on its device already: optimizer, schedule, average, pruning.
 
-    config: resolved, and settled by `resolve_precision`.
+    config: resolved, and settled by `resolve_precision`. images_per_study: the mean of the training split, by which a
+    micro-batch of studies is planned for.
     """
     settings = config.TRAIN
     device = next(model.parameters()).device
@@ -65,7 +67,7 @@ def build_learner(config: Config, model: nn.Module, batches_per_epoch: int) -> L
     )
     precision = choose_precision(settings.mixed_precision, device)
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
-        _plan_checkpointing(model, config, precision)
+        _plan_checkpointing(model, config, precision, images_per_study)
     model.to(memory_format=choose_memory_format(settings.channels_last))
     sparsity = _pruned(model, settings) if settings.pruning.method == "unstructured" else None
     adapts = settings.on_oom == "adapt"
@@ -74,7 +76,7 @@ def build_learner(config: Config, model: nn.Module, batches_per_epoch: int) -> L
         optimizer,
         _schedule(settings, optimizer, steps),
         precision,
-        Adaptation(model, precision.dtype, settings.gradient_accumulation_steps, adapts),
+        Adaptation(model, precision.dtype, settings.gradient_accumulation_steps, adapts, images_per_study),
         ExponentialMovingAverage(model, settings.ema_decay) if settings.ema_decay else None,
         sparsity,
     )
@@ -203,10 +205,11 @@ def _options(config: Config, device: torch.device) -> TrainerOptions:
     )
 
 
-def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precision) -> None:
+def _plan_checkpointing(model: Checkpointable, config: Config, precision: Precision, images_per_study: float) -> None:
     """Plan for the precision that the device really has, and say what memory is needed on top."""
     options = checkpointing_options(config.MODEL.gradient_checkpointing)
-    model.enable_gradient_checkpointing(**options, batch_size=config.TRAIN.batch_size, autocast=precision.dtype)
+    images = math.ceil(config.TRAIN.batch_size * images_per_study)
+    model.enable_gradient_checkpointing(**options, batch_size=images, autocast=precision.dtype)
     assert isinstance(model, nn.Module)
     logger.info("gradient checkpointing: %s", _standing_memory(model, config.TRAIN))
 

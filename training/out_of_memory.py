@@ -9,6 +9,7 @@ micro-batches, as if TRAIN.batch_size had been lowered (MODEL.norm=group does no
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,10 +49,19 @@ class Adaptation:
     """The way down to a step that takes less memory; how far it was gone is written into a TrainerState.
 
     autocast: of forward passes, for which checkpointing is planned. allowed: False for TRAIN.on_oom=stop.
+    images_per_study: on average; batches are counted in studies.
     """
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None, accumulation_steps: int, allowed: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        autocast: torch.dtype | None,
+        accumulation_steps: int,
+        allowed: bool,
+        images_per_study: float = 1.0,
+    ) -> None:
         self.model, self.autocast, self.allowed = model, autocast, allowed
+        self.images_per_study = images_per_study
         self.accumulation_steps, self.batch_size = accumulation_steps, 0  # the largest batch that was too much
         self.checkpointing = ""  # the outcome of switching it on, once tried
 
@@ -66,7 +76,8 @@ class Adaptation:
             raise TrainingError(f"out of memory with a micro-batch of {part} ({failure}): {_FEWER}; {_SMALLER}")
         note = ""
         if not self.checkpointing and (state.micro_batch_splits > 1 or part == 1):
-            if self._recompute(state, max(part, 2)):  # two, as batch normalisation needs them
+            images = math.ceil(max(part, 2) * self.images_per_study)  # two, as batch normalisation needs them
+            if self._recompute(state, images):
                 logger.warning("out of memory with a micro-batch of %d (%s): %s", part, failure, self.checkpointing)
                 return
             note = f"; {self.checkpointing}"

@@ -231,3 +231,22 @@ def test_the_config_is_left_as_it_is():
     before = copy.deepcopy(config.model_dump())
     build_trainer(config, build_learner(config, nn.Linear(4, 3), 10), build_loss(config, LABELS, (), CPU))
     assert config.model_dump() == before
+
+
+@pytest.mark.parametrize(("images_per_study", "planned"), [(1.0, 6), (1.4, 9)])
+def test_checkpointing_is_planned_for_the_images_of_a_batch_of_studies(images_per_study, planned, monkeypatch):
+    from models import HybridMedNet
+
+    network = ["MODEL.backbone=timm/test_resnet", "MODEL.pretrained=false", "MODEL.fusion_channels=16"]
+    checkpointing = ["MODEL.gradient_checkpointing.enabled=true", "TRAIN.batch_size=6", "DATA.image_size=32"]
+    config = resolved(*network, *checkpointing)
+    model, sizes = HybridMedNet(config), []
+    plan = model.enable_gradient_checkpointing
+
+    def noted(*arguments, batch_size, **options):
+        sizes.append(batch_size)
+        return plan(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(model, "enable_gradient_checkpointing", noted)
+    build_learner(config, model, 10, images_per_study)
+    assert sizes == [planned]
