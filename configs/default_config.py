@@ -226,7 +226,9 @@ class DataSettings(Section):
     view_kinds: dict[str, list[str]] | None = _setting(
         None, "Kind of view → values of the column view, others are 'other'; null: each value is a kind."
     )
-    max_views: PositiveInt = _setting(4, "Images that a study may have; more are an error.")
+    max_views: PositiveInt | None = _setting(
+        None, "Images that a study may have, more are an error; null: as many as the largest study has, 32 at most."
+    )
     required_views: list[str] = _setting([], "Kinds of view; studies that lack one of them are left out (counted).")
     table: ClinicalTableSettings = Field(
         default_factory=ClinicalTableSettings, description="Columns that the network is given beside the images."

@@ -39,6 +39,8 @@ def with_data_of_run(
             f"there is no {RUN_CONFIG} in '{folder}' that says where the data are: name them by --data FOLDER "
             "(paths that stand in a checkpoint are not opened)"
         )
+    if "DATA.max_views" not in metadata:
+        config.DATA.max_views = None  # as many as training's largest study had is no limit for others
     config.DATA.data_dir = data or config.DATA.data_dir
     config.DATA.labels_file = labels or config.DATA.labels_file
     return config

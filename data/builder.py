@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -81,9 +81,11 @@ class Loaders:
         return record
 
 
-def open_data(config: Config) -> DatasetIndex:
+def open_data(config: Config, may_lack: Collection[str] = ()) -> DatasetIndex:
     """The dataset index that the DATA section names; sample data are drawn first where they are asked for and
     missing.
+
+    may_lack: columns of DATA.table that count as unknown for all studies where they are not there.
     """
     data, volumes = config.complete().DATA, config.has_volumes()
     folder = _data_folder(data.data_dir, volumes)
@@ -101,7 +103,7 @@ def open_data(config: Config) -> DatasetIndex:
         data.check_duplicates,
         settings=table_settings(data),
     )
-    dataset_index = with_studies(dataset_index, folder, study_settings(data))
+    dataset_index = with_studies(dataset_index, folder, replace(study_settings(data), may_lack=may_lack))
     for note in dataset_index.notes:
         logger.warning("%s", note)
     if config.MODEL.task == "multi_class" and not dataset_index.exclusive:
@@ -111,9 +113,14 @@ def open_data(config: Config) -> DatasetIndex:
 
 def resolve(config: Config, dataset_index: DatasetIndex) -> Config:
     """`Config.resolve` with all that these data decide: classes, kinds of view, kinds of columns."""
-    kinds = dataset_index.images.values if dataset_index.images and config.DATA.study_column is not None else None
+    images = dataset_index.images if config.DATA.study_column is not None else None
     columns = None if dataset_index.table is None else dataset_index.table.kinds
-    return config.resolve(dataset_index.class_names, dataset_index.exclusive, kinds, columns)
+    resolved = config.resolve(
+        dataset_index.class_names, dataset_index.exclusive, None if images is None else images.values, columns
+    )
+    if images is not None and resolved.DATA.max_views is None:
+        resolved.DATA.max_views = max(map(len, images.rows))
+    return resolved
 
 
 def resolve_studies(config: Config, dataset_index: DatasetIndex, assignment: np.ndarray) -> Config:
@@ -166,9 +173,16 @@ def study_settings(data: DataSettings) -> StudySettings:
         data.table.file,
         data.table.columns,
         data.encoding,
-        data.labels_file or "the labels table",
+        _labels_of(data),
         data.columns,
     )
+
+
+def _labels_of(data: DataSettings) -> str:
+    """Where the labels table is, for messages; the data's folder where there is none."""
+    folder = _data_folder(data.data_dir, False)
+    table = folder / (data.labels_file or "labels.csv")
+    return str(table) if table.is_file() else data.labels_file or str(folder)
 
 
 def unlabelled_studies(config: Config, dataset_index: DatasetIndex) -> DatasetIndex:
@@ -329,14 +343,15 @@ def build_evaluation_loader(
     preprocess: Preprocess | VolumePreprocess,
     pin_memory: bool = False,
     encoding: TableEncoding | None = None,
+    tell: bool = True,
 ) -> ImageLoader:
     """A loader of some rows of a dataset index, in their order, without augmentation.
 
-    encoding: of the model's table, see `saved_table`; what in these rows is unlike training is logged. Raises DataError
-    where the data lack its columns.
+    encoding: of the model's table, see `saved_table`; what in these rows is unlike training is logged, if `tell`.
+    Raises DataError where the data lack its columns.
     """
     table = EncodedTable.of(encoding, dataset_index)
-    if encoding is not None and dataset_index.table is not None:
+    if tell and encoding is not None and dataset_index.table is not None:
         for note in encoding.notes(dataset_index.table.rows(rows), "the data"):
             logger.warning("%s", note)
     dataset = _dataset(dataset_index, preprocess, config.TRAIN.seed, table)
