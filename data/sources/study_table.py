@@ -68,9 +68,8 @@ def with_clinical_table(
     are not there or their cells cannot be read, are unknown for all studies, and noted. labels: the labels table, for
     messages.
 
-    Raises LackingTableError for a file or columns that are not there; DataError, with lines and values: for a class
-    among the columns, a study twice, a study whose images have two values of a column, no row for any study, cells that
-    are no numbers.
+    Raises LackingTableError for a file, rows or columns that are not there; DataError, with lines and values: for a
+    class among the columns, a study twice, a study whose images have two values of a column, cells that are no numbers.
     """
     kinds: Mapping[str, Kind | None] = columns if isinstance(columns, Mapping) else dict.fromkeys(columns)
     if not kinds:
@@ -79,14 +78,17 @@ def with_clinical_table(
     if file is None:
         wanted.check(Path(labels))
         cells = _of_labels_table(dataset_index, kinds, roles or {}, may_lack, Path(labels))
-    elif {*kinds} <= {*may_lack} and not _is_there(root, file):
-        cells = _of_nobody(len(dataset_index.studies), kinds, root / file)
     else:
-        path = _find_file(root, file)
-        wanted.check(path)
-        settings = TableSettings(encoding, {"image": study_column} if study_column else {})
-        table = read_table(path, settings)
-        dataset_index, cells = _of_file(dataset_index, table, study_column, kinds, may_lack)
+        try:
+            path = _find_file(root, file)
+            wanted.check(path)
+            settings = TableSettings(encoding, {"image": study_column} if study_column else {})
+            table = read_table(path, settings)
+            dataset_index, cells = _of_file(dataset_index, table, study_column, kinds, may_lack)
+        except LackingTableError as reason:
+            if not {*kinds} <= {*may_lack}:
+                raise
+            cells = _of_nobody(len(dataset_index.studies), kinds, root / file, reason)
     clinical, notes = _read(cells, kinds, may_lack)
     equal = equal_to_labels(clinical, dataset_index.label_matrix(), dataset_index.class_names)
     return replace(dataset_index, table=clinical, notes=(*dataset_index.notes, *cells.notes, *notes, *equal))
@@ -109,15 +111,10 @@ def _read(
     return ClinicalTable(tuple(read.values()), cells.has_row), notes
 
 
-def _of_nobody(studies: int, kinds: Mapping[str, Kind | None], path: Path) -> _Cells:
-    """Of a table that is not there."""
-    note = f"there is no '{path}': the table counts as unknown for all {studies} studies"
+def _of_nobody(studies: int, kinds: Mapping[str, Kind | None], path: Path, reason: LackingTableError) -> _Cells:
+    """Of a table that is not there, or of none of these studies."""
+    note = f"the table counts as unknown for all {studies} studies: {reason}"
     return _Cells({name: [("", "")] * studies for name in kinds}, np.zeros(studies, bool), path, notes=(note,))
-
-
-def _is_there(root: Path, file: str) -> bool:
-    given = Path(file).expanduser()
-    return (root / given).is_file() or given.is_file()
 
 
 def _find_file(root: Path, file: str) -> Path:
@@ -205,7 +202,7 @@ def _of_file(
     has_row = np.array([row is not None for row in found], bool)
     if not has_row.any():
         theirs, wanted = (some([f"'{printable(text)}'" for text in texts], 2) for texts in (list(by_key), keys_of))
-        raise DataError(
+        raise LackingTableError(
             f"'{table.path}' has no row for any of {len(found)} studies: its column {table.header[key]!r} has "
             f"{theirs}, the data {wanted}"
         )
@@ -273,7 +270,7 @@ def _key_column(
     if "patient_id" in roles:
         return roles["patient_id"], [study.patient_id for study in studies]
     needed = f"{study_column!r} (DATA.study_column) or " if study_column else "'image' or "
-    raise DataError(
+    raise LackingTableError(
         f"'{table.path}' has no column {needed}of patients, by which its rows would be found (its columns: "
         f"{', '.join(table.header)})"
     )
