@@ -31,7 +31,7 @@ def with_data_of_run(
     metadata = {key for keys in Config.override_keys(overrides).values() for key in keys}
     known = data is None and beside.is_file()
     source = Config.from_yaml(beside, saved=True).DATA if known else Config().DATA
-    for key in ("data_dir", "labels_file", "format", "columns", "ignore_columns", "encoding"):
+    for key in ("data_dir", "labels_file", "format", "columns", "ignore_columns", "encoding", "sample_shortcut"):
         if f"DATA.{key}" not in metadata:
             config.DATA[key] = source[key]
     if data is None and not known and "DATA.data_dir" not in metadata:

@@ -70,6 +70,15 @@ def clinical_problems(
     return found
 
 
+def shortcut_problems(shortcut: bool, sample_studies: bool) -> list[str]:
+    """A shortcut that is drawn nowhere."""
+    if not shortcut or sample_studies:
+        return []
+    return [
+        "DATA.sample_shortcut is of the drawn studies: set DATA.data_dir=./data/sample_chest_studies, or leave it out"
+    ]
+
+
 def _key(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.default_config import Config, DataSettings
 from configs.errors import DataError
-from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
+from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_sample_studies
 from configs.section import settled
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
@@ -21,6 +21,7 @@ from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, L
 from data.loading.studies import NO_DROPOUT, EncodedTable, StudyDataset, StudyDropout, StudyInputs
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import FINDINGS, write_phantom
+from data.phantom.studies import write_phantom_studies
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
 from data.readers.tables import TableSettings
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Evaluation keeps no gradients, so that twice the batch fits.
 EVALUATION_BATCH_FACTOR = 2
+_SHORTCUT = "_shortcut"  # ends the name of the sample studies' folder of DATA.sample_shortcut
 
 
 class LoadersRecord(TypedDict):
@@ -88,10 +90,10 @@ def open_data(config: Config, may_lack: Collection[str] = ()) -> DatasetIndex:
     may_lack: columns of DATA.table that count as unknown for all studies where they are not there.
     """
     data, volumes = config.complete().DATA, config.has_volumes()
-    folder = _data_folder(data.data_dir, volumes)
+    folder = _data_folder(data, volumes)
     _draw_sample_data(data, folder, volumes)
     class_names = data.class_names
-    if class_names is None and not volumes and _is_sample(folder, volumes):
+    if class_names is None and not volumes and _is_sample(folder, volumes) and not _is_sample_study(folder):
         class_names = list(FINDINGS)  # however few images were drawn, of which none may have one of them
     dataset_index = open_source(
         folder,
@@ -180,7 +182,7 @@ def study_settings(data: DataSettings) -> StudySettings:
 
 def _labels_of(data: DataSettings) -> str:
     """Where the labels table is, for messages; the data's folder where there is none."""
-    folder = _data_folder(data.data_dir, False)
+    folder = _data_folder(data, False)
     table = folder / (data.labels_file or "labels.csv")
     return str(table) if table.is_file() else data.labels_file or str(folder)
 
@@ -200,18 +202,27 @@ def asked_tables(overrides: Sequence[str]) -> TableSettings:
     return table_settings(Config.from_overrides(of_tables).DATA)
 
 
-def _data_folder(data_dir: str | None, volumes: bool) -> Path:
+def _data_folder(data: DataSettings, volumes: bool) -> Path:
     """data_dir, or the sample data of the kind that is trained on where it is null.
 
     Runs on volumes of before may name the sample images, which once stood for either kind.
     """
+    data_dir = data.data_dir
+    if is_sample_studies(data_dir) and data.sample_shortcut:
+        return Path(f"{data_dir}{_SHORTCUT}")
     if data_dir is None or (volumes and Path(data_dir) == Path(SAMPLE_IMAGES.folder)):
         return Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder)
     return Path(data_dir)
 
 
 def _is_sample(folder: Path, volumes: bool) -> bool:
+    if not volumes and _is_sample_study(folder):
+        return True
     return folder.resolve() == Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder).resolve()
+
+
+def _is_sample_study(folder: Path) -> bool:
+    return folder.resolve() in {Path(SAMPLE_STUDIES.folder + end).resolve() for end in ("", _SHORTCUT)}
 
 
 def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
@@ -227,7 +238,12 @@ def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
 def _draw(data: DataSettings, folder: Path, volumes: bool) -> None:
     count = settled(data.sample_count, "DATA.sample_count")
     size = settled(data.sample_size, "DATA.sample_size")
-    logger.info("drawing %d sample %s into %s", count, "volumes" if volumes else "images", folder)
+    studies = _is_sample_study(folder)
+    what = "studies" if studies else "volumes" if volumes else "images"
+    logger.info("drawing %d sample %s into %s", count, what, folder)
+    if studies:
+        write_phantom_studies(folder, count, size, shortcut=data.sample_shortcut)
+        return
     (write_phantom_volumes if volumes else write_phantom)(folder, count, size)
 
 
@@ -307,7 +323,7 @@ def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad:
     builder = Builder(loader, preprocess, bad, config.LOGGING.progress, with_content=data.cache == "disk")
     if data.cache == "ram":
         return cached_in_memory(builder)
-    source = _data_folder(data.data_dir, config.has_volumes())
+    source = _data_folder(data, config.has_volumes())
     return cached_on_disk(builder, cache_folder(data.cache_dir, source), source, data.cache_check == "content")
 
 
