@@ -28,7 +28,7 @@ class SampleData:
 
 SAMPLE_IMAGES = SampleData("./data/sample_chest_xray", 1200, 128)
 SAMPLE_VOLUMES = SampleData("./data/sample_chest_ct", 240, 64)
-SAMPLE_STUDIES = SampleData("./data/sample_chest_studies", 600, 96)
+SAMPLE_STUDIES = SampleData("./data/sample_chest_studies", 800, 96)
 
 
 def is_sample_studies(data_dir: str | None) -> bool:

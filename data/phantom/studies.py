@@ -38,21 +38,21 @@ FRONTAL, LATERAL = ("PA", "AP"), "LATERAL"
 # Findings by their logits: BASE at 60 years, of women who do not smoke.
 BASE = {"Cardiomegaly": -1.1, "Effusion": -0.8, "Hernia": -0.9, "Pneumonia": -0.6, "Pneumothorax": -1.4}
 PER_DECADE = {"Cardiomegaly": 0.6}
-OF_MEN = {"Hernia": -0.8}
+OF_MEN = {"Hernia": -1.2}
 OF_SMOKERS = {"Pneumothorax": 1.2}
 # Laboratory values, normal: mean without a finding, what one adds, deviation. CRP's are of its logarithm.
 LABORATORY = {
-    "temperature": (36.8, ("Pneumonia", 0.7), 0.6),
+    "temperature": (36.8, ("Pneumonia", 1.0), 0.6),
     "spo2": (95.0, ("Pneumothorax", -2.5), 1.5),
     "crp": (log(8.0), ("Pneumonia", log(3.0)), 1.0),
 }
 COLUMNS = ("age", "sex", "temperature", "spo2", "crp", "smoker")
 # Strengths, of 0 to 1, below which an effusion is on the lateral view only, and a pneumonia on neither.
-SMALL_EFFUSION, EARLY_PNEUMONIA = 0.4, 0.4
+SMALL_EFFUSION, EARLY_PNEUMONIA = 0.4, 0.5
 # Studies with a frontal view, with a lateral one (one of them at least), without a row; cells missing at random.
 WITH_FRONTAL, WITH_LATERAL, WITHOUT_ROW, MISSING = 0.95, 0.6, 0.05, 0.15
 # CRP is measured in those who look ill (pneumonia or effusion), and seldom in others: not missing at random.
-CRP_OF_ILL, CRP_OF_OTHERS = 0.9, 0.35
+CRP_OF_ILL, CRP_OF_OTHERS = 0.9, 0.4
 SITES = ("north", "south")
 # Of the studies with a pneumonia those of the south, whose images have a white mark, where there is a shortcut.
 SHORTCUT = 0.9
@@ -234,16 +234,16 @@ What is where:
     Hernia               on the lateral view only
     Pneumothorax         on the frontal view only
     Effusion             on both; a small one (4 of 10) on the lateral only
-    Pneumonia            on both; an early one (4 of 10) on neither: the table alone tells
+    Pneumonia            on both; an early one (half of them) on neither: the table alone tells
     Cardiomegaly         on both
 The table:
-    logit Cardiomegaly   rises by 0.6 for 10 years        logit Hernia         is 0.8 less for men
+    logit Cardiomegaly   rises by 0.6 for 10 years        logit Hernia         is 1.2 less for men
     logit Pneumothorax   is 1.2 more for smokers          Effusion             nothing says
-    temperature          36.8 + 0.7 Pneumonia, deviation 0.6
+    temperature          36.8 + 1.0 Pneumonia, deviation 0.6
     spo2                 95 - 2.5 Pneumothorax, deviation 1.5
     log crp              log 8 + log 3 Pneumonia, deviation 1
 Of all cells 15 % are missing at random, 5 % of the studies have no row. crp is missing not at random: it was measured
-in 90 % of the studies with pneumonia or effusion, in 35 % of the others.
+in 90 % of the studies with pneumonia or effusion, in 40 % of the others.
 Images of the site south have a white mark. {sites}
 """
 WITH_SHORTCUT = "A shortcut: in train and val the south has 90 % of the pneumonias, and 10 % of the other studies."
@@ -288,7 +288,7 @@ def fill_folder(folder: Path, studies: Iterator[PhantomStudy], shortcut: bool) -
 
 
 def write_phantom_studies(
-    folder: Path, count: int = 600, size: int = 96, seed: int = 0, shortcut: bool = False
+    folder: Path, count: int = 800, size: int = 96, seed: int = 0, shortcut: bool = False
 ) -> None:
     """Writes `count` studies with labels, table, masks and boxes into the new `folder`, which appears when it is whole.
 

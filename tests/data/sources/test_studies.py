@@ -379,6 +379,18 @@ def test_dicom_files_without_a_table_are_put_together_by_their_headers(tmp_path)
     assert kinds.view_kinds == ("cc", "left mlo", "other") and kinds.kinds == ((0, 1), (0,), (2,))
 
 
+def test_headers_that_name_nobody_are_no_patient(tmp_path):
+    for number, patient in enumerate(("ANONYMOUS", "Anonymized", "", "p7")):
+        write_dicom(tmp_path / ("ill", "well")[number % 2] / f"{number}.dcm", f"1.2.{number}", PatientID=patient)
+    found = open_data(Config.from_overrides([f"DATA.data_dir={tmp_path}", "DATA.study_column=StudyInstanceUID"]))
+    assert {study.name: study.patient_id for study in found.studies} == {
+        "1.2.0": "",
+        "1.2.1": "",
+        "1.2.2": "",
+        "1.2.3": "p7",
+    }
+
+
 def test_images_without_headers_cannot_be_put_together_by_them(tmp_path):
     with pytest.raises(DataError, match=r"no DICOM header says it \(a1.png"):
         open_table(tmp_path, LONG.replace("view,", "projection,"), None, "DATA.study_column=StudyInstanceUID")
