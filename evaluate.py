@@ -186,8 +186,9 @@ def study_inputs(saved: SavedModel, asked: Sequence[str], path: Path) -> tuple[S
     names = StudyInputNames.of(saved.description.get("view_kinds"), encoding)
     if names is None or not names.inputs:
         if asked:
+            what = "one image" if names is None else "images of one kind"
             raise EvaluationError(
-                f"--without {' '.join(asked)}: '{path}' is given an image and nothing else: nothing can be withheld"
+                f"--without {' '.join(asked)}: '{path}' is given {what} and nothing else: nothing can be withheld"
             )
         return None, []
     return names, names.find(asked)
@@ -239,12 +240,15 @@ def withhold(
 
 
 def study_notes(saved: SavedModel, data: EvaluationData, index: np.ndarray) -> list[str]:
-    """How studies are unlike those of training: their tables, and how many views they have."""
+    """What was noticed as studies were read, and how they are unlike those of training."""
     from data.builder import saved_table
     from data.withheld import data_notes
 
+    if data.dataset_index.images is None:
+        return []
     encoding = saved_table(saved.description.get("table"))
-    return [f"{note}." for note in data_notes(encoding, data.dataset_index, index, saved.config.DATA.max_views)]
+    unlike = data_notes(encoding, data.dataset_index, index, saved.config.DATA.max_views)
+    return [f"{note}." for note in (*data.dataset_index.notes, *unlike)]
 
 
 def scorer(saved: SavedModel, config: Config, data: EvaluationData, tell: bool = True) -> tuple[Score, tuple[str, str]]:

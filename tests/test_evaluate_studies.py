@@ -98,6 +98,21 @@ def test_a_model_of_single_images_has_nothing_to_withhold(tmp_path, capsys):
     assert metrics_of(run / "evaluation-all")["subgroups"] == []
 
 
+def test_single_images_with_a_table_can_do_without_either(data, tmp_path, capsys):
+    images, table = rows_of_studies()
+    ages = {row["study_id"]: row for row in table}
+    frontal = [row | ages.get(row["study_id"], {"age": "", "sex": ""}) for row in images if row["view"] == "PA"]
+    alone = write_studies(tmp_path / "data", [without_key("study_id")(row) for row in frontal], [])
+    settings = ["DATA.study_column=null", "DATA.view_kinds=null", "DATA.table.file=null", "MODEL.views.aggregator=null"]
+    run = write_study_run(tmp_path / "run", alone, *settings)
+    assert call(run, "--split", "all", "--no-save", "--without", "images", "table") == 0
+    found = metrics_of(run / "evaluation-all")["without"]
+    assert [(one["input"], one["studies"], one["left_out"]) for one in found] == [("images", 32, 8), ("table", 40, 0)]
+    assert all(one["means"]["brier"]["value"] != one["means"]["brier"]["other_value"] for one in found)
+    assert call(run, "--without", "frontal") == 2
+    assert "(it has table, images, age, sex)" in error_of(capsys)
+
+
 def changed(tmp_path: Path, images=None, table=None) -> Path:
     """Another hospital's studies: rows of both files as these functions change them; table 'none': no such file."""
     own_images, own_table = rows_of_studies()
@@ -185,6 +200,7 @@ def test_views_under_other_names_are_told_or_said(run, tmp_path, capsys):
     text = capsys.readouterr().err
     assert "40 images are of the kind 'other'" in text and "'front' (40)" in text
     kinds = "DATA.view_kinds={frontal: [front], lateral: [LL]}"
+    assert any("40 images are of the kind 'other'" in note for note in metrics_of(tmp_path / "out")["notes"])
     assert elsewhere(run, other, tmp_path, "--set", kinds) == 0
     assert metrics_of(tmp_path / "out")["subgroups"][0]["groups"][0]["name"] == "frontal + lateral"
     assert elsewhere(run, other, tmp_path, "--set", "DATA.view_kinds={front: [front], side: [LL]}") == 2
