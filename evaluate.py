@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from configs.errors import EvaluationError
 from configs.followed import EVALUATE
@@ -20,20 +21,30 @@ from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import model_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
     from configs.default_config import Config
     from data.evaluation_data import EvaluationData
+    from data.withheld import StudyInputNames, Withheld
     from evaluation.fitting import FitOptions
-    from evaluation.records import Comparison
+    from evaluation.operating_points import OperatingPoint
+    from evaluation.records import Comparison, WithheldResults
     from evaluation.scored_split import BootstrapSettings, ScoredSplit
     from models.saved_model import SavedModel
 
     Score = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 logger = logging.getLogger("evaluate")
+
+
+class Evaluated(NamedTuple):
+    """The model that is evaluated; what it is given of studies, None of single images; what is to be withheld."""
+
+    saved: SavedModel
+    names: StudyInputNames | None
+    withheld: list[Withheld]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +68,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--calibrate", metavar="METHOD", help="temperature, platt or none, fitted on val")
     add("--subgroups", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns of the labels table")
     add("--compare", metavar="CHECKPOINT", help="another model, on the same images")
+    without = (
+        "of a model of studies: table, images, a kind of view or a column; what it brings is measured by taking it away"
+    )
+    add("--without", metavar="INPUT", nargs="+", action="extend", default=[], help=without)
     add("--vector", choices=("svg", "pdf"), help="write every figure as such a file too, for a paper")
     add("--no-save", dest="save", action="store_false", help="leave the checkpoint as it is, whatever is fitted")
     add("--draws", metavar="N", type=int, default=2000, help="bootstrap draws for the intervals (2000)")
@@ -85,19 +100,32 @@ def evaluate(options: argparse.Namespace) -> None:
         saved, *compared = load_models([path, *others], options.set, EVALUATE)
         config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
         digest = saved.description.get("split_sha256")
-        data = open_evaluation_data(config, saved.class_names, path.parent, digest, options.data is None)
-        data.columns(options.subgroups, data.split.rows(options.split))  # before the work, not after it
+        names, withheld = study_inputs(saved, options.without, path)
+        may_lack = {column for one in withheld for column in one.columns}
+        data = open_evaluation_data(config, saved.class_names, path.parent, digest, options.data is None, may_lack)
+        grouping(options, data, names, data.split.rows(options.split))  # before the work, not after it
         output = make_folder(options.output, path.parent, options.split, None if data.split.own else data.location)
         taken = EvaluationError(f"another evaluation is writing into '{output}': wait, or name another by --output")
         with claimed_alone(output, taken):
-            measure(options, path, saved, compared, config, data, output, fit_options, settings, alone)
+            measure(
+                options,
+                path,
+                Evaluated(saved, names, withheld),
+                compared,
+                config,
+                data,
+                output,
+                fit_options,
+                settings,
+                alone,
+            )
     logger.info("report, figures and predictions are in %s", output)
 
 
 def measure(
     options: argparse.Namespace,
     path: Path,
-    saved: SavedModel,
+    evaluated: Evaluated,
     compared: Sequence[SavedModel],
     config: Config,
     data: EvaluationData,
@@ -115,10 +143,12 @@ def measure(
     from evaluation.evaluation_folder import write_evaluation
     from evaluation.fitting import operating_point
     from evaluation.results import evaluate_scores
-    from evaluation.results_table import format_comparison, format_results_table
+    from evaluation.results_table import format_comparison, format_results_table, format_withheld
     from evaluation.scored_split import scored_by_task
+    from evaluation.withheld import withheld_notes
     from utils.checkpoint import keep_operating_point
 
+    saved = evaluated.saved
     score, execution = scorer(saved, config, data)
     task = saved.task(data.dataset_index.class_names)
     can_fit = data.split.has("val") and options.split != "all"
@@ -129,8 +159,11 @@ def measure(
     known, groups = data.known(index), data.groups(index)
     not_learnt = saved.not_learnt() if "training_positives" in saved.description else data.not_learnt()
     scored = scored_by_task(task, probabilities, *known, groups, options.split, not_learnt)
-    results = evaluate_scores(scored, point, data.columns(options.subgroups, index), settings, task)
+    columns = grouping(options, data, evaluated.names, index)
+    results = evaluate_scores(scored, point, columns, settings, task)
     results["comparison"], notes = compare(options, compared, config, data, index, scored, settings)
+    results["without"] = withhold(evaluated, options.split, config, data, index, scored, point, settings)
+    notes += withheld_notes(results["without"]) + study_notes(saved, data, index)
     if fitted and options.save:
         keep_operating_point(path, point.as_dict(), data.split.own, saved.model.state_dict(), alone)
     about = about_evaluation(path, saved, data, options.split, index, execution, notes)
@@ -140,11 +173,87 @@ def measure(
     show(format_results_table(results))
     if results["comparison"] is not None:
         show(format_comparison(results["comparison"]))
+    if results["without"]:
+        show(format_withheld(results["without"]))
 
 
-def scorer(saved: SavedModel, config: Config, data: EvaluationData) -> tuple[Score, tuple[str, str]]:
+def study_inputs(saved: SavedModel, asked: Sequence[str], path: Path) -> tuple[StudyInputNames | None, list[Withheld]]:
+    """(what a model is given of studies, None of single images; what --without asks for)."""
+    from data.builder import saved_table
+    from data.withheld import StudyInputNames
+
+    encoding = saved_table(saved.description.get("table"))
+    names = StudyInputNames.of(saved.description.get("view_kinds"), encoding)
+    if names is None or not names.inputs:
+        if asked:
+            what = "one image" if names is None else "images of one kind"
+            raise EvaluationError(
+                f"--without {' '.join(asked)}: '{path}' is given {what} and nothing else: nothing can be withheld"
+            )
+        return None, []
+    return names, names.find(asked)
+
+
+def grouping(
+    options: argparse.Namespace, data: EvaluationData, names: StudyInputNames | None, index: np.ndarray
+) -> Mapping[str, Sequence[str]]:
+    """What subgroups are made of: the columns asked for; of studies also which views and how much of the table."""
+    from data.withheld import study_groups
+
+    found = study_groups(data.dataset_index, names.columns) if names and data.dataset_index.images else {}
+    asked = [name for name in options.subgroups if name not in found or name in data.column_names()]
+    own = {name: [groups[row] for row in index] for name, groups in found.items() if name not in asked}
+    several = {name: groups for name, groups in own.items() if len({*groups}) > 1 or name in options.subgroups}
+    return {**data.columns(asked, index), **several}
+
+
+def withhold(
+    evaluated: Evaluated,
+    split: str,
+    config: Config,
+    data: EvaluationData,
+    index: np.ndarray,
+    scored: ScoredSplit,
+    point: OperatingPoint,
+    settings: BootstrapSettings,
+) -> list[WithheldResults]:
+    """The same weights without each of the inputs, on the same studies and at the same calibration."""
+    import numpy as np
+
+    from data.withheld import anything_left, having, without
+    from evaluation.withheld import compare_withheld
+
+    task, results = evaluated.saved.task(data.dataset_index.class_names), []
+    for one in evaluated.withheld:
+        rest = without(data.dataset_index, one)
+        if not anything_left(rest)[index].any():
+            raise EvaluationError(f"--without {one.name}: none of {len(index)} studies has anything else")
+        score, _ = scorer(evaluated.saved, config, replace(data, dataset_index=rest), tell=False)
+        (logits,), rows = score(split)
+        left = np.isin(index, rows)
+        assert np.array_equal(index[left], rows), "in one order"
+        other = np.full_like(scored.probabilities, np.nan)
+        other[left] = point.probabilities(logits, task.exclusive)[:, list(task.measured)]
+        has = having(data.dataset_index, one)[index]
+        results.append(compare_withheld(scored, other, left, one.name, has, settings))
+    return results
+
+
+def study_notes(saved: SavedModel, data: EvaluationData, index: np.ndarray) -> list[str]:
+    """What was noticed as studies were read, and how they are unlike those of training."""
+    from data.builder import saved_table
+    from data.withheld import data_notes
+
+    if data.dataset_index.images is None:
+        return []
+    encoding = saved_table(saved.description.get("table"))
+    unlike = data_notes(encoding, data.dataset_index, index, saved.config.DATA.max_views)
+    return [f"{note}." for note in (*data.dataset_index.notes, *unlike)]
+
+
+def scorer(saved: SavedModel, config: Config, data: EvaluationData, tell: bool = True) -> tuple[Score, tuple[str, str]]:
     """(split's name → (logits float64 [n, K], rows of the dataset index [n]), each once; names of device and
-    precision).
+    precision). tell: what is unlike training in the studies is logged.
     """
     from data.builder import build_evaluation_loader, saved_preprocess, saved_table
     from data.sources.studies import check_view_kinds
@@ -160,12 +269,13 @@ def scorer(saved: SavedModel, config: Config, data: EvaluationData) -> tuple[Sco
     predictor = Predictor([saved.model.to(device).to(memory_format=layout)], precision, layout)
     preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
     encoding, pinned = saved_table(saved.description.get("table")), device.type == "cuda"
-    check_view_kinds(saved.description.get("view_kinds"), data.dataset_index)
+    if tell:
+        check_view_kinds(saved.description.get("view_kinds"), data.dataset_index)
 
     @cache
     def score(split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = data.split.rows(split)
-        loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, pinned, encoding)
+        loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, pinned, encoding, tell)
         return predictor.over(loader, split, config.LOGGING.progress)
 
     return score, (str(device), precision.name)

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from configs import consistency, fallbacks, plausibility, study_consistency
-from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
+from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_sample_studies
 from configs.loading import RootSection
 from configs.section import Section
 from configs.section import setting as _setting
@@ -204,7 +204,7 @@ class DataSettings(Section):
     data_dir: str | None = _setting(
         None,
         f"Folder or .npz; null: the sample data, {SAMPLE_IMAGES.folder} (volumes: {SAMPLE_VOLUMES.folder}), made if "
-        "missing.",
+        f"missing, as {SAMPLE_STUDIES.folder} is.",
     )
     labels_file: str | None = _setting(None, "Table of labels, CSV, TSV or .xlsx; null: labels.* in data_dir.")
     format: Literal["auto", "csv", "nih", "folders", "medmnist"] = _setting("auto", "auto: recognised.")
@@ -226,7 +226,9 @@ class DataSettings(Section):
     view_kinds: dict[str, list[str]] | None = _setting(
         None, "Kind of view → values of the column view, others are 'other'; null: each value is a kind."
     )
-    max_views: PositiveInt = _setting(4, "Images that a study may have; more are an error.")
+    max_views: PositiveInt | None = _setting(
+        None, "Images that a study may have, more are an error; null: as many as the largest study has, 32 at most."
+    )
     required_views: list[str] = _setting([], "Kinds of view; studies that lack one of them are left out (counted).")
     table: ClinicalTableSettings = Field(
         default_factory=ClinicalTableSettings, description="Columns that the network is given beside the images."
@@ -308,14 +310,19 @@ class DataSettings(Section):
     sample_count: PositiveInt | None = _setting(
         None,
         f"Images to draw when the sample data are made; null: {SAMPLE_IMAGES.count}, or "
-        f"{SAMPLE_VOLUMES.count} volumes.",
+        f"{SAMPLE_VOLUMES.count} volumes, or {SAMPLE_STUDIES.count} studies.",
     )
     sample_size: int | None = _setting(
         None,
         f"Their side in pixels; null: {SAMPLE_IMAGES.size}, or {SAMPLE_VOLUMES.size} for volumes, which have half as "
-        "many slices.",
+        f"many slices, or {SAMPLE_STUDIES.size} of studies.",
         ge=64,
         le=512,
+    )
+    sample_shortcut: bool = _setting(
+        False,
+        f"Of {SAMPLE_STUDIES.folder}: a second folder beside it, …_shortcut, where a mark of the hospital goes with "
+        "pneumonia in training.",
     )
 
 
@@ -451,6 +458,7 @@ class Config(RootSection):
             *study_consistency.clinical_problems(
                 data.table.columns, data.table.file, data.class_names, data.columns, data.study_column
             ),
+            *study_consistency.shortcut_problems(data.sample_shortcut, is_sample_studies(data.data_dir)),
             *consistency.channel_problems(data.mean, data.std, model.in_channels),
             *consistency.name_problems(model.name, self.LOGGING.run_name),
             *self._problems_of_size(),
@@ -534,6 +542,7 @@ class Config(RootSection):
         config = self.model_copy(deep=True)
         model, data, train = config.MODEL, config.DATA, config.TRAIN
         sample = SAMPLE_VOLUMES if self.has_volumes() else SAMPLE_IMAGES
+        sample = SAMPLE_STUDIES if is_sample_studies(data.data_dir) else sample
         model.input_size = data.image_size = self.image_shape()
         model.task = model.task or fallbacks.TASK
         model.num_classes = model.num_classes or fallbacks.class_count(model.task, data.class_names)

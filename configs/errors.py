@@ -18,6 +18,10 @@ class DataError(HybridMedNetError):
     """Images, labels or splits are missing, contradictory or unreadable."""
 
 
+class LackingTableError(DataError):
+    """The table of studies, or columns of it that are asked for, is not there: what can be said of it as missing."""
+
+
 class CacheError(DataError):
     """A cache of decoded images was damaged or exchanged while it is read: no image's fault, so it ends the run."""
 

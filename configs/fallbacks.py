@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 Task = Literal["multi_label", "multi_class", "binary"]
@@ -27,6 +28,12 @@ class SampleData:
 
 SAMPLE_IMAGES = SampleData("./data/sample_chest_xray", 1200, 128)
 SAMPLE_VOLUMES = SampleData("./data/sample_chest_ct", 240, 64)
+SAMPLE_STUDIES = SampleData("./data/sample_chest_studies", 800, 96)
+
+
+def is_sample_studies(data_dir: str | None) -> bool:
+    """Whether a data_dir is that of the drawn studies."""
+    return data_dir is not None and Path(data_dir) == Path(SAMPLE_STUDIES.folder)
 
 
 class CoarseMeaning(NamedTuple):

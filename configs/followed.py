@@ -45,6 +45,7 @@ _OPENING = (
     "DATA.required_views",
     "DATA.sample_count",
     "DATA.sample_size",
+    "DATA.sample_shortcut",
 )
 _DECIDING = ("DATA.positive_class",)
 _PRECISION = ("TRAIN.mixed_precision", "TRAIN.channels_last")

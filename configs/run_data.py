@@ -31,7 +31,7 @@ def with_data_of_run(
     metadata = {key for keys in Config.override_keys(overrides).values() for key in keys}
     known = data is None and beside.is_file()
     source = Config.from_yaml(beside, saved=True).DATA if known else Config().DATA
-    for key in ("data_dir", "labels_file", "format", "columns", "ignore_columns", "encoding"):
+    for key in ("data_dir", "labels_file", "format", "columns", "ignore_columns", "encoding", "sample_shortcut"):
         if f"DATA.{key}" not in metadata:
             config.DATA[key] = source[key]
     if data is None and not known and "DATA.data_dir" not in metadata:
@@ -39,6 +39,8 @@ def with_data_of_run(
             f"there is no {RUN_CONFIG} in '{folder}' that says where the data are: name them by --data FOLDER "
             "(paths that stand in a checkpoint are not opened)"
         )
+    if "DATA.max_views" not in metadata:
+        config.DATA.max_views = None  # as many as training's largest study had is no limit for others
     config.DATA.data_dir = data or config.DATA.data_dir
     config.DATA.labels_file = labels or config.DATA.labels_file
     return config

@@ -16,7 +16,7 @@ def study_problems(
     study_column: str | None,
     view_kinds: Mapping[str, Sequence[str]] | None,
     required_views: Sequence[str],
-    max_views: int,
+    max_views: int | None,
 ) -> list[str]:
     """Views without studies, and kinds of view that are two things or none."""
     found = []
@@ -39,7 +39,7 @@ def study_problems(
             for kind in required_views
             if kind not in kinds
         ]
-    if len(set(required_views)) > max_views:
+    if max_views is not None and len(set(required_views)) > max_views:
         found.append(f"DATA.required_views names {len(required_views)} kinds, DATA.max_views is {max_views}")
     return found
 
@@ -68,6 +68,15 @@ def clinical_problems(
         f"DATA.table.columns: {name!r} is the column of the {said[_key(name)]}" for name in names if _key(name) in said
     ]
     return found
+
+
+def shortcut_problems(shortcut: bool, sample_studies: bool) -> list[str]:
+    """A shortcut that is drawn nowhere."""
+    if not shortcut or sample_studies:
+        return []
+    return [
+        "DATA.sample_shortcut is of the drawn studies: set DATA.data_dir=./data/sample_chest_studies, or leave it out"
+    ]
 
 
 def _key(name: str) -> str:

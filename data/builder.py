@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.default_config import Config, DataSettings
 from configs.errors import DataError
-from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_VOLUMES
+from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_sample_studies
 from configs.section import settled
 from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
@@ -21,6 +21,7 @@ from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, L
 from data.loading.studies import NO_DROPOUT, EncodedTable, StudyDataset, StudyDropout, StudyInputs
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import FINDINGS, write_phantom
+from data.phantom.studies import write_phantom_studies
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
 from data.readers.tables import TableSettings
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Evaluation keeps no gradients, so that twice the batch fits.
 EVALUATION_BATCH_FACTOR = 2
+_SHORTCUT = "_shortcut"  # ends the name of the sample studies' folder of DATA.sample_shortcut
 
 
 class LoadersRecord(TypedDict):
@@ -81,15 +83,17 @@ class Loaders:
         return record
 
 
-def open_data(config: Config) -> DatasetIndex:
+def open_data(config: Config, may_lack: Collection[str] = ()) -> DatasetIndex:
     """The dataset index that the DATA section names; sample data are drawn first where they are asked for and
     missing.
+
+    may_lack: columns of DATA.table that count as unknown for all studies where they are not there.
     """
     data, volumes = config.complete().DATA, config.has_volumes()
-    folder = _data_folder(data.data_dir, volumes)
+    folder = _data_folder(data, volumes)
     _draw_sample_data(data, folder, volumes)
     class_names = data.class_names
-    if class_names is None and not volumes and _is_sample(folder, volumes):
+    if class_names is None and not volumes and _is_sample(folder, volumes) and not _is_sample_study(folder):
         class_names = list(FINDINGS)  # however few images were drawn, of which none may have one of them
     dataset_index = open_source(
         folder,
@@ -101,7 +105,7 @@ def open_data(config: Config) -> DatasetIndex:
         data.check_duplicates,
         settings=table_settings(data),
     )
-    dataset_index = with_studies(dataset_index, folder, study_settings(data))
+    dataset_index = with_studies(dataset_index, folder, replace(study_settings(data), may_lack=may_lack))
     for note in dataset_index.notes:
         logger.warning("%s", note)
     if config.MODEL.task == "multi_class" and not dataset_index.exclusive:
@@ -111,9 +115,14 @@ def open_data(config: Config) -> DatasetIndex:
 
 def resolve(config: Config, dataset_index: DatasetIndex) -> Config:
     """`Config.resolve` with all that these data decide: classes, kinds of view, kinds of columns."""
-    kinds = dataset_index.images.values if dataset_index.images and config.DATA.study_column is not None else None
+    images = dataset_index.images if config.DATA.study_column is not None else None
     columns = None if dataset_index.table is None else dataset_index.table.kinds
-    return config.resolve(dataset_index.class_names, dataset_index.exclusive, kinds, columns)
+    resolved = config.resolve(
+        dataset_index.class_names, dataset_index.exclusive, None if images is None else images.values, columns
+    )
+    if images is not None and resolved.DATA.max_views is None:
+        resolved.DATA.max_views = max(map(len, images.rows))
+    return resolved
 
 
 def resolve_studies(config: Config, dataset_index: DatasetIndex, assignment: np.ndarray) -> Config:
@@ -121,7 +130,8 @@ def resolve_studies(config: Config, dataset_index: DatasetIndex, assignment: np.
     numbers of categories in the training split. Raises ConfigError where the settings leave a view or a table unused.
     """
     encoding = fit_table(config, dataset_index, assignment)
-    views = None if dataset_index.images is None else dataset_index.images.view_kinds
+    images = dataset_index.images if config.DATA.study_column is not None else None  # else each is a single image
+    views = None if images is None else images.view_kinds
     return config.resolve_studies(views, None if encoding is None else encoding.model_columns)
 
 
@@ -166,9 +176,16 @@ def study_settings(data: DataSettings) -> StudySettings:
         data.table.file,
         data.table.columns,
         data.encoding,
-        data.labels_file or "the labels table",
+        _labels_of(data),
         data.columns,
     )
+
+
+def _labels_of(data: DataSettings) -> str:
+    """Where the labels table is, for messages; the data's folder where there is none."""
+    folder = _data_folder(data, False)
+    table = folder / (data.labels_file or "labels.csv")
+    return str(table) if table.is_file() else data.labels_file or str(folder)
 
 
 def unlabelled_studies(config: Config, dataset_index: DatasetIndex) -> DatasetIndex:
@@ -186,18 +203,27 @@ def asked_tables(overrides: Sequence[str]) -> TableSettings:
     return table_settings(Config.from_overrides(of_tables).DATA)
 
 
-def _data_folder(data_dir: str | None, volumes: bool) -> Path:
+def _data_folder(data: DataSettings, volumes: bool) -> Path:
     """data_dir, or the sample data of the kind that is trained on where it is null.
 
     Runs on volumes of before may name the sample images, which once stood for either kind.
     """
+    data_dir = data.data_dir
+    if is_sample_studies(data_dir) and data.sample_shortcut:
+        return Path(f"{data_dir}{_SHORTCUT}")
     if data_dir is None or (volumes and Path(data_dir) == Path(SAMPLE_IMAGES.folder)):
         return Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder)
     return Path(data_dir)
 
 
 def _is_sample(folder: Path, volumes: bool) -> bool:
+    if not volumes and _is_sample_study(folder):
+        return True
     return folder.resolve() == Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder).resolve()
+
+
+def _is_sample_study(folder: Path) -> bool:
+    return folder.resolve() in {Path(SAMPLE_STUDIES.folder + end).resolve() for end in ("", _SHORTCUT)}
 
 
 def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
@@ -213,7 +239,12 @@ def _draw_sample_data(data: DataSettings, folder: Path, volumes: bool) -> None:
 def _draw(data: DataSettings, folder: Path, volumes: bool) -> None:
     count = settled(data.sample_count, "DATA.sample_count")
     size = settled(data.sample_size, "DATA.sample_size")
-    logger.info("drawing %d sample %s into %s", count, "volumes" if volumes else "images", folder)
+    studies = _is_sample_study(folder)
+    what = "studies" if studies else "volumes" if volumes else "images"
+    logger.info("drawing %d sample %s into %s", count, what, folder)
+    if studies:
+        write_phantom_studies(folder, count, size, shortcut=data.sample_shortcut)
+        return
     (write_phantom_volumes if volumes else write_phantom)(folder, count, size)
 
 
@@ -294,7 +325,7 @@ def _cached(config: Config, loader: ImageLoader, preprocess: AnyPreprocess, bad:
     builder = Builder(loader, preprocess, bad, config.LOGGING.progress, with_content=data.cache == "disk")
     if data.cache == "ram":
         return cached_in_memory(builder)
-    source = _data_folder(data.data_dir, config.has_volumes())
+    source = _data_folder(data, config.has_volumes())
     return cached_on_disk(builder, cache_folder(data.cache_dir, source), source, data.cache_check == "content")
 
 
@@ -330,14 +361,15 @@ def build_evaluation_loader(
     preprocess: Preprocess | VolumePreprocess,
     pin_memory: bool = False,
     encoding: TableEncoding | None = None,
+    tell: bool = True,
 ) -> ImageLoader:
     """A loader of some rows of a dataset index, in their order, without augmentation.
 
-    encoding: of the model's table, see `saved_table`; what in these rows is unlike training is logged. Raises DataError
-    where the data lack its columns.
+    encoding: of the model's table, see `saved_table`; what in these rows is unlike training is logged, if `tell`.
+    Raises DataError where the data lack its columns.
     """
     table = EncodedTable.of(encoding, dataset_index)
-    if encoding is not None and dataset_index.table is not None:
+    if tell and encoding is not None and dataset_index.table is not None:
         for note in encoding.notes(dataset_index.table.rows(rows), "the data"):
             logger.warning("%s", note)
     dataset = _dataset(dataset_index, preprocess, config.TRAIN.seed, table)

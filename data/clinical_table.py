@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +60,12 @@ class ClinicalTable:
         """Column → its kind, as DATA.table.columns has it."""
         return {one.name: "numeric" if isinstance(one, NumericColumn) else "categorical" for one in self.columns}
 
+    def without(self, names: Collection[str]) -> ClinicalTable:
+        """The same studies with these columns unknown; with all of them, no study has a row."""
+        columns = tuple(_unknown(one) if one.name in names else one for one in self.columns)
+        left = any(one.name not in names for one in self.columns)
+        return ClinicalTable(columns, self.has_row & left)
+
     def rows(self, rows: Sequence[int] | np.ndarray) -> ClinicalTable:
         """Of some studies."""
         index = np.asarray(rows, np.int64)
@@ -70,6 +76,12 @@ class ClinicalTable:
             for one in self.columns
         )
         return ClinicalTable(columns, self.has_row[index])
+
+
+def _unknown(one: NumericColumn | CategoricalColumn) -> NumericColumn | CategoricalColumn:
+    if isinstance(one, NumericColumn):
+        return NumericColumn(one.name, np.full_like(one.values, np.nan))
+    return CategoricalColumn(one.name, ("",) * len(one.words))
 
 
 def read_column(
@@ -94,7 +106,7 @@ def read_column(
             if wrong[text] == 1:
                 problems.append(
                     f"{where}, column {name!r}: '{printable(text)}' is no number: write the number alone (units are "
-                    "never guessed), leave it empty where unknown, or set DATA.table.columns."
+                    "never guessed), leave it empty where unknown, or train with DATA.table.columns."
                     f"{name}: categorical"
                 )
     values = [math.nan if number is None else number for number in numbers]

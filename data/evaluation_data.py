@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from configs.default_config import Config
-from configs.errors import DataError
+from configs.errors import DataError, LackingTableError
 from data.builder import evaluation_labels, open_data
 from data.loading.loaders import Labels
 from data.splits.saved_split import SavedSplit, saved_split
 from data.study import DatasetIndex
 from utils.text import alike_between
+
+_WITHOUT_TABLE = (
+    "name the model's columns so in the data, say where they are by --set DATA.table.file=FILE, or say to evaluate.py "
+    "that they are missing for all studies: --without COLUMN, or --without table"
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,13 @@ class EvaluationData:
         counts = (labels & mask).sum(axis=0)
         return frozenset(name for name, n in zip(self.dataset_index.class_names, counts) if len(rows) and not n)
 
+    def column_names(self) -> list[str]:
+        """Further columns of the labels table, and those of a clinical table."""
+        return sorted({name for study in self.dataset_index.studies for name in study.table})
+
     def columns(self, names: Sequence[str], index: np.ndarray) -> dict[str, list[str]]:
         """Name → n texts of further columns of the labels table. Raises DataError for one that is not there."""
-        there = sorted({name for study in self.dataset_index.studies for name in study.table})
+        there = self.column_names()
         for name in names:
             if name not in there:
                 near = difflib.get_close_matches(name, there, 1)
@@ -72,18 +81,27 @@ class EvaluationData:
 
 
 def open_evaluation_data(
-    config: Config, class_names: Sequence[str] | None, folder: Path, digest: str | None, own_data: bool
+    config: Config,
+    class_names: Sequence[str] | None,
+    folder: Path,
+    digest: str | None,
+    own_data: bool,
+    may_lack: Collection[str] = (),
 ) -> EvaluationData:
     """What the DATA section names, with the model's classes in the model's order.
 
     class_names: the model's; None where its file does not say, as the previous release's: then those of the data, if
     they are as many. folder: the run's, with its split.csv. digest, own_data: see `saved_split`.
+    may_lack: columns of the model's table that count as unknown for all studies where the data have none.
     Raises DataError where the data lack a class of the model, and as `open_data` and `saved_split` do.
     """
     config = config.model_copy(deep=True)
     if class_names is not None:
         config.DATA.class_names = list(class_names)
-    dataset_index = open_data(config)
+    try:
+        dataset_index = open_data(config, may_lack)
+    except LackingTableError as error:
+        raise DataError(f"{error}; {_WITHOUT_TABLE}") from None
     expected, there = tuple(class_names) if class_names is not None else None, dataset_index.class_names
     if expected not in (None, there) or len(there) != config.MODEL.num_classes:
         raise DataError(

@@ -304,9 +304,10 @@ def _far(one: Numeric, column: NumericColumn, whose: str) -> list[str]:
     if not len(far):
         return []
     shown = some([f"{value:g}" for value in dict.fromkeys(far.tolist())], _DISPLAYED)
+    known = int(column.known.sum())
     return [
-        f"{whose}: {len(far)} values of {one.name!r} are far beyond training's {one.low:g} to {one.high:g} ({shown}): "
-        "are they in another unit?"
+        f"{whose}: {len(far)} of {known} values of {one.name!r} are far beyond training's {one.low:g} to {one.high:g}, "
+        f"from {far.min():g} to {far.max():g} ({shown}): are they in another unit?"
     ]
 
 
@@ -315,9 +316,10 @@ def _never_met(one: Categorical, column: CategoricalColumn, whose: str) -> list[
     if not others:
         return []
     shown = some([f"'{printable(word)}' ({count})" for word, count in others.most_common()], _DISPLAYED)
+    known = int(column.known.sum())
     return [
-        f"{whose}: {others.total()} studies have categories of {one.name!r} that are not in {LEAST_STUDIES} training "
-        f"studies and count as 'other': {shown} (known: {', '.join(map(printable, one.categories))})"
+        f"{whose}: {others.total()} of {known} studies have categories of {one.name!r} that are not in {LEAST_STUDIES} "
+        f"training studies and count as 'other': {shown} (known: {', '.join(map(printable, one.categories))})"
     ]
 
 

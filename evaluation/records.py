@@ -136,6 +136,29 @@ class Comparison(TypedDict):
     mean: MeanComparison
 
 
+class PairedMean(TypedDict):
+    """The mean of a figure with an input and without it, over the same classes; the first minus the second."""
+
+    defined_classes: int
+    value: float | None
+    other_value: float | None
+    difference: IntervalRecord
+
+
+class WithheldResults(TypedDict):
+    """The same model without one of its inputs. studies: those that could be scored without it, of which
+    studies_with_it had it; left_out: those that had nothing else. comparison: with it minus without it, as of two
+    models. means: average precision and Brier, likewise.
+    """
+
+    input: str
+    studies: int
+    studies_with_it: int
+    left_out: int
+    comparison: Comparison | None
+    means: dict[str, PairedMean]
+
+
 class IntervalSettings(TypedDict):
     """How the intervals were made."""
 
@@ -161,3 +184,4 @@ class Results(TypedDict):
     accuracy: IntervalRecord | None
     subgroups: list[SubgroupResults]
     comparison: Comparison | None
+    without: list[WithheldResults]

@@ -40,7 +40,7 @@ def evaluate_scores(
     Means are over the classes with positives and negatives where the figure is defined ('classes' says how many), never
     over others, and never over a class without a positive in training. A class row's 'undefined_draws' counts draws
     that left a figure undefined. 'accuracy' is of exclusive classes, else None. 'comparison' is None: see
-    `compare_scores`.
+    `compare_scores`; 'without' is empty: see evaluation/withheld.py.
     Raises ValueError where sizes disagree, ConfigError where a column makes too many groups.
     """
     task = task or Task(scored.class_names, scored.exclusive)
@@ -66,6 +66,7 @@ def evaluate_scores(
             subgroup_figures(scored, thresholds, column, values, settings) for column, values in (columns or {}).items()
         ],
         "comparison": None,
+        "without": [],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evaluation.operating_points import MOST_PROBABLE
-from evaluation.records import ClassResults, Comparison, Results
+from evaluation.records import ClassResults, Comparison, Results, WithheldResults
 from utils.intervals import IntervalRecord
 from utils.metrics import NEVER_SEEN
 from utils.text import printable
@@ -57,6 +57,18 @@ def format_comparison(comparison: Comparison) -> str:
     means = (number(mean["auroc"]), number(mean["other_auroc"]), "", "")
     rows.append((f"mean of {mean['defined_classes']} {noun}", _signed(mean["difference"]), *means))
     return "\n".join([f"compared with {printable(comparison['other'])}; above 0 this model is better", *_lines(rows)])
+
+
+def format_withheld(withheld: Sequence[WithheldResults]) -> str:
+    """Input, what it brings to mean AUROC with the interval, AUROC with it and without it, studies that have it."""
+    rows: list[tuple[str, ...]] = [("input", "it brings, AUROC", "studies that have it", "with it", "without it")]
+    for one in withheld:
+        mean = one["comparison"]["mean"] if one["comparison"] else None
+        figures = (number(mean["auroc"]), number(mean["other_auroc"])) if mean else (UNDEFINED, UNDEFINED)
+        counts = f"{one['studies_with_it']:,} of {one['studies']:,}"
+        rows.append((printable(one["input"]), _signed(mean["difference"]) if mean else UNDEFINED, counts, *figures))
+    lines = _lines(rows)
+    return "\n".join(["what each input brings; above 0 the model is better with it", *lines[:-2], *lines[-1:]])
 
 
 def p_value(p: float | None) -> str:

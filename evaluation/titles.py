@@ -24,14 +24,11 @@ def titled_results(results: Results, titles: Mapping[str, str]) -> Results:
     """A copy of the results in which classes have their titles."""
     titled = deepcopy(results)
     groups = [group for subgroup in titled["subgroups"] for group in subgroup["groups"]]
-    comparison = titled["comparison"]
-    for classes in (
-        titled["classes"],
-        *(group["classes"] for group in groups),
-        comparison["classes"] if comparison else (),
-    ):
-        for one in classes:
-            one["name"] = title_of(one["name"], titles)
+    comparisons = [titled["comparison"], *(one["comparison"] for one in titled["without"])]
+    for row in (*titled["classes"], *(row for group in groups for row in group["classes"])):
+        row["name"] = title_of(row["name"], titles)
+    for compared in (row for one in comparisons if one for row in one["classes"]):
+        compared["name"] = title_of(compared["name"], titles)
     decision = titled["decision"]
     decision["classes"] = [title_of(name, titles) for name in decision["classes"]]
     decision["thresholds"] = {title_of(name, titles): limit for name, limit in decision["thresholds"].items()}

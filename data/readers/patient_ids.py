@@ -58,7 +58,7 @@ def patient_identities(path: Path, rows: Sequence[tuple[int, str]], spellings: s
     lines: dict[str, int] = {}
     for line, cell in rows:
         lines.setdefault(cell, line)
-    nobody = {cell for cell in lines if _names_nobody(cell)}
+    nobody = {cell for cell in lines if names_nobody(cell)}
     meant = {cell: cell if spellings == "exact" else cleaned(cell) for cell in lines if cell not in nobody}
     firsts: dict[str, int] = {}
     for cell, identity in meant.items():
@@ -95,7 +95,8 @@ def keys_of(identities: Iterable[str]) -> frozenset[str]:
     return frozenset().union(*(patient_keys(one) for one in identities if one))
 
 
-def _names_nobody(cell: str) -> bool:
+def names_nobody(cell: str) -> bool:
+    """Whether an id says that the patient is not known: '', 'anonymous', '-1', …"""
     return has_no_value(cell) or has_no_value(cleaned(cell)) or cleaned(cell).casefold() in _NOBODY
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from configs.errors import DataError
 from data.readers.dicom import looks_like_dicom, read_dataset
+from data.readers.patient_ids import names_nobody
 from data.readers.regular_files import read_head
 from data.readers.tables import some
 from data.study import DatasetIndex, Study
@@ -64,7 +65,8 @@ def _with_header(study: Study, header: Header | None) -> Study:
         return study
     said = {STUDY_UID: header.study, VIEW: header.view, AGE: header.age, SEX: header.sex}
     known = {name: text for name, text in study.table.items() if not is_missing(text)}
-    return replace(study, table={**study.table, **said, **known}, patient_id=study.patient_id or header.patient)
+    patient = "" if names_nobody(header.patient) else header.patient
+    return replace(study, table={**study.table, **said, **known}, patient_id=study.patient_id or patient)
 
 
 def read_header(path: Path) -> Header | None:

@@ -6,7 +6,7 @@ import difflib
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from utils.words import is_missing, name_key, plain
 
 logger = logging.getLogger(__name__)
 
+# A study of more images is more often a column that is not one of studies.
+MOST_VIEWS = 32
 _DISPLAYED = 3
 _SIDE = re.compile(r"^[LR] ")
 
@@ -33,12 +35,13 @@ class StudySettings:
     """What the user says of studies, as the settings of the same names in DATA and DATA.table.
 
     labels: the labels table, for messages. roles: DATA.columns, role → the column's name. tolerant: columns that are
-    not there, that of the studies too, are no error but a note: of data to be predicted.
+    not there, that of the studies too, are no error but a note: of data to be predicted. may_lack: columns of
+    the table of which the same is true.
     """
 
     study_column: str | None = None
     view_kinds: Mapping[str, Sequence[str]] | None = None
-    max_views: int = 4
+    max_views: int | None = None
     required_views: Sequence[str] = ()
     table_file: str | None = None
     table_columns: Mapping[str, Kind] | Sequence[str] = ()
@@ -46,6 +49,7 @@ class StudySettings:
     labels: str = "the labels table"
     roles: Mapping[str, str | None] | None = None
     tolerant: bool = False
+    may_lack: Collection[str] = ()
 
     @property
     def active(self) -> bool:
@@ -95,7 +99,8 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
         settings.table_columns,
         settings.roles,
         settings.encoding,
-        settings.tolerant,
+        tuple(settings.table_columns) if settings.tolerant else settings.may_lack,
+        settings.labels,
     )
 
 
@@ -108,6 +113,20 @@ def check_view_kinds(saved: Sequence[str] | None, dataset_index: DatasetIndex) -
             f"the model was trained with the kinds of view {model}, the data have {data}: set DATA.study_column and "
             "DATA.view_kinds as in the run's config.yaml"
         )
+    images = dataset_index.images
+    if (
+        images is None
+        or not images.values
+        or any(kind + 1 < len(images.view_kinds) for own in images.kinds for kind in own)
+    ):
+        return
+    views = Counter(visible(study.table.get("view", "")) or "(none)" for study in images.index.studies)
+    shown = some([f"{value!r} ({count})" for value, count in views.most_common()], _DISPLAYED)
+    raise DataError(
+        f"no image is of a kind of view that the model was trained with ({', '.join(images.values)}); their views are "
+        f"{shown}: say what they are by --set 'DATA.view_kinds={{{next(iter(images.values))}: [...], ...}}', or name "
+        "their column by --set 'DATA.columns={view: ...}'"
+    )
 
 
 Groups = Mapping[str, Sequence[int]]
@@ -195,11 +214,16 @@ def _lines(one: Study, other: Study) -> str:
 
 
 def _check_counts(dataset_index: DatasetIndex, groups: Groups, settings: StudySettings) -> None:
+    if settings.max_views is None:
+        limit = MOST_VIEWS
+        advice = f"more than {limit}: is {settings.study_column!r} the column of studies? If it is, set DATA.max_views"
+    else:
+        limit, advice = settings.max_views, f"DATA.max_views is {settings.max_views}: raise it, or leave images out"
+    large = {
+        name: [dataset_index.studies[row].name for row in rows] for name, rows in groups.items() if len(rows) > limit
+    }
     problems = [
-        f"study '{name}' has {len(rows)} images ({some([dataset_index.studies[row].name for row in rows], 3)}), "
-        f"DATA.max_views is {settings.max_views}: raise it, or leave images out"
-        for name, rows in groups.items()
-        if len(rows) > settings.max_views
+        f"study '{name}' has {len(images)} images ({some(images, 3)}), {advice}" for name, images in large.items()
     ]
     raise_problems(Path(settings.labels), problems)
 
@@ -234,11 +258,17 @@ def _kinds_of_views(
             raise DataError(f"DATA.required_views: {some(lacking)} is none of the views {', '.join(found) or '(none)'}")
         return found, []
     kinds = settings.view_kinds
+    silent = counts.total() - known.total()
     strange = Counter({value: count for value, count in known.items() if _kind_of(value, kinds) == OTHER})
     notes = []
+    if silent and kinds:
+        notes.append(f"{silent} images say no view and are of the kind '{OTHER}'")
     if strange:
         shown = some([f"{value!r} ({count})" for value, count in strange.most_common()], _DISPLAYED)
-        notes.append(f"{strange.total()} images are of the kind '{OTHER}', as DATA.view_kinds does not name {shown}")
+        notes.append(
+            f"{strange.total()} images are of the kind '{OTHER}', as DATA.view_kinds ({', '.join(kinds)}) does not "
+            f"name {shown}"
+        )
     return settings.view_kinds, notes
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs.errors import DataError
+from configs.errors import DataError, LackingTableError
 from data.clinical_table import ClinicalTable, Kind, equal_to_labels, read_column
 from data.labels import nearest
 from data.readers.regular_files import refuse_link
@@ -19,6 +19,7 @@ from utils.text import printable, visible
 from utils.words import is_missing, name_key, plain
 
 _NO_INPUTS = ("image", "labels", "patient_id", "split")
+_NOT_THERE = "column '{}' is not there: its value is unknown for all studies"
 
 
 class _Cells(NamedTuple):
@@ -57,38 +58,63 @@ def with_clinical_table(
     columns: Mapping[str, Kind] | Sequence[str],
     roles: Mapping[str, str | None] | None = None,
     encoding: str | None = None,
-    tolerant: bool = False,
+    may_lack: Collection[str] = (),
+    labels: str = "the labels table",
 ) -> DatasetIndex:
     """The same studies with `table`, and each column of the file in Study.table; itself where no columns are named.
 
     file: relative to root or to where we are; its rows are found by the study column, or by patient or image where it
-    has none of that; None: the columns are the labels table's. roles: DATA.columns. tolerant: columns of that which are
-    not there are unknown for all studies, and noted.
+    has none of that; None: the columns are the labels table's. roles: DATA.columns. may_lack: columns which, where they
+    are not there or their cells cannot be read, are unknown for all studies, and noted. labels: the labels table, for
+    messages.
 
-    Raises DataError, with lines and values: for a file or columns that are not there, a class among the columns, a
-    study twice, a study whose images have two values of a column, no row for any study, cells that are no numbers.
+    Raises LackingTableError for a file, rows or columns that are not there; DataError, with lines and values: for a
+    class among the columns, a study twice, a study whose images have two values of a column, cells that are no numbers.
     """
     kinds: Mapping[str, Kind | None] = columns if isinstance(columns, Mapping) else dict.fromkeys(columns)
     if not kinds:
         return dataset_index
     wanted = _Wanted(kinds, dataset_index.class_names)
     if file is None:
-        wanted.check(Path("the labels table"))
-        cells = _of_labels_table(dataset_index, kinds, roles or {}, tolerant)
+        wanted.check(Path(labels))
+        cells = _of_labels_table(dataset_index, kinds, roles or {}, may_lack, Path(labels))
     else:
-        path = _find_file(root, file)
-        wanted.check(path)
-        settings = TableSettings(encoding, {"image": study_column} if study_column else {})
-        table = read_table(path, settings)
-        dataset_index, cells = _of_file(dataset_index, table, study_column, kinds)
-    read, problems = {}, []
+        try:
+            path = _find_file(root, file)
+            wanted.check(path)
+            settings = TableSettings(encoding, {"image": study_column} if study_column else {})
+            table = read_table(path, settings)
+            dataset_index, cells = _of_file(dataset_index, table, study_column, kinds, may_lack)
+        except LackingTableError as reason:
+            if not {*kinds} <= {*may_lack}:
+                raise
+            cells = _of_nobody(len(dataset_index.studies), kinds, root / file, reason)
+    clinical, notes = _read(cells, kinds, may_lack)
+    equal = equal_to_labels(clinical, dataset_index.label_matrix(), dataset_index.class_names)
+    return replace(dataset_index, table=clinical, notes=(*dataset_index.notes, *cells.notes, *notes, *equal))
+
+
+def _read(
+    cells: _Cells, kinds: Mapping[str, Kind | None], may_lack: Collection[str]
+) -> tuple[ClinicalTable, list[str]]:
+    """(the table, notes). Raises DataError for cells that are no numbers, of columns that may not lack."""
+    read, problems, notes = {}, [], []
     for name, kind in kinds.items():
-        read[name], wrong = read_column(name, cells.columns[name], kind, cells.decimal_comma)
+        column, wrong = read_column(name, cells.columns[name], kind, cells.decimal_comma)
+        if wrong and name in may_lack:
+            column, _ = read_column(name, [("", "")] * len(cells.has_row), kind)
+            notes.append(f"column {name!r} counts as unknown for all studies: {wrong[0]}")
+            wrong = []
+        read[name] = column
         problems += wrong
     raise_problems(cells.path, problems)
-    clinical = ClinicalTable(tuple(read.values()), cells.has_row)
-    equal = equal_to_labels(clinical, dataset_index.label_matrix(), dataset_index.class_names)
-    return replace(dataset_index, table=clinical, notes=(*dataset_index.notes, *cells.notes, *equal))
+    return ClinicalTable(tuple(read.values()), cells.has_row), notes
+
+
+def _of_nobody(studies: int, kinds: Mapping[str, Kind | None], path: Path, reason: LackingTableError) -> _Cells:
+    """Of a table that is not there, or of none of these studies."""
+    note = f"the table counts as unknown for all {studies} studies: {reason}"
+    return _Cells({name: [("", "")] * studies for name in kinds}, np.zeros(studies, bool), path, notes=(note,))
 
 
 def _find_file(root: Path, file: str) -> Path:
@@ -97,11 +123,15 @@ def _find_file(root: Path, file: str) -> Path:
         if path.is_file():
             return refuse_link(root, path) if path == root / given and not given.is_absolute() else path
     tables = sorted(path.name for path in root.iterdir() if path.is_file() and path.name != given.name)
-    raise DataError(f"DATA.table.file: there is no '{root / given}'{nearest(given.name, tables)}")
+    raise LackingTableError(f"DATA.table.file: there is no '{root / given}'{nearest(given.name, tables)}")
 
 
 def _of_labels_table(
-    dataset_index: DatasetIndex, kinds: Mapping[str, Kind | None], roles: Mapping[str, str | None], tolerant: bool
+    dataset_index: DatasetIndex,
+    kinds: Mapping[str, Kind | None],
+    roles: Mapping[str, str | None],
+    may_lack: Collection[str],
+    path: Path,
 ) -> _Cells:
     """Further columns of the labels table; images of a study must say the same, or nothing."""
     there = sorted({column for study in dataset_index.studies for column in study.table})
@@ -110,10 +140,10 @@ def _of_labels_table(
         try:
             found[name] = _column_of(name, there, roles)
         except DataError:
-            if not tolerant:
+            if name not in may_lack:
                 raise
             found[name] = name
-            notes.append(f"column {name!r} is not there: its value is unknown for all studies")
+            notes.append(_NOT_THERE.format(name))
     columns: dict[str, list[tuple[str, str]]] = {}
     problems = []
     for name, column in found.items():
@@ -129,7 +159,6 @@ def _of_labels_table(
                 )
             line = known[0].line if known else study.line
             columns[name].append((f"line {line}" if line else f"'{study.name}'", next(iter(values), "")))
-    path = Path("the labels table")
     raise_problems(path, problems)
     return _Cells(columns, np.ones(len(dataset_index.studies), bool), path, notes=tuple(notes))
 
@@ -147,19 +176,23 @@ def _column_of(name: str, there: Sequence[str], roles: Mapping[str, str | None])
     if said is not None and said in there:
         return said
     what = f"the column of the {said}" if said in _NO_INPUTS else "no column of the labels table"
-    raise DataError(
+    raise LackingTableError(
         f"DATA.table.columns: {name!r} is {what}{nearest(name, there)} (it has {', '.join(there) or 'none'}; "
         "DATA.table.file names another table)"
     )
 
 
 def _of_file(
-    dataset_index: DatasetIndex, table: Table, study_column: str | None, kinds: Mapping[str, Kind | None]
+    dataset_index: DatasetIndex,
+    table: Table,
+    study_column: str | None,
+    kinds: Mapping[str, Kind | None],
+    may_lack: Collection[str],
 ) -> tuple[DatasetIndex, _Cells]:
     """(the studies with the columns of the file, its cells)."""
     roles = column_roles(table)
     key, keys_of = _key_column(dataset_index, table, roles, study_column)
-    header = {name: _header_column(table, name) for name in kinds}
+    header = {name: index for name in kinds if (index := _header_column(table, name, may_lack)) is not None}
     reserved = {index: role for role, index in roles.items() if role in _NO_INPUTS} | {key: "key of the table"}
     problems = [f"DATA.table.columns: {name!r} is the {reserved[i]}" for name, i in header.items() if i in reserved]
     raise_problems(table.path, problems)
@@ -169,20 +202,22 @@ def _of_file(
     has_row = np.array([row is not None for row in found], bool)
     if not has_row.any():
         theirs, wanted = (some([f"'{printable(text)}'" for text in texts], 2) for texts in (list(by_key), keys_of))
-        raise DataError(
+        raise LackingTableError(
             f"'{table.path}' has no row for any of {len(found)} studies: its column {table.header[key]!r} has "
             f"{theirs}, the data {wanted}"
         )
     columns = {
-        name: [("", "") if row is None else (f"line {row[0]}", row[1][index]) for row in found]
-        for name, index in header.items()
+        name: [
+            ("", "") if row is None or name not in header else (f"line {row[0]}", row[1][header[name]]) for row in found
+        ]
+        for name in kinds
     }
     further = {index: name for index, name in enumerate(table.header) if index not in reserved}
     studies = tuple(
         _with_columns(s, row and {n: row[1][i] for i, n in further.items()})
         for s, row in zip(dataset_index.studies, found)
     )
-    notes = [*table.notes]
+    notes = [*table.notes, *(_NOT_THERE.format(name) for name in kinds if name not in header)]
     if not has_row.all():
         lacking = [study.name for study, there in zip(dataset_index.studies, has_row) if not there]
         notes.append(f"{len(lacking)} of {len(found)} studies have no row in '{table.path.name}': {some(lacking, 3)}")
@@ -235,19 +270,22 @@ def _key_column(
     if "patient_id" in roles:
         return roles["patient_id"], [study.patient_id for study in studies]
     needed = f"{study_column!r} (DATA.study_column) or " if study_column else "'image' or "
-    raise DataError(
+    raise LackingTableError(
         f"'{table.path}' has no column {needed}of patients, by which its rows would be found (its columns: "
         f"{', '.join(table.header)})"
     )
 
 
-def _header_column(table: Table, name: str) -> int:
+def _header_column(table: Table, name: str, may_lack: Collection[str]) -> int | None:
+    """None for one that may lack, and does. Raises LackingTableError for others."""
     if name in table.header:
         return table.header.index(name)
     found = [index for index, column in enumerate(table.header) if name_key(column) == name_key(name)]
     if len(found) == 1:
         return found[0]
-    raise DataError(
+    if name in may_lack:
+        return None
+    raise LackingTableError(
         f"DATA.table.columns: {name!r} is no column of '{table.path}'{nearest(name, table.header)} (its columns: "
         f"{', '.join(table.header)})"
     )

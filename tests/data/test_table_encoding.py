@@ -59,9 +59,15 @@ def test_values_far_beyond_are_clipped_and_told_and_so_are_new_categories():
     values, _ = encoding.encode(other)
     assert values[:, 0].tolist() == [pytest.approx(45.6 / np.sqrt(122.4)), 0, 5, -5]
     far, never = encoding.notes(other, "val")
-    assert "3 values of 'age'" in far and "40 to 70" in far and "98.6" in far and "unit" in far
-    assert "2 studies have categories of 'sex'" in never and "'D' (1)" in never and "val" in never
-    assert encoding.notes(table_of(), "train")[0].startswith("train: 1 values of 'age'")
+    assert (
+        "3 of 3 values of 'age'" in far
+        and "from -1e+300 to 1e+300" in far
+        and "40 to 70" in far
+        and "98.6" in far
+        and "unit" in far
+    )
+    assert "2 of 4 studies have categories of 'sex'" in never and "'D' (1)" in never and "val" in never
+    assert encoding.notes(table_of(), "train")[0].startswith("train: 1 of 7 values of 'age'")
 
 
 def test_a_column_that_is_unknown_everywhere_is_told():

@@ -109,6 +109,19 @@ def test_images_of_a_study_that_disagree_are_an_error_with_their_lines(tmp_path,
 def test_more_images_than_allowed_are_an_error_that_names_the_study(tmp_path):
     with pytest.raises(DataError, match=r"study 's1' has 2 images \(a1.png, a2.png\), DATA.max_views is 1"):
         open_table(tmp_path, LONG, None, "DATA.max_views=1")
+    given = Config.from_overrides(["DATA.study_column=study_id"])
+    assert resolve(given, open_table(tmp_path)).DATA.max_views == 2
+
+
+def test_a_column_that_most_images_share_is_not_taken_for_one_of_studies(tmp_path):
+    lines = [f"{number}.png,s1,p1,PA,train,1,0,x" for number in range(33)]
+    for line in lines:
+        (tmp_path / line.split(",")[0]).write_bytes(line.encode())
+    with pytest.raises(DataError, match=r"labels.csv':\n  study 's1' has 33 images .*is 'study_id' the column of stud"):
+        open_table(tmp_path, "\n".join([*LONG.splitlines()[:1], *lines]))
+    assert (
+        len(open_table(tmp_path, "\n".join([*LONG.splitlines()[:1], *lines]), None, "DATA.max_views=33").studies) == 1
+    )
 
 
 def test_studies_without_a_required_view_are_left_out_and_counted(tmp_path):
@@ -287,10 +300,13 @@ def test_real_studies():
     assert len(found.image_index.identical) == 1 and found.identical == ()  # one image twice in one study
     assignment = split_data(Config(), found)
     assert [(assignment == split).sum() for split in ("train", "val")] == [197, 96]
-    with pytest.raises(DataError, match="'cov359_x' has 5 images"):
-        open_data(
-            Config.from_overrides([f"DATA.data_dir={SHARED / 'covid_studies'}", "DATA.study_column=study_id", kinds])
-        )
+    folder = SHARED / "covid_studies"
+    overrides = [f"DATA.data_dir={folder}", "DATA.study_column=study_id", kinds]
+    given = Config.from_overrides(overrides)
+    assert resolve(given, open_data(given)).DATA.max_views == 5  # of cov359_x
+    with pytest.raises(DataError) as error:
+        open_data(Config.from_overrides([*overrides, "DATA.max_views=4"]))
+    assert f"'{folder / 'labels.csv'}'" in str(error.value) and "'cov359_x' has 5 images" in str(error.value)
 
 
 JSON = """[
@@ -361,6 +377,18 @@ def test_dicom_files_without_a_table_are_put_together_by_their_headers(tmp_path)
     assert age.values[:2].tolist() == [57, 57] and sex.words == ("F", "F", "")
     kinds = open_data(Config.from_overrides([*settings, "DATA.view_kinds={cc: [CC], left mlo: [L MLO]}"])).images
     assert kinds.view_kinds == ("cc", "left mlo", "other") and kinds.kinds == ((0, 1), (0,), (2,))
+
+
+def test_headers_that_name_nobody_are_no_patient(tmp_path):
+    for number, patient in enumerate(("ANONYMOUS", "Anonymized", "", "p7")):
+        write_dicom(tmp_path / ("ill", "well")[number % 2] / f"{number}.dcm", f"1.2.{number}", PatientID=patient)
+    found = open_data(Config.from_overrides([f"DATA.data_dir={tmp_path}", "DATA.study_column=StudyInstanceUID"]))
+    assert {study.name: study.patient_id for study in found.studies} == {
+        "1.2.0": "",
+        "1.2.1": "",
+        "1.2.2": "",
+        "1.2.3": "p7",
+    }
 
 
 def test_images_without_headers_cannot_be_put_together_by_them(tmp_path):
