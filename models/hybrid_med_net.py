@@ -245,6 +245,15 @@ class HybridMedNet(Checkpointable, nn.Module):
         state = self.run_blocks(self.blocks(x, observed=True), image)
         return Observed(Logits.of(state.logits), state.current(), state.attended)
 
+    def observe_fused(self, inputs: Inputs) -> Observed:
+        """As `observe`, in the mode the network is in; gradients reach back to the fused map and no further."""
+        image, study = self._images_and_study(inputs)
+        with torch.no_grad():
+            maps = self.forward_fused(self.forward_features(image, study)) if image.shape[0] else self._no_map(image)
+        fused = maps.detach().requires_grad_()
+        with torch.enable_grad():
+            return Observed(Logits.of(self.classifier(fused, study)), fused, ())
+
     def cell_centres(self, size: Sequence[int], levels: Sequence[Sequence[int]]) -> CellCentres:
         """Which pixels the cells of the levels, of so many cells each, and of the fused map are centred on, for images
         of `size`.

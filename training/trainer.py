@@ -208,7 +208,7 @@ class Trainer:
 
     def _epoch_record(self, validation: Predictions, started: float) -> EpochRecord:
         sums, throughput = self.state.sums, self._throughput()
-        return {
+        record: EpochRecord = {  # type: ignore[typeddict-item]  # the metrics have no key that it may have
             "epoch": self.state.epoch + 1,
             "step": self.state.global_step,
             "train_loss": sums.mean_loss,
@@ -221,6 +221,9 @@ class Trainer:
             "memory_mib": throughput["memory_mib"],
             **validation.metrics.as_dict(),
         }
+        if validation.regions is not None:
+            record["attention"] = validation.regions.as_dict()
+        return record
 
     def _throughput(self) -> dict[str, float]:
         sums = self.state.sums
