@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from utils.decision import DecisionRecord
 from utils.intervals import IntervalRecord
@@ -145,8 +145,21 @@ class IntervalSettings(TypedDict):
     seed: int
 
 
+class AttentionResults(TypedDict):
+    """Class activation maps against annotated regions, with intervals by patient; see evaluation/attention.py."""
+
+    regions: int
+    patients: int
+    energy_inside: IntervalRecord
+    pointing_game: IntervalRecord
+    area: float
+
+
 class Results(TypedDict):
-    """What `evaluate_scores` gives, and metrics.json holds beside what was evaluated."""
+    """What `evaluate_scores` gives, and metrics.json holds beside what was evaluated.
+
+    attention: only where regions are annotated.
+    """
 
     split: str
     images: int
@@ -161,3 +174,4 @@ class Results(TypedDict):
     accuracy: IntervalRecord | None
     subgroups: list[SubgroupResults]
     comparison: Comparison | None
+    attention: NotRequired[AttentionResults]

@@ -9,14 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from configs.errors import TrainingError
 from training.attention_supervision import ObservedModel, class_weights, energy_inside, maps_of_regions
+from training.loader import Loader
 from training.map_geometry import to_cells
 from training.precision import Precision
 from utils.batch import Batch, Inputs, Targets
 from utils.guidance import Regions
 from utils.listener import RegionRecord
+from utils.out_of_memory import catch_oom, free_memory, largest_part
 
 # Of the image's longer side: Zhang et al. (ECCV 2016, arXiv:1608.00507) allow 15 pixels of 500.
 TOLERANCE = 15 / 500
@@ -86,6 +89,33 @@ def measure_regions(model: ObservedModel, batch: Batch, precision: Precision) ->
         hit = _points_inside(cams, regions.share, centres)
         area = regions.share.float().flatten(1).mean(1) / 255.0
         return MeasuredRegions(regions.study, energy, hit, area, weights.sum(1) > 0)
+
+
+@torch.no_grad()
+def score_regions(
+    model: ObservedModel, loader: Loader, precision: Precision, memory_format: torch.memory_format
+) -> RegionFigures | None:
+    """Of all batches of a loader that has regions; None where no batch has one. Puts the model into evaluation mode.
+
+    Batches that do not fit into memory are cut into smaller ones. Raises TrainingError where a single study does not.
+    """
+    assert isinstance(model, nn.Module)
+    device, found = next(model.eval().parameters()).device, []
+    for _, batch in loader.epoch(0):
+        if batch is None or batch.guidance is None or batch.guidance.regions is None:
+            continue
+        splits = 1
+        while True:
+            with catch_oom() as caught:
+                parts = [part.to(device, memory_format) for part in batch.split(splits)]
+                measured = [(measure_regions(model, part, precision), part.index) for part in parts]
+                found += [one.figures(index.cpu().numpy()) for one, index in measured if one is not None]
+                break
+            if largest_part(len(batch), splits) == 1:
+                raise TrainingError(f"out of memory with the maps of one study ({caught.failure})")
+            free_memory(device)
+            splits *= 2
+    return joined(found)
 
 
 def _ordinary(batch: Batch, regions: Regions) -> tuple[Inputs, Regions, Targets]:
