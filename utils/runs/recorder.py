@@ -229,8 +229,8 @@ def _summary(record: EpochRecord, is_best: bool) -> str:
     if "attention" in record:
         regions = record["attention"]
         parts.append(
-            f"maps: {show(regions['energy_inside'])} inside {regions['regions']} regions of {show(regions['area'])} "
-            f"area, pointing game {show(regions['pointing_game'])}"
+            f"energy of maps inside regions {show(regions['energy_inside'])} (of {regions['regions']}, an even map "
+            f"{show(regions['area'])}), pointing game {show(regions['pointing_game'])}"
         )
     if record["skipped_steps"]:
         parts.append(f"{record['skipped_steps']} steps skipped")

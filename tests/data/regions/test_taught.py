@@ -8,6 +8,7 @@ import pytest
 
 from configs.errors import DataError
 from data.readers.tables import TableSettings
+from data.regions.annotations import open_regions
 from data.regions.taught import open_taught_regions, read_region
 from data.sources.labels_csv import open_csv
 from data.sources.studies import StudySettings, with_studies
@@ -82,6 +83,13 @@ def test_an_image_of_a_study_has_its_own(folder):
     assert list(regions.rows()) == [0, 1, 2] and regions.of(2)[0].pixels[2, 5]
     boxes = open_taught_regions(studies, folder, "boxes.csv", None)
     assert [region.column for region in boxes.of(3)] == [0, 1]
+
+
+def test_regions_of_explanations_are_of_images_too(folder):
+    studies = with_studies(index_of(folder), folder, StudySettings(study_column="study_id"))
+    regions = open_regions(studies, folder)
+    assert regions.classes(1) == (0,) and regions.classes(3) == (0, 1) and regions.classes(0) == ()
+    assert np.array_equal(regions.of(1, 0, (20, 30))[0], box_mask(top=2) > 0)
 
 
 def test_nothing_named_is_nothing(folder):
