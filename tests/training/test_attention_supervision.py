@@ -20,6 +20,7 @@ from training.attention_supervision import (
     share_losses,
 )
 from training.map_geometry import even_centres
+from training.precision import Precision
 from utils.batch import Batch, Inputs, Logits, Targets
 from utils.guidance import ANY_CLASS, Guidance, Regions, SecondViews
 
@@ -251,6 +252,28 @@ def test_observing_changes_nothing_and_checkpointing_neither(attention):
     logits = model(batch.inputs)
     torch.manual_seed(6)
     assert torch.equal(logits, model.observe(batch.inputs).logits.fine)
+
+
+@pytest.mark.parametrize(("method", "attention"), CASES)
+def test_mixed_precision_changes_the_term_by_rounding_only(method, attention):
+    model = without_batch_statistics(network(attention))
+    batch = united(guided_batch(6)) if method == "mask" else guided_batch(6)
+    found = []
+    for dtype in (None, torch.bfloat16):
+        supervision = AttentionSupervision(model, method, 1.0)
+        value = supervision(batch, Precision("cpu", dtype))[1][TERM]
+        assert value.dtype == torch.float32
+        found.append(float(value.detach()))
+    assert found[0] == pytest.approx(found[1], rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["mask", "cam", "consistency"])
+def test_a_hierarchical_head_is_taught_by_its_findings(method):
+    model = without_batch_statistics(network("cbam", **{"MODEL.hierarchical": "true"}))
+    batch = united(guided_batch(6)) if method == "mask" else guided_batch(6)
+    gradients = gradients_of(model, AttentionSupervision(model, method, 1.0), [batch])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
 # ---------------------------------------------------------------------- what it is good for
