@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from data.withheld import StudyInputNames, Withheld
     from evaluation.fitting import FitOptions
     from evaluation.operating_points import OperatingPoint
-    from evaluation.records import Comparison, WithheldResults
+    from evaluation.records import AttentionResults, Comparison, WithheldResults
     from evaluation.scored_split import BootstrapSettings, ScoredSplit
     from models.saved_model import SavedModel
 
@@ -139,6 +139,7 @@ def measure(
     alone: no other process is evaluating the checkpoint, into which what is fitted may go.
     """
     from evaluation.about import about_evaluation
+    from evaluation.attention import attention_sentence
     from evaluation.calibration import uncalibrated
     from evaluation.evaluation_folder import write_evaluation
     from evaluation.fitting import operating_point
@@ -164,6 +165,10 @@ def measure(
     results["comparison"], notes = compare(options, compared, config, data, index, scored, settings)
     results["without"] = withhold(evaluated, options.split, config, data, index, scored, point, settings)
     notes += withheld_notes(results["without"]) + study_notes(saved, data, index)
+    attention = measured_attention(options, saved, config, data, settings)
+    if attention is not None:
+        results["attention"] = attention
+        notes = [*notes, attention_sentence(attention)]
     if fitted and options.save:
         keep_operating_point(path, point.as_dict(), data.split.own, saved.model.state_dict(), alone)
     about = about_evaluation(path, saved, data, options.split, index, execution, notes)
@@ -171,6 +176,8 @@ def measure(
     findings = point.decision(task).texts(probabilities)
     write_evaluation(output, scored, before, results, about, data.names(index), findings, options.vector)
     show(format_results_table(results))
+    if attention is not None:
+        show(attention_sentence(attention))
     if results["comparison"] is not None:
         show(format_comparison(results["comparison"]))
     if results["without"]:
@@ -279,6 +286,44 @@ def scorer(saved: SavedModel, config: Config, data: EvaluationData, tell: bool =
         return predictor.over(loader, split, config.LOGGING.progress)
 
     return score, (str(device), precision.name)
+
+
+def measured_attention(
+    options: argparse.Namespace,
+    saved: SavedModel,
+    config: Config,
+    data: EvaluationData,
+    settings: BootstrapSettings,
+) -> AttentionResults | None:
+    """Maps against the regions that LOSS.attention names; None, and a log line says why, where these data have none."""
+    from configs.errors import DataError
+    from data.builder import build_evaluation_loader, saved_preprocess, saved_table, taught_regions
+    from evaluation.attention import attention_results
+    from training.precision import choose_available_precision, choose_memory_format
+    from training.region_figures import score_regions
+
+    asked = any("LOSS.attention" in one for one in options.set)
+    if not config.LOSS.attention.has_regions or config.has_volumes():
+        return None
+    try:
+        regions = taught_regions(config, data.dataset_index)
+    except DataError as error:
+        if asked or options.data is None:
+            raise
+        logger.warning("maps are not measured: %s", error)  # other data than those that the model was trained with
+        return None
+    backbone, model = saved.model.backbone, saved.model
+    device = next(model.parameters()).device
+    precision = choose_available_precision(saved.config.TRAIN.mixed_precision, device)
+    layout = choose_memory_format(saved.config.TRAIN.channels_last, backbone.prefers_channels_last)
+    preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
+    encoding, rows = saved_table(saved.description.get("table")), data.split.rows(options.split)
+    loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, encoding=encoding, regions=regions)
+    found = score_regions(model, loader, precision, layout)
+    if found is None or not len(found.index):
+        logger.warning("no image of the %s split has a region of something that it has for certain", options.split)
+        return None
+    return attention_results(found.energy, found.hit, found.area, data.groups(found.index), settings)
 
 
 def compare(

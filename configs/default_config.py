@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from configs import consistency, fallbacks, plausibility, study_consistency
+from configs import attention_settings, consistency, fallbacks, plausibility, study_consistency
+from configs.attention_settings import AttentionSupervision
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_sample_studies
 from configs.loading import RootSection
 from configs.section import Section
@@ -361,6 +362,9 @@ class LossSettings(Section):
     distillation_temperature: float = _setting(
         2.0, "Distillation: both networks' logits are divided by it before they are compared.", gt=0
     )
+    attention: AttentionSupervision = Field(
+        default_factory=AttentionSupervision, description="Teach the network where to look."
+    )
 
 
 class CheckpointSettings(Section):
@@ -470,6 +474,15 @@ class Config(RootSection):
         shape = self.DATA.image_size or self.MODEL.input_size
         count = model.num_classes or (data.class_names and len(data.class_names)) or None
         return [
+            *attention_settings.attention_problems(
+                loss.attention,
+                isinstance(shape, tuple) and len(shape) == 3,
+                data.augment,
+                data.use_albumentations,
+                model.attention,
+                train.compile,
+                train.quantization_aware,
+            ),
             *plausibility.normalisation_problems(data.mean, data.std),
             *plausibility.spacing_problems(data.spacing_mm, shape if isinstance(shape, tuple) else ()),
             *plausibility.rate_problems(

@@ -101,8 +101,9 @@ class Followed:
         return f"{always}where the checkpoint does not say it, {', '.join(silent)}"
 
 
+_REGIONS = ("LOSS.attention.boxes", "LOSS.attention.masks")
 EVALUATE = Followed(
-    "evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles"), takes_studies=True
+    "evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles", *_REGIONS), takes_studies=True
 )
 EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"))
 PREDICT = Followed("predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding"))

@@ -25,6 +25,7 @@ from data.phantom.studies import write_phantom_studies
 from data.phantom.volumes import write_phantom_volumes
 from data.profile import TrainingDataRecord, describe_images
 from data.readers.tables import TableSettings
+from data.regions.taught import TaughtRegions, open_taught_regions
 from data.sources.formats import open_source
 from data.sources.identical_files import drawn_split_notes
 from data.sources.studies import StudySettings, with_studies
@@ -32,6 +33,7 @@ from data.splits.assignment import assign_splits, read_split
 from data.study import SPLITS, DatasetIndex
 from data.table_encoding import TableEncoding, TableRecord
 from data.transforms.device_augmentation import DeviceAugmentation
+from data.transforms.guided import Guided
 from data.transforms.images import AlbumentationsAugmentation, LightAugmentation, Preprocess, PreprocessRecord
 from data.transforms.input_transform import AnyReadTransform, ImageTransform
 from data.transforms.volumes import LightVolumeAugmentation, VolumePreprocess, VolumePreprocessRecord
@@ -289,9 +291,12 @@ def build_loaders(
         _tell_of_table(encoding, dataset_index, assignment)
     table = EncodedTable.of(encoding, dataset_index)
 
+    regions = taught_regions(config, dataset_index)
+    taught, scored = _guided_training(config, training, regions), _guided(evaluation, regions)
+
     def loader(split: str, studies: DatasetIndex) -> ImageLoader:
         train = split == "train"
-        transform = training if train else evaluation
+        transform = taught if train else scored
         dataset = _dataset(studies, transform, config.TRAIN.seed, table, dropout if train else NO_DROPOUT)
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
         batches = EpochBatchSampler(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
@@ -302,6 +307,36 @@ def build_loaders(
     cached = dataset_index.with_image_index(_cached(config, loader("train", dataset_index), evaluation, bad))
     test = loader("test", cached) if (assignment == "test").any() else None
     return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, dataset_index, encoding)
+
+
+def taught_regions(config: Config, dataset_index: DatasetIndex) -> TaughtRegions | None:
+    """What LOSS.attention names, for these data; None where it names nothing. See `open_taught_regions`."""
+    attention, folder = config.LOSS.attention, _data_folder(config.DATA, config.has_volumes())
+    return open_taught_regions(dataset_index, folder, attention.boxes, attention.masks)
+
+
+def _guided(
+    preprocess: Preprocess | VolumePreprocess, regions: TaughtRegions | None
+) -> Preprocess | VolumePreprocess | Guided:
+    """A preprocessing that gives regions beside the images; itself where there are none."""
+    if regions is None or isinstance(preprocess, VolumePreprocess):
+        return preprocess
+    return Guided(preprocess, regions)
+
+
+def _guided_training(
+    config: Config,
+    training: Preprocess | VolumePreprocess | DeviceAugmentation,
+    regions: TaughtRegions | None,
+) -> Preprocess | VolumePreprocess | DeviceAugmentation | Guided:
+    """With what LOSS.attention.method asks for in training; as it is where it asks for nothing."""
+    attention = config.LOSS.attention
+    if not attention.trains or isinstance(training, VolumePreprocess):
+        return training
+    if attention.method == "consistency":
+        return Guided(training, None, second=True)
+    assert regions is not None, "mask and cam have regions, see configs/attention_settings.py"
+    return Guided(training, regions.united() if attention.method == "mask" else regions)
 
 
 def _dataset(
@@ -362,17 +397,20 @@ def build_evaluation_loader(
     pin_memory: bool = False,
     encoding: TableEncoding | None = None,
     tell: bool = True,
+    regions: TaughtRegions | None = None,
 ) -> ImageLoader:
     """A loader of some rows of a dataset index, in their order, without augmentation.
 
     encoding: of the model's table, see `saved_table`; what in these rows is unlike training is logged, if `tell`.
+    regions: what batches have of them beside the images, see `taught_regions`.
     Raises DataError where the data lack its columns.
     """
     table = EncodedTable.of(encoding, dataset_index)
     if tell and encoding is not None and dataset_index.table is not None:
         for note in encoding.notes(dataset_index.table.rows(rows), "the data"):
             logger.warning("%s", note)
-    dataset = _dataset(dataset_index, preprocess, config.TRAIN.seed, table)
+    transform = _guided(preprocess, regions)
+    dataset = _dataset(dataset_index, transform, config.TRAIN.seed, table)
     batches = EpochBatchSampler(rows, config.TRAIN.batch_size * EVALUATION_BATCH_FACTOR, False, config.TRAIN.seed)
     failures = WorkerFailures(config.DATA.max_worker_failures, config.DATA.worker_timeout)
     bad = UnreadableImages(config.DATA.max_bad_images)

@@ -43,7 +43,7 @@ def real_images(
 def training_images(
     saved: Config, folder: Path, preprocess: AnyPreprocess, count: int, overrides: Sequence[str] = ()
 ) -> Iterator[np.ndarray]:
-    """`count` of the run's training split, float32 [1, C, *spatial] each, spread over it, read as they are needed.
+    """`count` images of the run's training split, float32 [1, C, *spatial] each, spread over it, read when needed.
 
     Raises ConfigError and DataError where the run's data or its split.csv are not available.
     """
@@ -53,8 +53,9 @@ def training_images(
             f"--quantize static needs the run's '{split}', which says what it was trained on: or use dynamic"
         )
     dataset_index = open_data(config)
-    rows = np.flatnonzero(split_data(config, dataset_index, split) == "train")
-    return (preprocess.apply(dataset_index, int(row)).image[None].numpy() for row in spread(rows, count))
+    rows = dataset_index.image_rows(np.flatnonzero(split_data(config, dataset_index, split) == "train"))
+    images = dataset_index.image_index
+    return (preprocess.apply(images, int(row)).image[None].numpy() for row in spread(rows, count))
 
 
 def dataset_index_of_run(saved: Config, folder: Path, overrides: Sequence[str] = ()) -> DatasetIndex:
@@ -78,9 +79,10 @@ def drawn_dataset_index(volumes: bool) -> DatasetIndex:
 
 
 def _some_of(dataset_index: DatasetIndex, preprocess: AnyPreprocess) -> np.ndarray:
-    """float32 [8, C, *spatial], spread over all."""
-    rows = spread(np.arange(len(dataset_index.studies)), COUNT)
-    return np.stack([preprocess.apply(dataset_index, int(row)).image.numpy() for row in rows])
+    """float32 [8, C, *spatial], spread over all images."""
+    images = dataset_index.image_index
+    rows = spread(np.arange(len(images.studies)), COUNT)
+    return np.stack([preprocess.apply(images, int(row)).image.numpy() for row in rows])
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:

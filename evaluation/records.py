@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from utils.decision import DecisionRecord
 from utils.intervals import IntervalRecord
@@ -168,8 +168,21 @@ class IntervalSettings(TypedDict):
     seed: int
 
 
+class AttentionResults(TypedDict):
+    """Class activation maps against annotated regions, with intervals by patient; see evaluation/attention.py."""
+
+    regions: int
+    patients: int
+    energy_inside: IntervalRecord
+    pointing_game: IntervalRecord
+    area: float
+
+
 class Results(TypedDict):
-    """What `evaluate_scores` gives, and metrics.json holds beside what was evaluated."""
+    """What `evaluate_scores` gives, and metrics.json holds beside what was evaluated.
+
+    attention: only where regions are annotated.
+    """
 
     split: str
     images: int
@@ -185,3 +198,4 @@ class Results(TypedDict):
     subgroups: list[SubgroupResults]
     comparison: Comparison | None
     without: list[WithheldResults]
+    attention: NotRequired[AttentionResults]

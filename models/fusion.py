@@ -75,14 +75,17 @@ class DynamicFusion(nn.Module):
         """levels → levels of which none is larger than the target, their weights, and the target's size."""
         size = tuple(state.levels[self.target_level].shape[2:])
         levels = tuple(resize_to(x, size) if shrinks(x, size) else x for x in state.levels)
-        return State(levels=levels, weights=self.level_weights(levels, size), size=size)
+        weights = self.level_weights(levels, size)
+        return State(levels=levels, weights=weights, size=size, attended=state.attended)
 
     def _add_level(self, i: int, state: State) -> State:
         """levels x_i, x_{i+1} …, total → x_{i+1} …, total with level i; after the last level x is the total."""
         x, *coarser = state.levels
         assert state.weights is not None
         total = self.scale_convs[i](x, state.weights[:, i], state.total, state.size)
-        return state._replace(levels=tuple(coarser), total=total) if coarser else State(total)
+        if coarser:
+            return state._replace(levels=tuple(coarser), total=total)
+        return State(total, attended=state.attended)
 
     def centres(self, levels: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """Where the fused map's cells lie, from where those of the levels do: [cells] per axis in, and out.

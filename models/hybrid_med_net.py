@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeVar, overload
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,25 @@ class LoadedKeys(Protocol):
     def missing_keys(self) -> list[str]: ...
     @property
     def unexpected_keys(self) -> list[str]: ...
+
+
+class Observed(NamedTuple):
+    """What a network says of B studies with M images, and the maps that it is made of.
+
+    fused: [M, C, *cells], from which the logits follow. attended: a map over places per level, see
+    PyramidAttention.observes.
+    """
+
+    logits: Logits
+    fused: Tensor
+    attended: tuple[Tensor, ...]
+
+
+class CellCentres(NamedTuple):
+    """The pixels that cells are centred on: float64 [cells] per axis, of each level, and of the fused map."""
+
+    levels: list[list[Tensor]]
+    fused: list[Tensor]
 
 
 class HybridMedNet(Checkpointable, nn.Module):
@@ -98,6 +117,7 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.started_from = ""
         self.removed_channels: list = []  # by structured pruning, for checkpoints
         self.in_channels, self.image_size = settings.in_channels, tuple(image_size)
+        self._level_cells: list[tuple[int, ...]] | None = None
         self.lacking_weights = ""  # why the published weights are not there
         self.backbone = self._create_backbone(settings)
         separate = settings.views.backbones == "separate" and settings.views.aggregator is not None
@@ -214,15 +234,52 @@ class HybridMedNet(Checkpointable, nn.Module):
             self.lacking_weights = ""
         return keys
 
-    def blocks(self, x: Tensor | Inputs) -> list[Block]:
+    def observe(self, x: Tensor | Inputs) -> Observed:
+        """What `forward` gives, bit for bit, and the maps that it is made of, with gradients, checkpointed as ever."""
+        if self.lacking_weights:
+            raise WeightsUnavailableError(self.lacking_weights)
+        image, inputs = self._images_and_study(x)
+        if image.shape[0] == 0 and inputs is not None:
+            fused = self._no_map(image)
+            return Observed(Logits.of(self.classifier(fused, inputs)), fused, ())
+        state = self.run_blocks(self.blocks(x, observed=True), image)
+        return Observed(Logits.of(state.logits), state.current(), state.attended)
+
+    def observe_fused(self, inputs: Inputs) -> Observed:
+        """As `observe`, in the mode the network is in; gradients reach back to the fused map and no further."""
+        image, study = self._images_and_study(inputs)
+        with torch.no_grad():
+            maps = self.forward_fused(self.forward_features(image, study)) if image.shape[0] else self._no_map(image)
+        fused = maps.detach().requires_grad_()
+        with torch.enable_grad():
+            return Observed(Logits.of(self.classifier(fused, study)), fused, ())
+
+    def cell_centres(self, size: Sequence[int], levels: Sequence[Sequence[int]]) -> CellCentres:
+        """Which pixels the cells of the levels, of so many cells each, and of the fused map are centred on, for images
+        of `size`.
+        """
+        found = [grid.centres(cells) for grid, cells in zip(self.backbone.cell_grids(size), levels, strict=True)]
+        return CellCentres(found, self.fusion.centres(found))
+
+    def level_cells(self) -> list[tuple[int, ...]]:
+        """How many cells each level has for images of `image_size`; found out once, by a pass without values."""
+        if self._level_cells is None:
+            with evaluating(self), torch.no_grad():
+                parameter = next(self.backbone.parameters())
+                image = parameter.new_zeros(1, self.in_channels, *self.image_size)
+                self._level_cells = [tuple(level.shape[2:]) for level in self.backbone.forward_features(image)]
+        return self._level_cells
+
+    def blocks(self, x: Tensor | Inputs, observed: bool = False) -> list[Block]:
         """What `forward` does, as a flat list that gradient checkpointing can cut anywhere: images of x → logits.
 
-        The last block, which is never recomputed, knows which of them belong together, and the table.
+        The last block, which is never recomputed, knows which of them belong together, and the table. observed: what
+        `observe` is made of is left in the state.
         """
         image, inputs = self._images_and_study(x)
         neck = self.fpn.steps() if isinstance(self.fpn, FeaturePyramidNetwork) else []
-        steps = [*neck, *self.attention.steps(), *self.fusion.steps()]
-        classify = Block("classifier", partial(self._classify, inputs), (self.classifier,))
+        steps = [*neck, *self.attention.steps(observed), *self.fusion.steps()]
+        classify = Block("classifier", partial(self._classify, inputs, observed), (self.classifier,))
         if not len(self.view_backbones):
             return [*self.backbone.blocks(image), *steps, classify]
         kinds = image.new_zeros(image.shape[0], dtype=torch.int64) if inputs is None else kinds_of_images(inputs)
@@ -255,8 +312,9 @@ class HybridMedNet(Checkpointable, nn.Module):
         super().disable_gradient_checkpointing()
         self.backbone.disable_gradient_checkpointing()
 
-    def _classify(self, inputs: Inputs | None, state: State) -> State:
-        return State(logits=self.classifier(state.current(), inputs))
+    def _classify(self, inputs: Inputs | None, observed: bool, state: State) -> State:
+        logits = self.classifier(state.current(), inputs)
+        return state._replace(logits=logits) if observed else State(logits=logits)
 
     def _images_and_study(self, x: Tensor | Inputs) -> tuple[Tensor, Inputs | None]:
         """The images, and how they make studies; None where each is one."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.attention_supervision import TERM, AttentionSupervision
 from training.learner import Learner
 from training.losses import Loss
 from training.out_of_memory import memory_error
@@ -57,7 +58,8 @@ class AccumulationWindow:
 
     loss: as sums and counts, divided by the valid labels of the whole window. forward: how training calls the network,
     which may be compiled or rounded as int8 (see `call_model`); the model itself where None. clip_norm: largest 2-norm
-    of the gradients, None for no limit. memory_format: of the images that the network gets.
+    of the gradients, None for no limit. memory_format: of the images that the network gets. supervision: a term that
+    teaches attention; then it calls the network, not `forward`.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class AccumulationWindow:
         clip_norm: float | None = 1.0,
         memory_format: torch.memory_format = torch.contiguous_format,
         parallel: Parallel | None = None,
+        supervision: AttentionSupervision | None = None,
     ) -> None:
-        self.learner, self.loss, self.terms = learner, loss, loss.terms
+        self.learner, self.loss, self.supervision = learner, loss, supervision
+        self.terms = loss.terms if supervision is None else (*loss.terms, TERM)
         self.forward: Callable[..., object] = learner.model if forward is None else forward
         self.clip_norm, self.memory_format = clip_norm, memory_format
         self.parallel: Parallel = SingleProcess() if parallel is None else parallel
@@ -102,7 +106,8 @@ class AccumulationWindow:
         """Valid labels of each term of the loss in the whole window, over all processes."""
         totals = dict.fromkeys(self.terms, 0)  # a process without a micro-batch adds zero
         for batch in window:
-            for name, count in self.loss.counts(batch.targets).items():
+            taught = {} if self.supervision is None else self.supervision.counts(batch)
+            for name, count in {**self.loss.counts(batch.targets), **taught}.items():
                 totals[name] += count
         return self.parallel.sum(totals)
 
@@ -123,9 +128,14 @@ class AccumulationWindow:
 
     def _backward(self, batch: Batch, counts: dict[str, int]) -> Tensor:
         batch = batch.to(self.learner.device, self.memory_format)  # where it was not sent ahead
-        with self.learner.precision.autocast():
-            logits = Logits.of(call_model(self.forward, batch.inputs))
-        loss = self.loss.total(self.loss.sums(logits, batch.targets, batch.inputs), counts)
+        if self.supervision is None:
+            with self.learner.precision.autocast():
+                logits = Logits.of(call_model(self.forward, batch.inputs))
+            loss = self.loss.total(self.loss.sums(logits, batch.targets, batch.inputs), counts)
+        else:
+            logits, taught = self.supervision(batch, self.learner.precision)
+            loss = self.loss.total(self.loss.sums(logits, batch.targets, batch.inputs), counts)
+            loss = loss + self.supervision.total(taught, counts)
         self.learner.scaler.scale(loss).backward()
         return loss.detach()
 

@@ -12,10 +12,12 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from configs.attention_settings import WITH_PLACES
 from configs.default_config import Config, TrainSettings
 from configs.errors import ConfigError
 from configs.section import settled
 from training.accumulation_window import AccumulationWindow
+from training.attention_supervision import AttentionSupervision, ObservedModel
 from training.distillation import DistillationLoss, SavedNetwork, teacher_of
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
@@ -110,8 +112,24 @@ def build_trainer(
         scoring,
         not_learnt,
     )
-    window = AccumulationWindow(learner, loss, training, settings.gradient_clip_norm, memory_format)
+    window = AccumulationWindow(
+        learner, loss, training, settings.gradient_clip_norm, memory_format, supervision=_supervision(config, model)
+    )
     return Trainer(window, evaluator, _options(config, learner.device), listeners, should_stop)
+
+
+def _supervision(config: Config, model: nn.Module) -> AttentionSupervision | None:
+    """None where LOSS.attention teaches nothing. Raises ConfigError where the network has no map to be taught."""
+    settings = config.LOSS.attention
+    if not settings.trains or settings.method == "none":
+        return None
+    assert isinstance(model, ObservedModel)
+    if settings.method == "mask" and model.attention.observes == "nothing":
+        raise ConfigError(
+            "LOSS.attention.method 'mask' teaches the attention over places, and this network has none: set "
+            f"MODEL.attention to {', '.join(WITH_PLACES)}, or use method 'cam'"
+        )
+    return AttentionSupervision(model, settings.method, settings.weight)
 
 
 def _forwards(settings: TrainSettings, learner: Learner) -> tuple[Callable[..., object], Callable[..., object]]:

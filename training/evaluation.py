@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from configs.errors import TrainingError
+from training.attention_supervision import ObservedModel
 from training.loader import Loader
 from training.losses import Loss
 from training.precision import Precision
+from training.region_figures import MeasuredRegions, RegionFigures, joined, measure_regions
 from utils.batch import Batch, Logits, call_model
 from utils.metrics import Metrics, classification_metrics
 from utils.out_of_memory import catch_oom, free_memory, largest_part
@@ -25,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Predictions:
-    """Scores of one split: probabilities, targets and masks [N, K], rows of the dataset index [N], the mean loss."""
+    """Scores of one split: probabilities, targets and masks [N, K], rows of the dataset index [N], the mean loss.
+
+    regions: of annotated ones, None where the batches have none.
+    """
 
     scores: np.ndarray
     targets: np.ndarray
@@ -33,18 +38,22 @@ class Predictions:
     index: np.ndarray
     loss: float
     metrics: Metrics
+    regions: RegionFigures | None = None
+
+
+_Part = tuple[list[str], AsyncHostCopy, tuple[MeasuredRegions, torch.Tensor] | None]
 
 
 @dataclass
 class _PendingBatch:
     """A batch that the device is at: its labels, mask and rows, and the pending results of each of its parts.
 
-    parts: names of the loss's terms; logits and the sums of these terms.
+    parts: names of the loss's terms; logits and the sums of these terms; what was measured of regions, with the rows.
     """
 
     labels: tuple[torch.Tensor, ...]
     counts: dict[str, int]
-    parts: list[tuple[list[str], AsyncHostCopy]]
+    parts: list[_Part]
 
 
 @dataclass
@@ -54,6 +63,7 @@ class _Piece:
     rows: tuple[np.ndarray, ...]
     losses: list[dict[str, float]]
     counts: dict[str, int]
+    regions: list[RegionFigures]
 
 
 class Evaluator:
@@ -120,25 +130,31 @@ class Evaluator:
     def _send(self, batch: Batch) -> Batch:
         return batch.to(self.device, self.memory_format)
 
-    def _begin(self, batch: Batch, title: str) -> list[tuple[list[str], AsyncHostCopy]]:
+    def _begin(self, batch: Batch, title: str) -> list[_Part]:
         while True:
             with catch_oom() as caught:
                 return [self._begin_part(part) for part in batch.split(self.splits)]
             free_memory(self.device)
             self._halve(len(batch), title, caught.failure)
 
-    def _begin_part(self, batch: Batch) -> tuple[list[str], AsyncHostCopy]:
+    def _begin_part(self, batch: Batch) -> _Part:
         batch = self._send(batch)
         with self.precision.autocast():
             logits = Logits.of(call_model(self.forward, batch.inputs))
         sums = self.loss.sums(logits, batch.targets, batch.inputs)
-        return list(sums), AsyncHostCopy([logits.fine, *sums.values()])
+        measured = None
+        if batch.guidance is not None and isinstance(self.model, ObservedModel):
+            measured = measure_regions(self.model, batch, self.precision)
+        regions = None if measured is None else (measured, batch.index)
+        return list(sums), AsyncHostCopy([logits.fine, *sums.values()]), regions
 
     def _piece(self, pending: _PendingBatch) -> _Piece:
-        outputs = [(names, host_copy.get()) for names, host_copy in pending.parts]
+        outputs = [(names, host_copy.get()) for names, host_copy, _ in pending.parts]
+        measured = [part[2] for part in pending.parts if part[2] is not None]
+        regions = [one.figures(index.cpu().numpy()) for one, index in measured]
         scores = np.concatenate([self.probabilities(logits).numpy() for _, (logits, *_) in outputs])
         losses = [dict(zip(names, map(float, sums))) for names, (_, *sums) in outputs]
-        return _Piece((scores, *(tensor.numpy() for tensor in pending.labels)), losses, pending.counts)
+        return _Piece((scores, *(tensor.numpy() for tensor in pending.labels)), losses, pending.counts, regions)
 
     def _halve(self, size: int, title: str, failure: str) -> None:
         before = largest_part(size, self.splits)
@@ -163,7 +179,8 @@ class Evaluator:
         counts = {name: sum(piece.counts[name] for piece in pieces) for name in pieces[0].counts}
         labels = (targets > 0.5).astype(np.float64)
         metrics = classification_metrics(scores, labels, mask, self.class_names, self.not_learnt)
-        return Predictions(scores, targets, mask, index, float(self.loss.total(sums, counts)), metrics)
+        regions = joined(figures for piece in pieces for figures in piece.regions)
+        return Predictions(scores, targets, mask, index, float(self.loss.total(sums, counts)), metrics, regions)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """In float64: float32's sigmoid makes ties of confident scores. [B, K] → [B, K]."""

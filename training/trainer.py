@@ -208,7 +208,7 @@ class Trainer:
 
     def _epoch_record(self, validation: Predictions, started: float) -> EpochRecord:
         sums, throughput = self.state.sums, self._throughput()
-        return {
+        record: EpochRecord = {
             "epoch": self.state.epoch + 1,
             "step": self.state.global_step,
             "train_loss": sums.mean_loss,
@@ -219,8 +219,11 @@ class Trainer:
             "images_per_second": throughput["images_per_second"],
             "data_wait_fraction": throughput["data_wait_fraction"],
             "memory_mib": throughput["memory_mib"],
-            **validation.metrics.as_dict(),
+            **validation.metrics.as_dict(),  # type: ignore[typeddict-item]  # they have no key that is not theirs
         }
+        if validation.regions is not None:
+            record["attention"] = validation.regions.as_dict()
+        return record
 
     def _throughput(self) -> dict[str, float]:
         sums = self.state.sums

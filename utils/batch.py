@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import ModelError
+from utils.guidance import Guidance, SecondViews
 
 # (images as they were read, parameters drawn for each) → the images that a model takes, on the device where both are.
 DeviceTransform = Callable[[Tensor, Tensor], Tensor]
@@ -148,7 +149,7 @@ class Batch:
 
     index: int64 [B], rows of the dataset index. device_transform: what makes the model's images of inputs.image (uint8
     or float32, [M, c, *spatial]) and augmentation_params ([M, P]) as soon as both are on a device; None where the
-    images are finished.
+    images are finished. guidance: for attention that is taught, else None.
     """
 
     inputs: Inputs
@@ -156,6 +157,7 @@ class Batch:
     index: Tensor
     augmentation_params: Tensor | None = None
     device_transform: DeviceTransform | None = None
+    guidance: Guidance | None = None
 
     def __len__(self) -> int:
         """Studies."""
@@ -165,12 +167,30 @@ class Batch:
         """The same batch on a device, finished there, the images in a memory format."""
         if self.device_transform is None or self.augmentation_params is None:
             inputs = self.inputs.to(device, memory_format)
+            guidance = self._guidance_on(device, inputs.image, memory_format)
         else:
             inputs = self.inputs.to(device)
+            guidance = self._guidance_on(device, inputs.image, memory_format)
             params = self.augmentation_params.to(device, non_blocking=True)
             image = self.device_transform(inputs.image, params).contiguous(memory_format=memory_format)
             inputs = inputs._replace(image=image)
-        return Batch(inputs, self.targets.to(device), self.index.to(device, non_blocking=True))
+        index = self.index.to(device, non_blocking=True)
+        return Batch(inputs, self.targets.to(device), index, guidance=guidance)
+
+    def _guidance_on(self, device: torch.device, fitted: Tensor, memory_format: torch.memory_format) -> Guidance | None:
+        """fitted: the images on the device, before the device's transform."""
+        if self.guidance is None:
+            return None
+        regions, second = self.guidance
+        if second is not None:
+            maps, image = second.maps.to(device, non_blocking=True), second.image
+            if image is not None:
+                image = image.to(device, non_blocking=True, memory_format=memory_format)
+            elif self.device_transform is not None and second.params is not None:
+                params = second.params.to(device, non_blocking=True)
+                image = self.device_transform(fitted, params).contiguous(memory_format=memory_format)
+            second = SecondViews(image, None, maps)
+        return Guidance(None if regions is None else regions.to(device), second)
 
     def split(self, parts: int) -> list[Batch]:
         """In `parts` of nearly equal numbers of studies, the larger ones first, or in B where B is less."""
@@ -181,8 +201,13 @@ class Batch:
         params: Sequence[Tensor | None] = [None] * parts
         if self.augmentation_params is not None:
             params = torch.split(self.augmentation_params, [len(part.image) for part in inputs])
-        columns = (inputs, self.targets.split(parts), self.index.tensor_split(parts), params)
-        return [Batch(*row, self.device_transform) for row in zip(*columns, strict=True)]
+        index = self.index.tensor_split(parts)
+        guidance: Sequence[Guidance | None] = [None] * parts
+        if self.guidance is not None:
+            guidance = self.guidance.split(list(map(len, index)), [len(part.image) for part in inputs])
+        columns = (inputs, self.targets.split(parts), index, params)
+        rows = zip(zip(*columns, strict=True), guidance, strict=True)
+        return [Batch(*row, self.device_transform, guided) for row, guided in rows]
 
 
 def call_model(model: Callable[..., object], inputs: Inputs) -> object:

@@ -27,6 +27,7 @@ class State(NamedTuple):
     weights, total, size: of the fusion: how much each level counts [B, levels], the sum of the levels so far
         [B, C, *size] (None before the first), and its spatial size.
     logits: what the head returns.
+    attended: where attention is observed (see PyramidAttention.steps), its maps so far.
     """
 
     x: Tensor | None = None
@@ -37,6 +38,7 @@ class State(NamedTuple):
     total: Tensor | None = None
     size: tuple[int, ...] = ()
     logits: Tensor | Logits | None = None
+    attended: tuple[Tensor, ...] = ()
 
     def current(self) -> Tensor:
         """x, which must be there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypeAlias, TypedDict
 
 from utils.metrics import MetricsRecord
 
@@ -36,11 +36,21 @@ class Scores(Protocol):
     def mask(self) -> NDArray[np.bool_]: ...
 
 
+class RegionRecord(TypedDict):
+    """Of maps against annotated regions: how many these are, and means over them; area: their share of the image."""
+
+    regions: int
+    energy_inside: float
+    pointing_game: float
+    area: float
+
+
 class EpochRecord(MetricsRecord):
     """The figures of one epoch; the fields of MetricsRecord are those of the validation split.
 
     epoch: counted from 1. step: optimizer steps since the run began, skipped ones among them. learning_rate: of the
     next step. seconds: of training and validation. data_wait_fraction: a share, 0 to 1. memory_mib: the most so far.
+    attention: where regions are annotated.
     """
 
     epoch: int
@@ -53,6 +63,7 @@ class EpochRecord(MetricsRecord):
     images_per_second: float
     data_wait_fraction: float
     memory_mib: float
+    attention: NotRequired[RegionRecord]
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ class ImageLoader:
 
     def _batch(self, rows: Tensor, read: ReadBatch) -> Batch:
         targets, device_transform = self.labels.of(rows.numpy()), self.dataset.transform.device_transform
-        return Batch(read.inputs, targets, rows, read.augmentation_params, device_transform)
+        return Batch(read.inputs, targets, rows, read.augmentation_params, device_transform, read.guidance)
 
 
 class _Read(NamedTuple, Generic[Content]):

@@ -19,7 +19,7 @@ from data.readers.remarks import Remark, collecting
 from data.study import DatasetIndex, StudyImages
 from data.table_encoding import TableEncoding
 from data.transforms.images import sample_rng
-from data.transforms.input_transform import ImageTransform, InputTransform, ReadBatch
+from data.transforms.input_transform import ImageTransform, InputTransform, ReadBatch, of_studies
 from utils.batch import DeviceTransform, Inputs
 
 Collated = TypeVar("Collated", covariant=True)
@@ -119,7 +119,11 @@ class StudyInputs:
         images = [image for value in values for image in value.images]
         together = self.image_transform.collate(images) if images else self.image_transform.no_images()
         table, known = (np.stack(rows) for rows in zip(*((value.table, value.table_mask) for value in values)))
-        return ReadBatch(inputs_of(together.inputs.image, values, table, known), together.augmentation_params)
+        return ReadBatch(
+            inputs_of(together.inputs.image, values, table, known),
+            together.augmentation_params,
+            of_studies(together.guidance, [len(value.images) for value in values]),
+        )
 
 
 def read_whole(

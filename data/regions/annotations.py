@@ -17,7 +17,10 @@ from utils.text import told_apart
 
 @dataclass(frozen=True)
 class Regions:
-    """Where findings are. boxes: the table they are in, or None where `masks` is the folder of masks."""
+    """Where findings are. boxes: the table they are in, or None where `masks` is the folder of masks.
+
+    dataset_index: a row an image, which rows below are of: an image of a study has its own regions.
+    """
 
     dataset_index: DatasetIndex
     boxes: Boxes | None
@@ -90,18 +93,19 @@ def open_regions(
 ) -> Regions | None:
     """The regions in a table `boxes`, a folder `masks`, or the table that lies beside the data; None where none does.
 
-    Raises DataError for a folder or table that is not there, for a name of the table that several images may be,
-    a finding that is another spelling of a class, and as
+    They are of the rows of `dataset_index.image_index`. Raises DataError for a folder or table that is not there, for
+    a name of the table that several images may be, a finding that is another spelling of a class, and as
     `read_boxes` does.
     """
+    images = dataset_index.image_index
     if masks is not None:
         if not Path(masks).expanduser().is_dir():
             raise DataError(f"--masks: there is no folder '{masks}'")
-        return Regions(dataset_index, None, Path(masks).expanduser())
+        return Regions(images, None, Path(masks).expanduser())
     path = Path(boxes).expanduser() if boxes is not None else find_boxes(data_dir)
     if path is None:
         return None
     table = read_boxes(path)
     table.check_findings(dataset_index.class_names)
-    table.check_images([study.name for study in dataset_index.studies])
-    return Regions(dataset_index, table)
+    table.check_images([study.name for study in images.studies])
+    return Regions(images, table)

@@ -52,11 +52,13 @@ class DeviceAugmentation:
     def prepare(self, image: np.ndarray, rng: np.random.Generator) -> ReadImage:
         """A decoded image → uint8 or float32 in [0, 1], [c, H, W], c 1 for a grey image; numbers float32 [8]."""
         fitted = self.preprocess.fit(image)
-        matrix, brightness, gain = self.augmentation.draw(self.preprocess.size, rng)
-        augmentation_params = [*sampling_matrix(matrix, self.preprocess.size).ravel(), brightness, gain]
-        return ReadImage(
-            torch.from_numpy(fitted).movedim(-1, 0), torch.tensor(augmentation_params, dtype=torch.float32)
-        )
+        drawn = self.augmentation.draw(self.preprocess.size, rng)
+        return ReadImage(torch.from_numpy(fitted).movedim(-1, 0), self.params(*drawn))
+
+    def params(self, matrix: np.ndarray, brightness: float, gain: float) -> Tensor:
+        """What was drawn, as the device takes it: float32 [8]."""
+        numbers = [*sampling_matrix(matrix, self.preprocess.size).ravel(), brightness, gain]
+        return torch.tensor(numbers, dtype=torch.float32)
 
     def device_transform(self, images: Tensor, augmentation_params: Tensor) -> Tensor:
         """uint8 or float32 [B, c, H, W] and [B, 8], on one device → normalised float32 [B, C, H, W].

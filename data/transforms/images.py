@@ -146,7 +146,11 @@ class LightAugmentation:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Image [H, W, C] → one random variant; always draws 7 numbers, for all settings."""
         height, width = image.shape[:2]
-        matrix, brightness, gain = self.draw((height, width), rng)
+        return self.warped(image, *self.draw((height, width), rng))
+
+    def warped(self, image: np.ndarray, matrix: np.ndarray, brightness: float, gain: float) -> np.ndarray:
+        """Image [H, W, C] → the variant that these numbers make of it, see `draw`."""
+        height, width = image.shape[:2]
         # The warp comes first: what it fills with 0 then brightens together with a black background.
         warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         return _jitter(_with_channel_axis(warped), brightness, gain)

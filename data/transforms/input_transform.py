@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.study import DatasetIndex
 from utils.batch import DeviceTransform, Inputs
+from utils.guidance import Guidance, Regions, SecondViews
 
 Value = TypeVar("Value")
 Collated = TypeVar("Collated", covariant=True)
@@ -41,11 +42,25 @@ class InputTransform(Protocol[Value, Collated]):
 TransformTo = InputTransform[Any, Collated]
 
 
+class ReadGuidance(NamedTuple):
+    """What attention is taught with, of one image: see utils.guidance.
+
+    regions: uint8 [n, H, W]. columns: int64 [n]. second, params, maps: of a second view; None: nothing asks for it.
+    """
+
+    regions: np.ndarray
+    columns: np.ndarray
+    second: Tensor | None = None
+    params: Tensor | None = None
+    maps: Tensor | None = None
+
+
 class ReadImage(NamedTuple):
     """One study: its image [c, *spatial], and what was drawn for its augmentation [P] where a device applies that."""
 
     image: Tensor
     augmentation_params: Tensor | None = None
+    guidance: ReadGuidance | None = None
 
 
 class ReadBatch(NamedTuple):
@@ -53,6 +68,7 @@ class ReadBatch(NamedTuple):
 
     inputs: Inputs
     augmentation_params: Tensor | None
+    guidance: Guidance | None = None
 
 
 class ReadTransform(InputTransform[Value, ReadBatch], Protocol[Value]):
@@ -81,10 +97,53 @@ def no_images(channels: int, size: Sequence[int]) -> ReadBatch:
 
 def collate_images(values: Sequence[ReadImage]) -> ReadBatch:
     """Images of one size together; they may differ in kind: then all are float32 in [0, 1] and colour."""
-    images = [value.image for value in values]
+    params = [value.augmentation_params for value in values if value.augmentation_params is not None]
+    image = _together([value.image for value in values])
+    return ReadBatch(Inputs.of_images(image), torch.stack(params) if params else None, _guidance(values))
+
+
+def _together(images: list[Tensor]) -> Tensor:
     if len({(image.dtype, image.shape) for image in images}) > 1:
         colour = max(len(image) for image in images)
         unit = [image.float() / 255.0 if image.dtype == torch.uint8 else image for image in images]
         images = [image.expand(colour, -1, -1) for image in unit]
-    params = [value.augmentation_params for value in values if value.augmentation_params is not None]
-    return ReadBatch(Inputs.of_images(torch.stack(images)), torch.stack(params) if params else None)
+    return torch.stack(images)
+
+
+def _guidance(values: Sequence[ReadImage]) -> Guidance | None:
+    """Of images of which each is a study; see `of_studies` for others. None where there is nothing to be taught."""
+    read = [value.guidance for value in values]
+    given = [one for one in read if one is not None]
+    if not given:
+        return None
+    assert len(given) == len(read), "all images are read alike"
+    images = np.repeat(np.arange(len(given)), [len(one.columns) for one in given])
+    regions = None
+    if len(images):
+        share = np.concatenate([one.regions for one in given if len(one.columns)])
+        regions = regions_of(share, images, images, np.concatenate([one.columns for one in given]))
+    maps = [one.maps for one in given if one.maps is not None]
+    second = None
+    if maps:
+        views = [one.second for one in given if one.second is not None]
+        params = [one.params for one in given if one.params is not None]
+        stacked = torch.stack(params) if params else None
+        second = SecondViews(_together(views) if views else None, stacked, torch.stack(maps))
+    return Guidance(regions, second)
+
+
+def regions_of(share: np.ndarray, images: np.ndarray, studies: np.ndarray, columns: np.ndarray) -> Regions:
+    """Regions [N, H, W] of these images, of these studies, in ascending order, and of these classes."""
+    _, first, counts = np.unique(studies, return_index=True, return_counts=True)
+    turn = np.arange(len(studies)) - np.repeat(first, counts)
+    image, study, column, turns = (torch.from_numpy(one.astype(np.int64)) for one in (images, studies, columns, turn))
+    return Regions(torch.from_numpy(np.ascontiguousarray(share)), image, study, column, turns, int(counts.max()))
+
+
+def of_studies(guidance: Guidance | None, images_per_study: Sequence[int]) -> Guidance | None:
+    """The guidance of images collated one by one, for studies of so many images each, one after another."""
+    if guidance is None or guidance.regions is None:
+        return guidance
+    share, image, _, column, _ = (tensor.numpy() for tensor in guidance.regions.tensors())
+    study = np.repeat(np.arange(len(images_per_study)), images_per_study)
+    return guidance._replace(regions=regions_of(share, image, study[image], column))

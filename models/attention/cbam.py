@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from models.attention.pyramid import CBAMMaps, PyramidAttention, level_step
+from models.attention.pyramid import CBAMMaps, PyramidAttention, level_step, observed_step
 from models.layers import conv_nd, global_average_and_max
 from utils.blocks import Block
 
@@ -40,13 +41,19 @@ class SpatialAttention(nn.Module):
         self.conv = conv_nd(spatial_dims, 2, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], dim=1)))
+        return torch.sigmoid(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The gate before its sigmoid."""
+        gate: Tensor = self.conv(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], dim=1))
+        return gate
 
 
 class CBAM(nn.Module):
     """Channel attention, then spatial attention, each multiplied in. Woo et al., ECCV 2018, arXiv:1807.06521.
 
-    Shapes: [B, C, *spatial] → [B, C, *spatial], `spatial_dims` spatial axes.
+    Shapes: [B, C, *spatial] → [B, C, *spatial], `spatial_dims` spatial axes; observed: and the spatial gate before its
+    sigmoid [B, *spatial].
     """
 
     def __init__(self, channels: int, reduction: int = 16, spatial_dims: int = 2) -> None:
@@ -54,9 +61,12 @@ class CBAM(nn.Module):
         self.channel_attention = ChannelAttention(channels, reduction, spatial_dims)
         self.spatial_attention = SpatialAttention(spatial_dims=spatial_dims)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, observed: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         x = x * self.channel_attention(x)
-        return x * self.spatial_attention(x)
+        if not observed:
+            return x * self.spatial_attention(x)
+        gate = self.spatial_attention.logits(x)
+        return x * torch.sigmoid(gate), gate[:, 0]
 
     def attention_maps(self, x: Tensor) -> CBAMMaps:
         """What `forward` multiplies x with."""
@@ -67,11 +77,15 @@ class CBAM(nn.Module):
 class PyramidCBAM(PyramidAttention):
     """A CBAM of its own for each level. Levels in → levels out, same shapes."""
 
+    observes = "gates"
+
     def __init__(self, channels: Sequence[int], spatial_dims: int = 2) -> None:
         super().__init__()
         self.cbam_modules = nn.ModuleList(CBAM(c, spatial_dims=spatial_dims) for c in channels)
 
-    def steps(self) -> list[Block]:
+    def steps(self, observed: bool = False) -> list[Block]:
+        if observed:
+            return [observed_step(i, partial(cbam, observed=True), [cbam]) for i, cbam in enumerate(self._cbams())]
         return [level_step(i, cbam, [cbam]) for i, cbam in enumerate(self.cbam_modules)]
 
     def attention_maps(self, features: Sequence[Tensor]) -> dict[int, CBAMMaps]:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.attention.pooled import PooledAttention, pooled_attentions
+from models.attention.pooled import PooledAttention, on_one_grid, pooled_attentions
 from models.attention.pyramid import PyramidAttention, TokenMaps, grid_of, replaced
 from models.layers import pooled_tokens, token_grid
 from utils.blocks import Block, State
@@ -23,6 +23,8 @@ class CrossScaleAttention(PyramidAttention):
     grid: cells per axis; None: 7 in images, 4 in volumes.
     Shapes: levels [B, channels[i], *spatial_i] in → the same out. At least two levels, else ValueError.
     """
+
+    observes = "shares"
 
     def __init__(
         self,
@@ -40,11 +42,10 @@ class CrossScaleAttention(PyramidAttention):
         self.level_embeddings = nn.Parameter(torch.randn(len(channels), width) * 0.02)
         self.levels = nn.ModuleList(PooledAttention(c, width, num_heads) for c in channels)
 
-    def steps(self) -> list[Block]:
+    def steps(self, observed: bool = False) -> list[Block]:
         """The tokens of all levels, then one step per level: levels in → levels out."""
-        levels = [
-            Block(f"attention level {i}", partial(self._attend, i), (level,)) for i, level in enumerate(self.levels)
-        ]
+        attend = self._attend_observed if observed else self._attend
+        levels = [Block(f"attention level {i}", partial(attend, i), (level,)) for i, level in enumerate(self.levels)]
         return [
             Block("attention tokens", self._with_tokens, tuple(self.projections), (self.level_embeddings,)),
             *levels,
@@ -72,9 +73,18 @@ class CrossScaleAttention(PyramidAttention):
 
     def _attend(self, i: int, state: State) -> State:
         """Level i sees the tokens of the others; after the last level the tokens go."""
-        level = self.levels[i](state.levels[i], _others(state.tokens, i))
+        return self._after(i, state, self.levels[i](state.levels[i], _others(state.tokens, i)), state.attended)
+
+    def _attend_observed(self, i: int, state: State) -> State:
+        """As `_attend`; the tokens of all other levels have one map, on the finest grid of theirs."""
+        level, weights = self.levels[i](state.levels[i], _others(state.tokens, i), True)
+        grids = [token_grid(x, self.grid) for x in state.levels]
+        return self._after(i, state, level, (*state.attended, on_one_grid(weights, [*grids[:i], *grids[i + 1 :]])))
+
+    def _after(self, i: int, state: State, level: Tensor, attended: tuple[Tensor, ...]) -> State:
         is_last = i + 1 == len(self.levels)
-        return State(levels=replaced(state.levels, i, level), tokens=() if is_last else state.tokens)
+        tokens = () if is_last else state.tokens
+        return State(levels=replaced(state.levels, i, level), tokens=tokens, attended=attended)
 
 
 def _others(tokens: Sequence[Tensor], i: int) -> Tensor:

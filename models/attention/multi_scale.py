@@ -7,8 +7,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.attention.pooled import PooledAttention, pooled_attentions
-from models.attention.pyramid import PyramidAttention, TokenMaps, grid_of, level_step
+from models.attention.pooled import PooledAttention, on_one_grid, pooled_attentions
+from models.attention.pyramid import PyramidAttention, TokenMaps, grid_of, level_step, observed_step
 from models.layers import pooled_tokens, token_grid
 from utils.blocks import Block
 
@@ -20,6 +20,8 @@ class MultiScaleAttention(PyramidAttention):
     Shapes: levels [B, channels[i], *spatial_i] in → the same out.
     """
 
+    observes = "shares"
+
     def __init__(
         self, channels: Sequence[int], num_heads: int = 8, grid: int | None = None, spatial_dims: int = 2
     ) -> None:
@@ -28,11 +30,11 @@ class MultiScaleAttention(PyramidAttention):
         self.context_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
         self.levels = nn.ModuleList(PooledAttention(c, c, num_heads) for c in channels)
 
-    def steps(self) -> list[Block]:
-        return [
-            level_step(i, partial(self._attend, i), modules)
-            for i, modules in enumerate(zip(self.levels, self.context_norms, strict=True))
-        ]
+    def steps(self, observed: bool = False) -> list[Block]:
+        modules = list(enumerate(zip(self.levels, self.context_norms, strict=True)))
+        if observed:
+            return [observed_step(i, partial(self._attend_observed, i), called) for i, called in modules]
+        return [level_step(i, partial(self._attend, i), called) for i, called in modules]
 
     def attention_maps(self, features: Sequence[Tensor]) -> dict[int, TokenMaps]:
         return {
@@ -44,6 +46,10 @@ class MultiScaleAttention(PyramidAttention):
 
     def _attend(self, i: int, x: Tensor) -> Tensor:
         return self.levels[i](x, self._context(i, x))
+
+    def _attend_observed(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        level, weights = self.levels[i](x, self._context(i, x), True)
+        return level, on_one_grid(weights, [token_grid(x, self.grid)])
 
     def _context(self, i: int, x: Tensor) -> Tensor:
         return self.context_norms[i](pooled_tokens(x, self.grid))

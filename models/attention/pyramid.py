@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -44,9 +44,16 @@ class TokenMaps(NamedTuple):
 class PyramidAttention(nn.Module, ABC):
     """levels [B, C_i, *spatial_i] in → the same shapes out, as the sequence of `steps`."""
 
+    # How what `steps` observes is to be read: gates, of which each place has its own, or shares, which add up to 1.
+    observes: ClassVar[Literal["nothing", "gates", "shares"]] = "nothing"
+
     @abstractmethod
-    def steps(self) -> list[Block]:
-        """Levels in → levels out. One step per level, so that checkpointing can cut between them."""
+    def steps(self, observed: bool = False) -> list[Block]:
+        """Levels in → levels out. One step per level, so that checkpointing can cut between them.
+
+        observed: each level's map over places is kept in State.attended: gates before their sigmoid [B, *cells of the
+        level]; shares, float32 [B, *cells of the grid of its tokens]. Levels are the same, bit for bit.
+        """
 
     @abstractmethod
     def attention_maps(self, features: Sequence[Tensor]) -> Mapping[int, CBAMMaps | TokenMaps]:
@@ -59,7 +66,7 @@ class PyramidAttention(nn.Module, ABC):
 class NoAttention(PyramidAttention):
     """Levels as they are, in no step."""
 
-    def steps(self) -> list[Block]:
+    def steps(self, observed: bool = False) -> list[Block]:
         return []
 
     def attention_maps(self, features: Sequence[Tensor]) -> dict[int, TokenMaps]:
@@ -69,6 +76,16 @@ class NoAttention(PyramidAttention):
 def level_step(i: int, function: Callable[[Tensor], Tensor], modules: Sequence[nn.Module]) -> Block:
     """The step that replaces level i by function(level i), which calls `modules`."""
     return Block(f"attention level {i}", partial(_apply_to_level, i, function), tuple(modules))
+
+
+def observed_step(i: int, function: Callable[[Tensor], tuple[Tensor, Tensor]], modules: Sequence[nn.Module]) -> Block:
+    """As `level_step`, of a function that gives the level and what is observed of its attention."""
+    return Block(f"attention level {i}", partial(_observe_level, i, function), tuple(modules))
+
+
+def _observe_level(i: int, function: Callable[[Tensor], tuple[Tensor, Tensor]], state: State) -> State:
+    level, attended = function(state.levels[i])
+    return state._replace(levels=replaced(state.levels, i, level), attended=(*state.attended, attended))
 
 
 def _apply_to_level(i: int, function: Callable[[Tensor], Tensor], state: State) -> State:

@@ -14,7 +14,16 @@ import numpy as np
 from configs.default_config import Config
 from configs.errors import DamagedCheckpointError
 from utils.checkpoint import OPERATING_POINT, load_checkpoint, save_checkpoint, set_aside
-from utils.listener import CheckpointContent, EpochEnd, EpochRecord, FileContent, Listener, Scores, StateDict
+from utils.listener import (
+    CheckpointContent,
+    EpochEnd,
+    EpochRecord,
+    FileContent,
+    Listener,
+    RegionRecord,
+    Scores,
+    StateDict,
+)
 from utils.metrics import Metrics, format_metrics_table
 from utils.runs.files import BEST, LAST, PREVIOUS, epoch_file
 from utils.runs.folder import RunFolder
@@ -25,14 +34,23 @@ from utils.runs.scalars import ScalarWriter
 logger = logging.getLogger(__name__)
 
 
+class MeasuredRegions(Protocol):
+    """Maps against annotated regions."""
+
+    def as_dict(self) -> RegionRecord: ...
+
+
 class Scored(Protocol):
-    """Scores of a split: probabilities, targets and masks [N, K], the mean loss."""
+    """Scores of a split: probabilities, targets and masks [N, K], the mean loss; regions: None where there are none."""
 
     scores: np.ndarray
     targets: np.ndarray
     mask: np.ndarray
     loss: float
     metrics: Metrics
+
+    @property
+    def regions(self) -> MeasuredRegions | None: ...
 
 
 class Best(NamedTuple):
@@ -44,6 +62,9 @@ class Best(NamedTuple):
     weights: StateDict | None
     epoch: int
     operating_point: FileContent | None = None
+
+
+_REGIONS = ("energy_inside", "pointing_game")  # of RegionRecord, those that TensorBoard shows
 
 
 class LatestScalars(TypedDict):
@@ -133,7 +154,8 @@ class Recorder(Listener):
         title = f"ROC curves on {split}, epoch {epoch}"
         with self._writing("results"):
             plot_roc_curves(predictions.scores, predictions.targets > 0.5, predictions.mask, metrics, path, title)
-            self.run.add_record({"split": split, "loss": predictions.loss, **metrics.as_dict()})
+            regions = {} if predictions.regions is None else {"attention": predictions.regions.as_dict()}
+            self.run.add_record({"split": split, "loss": predictions.loss, **metrics.as_dict(), **regions})
         logger.info("%s, weights of epoch %d:\n%s", split, epoch, format_metrics_table(metrics))
         logger.info("results are in %s", self.run.path)
         if self.writer is not None:
@@ -189,6 +211,7 @@ def _epoch_scalars(row: FileContent) -> dict[str, float]:
     names = ("train_loss", "val_loss", "mean_auroc", "mean_average_precision", "learning_rate", "skipped_steps")
     figures = {f"epoch/{name}": row.get(name) for name in names}
     figures |= {f"auroc/{each['name']}": each["auroc"] for each in row.get("per_class", ())}
+    figures |= {f"attention/{name}": row["attention"].get(name) for name in _REGIONS if row.get("attention")}
     return {tag: value for tag, value in figures.items() if value is not None}
 
 
@@ -203,6 +226,12 @@ def _summary(record: EpochRecord, is_best: bool) -> str:
         f"{record['images_per_second']:.0f} images/s ({record['data_wait_fraction']:.0%} of it waiting for data), "
         f"{record['seconds']:.1f} s",
     ]
+    if "attention" in record:
+        regions = record["attention"]
+        parts.append(
+            f"energy of maps inside regions {show(regions['energy_inside'])} (of {regions['regions']}, an even map "
+            f"{show(regions['area'])}), pointing game {show(regions['pointing_game'])}"
+        )
     if record["skipped_steps"]:
         parts.append(f"{record['skipped_steps']} steps skipped")
     return ", ".join(parts) + ("  (best)" if is_best else "")
