@@ -211,7 +211,7 @@ def _data_folder(data: DataSettings, volumes: bool) -> Path:
     Runs on volumes of before may name the sample images, which once stood for either kind.
     """
     data_dir = data.data_dir
-    if is_sample_studies(data_dir) and data.sample_shortcut:
+    if data.sample_shortcut and is_sample_studies(data_dir):
         return Path(f"{data_dir}{_SHORTCUT}")
     if data_dir is None or (volumes and Path(data_dir) == Path(SAMPLE_IMAGES.folder)):
         return Path(SAMPLE_VOLUMES.folder if volumes else SAMPLE_IMAGES.folder)
