@@ -122,9 +122,9 @@ def test_normalisation_and_grey_repeated_are_the_preprocesses():
 
 def test_what_workers_send_is_small():
     device = halves({}, (24, 32), 3)
-    grey, augmentation_params = device.prepare(smooth(90, 70, 1, 0)[:, :, 0], sample_rng(0, 0, 0))
+    grey, augmentation_params, _ = device.prepare(smooth(90, 70, 1, 0)[:, :, 0], sample_rng(0, 0, 0))
     assert grey.shape == (1, 24, 32) and grey.dtype == torch.uint8 and augmentation_params.shape == (8,)
-    deep, _ = device.prepare((smooth(90, 70, 1, 0)[:, :, 0] * 200.0).astype(np.uint16), sample_rng(0, 0, 0))
+    deep, *_ = device.prepare((smooth(90, 70, 1, 0)[:, :, 0] * 200.0).astype(np.uint16), sample_rng(0, 0, 0))
     assert deep.dtype == torch.float32 and deep.min() >= 0 and deep.max() <= 1
 
 
@@ -138,7 +138,7 @@ def test_images_of_different_kinds_in_one_batch():
     ]
     together = finished(device, kinds)
     for i, image in enumerate(kinds):
-        fitted, augmentation_params = device.prepare(image, sample_rng(4, 0, i))
+        fitted, augmentation_params, _ = device.prepare(image, sample_rng(4, 0, i))
         alone = device.device_transform(fitted[None], augmentation_params[None])[0]
         np.testing.assert_allclose(together[i].numpy(), alone.numpy(), atol=1e-6)
 
@@ -148,7 +148,7 @@ def test_an_image_does_not_depend_on_its_batch():
     images = [smooth(40, 40, 1, i) for i in range(7)]
     together = finished(device, images)
     for i, image in enumerate(images):
-        fitted, augmentation_params = device.prepare(image, sample_rng(4, 0, i))
+        fitted, augmentation_params, _ = device.prepare(image, sample_rng(4, 0, i))
         assert torch.equal(device.device_transform(fitted[None], augmentation_params[None])[0], together[i])
     assert not torch.equal(finished(device, images, epoch=1), together)
 
