@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from utils.fonts import display_names, drawable
 
@@ -51,3 +54,14 @@ def fit(text: str, columns: int) -> str:
 def width(text: str) -> int:
     """In columns of a Latin letter."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def file_stem(*names: str) -> str:
+    """A file's name for names of any letters; different ones for different names."""
+    text = re.sub(r"[^\w.-]+", "_", "_".join(names))[:80]
+    return f"{text}_{zlib.crc32(chr(0).join(names).encode(errors='surrogateescape')):08x}"
+
+
+def image_stem(class_name: str, image: str) -> str:
+    """Of the overlay of an image that stands alone."""
+    return f"{class_name.replace('/', '_')}_{Path(image).stem}_{zlib.crc32(image.encode()):08x}"
