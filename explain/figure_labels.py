@@ -12,6 +12,8 @@ from utils.fonts import display_names, drawable
 
 # Of a name, of the number that tells it from one that looks alike, and of a value beside it: columns of a Latin letter.
 NAME_WIDTH, NUMBER_WIDTH, VALUE_WIDTH = 28, 4, 18
+# Of a name within a file's, which holds three at most, and 255 bytes.
+MAX_BYTES = 60
 
 
 def row_names(names: Sequence[str]) -> list[str]:
@@ -58,8 +60,10 @@ def width(text: str) -> int:
 
 def file_stem(*names: str) -> str:
     """A file's name for names of any letters; different ones for different names."""
-    text = re.sub(r"[^\w.-]+", "_", "_".join(names))[:80]
-    return f"{text}_{zlib.crc32(chr(0).join(names).encode(errors='surrogateescape')):08x}"
+    parts = [
+        re.sub(r"[^\w.-]+", "_", name).encode(errors="replace")[:MAX_BYTES].decode(errors="ignore") for name in names
+    ]
+    return f"{'_'.join(parts)}_{zlib.crc32(chr(0).join(names).encode(errors='surrogateescape')):08x}"
 
 
 def image_stem(class_name: str, image: str) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_COLUMNS = 4
 # Of a panel, in inches, and of its title, in columns of a Latin letter.
 SIDE, FEW_SIDE = 3.0, 4.0
-TITLE_WIDTH = 36
+TITLE_WIDTH = 28
 CUBES = (1.0, 1.0, 1.0)
 
 
@@ -84,7 +84,7 @@ def study_figure(views: Sequence[DrawnView], class_name: str, probability: float
     single, columns = len(views) == 1, min(len(views), MAX_COLUMNS)
     bands = -(-len(views) // MAX_COLUMNS)
     side = FEW_SIDE if len(views) <= 2 else SIDE
-    tallest = min(max(view.image.shape[0] / view.image.shape[1] for view in views), 1.6)
+    tallest = min(max(view.image.shape[0] / view.image.shape[1] for view in views), 1.4)
     rows, across = (1, 2) if single else (2 * bands, columns)
     figure = new_figure(side * across + 1.3, side * tallest * rows + 0.3 * rows + 0.95)
     grid = figure.subplots(rows, across, squeeze=False)
@@ -95,6 +95,7 @@ def study_figure(views: Sequence[DrawnView], class_name: str, probability: float
         plain, covered = (grid[0, 0], grid[0, 1]) if single else (grid[2 * band, column], grid[2 * band + 1, column])
         for axes in (plain, covered):
             axes.set_visible(True)
+            axes.set_anchor("N")
             show_image(axes, view.image)
             draw_regions(axes, view.boxes, view.mask)
         mappable = cover(covered, view.heatmap)

@@ -14,7 +14,7 @@ from explain.beeswarm import summary_figure
 from explain.explained_study import UNDEFINED, RankSummary, TableSummary, summarise_tables
 from explain.figure_labels import file_stem
 from explain.rank_correlation import RankCorrelation
-from explain.shapley import Bools, Floats
+from explain.shapley import MAX_EXACT, Bools, Floats
 from explain.table_explainer import NamedStudy
 from explain.table_explanations import write_explanations
 from explain.waterfall import UNIT, waterfall_figure
@@ -213,7 +213,11 @@ def format_tables(title: str, report: TableReport) -> str:
 
 def _notes(report: TableReport) -> list[str]:
     methods = report.studies[0].explained if report.studies else None
-    notes = []
+    notes, summary = [], report.summary
+    if summary["exact"] < summary["studies"] and summary["largest_standard_error"] is not None:
+        sampled = f"{summary['studies'] - summary['exact']} of {summary['studies']} studies"
+        error = f"{summary['largest_standard_error']:.1g}"
+        notes.append(f"{sampled} have more than {MAX_EXACT} with a value: sampled, with standard errors up to {error}.")
     if methods is not None and methods.shapley is not None:
         notes.append("additivity: the largest |Σφ − (output − output without columns and views)|.")
     if methods is not None and methods.lime is not None:

@@ -35,7 +35,8 @@ def waterfall_figure(
 ) -> Figure:
     """From the output without columns and views, at the bottom, to the study's own: a bar for each, the largest last.
 
-    names, cells: of P columns and views, and their values as people wrote them, '' where missing. attributions,
+    names, cells: of P columns and views, and their values as people wrote them, '' where missing; a cell that says what
+    the name does (a view) is left out. attributions,
     standard_error: [P], the latter drawn as whiskers where it is not 0. base: the output without any of them.
     attention: [P], the model's own weights, written beside; nan where a player has none. Beyond MAX_ROWS the smallest
     are one bar, their sum.
@@ -44,12 +45,16 @@ def waterfall_figure(
     error = np.zeros_like(phi) if standard_error is None else np.asarray(standard_error, np.float64)
     order = np.argsort(-np.abs(phi), kind="stable")
     most = order if len(order) <= MAX_ROWS else order[: MAX_ROWS - 1]
-    labels = [row_label(name, cell) for name, cell in zip(row_names(names), cells)]
-    beside = [""] * len(phi) if attention is None else [_share(weight) for weight in attention]
+    labels = [
+        shown if cell == name else row_label(shown, cell) for name, shown, cell in zip(names, row_names(names), cells)
+    ]
+    weights = np.full(len(phi), np.nan) if attention is None else attention
+    beside = [_share(weight) if cell else "" for weight, cell in zip(weights, cells)]
     rows = [(labels[i], float(phi[i]), float(error[i]), beside[i]) for i in most]
     if len(most) < len(order):
         rest = order[len(most) :]
-        rows.append((f"{len(rest)} smaller ones together", float(phi[rest].sum()), 0.0, ""))
+        together = "smaller ones together" if any(cells[i] for i in rest) else "more (missing)"
+        rows.append((f"{len(rest)} {together}", float(phi[rest].sum()), 0.0, ""))
     figure = new_figure(8.0, ROW_INCHES * max(len(rows), 2) + 1.9)
     axes = figure.subplots()
     _draw_waterfall(axes, rows[::-1], base)
