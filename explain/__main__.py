@@ -151,13 +151,15 @@ class Session:
         from data.builder import saved_preprocess, saved_table
         from data.evaluation_data import WholeStudies, open_evaluation_data
         from data.sources.studies import check_view_kinds
+        from explain.table_explainer import check_model
         from models.saved_model import load_models
         from training.precision import choose_device
         from utils.process import prepare_process
 
         self.options, self.path = options, model_file(Path(options.checkpoint))
         (saved,) = load_models([self.path], options.set, EXPLAIN)
-        self.saved = saved
+        self.saved, model = saved, saved.config.MODEL
+        check_model(self.path, options.table, model.views.aggregator, model.table.fusion, model.view_kinds)
         self.config = with_data_of_run(saved.config, self.path.parent, options.data, options.labels, options.set)
         folder, digest = self.path.parent, saved.description.get("split_sha256")
         self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)
@@ -169,8 +171,8 @@ class Session:
         self.device = choose_device(saved.config.TRAIN.device)
         prepare_process(self.device)
         self.model = saved.model.to(self.device)
-        backbone = self.model.backbone
-        self.preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
+        mean, std = self.model.backbone.mean, self.model.backbone.std
+        self.preprocess = saved_preprocess(saved.preprocessing, saved.config, mean, std)
         self.encoding = saved_table(saved.description.get("table"))
         self.whole = WholeStudies(self.dataset_index, self.preprocess, self.encoding)
         self._last: tuple[int, WholeStudy] | None = None
@@ -180,7 +182,7 @@ class Session:
         found = [(row, self.regions.classes(row)) for row in self.image_rows.tolist()] if self.regions else []
         pairs = [(row, tuple(k for k in classes if k in self.classes)) for row, classes in found]
         self.annotated: list[tuple[int, tuple[int, ...]]] = [pair for pair in pairs if pair[1]][: options.limit]
-        if options.method:
+        if self.regions:
             logger.info("%d of %d images have annotated regions", len(self.annotated), len(self.image_rows))
 
     def _open_regions(self) -> Regions | None:
@@ -280,8 +282,7 @@ class Session:
         from data.readers.images import to_uint8
         from explain.study_overlay import DrawnView
 
-        views, annotated = [], dict(self.annotated)
-        rows = self.whole.image_rows(number)
+        rows, views, annotated = self.whole.image_rows(number), [], dict(self.annotated)
         for row, weight in zip(rows, self._view_weights(number, len(rows))):
             if (shown := self.image(row)) is None:
                 continue
@@ -342,15 +343,14 @@ class Session:
         return probabilities[0], point.decision(self.task).calls(probabilities)[0]
 
     def table_explainer(self) -> TableExplainer:
-        """Raises ExplanationError for a model without a table, or without the attention that is asked for."""
+        """Of a model with a table. Raises DataError where its training studies are not to be had."""
         from data.evaluation_data import training_table
         from data.table_encoding import Categorical
         from explain.background import Background
-        from explain.table_explainer import Column, TableExplainer, check_model
+        from explain.table_explainer import Column, TableExplainer
 
         model, methods = self.config.MODEL, self.options.table
         kinds = [kind for kind in model.view_kinds or () if kind != OTHER]
-        check_model(f"'{self.path}'", methods, model.views.aggregator, model.table.fusion, kinds)
         assert self.encoding is not None, "of a model with a table"
         words = {column.name for column in self.encoding.columns if isinstance(column, Categorical)}
         if {*methods} == {"attention"}:  # nothing stands in for a column: it is never away

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -148,12 +149,13 @@ class TableExplainer:
 
 
 def check_model(
-    model: str, methods: Sequence[str], aggregator: str | None, fusion: str | None, view_kinds: Sequence[str]
+    path: Path, methods: Sequence[str], aggregator: str | None, fusion: str | None, view_kinds: Sequence[str] | None
 ) -> None:
-    """ExplanationError for a model without a table, and where 'attention' is asked of one that has none, naming what
-    has it. aggregator, fusion: as its settings name them."""
-    if fusion is None:
-        has = "one image a study" if aggregator is None else f"views of a study ({', '.join(view_kinds)})"
+    """ExplanationError where any of the methods is asked of a model without a table, or 'attention' of one that has
+    none, naming what has it. aggregator, fusion, view_kinds: as its settings name them."""
+    model = f"'{path}'"
+    if methods and fusion is None:
+        has = "one image a study" if aggregator is None else f"views of a study ({', '.join(view_kinds or ())})"
         raise ExplanationError(f"--table: {model} takes {has} and no table: there are no columns to explain")
     if "attention" in methods and aggregator not in ATTENTIVE_AGGREGATORS and fusion not in ATTENTIVE_FUSIONS:
         raise ExplanationError(
