@@ -13,7 +13,7 @@ from utils.text import alike_between
 
 OVERLAYS = 8
 # Studies of which tables are explained, spread over the split, unless --count says another number.
-TABLES = 200
+TABLES = 50
 # What speaks of heatmaps alone, and what it is where nobody says it.
 _OF_HEATMAPS: dict[str, object] = {"level": "auto", "boxes": None, "masks": None, "limit": None, "sanity": False}
 

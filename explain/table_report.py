@@ -220,6 +220,8 @@ def _notes(report: TableReport) -> list[str]:
         notes.append(f"{sampled} have more than {MAX_EXACT} with a value: sampled, with standard errors up to {error}.")
     if methods is not None and methods.shapley is not None:
         notes.append("additivity: the largest |Σφ − (output − output without columns and views)|.")
+    elif methods is not None:
+        notes.append("Figures are drawn of Shapley values: without them there is none.")
     if methods is not None and methods.lime is not None:
         notes.append(
             "LIME R²: below about 0.5 its coefficients describe something else; ± seeds: their largest spread."
