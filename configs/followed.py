@@ -105,7 +105,7 @@ _REGIONS = ("LOSS.attention.boxes", "LOSS.attention.masks")
 EVALUATE = Followed(
     "evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles", *_REGIONS), takes_studies=True
 )
-EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"))
+EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"), takes_studies=True)
 PREDICT = Followed("predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding"))
 EXPORT = Followed("export.py", (*_SOURCE, *_OPENING, *_DECIDING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS))
 # What is written into the new file is followed by those who read it; paths in a file never are.

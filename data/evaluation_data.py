@@ -6,15 +6,23 @@ import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from configs.default_config import Config
 from configs.errors import DataError, LackingTableError
+from configs.run_data import RUN_CONFIG
 from data.builder import evaluation_labels, open_data
+from data.cache.reader import AnyPreprocess
+from data.clinical_table import NumericColumn
 from data.loading.loaders import Labels
+from data.loading.studies import EncodedTable, ReadStudy, StudyInputs
+from data.splits.assignment import read_split
 from data.splits.saved_split import SavedSplit, saved_split
-from data.study import DatasetIndex
+from data.study import DatasetIndex, Pixels
+from data.table_encoding import TableEncoding
+from utils.batch import Inputs
 from utils.text import alike_between
 
 _WITHOUT_TABLE = (
@@ -117,3 +125,117 @@ def open_evaluation_data(
 def _unmatched(expected: Sequence[str] | None, there: Sequence[str]) -> tuple[list[str], list[str]]:
     """The names that only the one side has."""
     return [name for name in expected or () if name not in there], [n for n in there if n not in (expected or ())]
+
+
+class WholeView(NamedTuple):
+    """A view of a study. value: what the table says of it, else its kind. row: of the image index. pixels: as they are
+    read; None: they cannot be.
+    """
+
+    name: str
+    value: str
+    row: int
+    pixels: Pixels | None
+
+
+class WholeStudy(NamedTuple):
+    """A study as a network is given it, and as people know it. problems: why images cannot be read."""
+
+    inputs: Inputs
+    views: tuple[WholeView, ...]
+    problems: tuple[str, ...]
+
+
+class WholeStudies:
+    """Studies one at a time, with all that is known of them, or images that stand alone: for those who look at one.
+
+    preprocess, encoding: the model's. Raises DataError where the data lack the columns of its table.
+    """
+
+    def __init__(
+        self, dataset_index: DatasetIndex, preprocess: AnyPreprocess, encoding: TableEncoding | None = None
+    ) -> None:
+        self.dataset_index, self.preprocess, self.encoding = dataset_index, preprocess, encoding
+        self.table = EncodedTable.of(encoding, dataset_index)
+        groups = () if dataset_index.images is None else dataset_index.images.rows
+        self._place = {row: (number, view) for number, rows in enumerate(groups) for view, row in enumerate(rows)}
+
+    @property
+    def several(self) -> bool:
+        """Whether a study may have several images, or a table."""
+        return self.dataset_index.images is not None
+
+    def image_rows(self, row: int) -> Sequence[int]:
+        """Rows of the image index, of a study's images."""
+        return (row,) if self.dataset_index.images is None else self.dataset_index.images.rows[row]
+
+    def place(self, image_row: int) -> tuple[int, int]:
+        """(the study of an image, which of its views that is)."""
+        return self._place[image_row] if self.several else (image_row, 0)
+
+    def read(self, row: int) -> WholeStudy:
+        """A study without what of it cannot be read; DataError for an image that stands alone and cannot be."""
+        images = self.dataset_index.images
+        if images is None:
+            pixels = self.dataset_index.read(row)
+            image = self.preprocess.apply(self.dataset_index, row, full=pixels).image[None]
+            return WholeStudy(Inputs.of_images(image), (WholeView("", "", row, pixels),), ())
+        views, read, problems = [], [], []
+        for name, image_row in zip(self.dataset_index.studies[row].views, images.rows[row], strict=True):
+            found: Pixels | None = None
+            try:
+                found = images.index.read(image_row)
+                read.append(self.preprocess.apply(images.index, image_row, full=found))
+            except DataError as error:
+                found = None
+                problems.append(str(error))
+            value = images.index.studies[image_row].table.get("view", "") or name
+            views.append(WholeView(name, value, image_row, found))
+        mask = np.array([view.pixels is not None for view in views], bool)
+        kinds = np.array(images.kinds[row], np.int64)
+        study = ReadStudy(tuple(read), mask, kinds, self.table.values[row], self.table.known[row])
+        return WholeStudy(StudyInputs(self.preprocess).collate([study]).inputs, tuple(views), tuple(problems))
+
+    def cells(self, row: int) -> list[str]:
+        """The columns that a network is given of a study, as people wrote them; '' where unknown."""
+        if self.encoding is None or self.dataset_index.table is None:
+            return []
+        columns = {column.name: column for column in self.dataset_index.table.columns}
+        cells = []
+        for name, known, value in zip(self.encoding.names, self.table.known[row], self.table.values[row]):
+            column = columns.get(name)
+            if not known:
+                cells.append("")
+            elif column is None:  # an indicator
+                cells.append(f"{value:g}")
+            else:
+                cells.append(f"{column.values[row]:.9g}" if isinstance(column, NumericColumn) else column.words[row])
+        return cells
+
+
+def training_table(
+    data: EvaluationData, encoding: TableEncoding, folder: Path, own_data: bool
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(names, values and known, [R, F] both) of the run's training studies, as a network is given them.
+
+    folder: the run's. own_data: whether `data` are where its config.yaml says; else they are looked for there.
+    Raises DataError where they are not to be had.
+    """
+    dataset_index, assignment = data.dataset_index, data.split.assignment
+    if not own_data:
+        lacking = [name for name in (RUN_CONFIG, "split.csv") if not (folder / name).is_file()]
+        if lacking:
+            raise DataError(
+                f"what stands in for a column that is away are rows of the training split, which these data are not, "
+                f"and '{folder}' has no {' and no '.join(lacking)} that says where that is: give --data the run's own"
+            )
+        dataset_index = open_data(Config.from_yaml(folder / RUN_CONFIG, saved=True))
+        assignment = read_split(folder / "split.csv", dataset_index)
+    rows = np.flatnonzero(assignment == "train")
+    if not len(rows):
+        raise DataError(
+            "what stands in for a column that is away are rows of the training split, and there is none in "
+            f"{data.split.source}: keep the run's split.csv beside its checkpoint"
+        )
+    table = EncodedTable.of(encoding, dataset_index)
+    return [dataset_index.studies[row].name for row in rows], table.values[rows], table.known[rows]

@@ -3,6 +3,7 @@
 python -m explain checkpoints/<run>                                    # Grad-CAM on the test split
 python -m explain checkpoints/<run> --method grad_cam layer_cam --sanity
 python -m explain model.pth --data /data/nih --boxes BBox_List_2017.csv --split all
+python -m explain checkpoints/<run> --table shapley lime attention     # what columns and views of studies add
 
 Where findings are annotated (boxes.csv or BBox_List_2017.csv beside the data, or --boxes, or --masks), the pointing
 game and IoU of every map are measured, those of a network with random weights and chance beside them.
@@ -13,83 +14,44 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from itertools import islice, zip_longest
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Required, TypedDict
+from typing import TYPE_CHECKING
 
 from configs.errors import ExplanationError
 from configs.followed import EXPLAIN
+from configs.study_consistency import OTHER
+from explain.arguments import OVERLAYS, TABLES, check_options, chosen_classes
+from explain.arguments import parse_arguments as parse
 from utils.claim import claimed_alone
-from utils.command_line import add_overrides, run_script, show
+from utils.command_line import run_script, show
 from utils.runs.folder import RunFolder, model_file
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from data.evaluation_data import WholeStudy
     from data.regions.annotations import Regions
     from data.regions.boxes import Box
-    from data.study import Pixels
+    from explain.heatmaps import Shown
     from explain.network import Level
-    from explain.results import Measured, SanityRecord, TrainedAndRandom
-    from explain.sanity import Check
+    from explain.results import About, Measured, MethodResults
+    from explain.study_overlay import DrawnView
+    from explain.table_explainer import NamedStudy, TableExplainer
+    from explain.table_report import Called
     from models import HybridMedNet
+    from utils.batch import Inputs
 
 logger = logging.getLogger("explain")
 
 SANITY_IMAGES = 24
+BACKGROUND_SEED = 0
 
 
-class MethodResults(TypedDict, total=False):
-    """What localization.json says of a method: figures where regions are annotated, or why there are none."""
-
-    level: Required[str]
-    all: TrainedAndRandom
-    classes: dict[str, TrainedAndRandom]
-    sanity: SanityRecord
-    error: str
-
-
-class About(TypedDict):
-    """What the figures are of. regions: 'boxes' or 'masks'; None where nothing is annotated."""
-
-    checkpoint: str
-    images: int
-    annotated_images: int
-    regions: str | None
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; torch is not imported for it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m explain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="The methods, and how far to believe them: docs/explanation.md.",
-    )
-    add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a run's folder, a .pth or .safetensors file")
-    add("--data", metavar="PATH", help="folder or .npz; without it where the config.yaml beside the checkpoint says")
-    add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
-    add("--split", choices=("test", "val", "train", "all"), default="test", help="which images (test)")
-    add_overrides(parser, EXPLAIN)
-    add("--method", metavar="NAME", nargs="+", default=["grad_cam"], help="one or more, or all (grad_cam)")
-    add("--level", type=parse_level, default="auto", help="0 (finest) to -1 (coarsest), fused or auto (auto)")
-    add("--boxes", metavar="FILE", help="table of boxes: image, finding, x, y, w, h; or NIH's BBox_List_2017.csv")
-    add("--masks", metavar="DIR", help="the sample data's masks, instead of boxes")
-    add("--limit", metavar="N", type=int, help="measure on the first N annotated images only")
-    add("--count", metavar="N", type=int, default=8, help="overlays to draw, the classes in turn (8)")
-    add("--sanity", action="store_true", help="randomise the network from the head on: the maps must change")
-    add("--output", metavar="DIR", help="where to write; without it explanation-<split> beside the checkpoint")
-    return parser.parse_args(arguments)
-
-
-def parse_level(text: str) -> int | str:
-    """A number, or a word that `resolve_level` judges."""
-    return int(text) if text.lstrip("-").isdigit() else text
+parse_arguments = partial(parse, __doc__)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,24 +60,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The recipe: model → data → regions → maps → figures, overlays, files."""
+    """The recipe: model → data → regions → maps → figures, overlays, files; then the table's."""
+    from explain.explained_study import TABLE_METHODS
     from explain.methods import METHODS
 
-    methods = list(METHODS) if options.method == ["all"] else options.method
-    for method in methods:
-        if method not in METHODS:
-            raise ExplanationError(f"unknown method {method!r}: one of {', '.join(METHODS)}, or all")
+    options.method = list(METHODS) if options.method == ["all"] else options.method
+    check_options(options, [*METHODS], TABLE_METHODS)
     session = Session(options)
+    explainer = session.table_explainer() if options.table else None
     output = RunFolder(Path(options.output) if options.output else session.path.parent / f"explanation-{options.split}")
     output.path.mkdir(parents=True, exist_ok=True)
     taken = ExplanationError(f"another process is writing into '{output.path}': wait, or name another by --output")
     with claimed_alone(output.path, taken):
-        explain(options, methods, session, output)
-    logger.info("figures and overlays are in %s", output.path)
+        if options.method:
+            explain(options, options.method, session, output)
+        if explainer is not None:
+            explain_tables(options, session, explainer, output)
+    logger.info("figures and tables are in %s", output.path)
 
 
 def explain(options: argparse.Namespace, methods: Sequence[str], session: Session, output: RunFolder) -> None:
     """Each method in turn → its figures and overlays, then localization.json."""
+    from explain.heatmaps import sanity
     from explain.methods import METHODS
     from explain.results import format_localization, format_sanity, localization, sanity_values
 
@@ -128,9 +94,10 @@ def explain(options: argparse.Namespace, methods: Sequence[str], session: Sessio
                 found = localization(list(session.measure(method, level)), session.class_names)
                 results[method]["all"], results[method]["classes"] = found["all"], found["classes"]
                 show(format_localization(f"\n{method}, level {level}, {options.split} split", found))
-            session.draw(output.path, method, level, options.count)
+            session.draw(output.path, method, level, OVERLAYS if options.count is None else options.count)
             if options.sanity:
-                check = session.sanity(method, level)
+                images = islice(session.images_in_turn(), SANITY_IMAGES)
+                check = sanity(session.model, session.random, images, method, level)
                 results[method]["sanity"] = sanity_values(check)
                 show(format_sanity(check))
         except ExplanationError as error:
@@ -141,35 +108,82 @@ def explain(options: argparse.Namespace, methods: Sequence[str], session: Sessio
     output.write_json("localization.json", {"split": options.split, **session.about(), "methods": results})
 
 
+def explain_tables(options: argparse.Namespace, session: Session, explainer: TableExplainer, output: RunFolder) -> None:
+    """Studies, spread over the split, each by all methods → the table, its figures, table_explanations.json."""
+    from explain.heatmaps import spread
+    from explain.table_report import TableReport, format_tables
+    from utils.progress import Progress
+
+    rows = session.rows[spread(len(session.rows), options.count or TABLES)].tolist()
+    studies, called, difference = [], [], None
+    bar = Progress(len(rows), "studies", unit="study")
+    try:
+        for row in rows:
+            found = session.explained(explainer, row)
+            if found is not None:
+                studies.append(found[0])
+                called.append(found[1])
+                difference = (
+                    explainer.difference(session.study(row).inputs, found[0]) if difference is None else difference
+                )
+            bar.advance(1)
+    finally:
+        bar.close()
+    if not studies:
+        raise ExplanationError(f"{options.split} split: not one study could be read")
+    names = [session.class_names[k] for k in explainer.classes]
+    report = TableReport(studies, called, names, session.task.exclusive, f"{options.split} split")
+    report.write(output.path)
+    about: dict[str, object] = {"checkpoint": session.path.name, "split": options.split, "methods": options.table}
+    about |= {"studies_of_split": len(session.rows), "largest_difference_from_network": difference}
+    about["background"] = {"split": "train", "seed": BACKGROUND_SEED, "studies": session.background}
+    output.write_json("table_explanations.json", {**about, **report.content()})
+    drawn = f"{len(studies)} of {len(session.rows)} studies of the {options.split} split"
+    background = f"background: {len(session.background)} training studies"
+    show(format_tables(f"\n{', '.join(options.table)}: {drawn}, in logits; {background}", report))
+
+
 class Session:
     """Model, data and annotated regions of one call."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         from configs.run_data import with_data_of_run
-        from data.builder import saved_preprocess
-        from data.evaluation_data import open_evaluation_data
+        from data.builder import saved_preprocess, saved_table
+        from data.evaluation_data import WholeStudies, open_evaluation_data
+        from data.sources.studies import check_view_kinds
+        from explain.table_explainer import check_model
         from models.saved_model import load_models
         from training.precision import choose_device
         from utils.process import prepare_process
 
         self.options, self.path = options, model_file(Path(options.checkpoint))
         (saved,) = load_models([self.path], options.set, EXPLAIN)
-        self.saved = saved
+        self.saved, model = saved, saved.config.MODEL
+        check_model(self.path, options.table, model.views.aggregator, model.table.fusion, model.view_kinds)
         self.config = with_data_of_run(saved.config, self.path.parent, options.data, options.labels, options.set)
         folder, digest = self.path.parent, saved.description.get("split_sha256")
         self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)
         self.rows = self.data.split.rows(options.split)
         self.dataset_index, self.class_names = self.data.dataset_index, self.data.dataset_index.class_names
+        check_view_kinds(saved.description.get("view_kinds"), self.dataset_index)
+        self.classes = chosen_classes(options.classes, self.class_names)
         self.task = saved.task(self.class_names)
         self.device = choose_device(saved.config.TRAIN.device)
         prepare_process(self.device)
         self.model = saved.model.to(self.device)
-        backbone = self.model.backbone
-        self.preprocess = saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)
-        self.regions = self._open_regions()
-        pairs = [(row, self.regions.classes(row)) for row in self.rows.tolist()] if self.regions else []
+        mean, std = self.model.backbone.mean, self.model.backbone.std
+        self.preprocess = saved_preprocess(saved.preprocessing, saved.config, mean, std)
+        self.encoding = saved_table(saved.description.get("table"))
+        self.whole = WholeStudies(self.dataset_index, self.preprocess, self.encoding)
+        self._last: tuple[int, WholeStudy] | None = None
+        self.background: list[str] = []  # names of the training studies that stand in for a column that is away
+        self.image_rows = self.dataset_index.image_rows(self.rows)
+        self.regions = self._open_regions() if options.method else None
+        found = [(row, self.regions.classes(row)) for row in self.image_rows.tolist()] if self.regions else []
+        pairs = [(row, tuple(k for k in classes if k in self.classes)) for row, classes in found]
         self.annotated: list[tuple[int, tuple[int, ...]]] = [pair for pair in pairs if pair[1]][: options.limit]
-        logger.info("%d of %d images have annotated regions", len(self.annotated), len(self.rows))
+        if self.regions:
+            logger.info("%d of %d images have annotated regions", len(self.annotated), len(self.image_rows))
 
     def _open_regions(self) -> Regions | None:
         from configs.fallbacks import SAMPLE_IMAGES
@@ -178,15 +192,32 @@ class Session:
         if self.config.has_volumes():
             return None
         folder = Path(self.config.DATA.data_dir or SAMPLE_IMAGES.folder)
-        regions = open_regions(self.dataset_index, folder, self.options.boxes, self.options.masks)
+        regions = open_regions(self.dataset_index.image_index, folder, self.options.boxes, self.options.masks)
         if regions is None:
             logger.warning("no table of boxes beside the data: maps are drawn, not measured; --boxes FILE names one")
         return regions
 
-    def image(self, row: int) -> tuple[Pixels, Tensor]:
-        """(what the dataset index reads, the network's input [1, C, *spatial])."""
-        image = self.dataset_index.read(row)
-        return image, self.preprocess.apply(self.dataset_index, row, full=image).image[None].to(self.device)
+    def study(self, row: int) -> WholeStudy:
+        """A study, or an image that stands alone, its inputs on the device; the last one is kept."""
+        if self._last is None or self._last[0] != row:
+            found = self.whole.read(row)
+            for problem in found.problems:
+                logger.warning("%s: this view counts as missing", problem)
+            self._last = row, found._replace(inputs=found.inputs.to(self.device))
+        return self._last[1]
+
+    def image(self, row: int) -> Shown | None:
+        """A row of the image index; None where it is a view that cannot be read."""
+        from explain.heatmaps import Shown, as_it_is
+        from explain.study_view import ViewOfStudy
+
+        number, view = self.whole.place(row)
+        study = self.study(number)
+        if study.views[view].pixels is None:
+            return None
+        at = int(study.inputs.view_mask[0, :view].sum())
+        of = partial(ViewOfStudy, inputs=study.inputs, view=view) if self.whole.several else as_it_is
+        return Shown(study.views[view].pixels, study.inputs.image[at : at + 1], of)
 
     def on_image(self, maps: Tensor, shape: Sequence[int]) -> np.ndarray:
         """Maps [K, h, w] of the input as float32 [K, H, W] of the original."""
@@ -215,98 +246,154 @@ class Session:
         import numpy as np
 
         from explain.localization import measure
-        from explain.methods import explain
         from explain.results import Measured
 
         for row, classes in self.annotated:
-            image, x = self.image(row)
-            assert self.regions is not None and isinstance(image, np.ndarray), "regions are of images"
-            shape = image.shape[:2]
-            both = [
-                self.on_image(explain(net, x, classes, method, level)[0], shape) for net in (self.model, self.random)
-            ]
+            if (shown := self.image(row)) is None:
+                continue
+            assert self.regions is not None and isinstance(shown.pixels, np.ndarray), "regions are of images"
+            shape, group = shown.pixels.shape[:2], self.dataset_index.studies[self.whole.place(row)[0]].group
+            both = [self.on_image(shown.maps(net, classes, method, level), shape) for net in (self.model, self.random)]
             for k, trained, random in zip(classes, *both):
                 region, _ = self.regions.of(row, k, shape)
-                group = self.dataset_index.studies[row].group
                 yield Measured(self.class_names[k], group, measure(trained, region), measure(random, region))
 
-    def draw(self, folder: Path, method: str, level: int | str, count: int) -> None:
+    def draw(self, folder: Path, method: str, level: Level, count: int) -> None:
         """Overlays, the classes in turn; of images without regions those of their labels."""
+        from data.transforms.volumes import VolumePreprocess
+        from explain.study_overlay import save_alone, save_views
+
+        for number, k in islice(self._in_turn(), count):
+            name, of = self.class_names[k], self.dataset_index.studies[number].name
+            views = self._drawn(number, k, method, level)
+            if not views:
+                logger.warning("study '%s' has no view that can be read: it is not drawn", of)
+                continue
+            p, called = self.answer(self.study(number).inputs, k)
+            title = f"{of}, {method}, level {level}; called: {called or 'no finding'}"
+            spacing = self.preprocess.spacing_mm if isinstance(self.preprocess, VolumePreprocess) else None
+            save = save_views if self.whole.several else save_alone
+            save(folder / method, of, views, class_name=name, probability=p, title=title, spacing=spacing)
+
+    def _drawn(self, number: int, k: int, method: str, level: Level) -> list[DrawnView]:
+        """The views of a study that can be read."""
         import numpy as np
 
         from data.readers.images import to_uint8
-        from data.transforms.volumes import VolumePreprocess
-        from explain.methods import explain
-        from explain.overlay import save_overlay, save_volume_overlay
+        from explain.study_overlay import DrawnView
 
-        for row, k in islice(self._in_turn(), count):
-            image, x = self.image(row)
-            maps, name = explain(self.model, x, [k], method, level)[0], self.class_names[k]
-            file = self.dataset_index.studies[row].name
-            path = folder / method / f"{name.replace('/', '_')}_{Path(file).stem}_{zlib.crc32(file.encode()):08x}.png"
-            p, called = self.answer(x, k)
-            title = f"{file}, {method}, level {level}; called: {called or 'no finding'}"
-            if maps.ndim == 4:
-                assert isinstance(self.preprocess, VolumePreprocess), "maps of volumes"
-                spacing = self.preprocess.spacing_mm or (1.0, 1.0, 1.0)
-                voxels, heatmap = x[0, 0].cpu().numpy(), maps[0].cpu().numpy()
-                save_volume_overlay(path, voxels, heatmap, class_name=name, probability=p, spacing=spacing, title=title)
+        rows, views, annotated = self.whole.image_rows(number), [], dict(self.annotated)
+        for row, weight in zip(rows, self._view_weights(number, len(rows))):
+            if (shown := self.image(row)) is None:
                 continue
-            assert isinstance(image, np.ndarray), "maps of images"
-            boxes: Sequence[Box] = ()
-            mask = None
-            if self.regions is not None and self.annotated:
-                mask, boxes = self.regions.of(row, k, image.shape[:2])
-            heatmap = self.on_image(maps, image.shape[:2])[0]
-            mask = None if len(boxes) else mask
-            save_overlay(
-                path, to_uint8(image), heatmap, class_name=name, probability=p, boxes=boxes, mask=mask, title=title
-            )
+            maps, view = shown.maps(self.model, [k], method, level), self.study(number).views[self.whole.place(row)[1]]
+            if maps.ndim == 4:
+                voxels, heatmap = shown.x[0, 0].cpu().numpy(), maps[0].cpu().numpy()
+                views.append(DrawnView(view.name, view.value, voxels, heatmap, weight))
+                continue
+            assert isinstance(shown.pixels, np.ndarray), "maps of images"
+            shape, mask = shown.pixels.shape[:2], None
+            boxes: tuple[Box, ...] = ()
+            if self.regions is not None and k in annotated.get(row, ()):
+                mask, boxes = self.regions.of(row, k, shape)
+            heatmap, mask = self.on_image(maps, shape)[0], None if len(boxes) else mask
+            views.append(DrawnView(view.name, view.value, to_uint8(shown.pixels), heatmap, weight, boxes, mask))
+        return views
+
+    def _view_weights(self, number: int, views: int) -> list[float | None]:
+        """How much each view of a study counts, where it has several."""
+        several = views > 1 and self.config.MODEL.views.aggregator is not None
+        return self.model.view_weights(self.study(number).inputs)[0].tolist() if several else [None] * views
 
     def _in_turn(self) -> list[tuple[int, int]]:
-        """(row, class), the first image of every class, then the second …"""
-        pairs = [(row, k) for row, classes in self.annotated for k in classes]
+        """(row of the dataset index, class), the first of every class, then the second …"""
+        from explain.heatmaps import in_turn
+
+        pairs = [(self.whole.place(row)[0], k) for row, classes in self.annotated for k in classes]
         if not self.annotated:
             labels = self.dataset_index.label_matrix()
-            pairs = [(row, int(k)) for row in self.rows.tolist() for k in (labels[row] == 1).nonzero()[0]]
-        by_class = [[pair for pair in pairs if pair[1] == k] for k in range(len(self.class_names))]
-        return [pair for turn in zip_longest(*by_class) for pair in turn if pair is not None]
+            pairs = [(row, k) for row in self.rows.tolist() for k in self.classes if labels[row, k] == 1]
+        return in_turn(pairs, len(self.class_names))
 
-    def answer(self, x: Tensor, k: int) -> tuple[float, str]:
+    def images_in_turn(self) -> Iterator[tuple[Shown, int]]:
+        """Their images, with the class."""
+        for number, k in self._in_turn():
+            for row in self.whole.image_rows(number):
+                if (shown := self.image(row)) is not None:
+                    yield shown, k
+
+    def answer(self, inputs: Inputs, k: int) -> tuple[float, str]:
         """(probability of class k, calibrated where the checkpoint has a calibration; what predict.py would call)."""
         import torch
 
-        from evaluation.fitting import stored_point
-        from explain.network import class_logits
+        from explain.table_report import called_text
+        from utils.batch import Logits
 
         with torch.no_grad():
-            logits = class_logits(self.model, x).double().cpu().numpy()
-        point, task = stored_point(self.saved.description.get("operating_point"), logits.shape[1]), self.task
-        probabilities = point.probabilities(logits, task.exclusive)
-        return float(probabilities[0, k]), point.decision(task).texts(probabilities)[0]
+            logits = Logits.of(self.model(inputs)).fine.double().cpu().numpy()
+        probabilities, called = self.called(logits)
+        return float(probabilities[k]), called_text(called, self.class_names)
 
-    def sanity(self, method: str, level: Level) -> Check:
-        """The cascade over the first images, each with its first class."""
-        import torch
+    def called(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of logits [1, K]: (probabilities, bool: whether a class is called), [K] both."""
+        from evaluation.fitting import stored_point
 
-        from explain.methods import explain
-        from explain.sanity import check
+        point = stored_point(self.saved.description.get("operating_point"), logits.shape[1])
+        probabilities = point.probabilities(logits, self.task.exclusive)
+        return probabilities[0], point.decision(self.task).calls(probabilities)[0]
 
-        inputs = [(self.image(row)[1], k) for row, k in islice(self._in_turn(), SANITY_IMAGES)]
-        if not inputs:
-            raise ExplanationError("--sanity needs images with a finding: there is none in this split")
-        return check(
-            self.model, self.random, lambda net: torch.cat([explain(net, x, [k], method, level) for x, k in inputs])
+    def table_explainer(self) -> TableExplainer:
+        """Of a model with a table. Raises DataError where its training studies are not to be had."""
+        from data.evaluation_data import training_table
+        from data.table_encoding import Categorical
+        from explain.background import Background
+        from explain.table_explainer import Column, TableExplainer
+
+        model, methods = self.config.MODEL, self.options.table
+        kinds = [kind for kind in model.view_kinds or () if kind != OTHER]
+        assert self.encoding is not None, "of a model with a table"
+        words = {column.name for column in self.encoding.columns if isinstance(column, Categorical)}
+        if {*methods} == {"attention"}:  # nothing stands in for a column: it is never away
+            background = Background.of_training(self.whole.table.values[self.rows], self.whole.table.known[self.rows])
+        else:
+            table = training_table(self.data, self.encoding, self.path.parent, self.options.data is None)
+            background = Background.of_training(*table[1:], seed=BACKGROUND_SEED)
+            self.background = [table[0][row] for row in background.numbers]
+        return TableExplainer(
+            self.model,
+            [Column(name, name in words) for name in self.encoding.names],
+            kinds if model.views.aggregator else [],
+            model.views.aggregator,
+            model.table.fusion,
+            background,
+            methods,
+            self.classes,
         )
+
+    def explained(self, explainer: TableExplainer, row: int) -> tuple[NamedStudy, Called] | None:
+        """None where nothing of a study can be read, and its table says nothing."""
+        from explain.table_explainer import View
+        from explain.table_report import Called
+
+        study, name = self.study(row), self.dataset_index.studies[row].name
+        if not (study.inputs.view_mask.any() or study.inputs.table_mask.any()):
+            logger.warning("study '%s' has no view that can be read and no value: it is left out", name)
+            return None
+        views = [View(view.name, view.value if view.pixels is not None else "") for view in study.views]
+        found = explainer.explain(name, study.inputs, self.whole.cells(row), views)
+        probabilities, called = self.called(found.logits[None])
+        every = self.options.classes is not None
+        return found, Called.of(probabilities, called, self.class_names, self.classes, every)
 
     def about(self) -> About:
         """What the figures are of."""
-        return {
+        about: About = {
             "checkpoint": self.path.name,
-            "images": len(self.rows),
+            "images": len(self.image_rows),
             "annotated_images": len(self.annotated),
             "regions": self.regions.kind if self.regions else None,
         }
+        return {**about, "studies": len(self.rows)} if self.whole.several else about
 
 
 if __name__ == "__main__":

@@ -25,19 +25,21 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Background:
-    """Rows of training studies, as a model is given them. rows: [R, F], 0 where unknown; known: bool [R, F]."""
+    """Rows of training studies, as a model is given them. rows: [R, F], 0 where unknown; known: bool [R, F].
+    numbers: which of the training studies they are, where that is known."""
 
     rows: Floats
     known: Bools
+    numbers: tuple[int, ...] = ()
 
     @classmethod
     def of_training(cls, rows: Floats, known: Bools, *, limit: int = BACKGROUND_ROWS, seed: int = 0) -> Background:
         """At most `limit` of the training studies, drawn without replacement, in their order."""
         if rows.ndim != 2 or not len(rows) or rows.shape != known.shape:
             raise ValueError(f"a background is rows [R, F] and known [R, F], not {rows.shape} and {known.shape}")
-        drawn = np.random.default_rng(seed).choice(len(rows), min(limit, len(rows)), replace=False)
-        kept = known[np.sort(drawn)].astype(bool)
-        return cls(np.where(kept, rows[np.sort(drawn)], 0.0).astype(np.float64), kept)
+        drawn = np.sort(np.random.default_rng(seed).choice(len(rows), min(limit, len(rows)), replace=False))
+        kept = known[drawn].astype(bool)
+        return cls(np.where(kept, rows[drawn], 0.0).astype(np.float64), kept, tuple(drawn.tolist()))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def summary_figure(
     axes.axvline(0, color=GREY, linewidth=0.9, zorder=0)
     axes.set_yticks(range(len(order)), [labels[i] for i in order[::-1]], fontsize=8, parse_math=False)
     numbers = axes.secondary_yaxis("right")
-    texts = [f"{strength[i]:.2f} · {int(playing[:, i].sum()):,}" for i in order[::-1]]
+    texts = [f"{_two_digits(strength[i])} · {int(playing[:, i].sum()):,}" for i in order[::-1]]
     numbers.set_yticks(range(len(order)), texts, fontsize=8)
     numbers.tick_params(length=0)
     numbers.spines["right"].set_visible(False)
@@ -72,6 +72,10 @@ def summary_figure(
     if (playing & ~np.isnan(values)).any():
         _colour_bar(figure, axes)
     return figure
+
+
+def _two_digits(value: float) -> str:
+    return "0" if not value else f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
 
 
 def _draw_swarm(axes: Axes, y: float, values: Floats, phi: Floats, largest: float) -> None:

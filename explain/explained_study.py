@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypedDict, get_args
+from typing import Final, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 
@@ -19,26 +19,39 @@ from utils.intervals import plain
 
 TableMethod = Literal["shapley", "lime", "attention"]
 TABLE_METHODS: Final[tuple[TableMethod, ...]] = get_args(TableMethod)
+UNDEFINED: Final = "undefined"
+
+
+class Agreement(NamedTuple):
+    """Of attention weights with Shapley values: weights are shares among columns, and among views, never of both."""
+
+    columns: RankCorrelation
+    views: RankCorrelation
 
 
 @dataclass(frozen=True)
 class ExplainedStudy:
     """P columns and views, K outputs. playing: [P]. attention: [P], nan where a player has no weight of its own; None
-    of a model without. correlations: K, of attention with Shapley values, where both were asked for, else empty."""
+    of a model without. agreements: K, of attention with Shapley values, where both were asked for, else empty."""
 
     playing: Bools
     shapley: Attributions | None
     lime: LimeExplanation | None
     attention: Floats | None
-    correlations: tuple[RankCorrelation, ...]
+    agreements: tuple[Agreement, ...]
 
     def rows(
         self, study: str, class_names: Sequence[str], names: Sequence[str], cells: Sequence[str]
     ) -> Iterator[ExplanationRow]:
-        """Rows of table_explanations.csv: class by class, method by method. names, cells: of P columns and views."""
+        """Rows of table_explanations.csv: class by class, method by method. names, cells: of P columns and views.
+
+        Players without an attention weight of their own have no row of that method.
+        """
         for k, class_name in enumerate(class_names):
             for method, values, uncertainty in self._of_class(k):
                 for i, (name, cell) in enumerate(zip(names, cells, strict=True)):
+                    if math.isnan(values[i]):
+                        continue
                     doubt = None if uncertainty is None else float(uncertainty[i])
                     yield ExplanationRow(study, class_name, method, name, cell, float(values[i]), doubt)
 
@@ -77,19 +90,32 @@ def explain_study(
         shapley = shapley_values(study.value(outputs), playing, permutations=permutations, seed=seed)
     linear = lime(outputs, study, categorical) if "lime" in methods else None
     weights = attention if "attention" in methods else None
-    correlations: tuple[RankCorrelation, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
     if shapley is not None and weights is not None:
-        correlations = tuple(rank_correlation(weights, phi, playing) for phi in shapley.values.T)
-    return ExplainedStudy(playing, shapley, linear, weights, correlations)
+        agreements = tuple(_agreement(weights, phi, playing, len(study.table)) for phi in shapley.values.T)
+    return ExplainedStudy(playing, shapley, linear, weights, agreements)
+
+
+def _agreement(weights: Floats, attributions: Floats, playing: Bools, columns: int) -> Agreement:
+    parts = (slice(None, columns), slice(columns, None))
+    return Agreement(*(rank_correlation(weights[part], attributions[part], playing[part]) for part in parts))
+
+
+class RankSummary(TypedDict):
+    """The mean rank correlation over the studies where it is defined, and of how many players in the mean."""
+
+    mean: float | Literal["undefined"]
+    studies: int
+    players: float | None
 
 
 class ClassSummary(TypedDict):
-    """Means over studies where they are defined, None where nowhere. players: how many, in the mean of those."""
+    """Means over studies where they are defined, None where nowhere. lime_spread: the largest over seeds."""
 
     lime_r_squared: float | None
-    rank_correlation: float | None
-    rank_correlation_studies: int
-    rank_correlation_players: float | None
+    lime_spread: float | None
+    rank_correlation_columns: RankSummary | None
+    rank_correlation_views: RankSummary | None
 
 
 class TableSummary(TypedDict):
@@ -115,14 +141,21 @@ def summarise_tables(explained: Sequence[ExplainedStudy], class_names: Sequence[
 
 
 def _class_summary(explained: Sequence[ExplainedStudy], k: int) -> ClassSummary:
-    correlations = [one.correlations[k] for one in explained if one.correlations and one.correlations[k].defined]
-    fits = [float(one.lime.r_squared[k]) for one in explained if one.lime is not None]
+    fits = [one.lime for one in explained if one.lime is not None]
+    r_squared = [float(fit.r_squared[k]) for fit in fits]
+    agreements = [one.agreements[k] for one in explained if one.agreements]
     return {
-        "lime_r_squared": _mean([fit for fit in fits if not math.isnan(fit)]),
-        "rank_correlation": _mean([one.value for one in correlations]),
-        "rank_correlation_studies": len(correlations),
-        "rank_correlation_players": _mean([one.players for one in correlations]),
+        "lime_r_squared": _mean([fit for fit in r_squared if not math.isnan(fit)]),
+        "lime_spread": max((float(fit.spread[:, k].max(initial=0.0)) for fit in fits), default=None),
+        "rank_correlation_columns": _rank_summary([one.columns for one in agreements]),
+        "rank_correlation_views": _rank_summary([one.views for one in agreements]),
     }
+
+
+def _rank_summary(found: Sequence[RankCorrelation]) -> RankSummary | None:
+    defined = [one for one in found if one.defined]
+    mean, players = _mean([one.value for one in defined]), _mean([one.players for one in defined])
+    return {"mean": UNDEFINED if mean is None else mean, "studies": len(defined), "players": players} if found else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from utils.fonts import display_names, drawable
 
 # Of a name, of the number that tells it from one that looks alike, and of a value beside it: columns of a Latin letter.
 NAME_WIDTH, NUMBER_WIDTH, VALUE_WIDTH = 28, 4, 18
+# Of a name within a file's, which holds three at most, and 255 bytes.
+MAX_BYTES = 60
 
 
 def row_names(names: Sequence[str]) -> list[str]:
@@ -51,3 +56,16 @@ def fit(text: str, columns: int) -> str:
 def width(text: str) -> int:
     """In columns of a Latin letter."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def file_stem(*names: str) -> str:
+    """A file's name for names of any letters; different ones for different names."""
+    parts = [
+        re.sub(r"[^\w.-]+", "_", name).encode(errors="replace")[:MAX_BYTES].decode(errors="ignore") for name in names
+    ]
+    return f"{'_'.join(parts)}_{zlib.crc32(chr(0).join(names).encode(errors='surrogateescape')):08x}"
+
+
+def image_stem(class_name: str, image: str) -> str:
+    """Of the overlay of an image that stands alone."""
+    return f"{class_name.replace('/', '_')}_{Path(image).stem}_{zlib.crc32(image.encode()):08x}"

@@ -58,19 +58,19 @@ def overlay_figure(
     title: str = "",
 ) -> Figure:
     """See `save_overlay`."""
-    _check(image.shape[:2], heatmap)
+    check_heatmap(image.shape[:2], heatmap)
     height, width = image.shape[:2]
     side = 4.0 * min(1.0, width / height)
     figure = new_figure(2 * side + 1.3, side * height / width + 0.95)
     plain, covered = figure.subplots(1, 2)
     for axes in (plain, covered):
-        _show_image(axes, image)
-        _draw_regions(axes, boxes, mask)
-    mappable = _cover(covered, heatmap)
+        show_image(axes, image)
+        draw_regions(axes, boxes, mask)
+    mappable = cover(covered, heatmap)
     plain.set_title("image" + (", annotated" if len(boxes) or mask is not None else ""), fontsize=9)
-    covered.set_title(_empty_note(heatmap) or "heatmap", fontsize=9)
-    _legend(figure, mappable, [plain, covered])
-    _headline(figure, class_name, probability, title)
+    covered.set_title(empty_note(heatmap) or "heatmap", fontsize=9)
+    draw_legend(figure, mappable, [plain, covered])
+    headline(figure, class_name, probability, title)
     return figure
 
 
@@ -101,7 +101,7 @@ def volume_figure(
     title: str = "",
 ) -> Figure:
     """See `save_volume_overlay`."""
-    _check(volume.shape[:3], heatmap)
+    check_heatmap(volume.shape[:3], heatmap)
     peak = [int(i) for i in np.unravel_index(int(heatmap.argmax()), heatmap.shape)]
     figure = new_figure(9.6, 6.4)
     panels = figure.subplots(2, 3)
@@ -113,12 +113,12 @@ def volume_figure(
         for axes in panels[:, axis]:
             axes.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=rows / columns)
             _bare(axes)
-        image = _cover(panels[1, axis], warm)
+        image = cover(panels[1, axis], warm)
         for draw, position in zip((panels[1, axis].axhline, panels[1, axis].axvline), marks):
             draw(position, color="white", linewidth=0.5, alpha=0.6)
         panels[0, axis].set_title(f"{name}, slice {peak[axis] + 1} of {heatmap.shape[axis]}", fontsize=9)
-    _legend(figure, image, list(panels.ravel()))
-    _headline(figure, class_name, probability, _empty_note(heatmap) or title)
+    draw_legend(figure, image, list(panels.ravel()))
+    headline(figure, class_name, probability, empty_note(heatmap) or title)
     return figure
 
 
@@ -132,21 +132,21 @@ def methods_figure(
     figure = new_figure(2.3 * columns + 0.8, 2.55 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[:count]:
-        _show_image(axes, image)
-        _draw_regions(axes, boxes, None)
+        show_image(axes, image)
+        draw_regions(axes, boxes, None)
     panels[0].set_title("image, annotated" if len(boxes) else "image", fontsize=9)
     for axes, (name, heatmap) in zip(panels[1:], heatmaps.items()):
-        _check(image.shape[:2], heatmap)
-        mappable = _cover(axes, heatmap)
+        check_heatmap(image.shape[:2], heatmap)
+        mappable = cover(axes, heatmap)
         axes.set_title(name.replace("_", " "), fontsize=9, parse_math=False)
     for axes in panels[count:]:
         axes.set_visible(False)
-    _legend(figure, mappable, list(panels))
+    draw_legend(figure, mappable, list(panels))
     figure.suptitle(headline, fontsize=11, parse_math=False)
     return figure
 
 
-def _check(shape: Sequence[int], heatmap: np.ndarray) -> None:
+def check_heatmap(shape: Sequence[int], heatmap: np.ndarray) -> None:
     if tuple(heatmap.shape) != tuple(shape):
         raise ExplanationError(f"a heatmap of {heatmap.shape} does not lie on an image of {tuple(shape)}")
     if not np.isfinite(heatmap).all() or heatmap.min() < 0 or heatmap.max() > 1 + 1e-6:
@@ -158,17 +158,17 @@ def _bare(axes: Axes) -> None:
     axes.set_yticks([])
 
 
-def _show_image(axes: Axes, image: np.ndarray) -> None:
+def show_image(axes: Axes, image: np.ndarray) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
     _bare(axes)
 
 
-def _cover(axes: Axes, heatmap: np.ndarray) -> AxesImage:
+def cover(axes: Axes, heatmap: np.ndarray) -> AxesImage:
     opacity = OPACITY * np.clip(heatmap, 0, 1)
     return axes.imshow(heatmap, cmap=COLOURS, vmin=0, vmax=1, alpha=opacity, aspect=axes.get_aspect())
 
 
-def _draw_regions(axes: Axes, boxes: Sequence[Box], mask: np.ndarray | None) -> None:
+def draw_regions(axes: Axes, boxes: Sequence[Box], mask: np.ndarray | None) -> None:
     from matplotlib.patches import Rectangle
 
     for x, y, width, height in boxes:
@@ -181,7 +181,7 @@ def _draw_regions(axes: Axes, boxes: Sequence[Box], mask: np.ndarray | None) -> 
         axes.contour(smooth, levels=[0.5], colors=[BOX_COLOUR], linewidths=1.3)
 
 
-def _legend(figure: Figure, image: AxesImage, panels: list[Axes]) -> None:
+def draw_legend(figure: Figure, image: AxesImage, panels: list[Axes]) -> None:
     """The bar shows the colours as they are, not thinned over an image."""
     from matplotlib.cm import ScalarMappable
 
@@ -191,7 +191,7 @@ def _legend(figure: Figure, image: AxesImage, panels: list[Axes]) -> None:
     bar.set_label(LEGEND, fontsize=8)
 
 
-def _headline(figure: Figure, class_name: str, probability: float | None, title: str) -> None:
+def headline(figure: Figure, class_name: str, probability: float | None, title: str) -> None:
     name = wrap(drawable(class_name), 60, 3)
     line = name if probability is None else f"{name}: probability {_probability(probability)}"
     below = f"\n{wrap(drawable(title).replace('|', ' | '), 100, 3)}" if title else ""
@@ -205,7 +205,7 @@ def _probability(value: float) -> str:
     return "> 0.99" if 0.995 <= value < 1 else f"{value:.2f}"
 
 
-def _empty_note(heatmap: np.ndarray) -> str:
+def empty_note(heatmap: np.ndarray) -> str:
     return "" if heatmap.max() > 0 else "heatmap is empty: no place speaks for it"
 
 

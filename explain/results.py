@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypedDict
+from typing import Final, NotRequired, Required, TypedDict
 
 from explain.localization import DRAWS, MAP_FRACTION, TOLERANCE, Ends, Finding, MeanAndInterval, Summary, summarise
 from explain.sanity import LIMIT, Check
@@ -44,6 +44,27 @@ class SanityRecord(TypedDict):
     passed: bool
     limit: float
     stages: list[StageRecord]
+
+
+class MethodResults(TypedDict, total=False):
+    """What localization.json says of a method: figures where regions are annotated, or why there are none."""
+
+    level: Required[str]
+    all: TrainedAndRandom
+    classes: dict[str, TrainedAndRandom]
+    sanity: SanityRecord
+    error: str
+
+
+class About(TypedDict):
+    """What the figures are of. studies: where these have several images. regions: 'boxes' or 'masks'; None where
+    nothing is annotated."""
+
+    checkpoint: str
+    studies: NotRequired[int]
+    images: int
+    annotated_images: int
+    regions: str | None
 
 
 @dataclass(frozen=True)

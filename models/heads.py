@@ -65,6 +65,10 @@ class StudyHead(nn.Module):
             return self.feature_fusion(x)
         return self.study(self.pooled(x), x, Inputs.of_images(x) if inputs is None else inputs)
 
+    def classify(self, vectors: Tensor) -> Tensor | Logits:
+        """Vectors of studies [B, C] → logits, as `forward` returns them."""
+        raise NotImplementedError
+
     def pooled(self, x: Tensor) -> Tensor:
         """A vector per image; batch statistics are those of the images that are there, of which there may be none."""
         return self.feature_fusion(x) if x.shape[0] else x.new_zeros(0, x.shape[1])
@@ -78,7 +82,11 @@ class MultiLabelHead(StudyHead):
         self.classifiers = ClasswiseMLP(channels, num_classes, dropout / 2)
 
     def forward(self, x: Tensor, inputs: Inputs | None = None) -> Tensor:
-        return self.classifiers(self.vectors(x, inputs))
+        return self.classify(self.vectors(x, inputs))
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """[B, C] → [B, num_classes]."""
+        return self.classifiers(vectors)
 
 
 class HierarchicalHead(StudyHead):
@@ -95,9 +103,12 @@ class HierarchicalHead(StudyHead):
         self.fine_classifier = _mlp(channels + num_coarse_classes, channels // 2, num_classes, dropout, norm)
 
     def forward(self, x: Tensor, inputs: Inputs | None = None) -> Logits:
-        features = self.vectors(x, inputs)
-        coarse = self.coarse_classifier(features)
-        return Logits(coarse, self.fine_classifier(torch.cat([features, coarse], dim=1)))
+        return self.classify(self.vectors(x, inputs))
+
+    def classify(self, vectors: Tensor) -> Logits:
+        """[B, C] → Logits([B, num_coarse], [B, num_classes])."""
+        coarse = self.coarse_classifier(vectors)
+        return Logits(coarse, self.fine_classifier(torch.cat([vectors, coarse], dim=1)))
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, dropout: float, norm: str) -> nn.Sequential:

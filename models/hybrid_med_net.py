@@ -20,6 +20,7 @@ from models.builder import network_arguments
 from models.fpn import FeaturePyramidNetwork
 from models.fusion import DynamicFusion
 from models.heads import HierarchicalHead, MultiLabelHead
+from models.one_study import OneStudy
 from models.state_dicts import fit_state_dict
 from models.studies import NUMERIC, StudyMixer
 from models.view_backbones import blocks_by_kind, kinds_of_images, levels_by_kind
@@ -206,11 +207,19 @@ class HybridMedNet(Checkpointable, nn.Module):
         if study is None:
             raise ModelError(f"this model takes one image a study and no table: {key} is null")
         with evaluating(self), torch.no_grad():
-            image = inputs.image
-            fused = self._no_map(image)
-            if image.shape[0]:
-                fused = self.forward_fused(self.forward_features(image, inputs))
+            fused = self._fused_of(inputs)
             return question(study, self.classifier.pooled(fused), fused, inputs)
+
+    def one_study(self, inputs: Inputs) -> OneStudy:
+        """A study, whose images are looked at now and never again, to be asked about. Raises ModelError likewise."""
+        if self.classifier.study is None:
+            raise ModelError("this model takes one image a study and no table")
+        with evaluating(self), torch.no_grad():
+            return OneStudy(self.classifier, self._fused_of(inputs), inputs)
+
+    def _fused_of(self, inputs: Inputs) -> Tensor:
+        image = inputs.image
+        return self.forward_fused(self.forward_features(image, inputs)) if image.shape[0] else self._no_map(image)
 
     def get_attention_maps(self, x: Tensor) -> Mapping[int, CBAMMaps | TokenMaps]:
         """The weights of the attention between backbone and fusion for x, by level (0 the finest).

@@ -10,7 +10,6 @@ import yaml
 
 import export
 import predict
-from explain import __main__ as explain
 from tests.evaluation_runs import call, metrics_of
 from tests.kill_harness import flatten, identical
 from tests.training_runs import arguments, process_state, run_main
@@ -84,12 +83,11 @@ def test_evaluation_is_of_studies(run, data):
     assert (results["images"], results["patients"]) == (30, 15)
 
 
-@pytest.mark.parametrize("command", ["predict", "explain", "export"])
+@pytest.mark.parametrize("command", ["predict", "export"])
 def test_commands_of_single_images_say_so(command, run, data, tmp_path, capsys):
     checkpoint = str(run / "best_model.pth")
     calls = {
         "predict": lambda: predict.main([str(data), "--checkpoint", checkpoint, "--output", str(tmp_path / "out")]),
-        "explain": lambda: explain.main([checkpoint, "--output", str(tmp_path / "out")]),
         "export": lambda: export.main([checkpoint, "--format", "onnx", "--output", str(tmp_path / "out.onnx")]),
     }
     with process_state():

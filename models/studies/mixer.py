@@ -69,12 +69,27 @@ class StudyMixer(nn.Module):
                 self.table_places = PlaceTokens(channels, table_width, view_kinds, spatial_dims)
 
     def forward(self, vectors: Tensor, fused: Tensor, inputs: Inputs) -> Tensor:
+        return self.add_table(self.join(vectors, fused, inputs), inputs, self.places_of_table(fused, inputs))
+
+    def join(self, vectors: Tensor, fused: Tensor, inputs: Inputs) -> Tensor:
+        """[B, C] of the images alone: the first half of `forward`."""
         self._check(inputs)
-        joined = self._join(vectors, fused, inputs)
+        if self.aggregator is None:
+            joined = in_slots(vectors, inputs.view_mask)[:, 0]
+        else:
+            joined = self.aggregator(*self._views(vectors, fused, inputs))
+        return torch.where(inputs.view_mask.any(1, keepdim=True), joined, self.no_image)
+
+    def add_table(self, joined: Tensor, inputs: Inputs, places: Tensor | None) -> Tensor:
+        """The second half: what `join` gave, [B, C], with the table; places: see `places_of_table`."""
         if self.fusion is None or inputs.table.shape[1] == 0:
             return joined
-        update = self.fusion(joined, *self._table(fused, inputs))
+        update = self.fusion(joined, *self._table(inputs, places))
         return joined + torch.where(inputs.table_mask.any(1, keepdim=True), update, 0.0)
+
+    def places_of_table(self, fused: Tensor, inputs: Inputs) -> Tensor | None:
+        """Tokens of places [B, V, N, width] that the table is fused with; None where it is not fused with places."""
+        return self._places(self.table_places, fused, inputs) if inputs.table.shape[1] else None
 
     def view_weights(self, vectors: Tensor, fused: Tensor, inputs: Inputs) -> Tensor:
         """How much each view counts in `forward`: [B, V], 0 for absent ones, rows adding up to 1 where there is one."""
@@ -88,15 +103,8 @@ class StudyMixer(nn.Module):
         self._check(inputs)
         if self.fusion is None or inputs.table.shape[1] == 0:
             return None
-        return self.fusion.weights(self._join(vectors, fused, inputs), *self._table(fused, inputs))
-
-    def _join(self, vectors: Tensor, fused: Tensor, inputs: Inputs) -> Tensor:
-        """[B, C] of the images alone."""
-        if self.aggregator is None:
-            joined = in_slots(vectors, inputs.view_mask)[:, 0]
-        else:
-            joined = self.aggregator(*self._views(vectors, fused, inputs))
-        return torch.where(inputs.view_mask.any(1, keepdim=True), joined, self.no_image)
+        table = self._table(inputs, self.places_of_table(fused, inputs))
+        return self.fusion.weights(self.join(vectors, fused, inputs), *table)
 
     def _views(self, vectors: Tensor, fused: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What an aggregator is given."""
@@ -105,10 +113,10 @@ class StudyMixer(nn.Module):
         views = self.adapter(in_slots(vectors, mask), kind)
         return torch.where(mask[..., None], views, 0.0), mask, kind, self._places(self.view_places, fused, inputs)
 
-    def _table(self, fused: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _table(self, inputs: Inputs, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """What a fusion is given beside the vector."""
         assert self.tokens is not None
-        tokens, places = self.tokens(inputs.table, inputs.table_mask), self._places(self.table_places, fused, inputs)
+        tokens = self.tokens(inputs.table, inputs.table_mask)
         if places is None:
             return tokens, inputs.table_mask, None, None
         mask = inputs.view_mask[..., None].expand(-1, -1, places.shape[2]).flatten(1)

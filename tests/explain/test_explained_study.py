@@ -53,9 +53,12 @@ def test_rows_and_summary():
     assert (summary["studies"], summary["exact"], summary["largest_standard_error"]) == (4, 4, 0)
     assert summary["additivity"] <= 1e-9
     edema = summary["classes"]["Edema"]
-    assert edema["rank_correlation_studies"] == 4 and edema["rank_correlation_players"] == 3
-    assert edema["rank_correlation"] == pytest.approx(np.mean([one.correlations[0].value for one in explained]))
+    # Two columns with a value and one view: three players are the fewest, and weights of columns and views are shares
+    # of two wholes.
+    assert edema["rank_correlation_columns"] == edema["rank_correlation_views"]
+    assert edema["rank_correlation_columns"] == {"mean": "undefined", "studies": 0, "players": None}
     assert 0 < edema["lime_r_squared"] <= 1
+    assert edema["lime_spread"] == max(one.lime.spread[:, 0].max() for one in explained if one.lime)
 
 
 def test_float32_network_adds_up_to_its_own_output():
@@ -67,12 +70,35 @@ def test_float32_network_adds_up_to_its_own_output():
     np.testing.assert_allclose(shapley.output, whole, atol=1e-6)
 
 
+def test_weights_of_columns_and_of_views_are_ranked_apart():
+    """Three columns and three views: each in the order of its own Shapley values, and all of them together not."""
+    background = Background.of_training(np.zeros((1, 3)), np.ones((1, 3), bool))
+    of = StudyInputs(np.array([1.0, 2.0, 3.0]), np.ones(3, bool), np.ones(3, bool), background)
+    weights = np.array([10.0, 20.0, 30.0])
+
+    def outputs(table, known, there):
+        return (table.sum(axis=1) + there @ weights)[:, None]
+
+    attention = np.array([0.1, 0.3, 0.6, 0.2, 0.3, 0.5])
+    (agreement,) = explain_study(
+        outputs, of, np.zeros(3, bool), methods=["shapley", "attention"], attention=attention
+    ).agreements
+    assert (agreement.columns.value, agreement.views.value) == (pytest.approx(1), pytest.approx(1))
+    gaps = np.array([0.1, 0.3, 0.6, np.nan, np.nan, np.nan])
+    one = explain_study(outputs, of, np.zeros(3, bool), methods=["shapley", "attention"], attention=gaps)
+    assert one.agreements[0].columns.defined and not one.agreements[0].views.defined
+    rows = [row for row in one.rows("s", ["x"], list("abcdef"), [""] * 6) if row.method == "attention"]
+    assert [row.column_or_view for row in rows] == ["a", "b", "c"]
+    summary = summarise_tables([one], ["x"])["classes"]["x"]
+    assert summary["rank_correlation_columns"] == {"mean": pytest.approx(1), "studies": 1, "players": 3}
+
+
 def test_only_what_was_asked_for():
     one = explain_study(network(), study(0), CATEGORICAL, methods=["lime"])
-    assert one.shapley is None and one.attention is None and not one.correlations
+    assert one.shapley is None and one.attention is None and not one.agreements
     assert [row.method for row in one.rows("s", CLASSES, NAMES, CELLS)][::4] == ["lime", "lime"]
     summary = summarise_tables([one], CLASSES)
-    assert summary["additivity"] is None and summary["classes"]["Hernia"]["rank_correlation"] is None
+    assert summary["additivity"] is None and summary["classes"]["Hernia"]["rank_correlation_columns"] is None
     assert summarise_tables([], ["x"])["classes"]["x"]["lime_r_squared"] is None
 
 

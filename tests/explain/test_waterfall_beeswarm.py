@@ -134,3 +134,19 @@ def test_labels():
         "−12.35",
     ]
     assert len(set(row_names(LONG))) == len(LONG)
+
+
+def test_attention_stands_beside_and_what_is_missing_is_called_so():
+    """A view whose cell says what its name does is named once; no weight is shown of what is not there, or has none."""
+    names, cells = ["PA", "age", "sex", "lateral"], ["PA", "63", "", ""]
+    attention = np.array([1.0, 0.25, 0.75, np.nan])
+    figure = waterfall_figure(
+        names, cells, np.array([1.0, 0.5, 0, 0]), 0.0, class_name="Edema", attention=attention, title="s1"
+    )
+    assert tick_labels(figure)[::-1] == ["PA", "age = 63", "sex (missing)", "lateral (missing)"]
+    numbers = [label.get_text() for label in figure.axes[0].child_axes[0].get_yticklabels()]
+    assert numbers[::-1] == ["+1.00 · 1.00", "+0.50 · 0.25", "0", "0"]
+    assert figure.axes[0].get_title(loc="right") == "φ · attention"
+    many = [f"c{i}" for i in range(20)]
+    figure = waterfall_figure(many, ["1", *[""] * 19], np.eye(20)[0], 0.0, class_name="Edema")
+    assert tick_labels(figure)[0] == "6 more (missing)"
