@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 import export
-import predict
 from explain import __main__ as explain
 from tests.evaluation_runs import call, metrics_of
 from tests.kill_harness import flatten, identical
@@ -84,11 +83,10 @@ def test_evaluation_is_of_studies(run, data):
     assert (results["images"], results["patients"]) == (30, 15)
 
 
-@pytest.mark.parametrize("command", ["predict", "explain", "export"])
+@pytest.mark.parametrize("command", ["explain", "export"])
 def test_commands_of_single_images_say_so(command, run, data, tmp_path, capsys):
     checkpoint = str(run / "best_model.pth")
     calls = {
-        "predict": lambda: predict.main([str(data), "--checkpoint", checkpoint, "--output", str(tmp_path / "out")]),
         "explain": lambda: explain.main([checkpoint, "--output", str(tmp_path / "out")]),
         "export": lambda: export.main([checkpoint, "--format", "onnx", "--output", str(tmp_path / "out.onnx")]),
     }
