@@ -121,7 +121,8 @@ def resolve_studies(config: Config, dataset_index: DatasetIndex, assignment: np.
     numbers of categories in the training split. Raises ConfigError where the settings leave a view or a table unused.
     """
     encoding = fit_table(config, dataset_index, assignment)
-    views = None if dataset_index.images is None else dataset_index.images.view_kinds
+    images = None if config.DATA.study_column is None else dataset_index.images  # with a table alone, each is a study
+    views = None if images is None else images.view_kinds
     return config.resolve_studies(views, None if encoding is None else encoding.model_columns)
 
 

@@ -171,6 +171,19 @@ class TableEncoding:
         mask = np.stack(known, axis=1)
         return np.where(mask, np.stack(values, axis=1), np.float32(0)), mask
 
+    def as_read(self, table: ClinicalTable) -> np.ndarray:
+        """float32 [N, columns]: numbers in the units of the table and codes of categories, NaN where unknown.
+
+        Raises DataError as `encode` does.
+        """
+        there = self._checked(table)
+        found = []
+        for one in self.columns:
+            column = there[one.name]
+            values = column.values if isinstance(column, NumericColumn) else one.encode(column)
+            found.append(np.where(column.known, values, np.nan))
+        return np.stack(found, axis=1).astype(np.float32)
+
     def _checked(self, table: ClinicalTable) -> dict[str, NumericColumn | CategoricalColumn]:
         there, kinds = {column.name: column for column in table.columns}, table.kinds
         lacking = [name for name in self.kinds if name not in there]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 
-import export
 from explain import __main__ as explain
 from tests.evaluation_runs import call, metrics_of
 from tests.kill_harness import flatten, identical
@@ -83,18 +82,17 @@ def test_evaluation_is_of_studies(run, data):
     assert (results["images"], results["patients"]) == (30, 15)
 
 
-@pytest.mark.parametrize("command", ["explain", "export"])
+@pytest.mark.parametrize("command", ["explain"])
 def test_commands_of_single_images_say_so(command, run, data, tmp_path, capsys):
     checkpoint = str(run / "best_model.pth")
     calls = {
         "explain": lambda: explain.main([checkpoint, "--output", str(tmp_path / "out")]),
-        "export": lambda: export.main([checkpoint, "--format", "onnx", "--output", str(tmp_path / "out.onnx")]),
     }
     with process_state():
         assert calls[command]() == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "is a model of studies (views: frontal, lateral, other; table: age, sex)" in line
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.onnx").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,9 @@ def asked_studies(
     rows, repeated = _without_repeated(items, facts)
     dataset_index = selected(replace(dataset_index, studies=_images(asked, items, facts)), rows)
     found = with_studies(dataset_index, Path(), settings)
+    if found.table is not None and table is None:  # of studies of which nothing says any column there is no row
+        said = [any(facts[rows[row]].cells for row in found.image_rows([n])) for n in range(len(found.studies))]
+        found = replace(found, table=replace(found.table, has_row=found.table.has_row & np.array(said, bool)))
     shown = [facts[row].shown for row in rows]
     columns: tuple[Mapping[str, str], ...] = tuple(
         _together([shown[row] for row in found.image_rows([study])]) for study in range(len(found.studies))
