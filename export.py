@@ -121,7 +121,7 @@ def export(options: argparse.Namespace) -> None:
     logger.info("exported and compared in %.0f s", time.perf_counter() - begin)
     show(f"{target}: {options.format} in {options.precision}, gives {output} of {len(names)} classes")
     if form is not None:
-        show(f"inputs: {', '.join(one.name for one in network.inputs(image_shape))}; what they are: docs/export.md")
+        show(f"inputs: {', '.join(network.input_names())}; what they are: docs/export.md")
     show(f"largest |Δ| to the network: {difference:.1e}, over {counts}")
     if options.quantize:
         quantize(target, calibration, network, inputs)

@@ -18,7 +18,7 @@ from data.sources.asked_studies import asked_studies
 from data.sources.studies import StudySettings, check_view_kinds
 from data.sources.unlabelled import open_unlabelled
 from data.study import DatasetIndex, StudyImages
-from data.table_encoding import TableEncoding
+from data.table_encoding import Categorical, TableEncoding
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Asked:
         volumes = models[0].config.has_volumes()
         listed = replace(tables, study_column=settings.study_column)
         opened, items = open_unlabelled(inputs, volumes, listed)
-        asked = asked_studies(opened, items, settings, missing_columns)
+        asked = asked_studies(opened, items, settings, missing_columns, _categories(models))
         self.dataset_index: DatasetIndex = asked.dataset_index
         self.columns = asked.columns
         for model in models:
@@ -133,6 +133,15 @@ class Asked:
         if encoding is None or table is None:
             return [], [[] for _ in names]
         return encoding.strange(table, names)
+
+
+def _categories(models: Sequence[AskedModel]) -> dict[str, list[str]]:
+    """Column → the categories that any model knows."""
+    found: dict[str, list[str]] = {}
+    for column in (column for model in models if model.encoding for column in model.encoding.columns):
+        if isinstance(column, Categorical):
+            found.setdefault(column.name, []).extend(column.categories)
+    return found
 
 
 def _common_settings(models: Sequence[AskedModel]) -> StudySettings:

@@ -58,6 +58,10 @@ class Exportable(nn.Module):
         """What `forward` takes, in its order. image_shape: (C, *spatial)."""
         raise NotImplementedError
 
+    def input_names(self) -> list[str]:
+        """Of `inputs`."""
+        return [one.name for one in self.inputs(())]
+
     def _outputs(self, outputs: object) -> Tensor | tuple[Tensor, Tensor]:
         """From what the network returns."""
         coarse, fine = Logits.of(outputs)

@@ -119,8 +119,9 @@ def test_a_table_without_views_and_data_that_are_gone(data, capsys, tmp_path):
     (run / "config.yaml").unlink()
     path = tmp_path / "x.torchscript"
     arguments = [run, "--format", "torchscript", "--output", path, "--set", f"DATA.data_dir={tmp_path / 'gone'}"]
-    code, said, _ = run_export(capsys, *arguments)
-    assert code == 0 and "inputs: image, view_mask, table;" in said and "drawn sample data, with gaps by chance" in said
+    code, said, error = run_export(capsys, *arguments)
+    assert code == 0, error
+    assert "inputs: image, view_mask, table;" in said and "drawn sample data, with gaps by chance" in said
     rows = predicted(tmp_path / "out", run, data / "labels.csv", "--table", data / "patients.csv")
     image = torch.from_numpy(np.stack([pixels(run, data, row["images"]) for row in rows]))[:, None]
     people = [int(row["patient_id"][1:]) for row in rows]

@@ -186,6 +186,29 @@ def test_dicom_studies_by_their_headers(data, run, tmp_path, capsys):
     ]
 
 
+def test_headers_are_read_as_the_model_has_its_columns(data, tmp_path):
+    """male and female for M and F; a column of numbers takes no words, and an age that is none is unknown."""
+    people = rows_of(data / "clinical.csv")
+    words = [(row["study_id"], row["age"], {"F": "female", "M": "male"}[row["sex"]]) for row in people]
+    write_rows(data / "words_of_sex.csv", ("study_id", "age", "sex"), *words)
+    named = write_study_run(tmp_path / "named", data, "DATA.table.file=words_of_sex.csv")
+    codes = [(row["study_id"], row["age"], "FM".index(row["sex"])) for row in people]
+    write_rows(data / "codes_of_sex.csv", ("study_id", "age", "sex"), *codes)
+    columns = "DATA.table={file: codes_of_sex.csv, columns: {age: numeric, sex: numeric}}"
+    coded = write_study_run(tmp_path / "coded", data, columns)
+    write_dicom(tmp_path / "asked" / "1.dcm", "1.2.3", ViewPosition="PA", PatientAge="045Y", PatientSex="M")
+    write_dicom(tmp_path / "asked" / "2.dcm", "1.2.4", ViewPosition="PA", PatientAge="ABC", PatientSex="F")
+    one, two = ask(tmp_path / "out", named, tmp_path / "asked")
+    assert (one["missing"], two["missing"], two["age"]) == ("lateral", "age|lateral", "ABC")
+    assert "sex" not in one["warnings"] + two["warnings"]
+    assert [row["missing"] for row in ask(tmp_path / "out", coded, tmp_path / "asked")] == [
+        "sex|lateral",
+        "age|sex|lateral",
+    ]
+    for name in ("words_of_sex.csv", "codes_of_sex.csv"):
+        (data / name).unlink()
+
+
 # ---- gaps and strange values
 
 

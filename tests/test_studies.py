@@ -82,6 +82,17 @@ def test_evaluation_is_of_studies(run, data):
     assert (results["images"], results["patients"]) == (30, 15)
 
 
+def test_a_table_beside_single_images_trains_and_is_evaluated(data, tmp_path):
+    """Each image is a study; its column is the labels table's."""
+    alone = {"DATA__study_column": "null", "DATA__view_kinds": "null", "MODEL__views.aggregator": "null"}
+    table = {"DATA__table.file": "null", "DATA__table.columns": "{view: categorical}"}
+    assert run_main(arguments(data, tmp_path, "run", **{**STUDIES, **alone, **table, "TRAIN__epochs": 1})) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["MODEL"]["view_kinds"] is None and config["MODEL"]["table_columns"] == {"view": 2}
+    assert call(tmp_path / "run", "--split", "all") == 0
+    assert metrics_of(tmp_path / "run" / "evaluation-all")["images"] == 45
+
+
 @pytest.mark.parametrize("command", ["explain"])
 def test_commands_of_single_images_say_so(command, run, data, tmp_path, capsys):
     checkpoint = str(run / "best_model.pth")

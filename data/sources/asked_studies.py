@@ -12,6 +12,7 @@ import numpy as np
 
 from configs.errors import DataError
 from configs.study_consistency import OTHER
+from data.clinical_table import read_column
 from data.readers.regular_files import leaves
 from data.readers.tables import TableSettings, read_table, some
 from data.sources.dicom_studies import Header, read_header
@@ -23,6 +24,7 @@ from utils.text import visible
 from utils.words import is_missing, name_key
 
 _VIEW = "view"
+_SEXES = (("m", "male", "man", "男"), ("f", "female", "woman", "女"))  # DICOM's first
 _NUMBER = re.compile(r"[_ -]\d$")  # frontal_2
 _DISPLAYED = 3
 
@@ -51,11 +53,12 @@ class _Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class _Asked:
-    """The settings, and the header of the clinical table, () without one."""
+    """The settings, the header of the clinical table, () without one, and the categories of columns that have some."""
 
     settings: StudySettings
     clinical: Sequence[str] = ()
     roles: Mapping[str, str | None] = field(default_factory=dict)
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def of_views(self) -> bool:
@@ -71,11 +74,12 @@ class _Asked:
         said = {} if header is None else {_VIEW: header.view, "age": header.age, "sex": header.sex}
         cells, shown = {}, dict(item.columns)
         for name in self.settings.table_columns:
-            own, others = (_cell(name, where, self.roles) for where in (given, said))
+            own, header_says = (_cell(name, where, self.roles) for where in (given, said))
+            others = self._usable(name, header_says or "")
             if own is not None or others:
                 cells[name] = own if own and not is_missing(own) else others or ""
-            if others and (own is None or is_missing(own)) and not self.in_clinical_table(name):
-                shown[name] = others
+            if header_says and (own is None or is_missing(own)) and not self.in_clinical_table(name):
+                shown[name] = header_says
         study, view = item.study, item.roles.get(_VIEW, "")
         folder, named = (None, "") if item.table or not self.of_views else self._by_name(item)
         study = study if study is not None else (header.study if header else "") or folder or ""
@@ -89,6 +93,15 @@ class _Asked:
             shown,
         )
 
+    def _usable(self, name: str, text: str) -> str:
+        """What a header says, as the model's column has it; '' where that is no number, of one of numbers."""
+        kinds = self.settings.table_columns
+        if isinstance(kinds, Mapping) and kinds[name] == "numeric":
+            return "" if read_column(name, [("", text)], "numeric")[1] else text
+        known = {name_key(one): one for one in self.categories.get(name, ())}
+        spellings = next((words for words in _SEXES if name_key(text) in words), ())
+        return text if name_key(text) in known else next((known[word] for word in spellings if word in known), text)
+
     def _by_name(self, item: Item) -> tuple[str | None, str]:
         """(its folder, its file's name) where that names a kind of view, as in study7/frontal.png; else (None, '')."""
         stem = _NUMBER.sub("", item.path.name.split(".")[0])
@@ -98,20 +111,25 @@ class _Asked:
 
 
 def asked_studies(
-    dataset_index: DatasetIndex, items: Sequence[Item], settings: StudySettings, missing_columns: bool = False
+    dataset_index: DatasetIndex,
+    items: Sequence[Item],
+    settings: StudySettings,
+    missing_columns: bool = False,
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> AskedStudies:
     """The items of `open_unlabelled` as studies for a model of these settings.
 
     Which study an image is of, which view it shows, and its columns are what its table says; else what its DICOM header
     says (StudyInstanceUID, laterality and ViewPosition, PatientAge, PatientSex); else a file that is called by its view
     is of the study of its folder; else it is a study by itself. settings.table_file: a clinical table, whose columns go
-    before all of these. missing_columns: columns that a table lacks are unknown rather than an error.
+    before all of these. missing_columns: columns that a table lacks are unknown rather than an error. categories: those
+    of the model's columns that are not of numbers: where they are male and female, a header's M and F are these.
 
     Raises DataError: for a table that lacks what the model knows, one study in two tables, and as `with_studies` does.
     """
     table = settings.table_file
     header = () if table is None else read_table(_existing(table), _clinical_settings(settings)).header
-    asked = _Asked(settings, header, settings.roles or {})
+    asked = _Asked(settings, header, settings.roles or {}, categories or {})
     facts = [asked.facts(item) for item in items]
     if not missing_columns:
         _check_tables(asked, items, facts)
