@@ -220,6 +220,9 @@ def check_options(options: argparse.Namespace, models: Sequence[AskedModel]) -> 
         if model.of_studies != first.of_studies:
             one, other = (model.file, first.file) if model.of_studies else (first.file, model.file)
             raise PredictionError(f"'{one}' takes studies, '{other}' single images: ask them one by one")
+    for model in models:
+        if model.config.MODEL.table.fusion is not None and model.encoding is None:
+            raise PredictionError(f"'{model.file}' does not say how its table is encoded, so it cannot be asked")
     if first.of_studies:
         if options.heatmaps:
             raise PredictionError("--heatmaps is for models of single images: `python -m explain` looks into studies")

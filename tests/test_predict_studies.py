@@ -14,6 +14,7 @@ from tests.data.sources.test_studies import write_dicom
 from tests.evaluation_runs import call
 from tests.settings_read import settings_read
 from tests.study_runs import STUDIES, write_rows, write_studies, write_study_run
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")  # main() takes over logging
 CLASSES = ("lesion", "effusion")
@@ -292,6 +293,14 @@ def test_models_that_do_not_go_together(data, run, capsys, tmp_path, monkeypatch
     assert "--table, --missing-columns, --set DATA.max_views" in line and "takes single images" in line
     kinds = write_study_run(tmp_path / "kinds", data, "DATA.view_kinds={frontal: [PA], lateral: [LL, AP]}")
     assert "ask them one by one" in refused(capsys, (run, kinds), *asked)
+
+
+def test_a_file_that_does_not_say_its_encoding(data, run, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    held = load_checkpoint(run / "best_model.pth")
+    held.pop("table")
+    save_checkpoint(held, tmp_path / "x.pth")
+    assert "does not say how its table is encoded" in refused(capsys, tmp_path / "x.pth", data / "labels.csv")
 
 
 def test_settings_of_studies_are_followed(data, run, tmp_path, monkeypatch):
