@@ -4,6 +4,7 @@
 python predict.py image.png --checkpoint checkpoints/<run>
 python predict.py images/ list.csv --checkpoint checkpoints/<run> --tta --heatmaps --output results
 python predict.py images/ --checkpoint checkpoints/<run> checkpoints/<other run>     # an ensemble
+python predict.py list.csv --table clinical.csv --checkpoint checkpoints/<run of studies>
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import PredictionError
-from configs.followed import PREDICT
+from configs.followed import OF_STUDIES, PREDICT
 from configs.section import settled
 from utils.claim import claimed_alone
 from utils.command_line import add_overrides, run_script
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from data.asked import AskedModel
     from data.cache.reader import AnyPreprocess
     from data.joint_inputs import JointPreprocess, UnreadableInputs
     from data.profile import TrainingData, Traits
@@ -51,13 +53,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "input",
         metavar="INPUT",
         nargs="+",
-        help="images (PNG, JPEG, WebP, TIFF, DICOM; volumes), folders, CSVs with `image`",
+        help="images (PNG, JPEG, WebP, TIFF, DICOM; volumes), folders, tables with `image`",
     )
     add(
         "--checkpoint", metavar="FILE", nargs="+", required=True, help="a run's folder or a model's file; several: mean"
     )
     add("--output", metavar="DIR", default="predictions", help="where results are written (predictions)")
     add("--format", choices=("csv", "json"), nargs="+", default=["csv", "json"], help="of results (both)")
+    add("--table", metavar="FILE", help="clinical table of studies; without it columns of the tables that name images")
+    add("--missing-columns", action="store_true", help="of studies: what a table lacks is unknown, not an error")
     add("--threshold", metavar="X", type=float, help="for all classes; without it the checkpoint's, or else 0.5")
     add("--tta", action="store_true", help="test-time augmentation: average over five fixed transforms of each image")
     add("--heatmaps", metavar="METHOD", nargs="?", const="grad_cam", help="also draw where findings are (grad_cam)")
@@ -74,43 +78,98 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """The recipe: models → images → probabilities → findings, warnings, heatmaps → files."""
-    from data.builder import asked_tables
-    from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
-    from data.sources.unlabelled import open_unlabelled
+    """The recipe: models → images or studies → probabilities → findings, warnings, heatmaps → files."""
     from inference.members import about_prediction
-    from inference.prediction import predict_rows
-    from inference.results import Row, make_folder, report, write_results
+    from inference.results import make_folder, report, write_results
     from training.precision import choose_device
     from utils.process import prepare_process
 
     device = choose_device(options.device)
     prepare_process(device)
-    ensemble, preprocesses, profiles = open_models(options, device)
-    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3, asked_tables(options.set))
-    for note in dataset_index.notes:
-        logger.warning("%s", note)
-    folder = make_folder(options.output)
-    joint, unread = JointPreprocess(preprocesses), UnreadableInputs()
-    workers = min(4, len(items) // 32) if options.num_workers is None else options.num_workers
-    loader = unlabelled_loader(dataset_index, joint, unread, options.batch_size, workers, device.type == "cuda")
-    draw = drawer(options.heatmaps, folder, ensemble, joint, dataset_index) if options.heatmaps else None
-    rows = [Row(item.name, item.columns) for item in items]
-
+    ensemble, models = open_models(options, device)
+    folder = Path(options.output)
+    asked = ask_studies if models[0].of_studies else ask_images
+    rows, fill = asked(options, ensemble, models, folder)
+    make_folder(options.output)
     taken = PredictionError(f"another process is writing into '{folder}': wait for it, or name another by --output")
     with claimed_alone(folder, taken):
-        predict_rows(loader, ensemble, rows, unlike(profiles, items, unread), draw)
-        for number, reason in unread.reasons.items():
-            rows[number].error = reason
+        fill()
         about = about_prediction(options.input, device, ensemble)
         return report(rows, ensemble, write_results(folder, options.format, rows, ensemble, about))
 
 
-def open_models(
-    options: argparse.Namespace, device: torch.device
-) -> tuple[Ensemble, list[AnyPreprocess], list[TrainingData]]:
-    """(the Ensemble, the different preprocessings of its members, what their training data looked like)."""
-    from data.builder import saved_preprocess
+def ask_images(
+    options: argparse.Namespace, ensemble: Ensemble, models: Sequence[AskedModel], folder: Path
+) -> tuple[list[Row], Callable[[], None]]:
+    """(a row an image of the inputs, what fills the rows)."""
+    from data.builder import asked_tables
+    from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
+    from data.sources.unlabelled import open_unlabelled
+    from inference.prediction import predict_rows
+    from inference.results import Row
+
+    preprocesses = different([model.preprocess for model in models])
+    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3, asked_tables(options.set))
+    for note in dataset_index.notes:
+        logger.warning("%s", note)
+    joint, unread = JointPreprocess(preprocesses), UnreadableInputs()
+    size, workers, pinned = loading(options, len(items), ensemble)
+    loader = unlabelled_loader(dataset_index, joint, unread, size, workers, pinned)
+    draw = drawer(options.heatmaps, folder, ensemble, joint, dataset_index) if options.heatmaps else None
+    rows = [Row(item.name, item.columns) for item in items]
+    profiles = [model.profile for model in models if model.profile is not None]
+
+    def fill() -> None:
+        predict_rows(loader, ensemble, rows, unlike(profiles, items, unread), draw)
+        for number, reason in unread.reasons.items():
+            rows[number].error = reason
+
+    return rows, fill
+
+
+def ask_studies(
+    options: argparse.Namespace, ensemble: Ensemble, models: Sequence[AskedModel], folder: Path
+) -> tuple[list[Row], Callable[[], None]]:
+    """(a row a study of the inputs, what fills the rows)."""
+    from data.asked import Asked
+    from inference.prediction import predict_rows
+    from inference.results import Row
+
+    asked = Asked(models, options.input, options.table, options.missing_columns, options.set)
+    for note in asked.notes:
+        logger.warning("%s", note)
+    studies = asked.dataset_index.studies
+    loader = asked.loader(*loading(options, len(asked.images.index.studies), ensemble))
+    rows = [Row(one.name, asked.columns[n], images=asked.names(n)) for n, one in enumerate(studies)]
+
+    def fill() -> None:
+        predict_rows(loader, ensemble, rows, asked.warnings)
+        for number, row in enumerate(rows):
+            row.missing = asked.missing(number)
+            if row.probabilities is None and not row.error:
+                row.error = asked.failure(number)
+
+    return rows, fill
+
+
+def loading(options: argparse.Namespace, images: int, ensemble: Ensemble) -> tuple[int, int, bool]:
+    """(batch size, workers, whether memory is pinned)."""
+    workers = min(4, images // 32) if options.num_workers is None else options.num_workers
+    return options.batch_size, workers, ensemble.members[0].predictor.device.type == "cuda"
+
+
+def different(preprocesses: Sequence[AnyPreprocess]) -> list[AnyPreprocess]:
+    """Each once, in their order: a file is read once for all models, and made an input of once for those alike."""
+    found: dict[str, AnyPreprocess] = {}
+    for one in preprocesses:
+        found.setdefault(str(one.as_dict()), one)
+    return list(found.values())
+
+
+def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ensemble, list[AskedModel]]:
+    """(the Ensemble, what each member's file says of its data)."""
+    from data.asked import AskedModel
+    from data.builder import saved_preprocess, saved_table
     from data.profile import TrainingData
     from evaluation.fitting import stored_point
     from inference.ensemble import Ensemble
@@ -118,23 +177,61 @@ def open_models(
     from models.saved_model import load_models
     from training.precision import choose_available_precision, choose_memory_format
 
-    members, profiles = [], []
-    preprocesses: dict[str, AnyPreprocess] = {}
     files = [model_file(Path(name)) for name in options.checkpoint]
-    for file, saved in zip(files, load_models(files, options.set, PREDICT)):
-        metadata, settings, backbone = saved.description, saved.config, saved.model.backbone
+    opened = list(zip(files, load_models(files, options.set, PREDICT)))
+    models = []
+    for file, saved in opened:
+        settings, backbone, description = saved.config, saved.model.backbone, saved.description
         preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
-        preprocesses.setdefault(str(preprocess.as_dict()), preprocess)
-        precision = choose_available_precision(settings.TRAIN.mixed_precision, device)
-        point = stored_point(metadata.get("operating_point"), settled(settings.MODEL.num_classes, "MODEL.num_classes"))
-        preprocess_index = list(preprocesses).index(str(preprocess.as_dict()))
-        layout = choose_memory_format(settings.TRAIN.channels_last, backbone.prefers_channels_last)
-        members.append(make_member(file, saved, point, preprocess_index, device, precision, layout, options.tta))
-        if metadata.get("training_data"):
-            profiles.append(TrainingData.from_dict(metadata["training_data"], settings.has_volumes()))
+        profile = None
+        if description.get("training_data"):
+            profile = TrainingData.from_dict(description["training_data"], settings.has_volumes())
         else:
             logger.warning("'%s' does not describe its training images: it cannot warn about unlike ones", file)
-    return Ensemble(members, options.threshold), list(preprocesses.values()), profiles
+        encoding, kinds = saved_table(description.get("table")), description.get("view_kinds")
+        models.append(AskedModel(str(file), settings, preprocess, encoding, kinds, profile))
+    check_options(options, models)
+    inputs = input_numbers(models)
+    members = []
+    for (file, saved), number in zip(opened, inputs):
+        training = saved.config.TRAIN
+        precision = choose_available_precision(training.mixed_precision, device)
+        count = settled(saved.config.MODEL.num_classes, "MODEL.num_classes")
+        point = stored_point(saved.description.get("operating_point"), count)
+        layout = choose_memory_format(training.channels_last, saved.model.backbone.prefers_channels_last)
+        members.append(make_member(file, saved, point, number, device, precision, layout, options.tta))
+    return Ensemble(members, options.threshold), models
+
+
+def input_numbers(models: Sequence[AskedModel]) -> list[int]:
+    """Which of the inputs is each model's own: of studies, where tables differ, each has one of its own."""
+    if models[0].of_studies:
+        return list(range(len(models)))
+    known = [str(one.as_dict()) for one in different([model.preprocess for model in models])]
+    return [known.index(str(model.preprocess.as_dict())) for model in models]
+
+
+def check_options(options: argparse.Namespace, models: Sequence[AskedModel]) -> None:
+    """Raises PredictionError where models or options do not go together."""
+    from configs.default_config import Config
+
+    first = models[0]
+    for model in models[1:]:
+        if model.of_studies != first.of_studies:
+            one, other = (model.file, first.file) if model.of_studies else (first.file, model.file)
+            raise PredictionError(f"'{one}' takes studies, '{other}' single images: ask them one by one")
+    for model in models:
+        if model.config.MODEL.table.fusion is not None and model.encoding is None:
+            raise PredictionError(f"'{model.file}' does not say how its table is encoded, so it cannot be asked")
+    if first.of_studies:
+        if options.heatmaps:
+            raise PredictionError("--heatmaps is for models of single images: `python -m explain` looks into studies")
+        return
+    named = {key for keys in Config.override_keys(options.set).values() for key in keys}
+    asked = {"--table": options.table is not None, "--missing-columns": options.missing_columns}
+    given = [name for name, there in asked.items() if there] + [f"--set {k}" for k in OF_STUDIES if k in named]
+    if given:
+        raise PredictionError(f"{', '.join(given)}: '{first.file}' takes single images, this is for models of studies")
 
 
 def unlike(

@@ -106,8 +106,17 @@ EVALUATE = Followed(
     "evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles", *_REGIONS), takes_studies=True
 )
 EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"), takes_studies=True)
-PREDICT = Followed("predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding"))
-EXPORT = Followed("export.py", (*_SOURCE, *_OPENING, *_DECIDING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS))
+# Of models of studies alone: which images are one, and what they show.
+OF_STUDIES = ("DATA.study_column", "DATA.view_kinds", "DATA.max_views")
+PREDICT = Followed(
+    "predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding", *OF_STUDIES), takes_studies=True
+)
+EXPORT = Followed(
+    "export.py",
+    (*_SOURCE, *_OPENING, *_DECIDING),
+    (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS),
+    takes_studies=True,
+)
 # What is written into the new file is followed by those who read it; paths in a file never are.
 CONVERT = Followed(
     "python -m utils.checkpoint convert",

@@ -190,14 +190,6 @@ def _labels_of(data: DataSettings) -> str:
     return str(table) if table.is_file() else data.labels_file or str(folder)
 
 
-def unlabelled_studies(config: Config, dataset_index: DatasetIndex) -> DatasetIndex:
-    """Images to be predicted, of `open_unlabelled`, as the studies of a saved model's settings; itself where these have
-    none. Columns are those of the table that names the images, or of DICOM headers; what is not there is noted.
-    """
-    settings = replace(study_settings(config.DATA), table_file=None, required_views=(), tolerant=True)
-    return with_studies(dataset_index, Path(), settings)
-
-
 def asked_tables(overrides: Sequence[str]) -> TableSettings:
     """What a command's own overrides say of tables; those that a model was trained from were others."""
     keys = Config.override_keys(overrides)

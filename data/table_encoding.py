@@ -171,6 +171,19 @@ class TableEncoding:
         mask = np.stack(known, axis=1)
         return np.where(mask, np.stack(values, axis=1), np.float32(0)), mask
 
+    def as_read(self, table: ClinicalTable) -> np.ndarray:
+        """float32 [N, columns]: numbers in the units of the table and codes of categories, NaN where unknown.
+
+        Raises DataError as `encode` does.
+        """
+        there = self._checked(table)
+        found = []
+        for one in self.columns:
+            column = there[one.name]
+            values = column.values if isinstance(column, NumericColumn) else one.encode(column)
+            found.append(np.where(column.known, values, np.nan))
+        return np.stack(found, axis=1).astype(np.float32)
+
     def _checked(self, table: ClinicalTable) -> dict[str, NumericColumn | CategoricalColumn]:
         there, kinds = {column.name: column for column in table.columns}, table.kinds
         lacking = [name for name in self.kinds if name not in there]
@@ -190,16 +203,29 @@ class TableEncoding:
         whose: whose table it is, such as 'val'.
         """
         there = self._checked(table)
-        found = []
+        studies, found = len(table.has_row), []
+        for one in self.columns:
+            if studies and not there[one.name].known.any():
+                found.append(f"{whose}: column {one.name!r} has no value for any of {studies} studies")
+            else:
+                found += _sentences(one, there[one.name], whose)
+        return found
+
+    def strange(self, table: ClinicalTable, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+        """Categories never met and values far beyond training's: (a sentence a column, a text a value for each study).
+
+        names: what the studies are called, some of whom a sentence names.
+        """
+        there = self._checked(table)
+        notes, of_studies = list[str](), [list[str]() for _ in names]
         for one in self.columns:
             column = there[one.name]
-            if len(table.has_row) and not column.known.any():
-                found.append(f"{whose}: column {one.name!r} has no value for any of {len(table.has_row)} studies")
-            elif isinstance(one, Numeric) and isinstance(column, NumericColumn):
-                found += _far(one, column, whose)
-            elif isinstance(one, Categorical) and isinstance(column, CategoricalColumn):
-                found += _never_met(one, column, whose)
-        return found
+            rows = np.flatnonzero(_is_strange(one, column)).tolist()
+            shown = some([f"'{printable(names[row])}'" for row in rows], _DISPLAYED)
+            notes += [f"{note}; studies {shown}" for note in _sentences(one, column, "the studies asked about")]
+            for row in rows:
+                of_studies[row].append(_strange_text(one, column, row))
+        return notes, of_studies
 
     def describe(self) -> str:
         """In a line, for the log: columns, in how many studies of training each is known, categories."""
@@ -297,10 +323,32 @@ def _fit_categorical(column: CategoricalColumn) -> Categorical | str:
     return Categorical(column.name, counts.total(), names, tuple(counts[key] for key in kept))
 
 
+def _is_strange(one: Numeric | Categorical, column: NumericColumn | CategoricalColumn) -> np.ndarray:
+    """bool [N]: which values are far beyond training's, or of a category never met."""
+    if isinstance(one, Numeric) and isinstance(column, NumericColumn):
+        least, most = one.alike
+        with np.errstate(invalid="ignore"):
+            return column.known & ((column.values < least) | (column.values > most))
+    assert isinstance(one, Categorical) and isinstance(column, CategoricalColumn), "checked by TableEncoding"
+    return column.known & (one.encode(column) == 0)
+
+
+def _strange_text(one: Numeric | Categorical, column: NumericColumn | CategoricalColumn, row: int) -> str:
+    if isinstance(one, Numeric) and isinstance(column, NumericColumn):
+        return f"{one.name} {column.values[row]:g} (training: {one.low:g} to {one.high:g})"
+    assert isinstance(one, Categorical) and isinstance(column, CategoricalColumn), "checked by TableEncoding"
+    return f"{one.name} '{printable(column.words[row])}' (training: {', '.join(map(printable, one.categories))})"
+
+
+def _sentences(one: Numeric | Categorical, column: NumericColumn | CategoricalColumn, whose: str) -> list[str]:
+    if isinstance(one, Numeric) and isinstance(column, NumericColumn):
+        return _far(one, column, whose)
+    assert isinstance(one, Categorical) and isinstance(column, CategoricalColumn), "checked by TableEncoding"
+    return _never_met(one, column, whose)
+
+
 def _far(one: Numeric, column: NumericColumn, whose: str) -> list[str]:
-    least, most = one.alike
-    with np.errstate(invalid="ignore"):
-        far = column.values[column.known & ((column.values < least) | (column.values > most))]
+    far = column.values[_is_strange(one, column)]
     if not len(far):
         return []
     shown = some([f"{value:g}" for value in dict.fromkeys(far.tolist())], _DISPLAYED)

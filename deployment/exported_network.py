@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,20 @@ from torch import Tensor, nn
 from utils.batch import Logits
 from utils.evaluation_mode import evaluating
 
+INPUT = "image"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class ExportedNetwork(nn.Module):
-    """Images in, probabilities out: float32 [B, C, *spatial] → float32 [B, K], or that and [B, G] of coarse classes.
+class NetworkInput(NamedTuple):
+    """What a file takes under a name: [B, *shape]."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+class Exportable(nn.Module):
+    """A network with its last step: logits → float32 [B, K], or that and [B, G] of coarse classes.
 
     p = sigmoid(slope · logit + intercept), or the softmax of the same line where classes are exclusive, with one slope
     and intercept per class; coarse classes, which nothing calibrates, have their plain sigmoid. Fine classes come
@@ -44,14 +54,23 @@ class ExportedNetwork(nn.Module):
             self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
         self.eval()
 
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        coarse, fine = Logits.of(self.network(image.to(self.dtype)))
+    def inputs(self, image_shape: Sequence[int]) -> tuple[NetworkInput, ...]:
+        """What `forward` takes, in its order. image_shape: (C, *spatial)."""
+        raise NotImplementedError
+
+    def input_names(self) -> list[str]:
+        """Of `inputs`."""
+        return [one.name for one in self.inputs(())]
+
+    def _outputs(self, outputs: object) -> Tensor | tuple[Tensor, Tensor]:
+        """From what the network returns."""
+        coarse, fine = Logits.of(outputs)
         last = self._last(fine.float())
         if coarse is None:
             return last
         return last, coarse.float() if self.gives_logits else coarse.float().sigmoid()
 
-    def in_precision(self, precision: str) -> ExportedNetwork:
+    def in_precision(self, precision: str) -> Self:
         """Itself in fp32, else a copy whose network computes in a half type; what is before and behind is float32."""
         if precision == "fp32":
             return self
@@ -71,6 +90,17 @@ class ExportedNetwork(nn.Module):
         line = logits if self.slopes is None else logits * self.slopes
         line = line if self.intercepts is None else line + self.intercepts
         return line.softmax(dim=1) if self.exclusive else line.sigmoid()
+
+
+class ExportedNetwork(Exportable):
+    """Images in, probabilities out: float32 [B, C, *spatial]; see Exportable."""
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self._outputs(self.network(image.to(self.dtype)))
+
+    def inputs(self, image_shape: Sequence[int]) -> tuple[NetworkInput, ...]:
+        """See Exportable."""
+        return (NetworkInput(INPUT, tuple(image_shape)),)
 
 
 @contextmanager

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from configs.errors import ExportError
 from deployment import onnx_format, openvino_format, tensorrt_format, torch_formats
-from deployment.exported_network import ExportedNetwork
-from deployment.verification import BATCH_SIZES, Run, check
+from deployment.exported_network import Exportable
+from deployment.exported_studies import ExportedStudyNetwork
+from deployment.verification import BATCH_SIZES, Arrays, Run, check
 from utils.atomic_file import replacing
 
 
@@ -41,16 +40,17 @@ class Request:
 class Format:
     """How a kind of file is written and run. precisions: those that can be run here, so that they can be compared."""
 
-    write: Callable[[ExportedNetwork, Path, Request], None]
+    write: Callable[[Exportable, Path, Request], None]
     open: Callable[[Path], Run]
     precisions: tuple[str, ...]
 
 
-def export_file(network: ExportedNetwork, kind: str, path: Path, request: Request, images: np.ndarray) -> float:
+def export_file(network: Exportable, kind: str, path: Path, request: Request, images: Arrays) -> float:
     """Make a file of format `kind` and prove it: the largest |Δ| to the float32 network over `images`.
 
-    images: float32 [N, C, *spatial], normalised. The file is written in a folder of its own beside `path`, run and
-    compared, and only then takes its name; a second file that a format has goes with it.
+    images: float32 [N, C, *spatial], normalised, or all inputs of a network of studies. The file is written in a
+    folder of its own beside `path`, run and compared, and only then takes its name; a second file that a format has
+    goes with it.
     Raises ExportError, what was at `path` untouched, where any of this fails.
     """
     file_format = FORMATS[kind]
@@ -79,34 +79,36 @@ def _complete(path: Path) -> Iterator[Path]:
         raise ExportError(f"cannot write '{path}': {error.strerror or error}") from None
 
 
-def _write_onnx(network: ExportedNetwork, path: Path, request: Request) -> None:
+def _write_onnx(network: Exportable, path: Path, request: Request) -> None:
     dynamic, batch = request.batch is None, request.batch or 1
     names, metadata = network.output_names(), request.metadata
     onnx_format.export_onnx(network, request.image_shape, path, metadata, request.opset, dynamic, batch, names)
 
 
-def _write_program(network: ExportedNetwork, path: Path, request: Request) -> None:
+def _write_program(network: Exportable, path: Path, request: Request) -> None:
     torch_formats.export_program(network, request.image_shape, path, request.metadata, request.batch)
 
 
-def _write_script(network: ExportedNetwork, path: Path, request: Request) -> None:
+def _write_script(network: Exportable, path: Path, request: Request) -> None:
     torch_formats.export_script(network, request.image_shape, path, request.metadata, request.batch)
 
 
-def _write_openvino(network: ExportedNetwork, path: Path, request: Request) -> None:
+def _write_openvino(network: Exportable, path: Path, request: Request) -> None:
     openvino_format.load_openvino()  # before the minute that the ONNX file takes
     with _onnx_file(network, request) as onnx:
         openvino_format.convert_onnx(onnx, path, request.metadata)
 
 
-def _write_tensorrt(network: ExportedNetwork, path: Path, request: Request) -> None:
+def _write_tensorrt(network: Exportable, path: Path, request: Request) -> None:
+    if isinstance(network, ExportedStudyNetwork):
+        raise ExportError("--format tensorrt is for single images: --images-only, or --format onnx for studies")
     tensorrt_format.load_tensorrt()
     with _onnx_file(network, request) as onnx:
         tensorrt_format.build_engine(onnx, path, request.image_shape, request.batch)
 
 
 @contextmanager
-def _onnx_file(network: ExportedNetwork, request: Request) -> Iterator[Path]:
+def _onnx_file(network: Exportable, request: Request) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         _write_onnx(network, path, request)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from configs.default_config import Config
 from configs.errors import CheckpointError
 from configs.section import settled
+from deployment.exported_studies import CategoricalColumn, NumericColumn, StudyForm
 from utils.environment import describe_environment
 
 PROGRAM = "HybridMedNet"
@@ -24,14 +26,18 @@ def export_metadata(
     decision: Mapping[str, object],
     output: str,
     checkpoint: Path,
+    form: StudyForm | None = None,
 ) -> dict[str, str]:
-    """Name → text.
+    """Name → text. form: of a model of studies.
 
     JSON: classes, coarse_classes (those of the second output, [] where there is none), preprocessing (`as_dict` of
     data's Preprocess), operating_point ('null' where none was fitted; its thresholds are on calibrated probabilities),
     decision (how predict.py calls classes from the probabilities, see utils.decision.DecisionRecord).
     Words: task, backbone, attention as in the settings; output: what the numbers are; program, program_commit, torch:
     what wrote the file; checkpoint, checkpoint_sha256: what it was made of.
+    Of studies, JSON: max_views; view_kinds by their code, [] where the model joins no views; table: a record a column,
+    its name and kind, of a numeric one mean, std, clip, and training's low and high, of a categorical one its
+    categories by their code, from 1 on; missing_told: columns of which the network is told that they are missing.
     """
     model, environment = config.MODEL, describe_environment("cpu", "fp32")
     return {
@@ -49,6 +55,18 @@ def export_metadata(
         "torch": environment["packages"]["torch"] or "unknown",
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": file_digest(checkpoint),
+        **({} if form is None else _of_studies(form)),
+    }
+
+
+def _of_studies(form: StudyForm) -> dict[str, str]:
+    kinds = {NumericColumn: "numeric", CategoricalColumn: "categorical"}
+    table = [{"kind": kinds[type(one)], **asdict(one)} for one in form.columns]
+    return {
+        "max_views": _json(form.max_views),
+        "view_kinds": _json(list(form.view_kinds)),
+        "table": _json(table),
+        "missing_told": _json(list(form.indicators)),
     }
 
 

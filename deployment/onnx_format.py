@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from configs.errors import ExportError
-from deployment.torch_formats import INPUT, traced_program
+from deployment.torch_formats import inputs_of, traced_program
 from deployment.verification import Run, first_line
 
 OPSET = 18
@@ -33,7 +33,8 @@ def export_onnx(
     batch: int = 1,
     output_names: Sequence[str] | None = None,
 ) -> None:
-    """Write an ONNX file whose input is float32 'image' [B, C, *spatial]. image_shape: (C, *spatial).
+    """Write an ONNX file whose input is float32 'image' [B, C, *spatial], or inputs as `Exportable.inputs` says.
+    image_shape: (C, *spatial).
 
     dynamic_batch: any number of images at a time, the axis is called 'batch'; False: `batch` of them.
     metadata: the file's metadata_props. output_names: of the model's outputs in turn, those that it has not are left
@@ -45,7 +46,8 @@ def export_onnx(
     program = traced_program(model, image_shape, None if dynamic_batch else batch)
     count = len(program.graph_signature.user_outputs)
     names = list(output_names or ["output", *(f"output_{i}" for i in range(1, count))])[:count]
-    converted = _converted(program, opset, names, dynamic_batch)
+    inputs = [one.name for one in inputs_of(model, image_shape)]
+    converted = _converted(program, opset, inputs, names, dynamic_batch)
     found = converted.model.opset_imports.get("")
     if found != opset:
         raise ExportError(
@@ -56,17 +58,17 @@ def export_onnx(
 
 
 def open_onnx(path: str | Path, threads: int | None = None) -> Run:
-    """Run an ONNX file by onnxruntime on the CPU: float32 [B, C, *spatial] → its outputs, one or a list."""
+    """Run an ONNX file by onnxruntime on the CPU: its inputs in its order → its outputs, one or a list."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors; its warnings are about optimisations
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    names = [one.name for one in session.get_inputs()]
 
-    def run(image: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        outputs: list[np.ndarray] = session.run(None, {name: image})
+    def run(*arrays: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        outputs: list[np.ndarray] = session.run(None, dict(zip(names, arrays, strict=True)))
         return outputs if len(outputs) > 1 else outputs[0]
 
     return run
@@ -80,7 +82,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def _converted(
-    program: torch.export.ExportedProgram, opset: int, names: list[str], dynamic_batch: bool
+    program: torch.export.ExportedProgram, opset: int, inputs: list[str], names: list[str], dynamic_batch: bool
 ) -> torch.onnx.ONNXProgram:
     """torch's ONNXProgram; its progress messages, which it prints, are left out."""
     try:
@@ -90,9 +92,9 @@ def _converted(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[INPUT],
+                input_names=inputs,
                 output_names=names,
-                dynamic_shapes=({0: "batch"},) if dynamic_batch else None,
+                dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic_batch else None,
                 verbose=False,
             )
     except Exception as error:  # of torch's private module; any operation may have its own

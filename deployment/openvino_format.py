@@ -28,15 +28,15 @@ def convert_onnx(onnx: Path, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def open_openvino(path: Path) -> Run:
-    """Run the two files on the CPU: float32 [B, C, *spatial] → its outputs.
+    """Run the two files on the CPU: their inputs in their order → their outputs.
 
     In float32: left to itself, OpenVINO computes in bf16 where the processor has it, and is off by 1e-2.
     """
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = load_openvino().Core().compile_model(str(path), "CPU", settings)
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
-        results = compiled(image)
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        results = compiled(arrays[0] if len(arrays) == 1 else list(arrays))
         return [results[output].copy() for output in compiled.outputs]
 
     return run

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from configs.errors import ExportError
-from deployment.torch_formats import INPUT
+from deployment.exported_network import INPUT
 from deployment.verification import Run
 
 # Batches that an engine with a dynamic batch is tuned for: least, usual, most.

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from configs.errors import ExportError
+from deployment.exported_network import Exportable
 
-# float32 [B, C, *spatial] → the outputs: one array, or as many as the model gives.
-Run = Callable[[np.ndarray], np.ndarray | Sequence[np.ndarray]]
+# The inputs, in the model's order → the outputs: one array, or as many as the model gives.
+Run = Callable[..., np.ndarray | Sequence[np.ndarray]]
+# float32 [N, C, *spatial], or one array for each input, [N, …].
+Arrays = np.ndarray | Sequence[np.ndarray]
 
 # Largest |Δ| of a probability against the float32 network; of a logit too, in units of the larger of 1 and itself.
 # Half types keep 11 (fp16) and 8 (bf16) binary digits, of which a deep network loses some.
@@ -25,25 +28,26 @@ def random_images(image_shape: Sequence[int], count: int = 4, seed: int = 0) -> 
     return np.random.default_rng(seed).standard_normal((count, *image_shape), dtype=np.float32)
 
 
-def compare(model: nn.Module, run: Run, images: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES) -> float:
+def compare(model: nn.Module, run: Run, images: Arrays, batch_sizes: Sequence[int] = BATCH_SIZES) -> float:
     """The largest |Δ| of any output over these images, each batch size in turn.
 
     model: in eval mode; a network with (coarse, fine) outputs is compared output by output in the order it gives them.
-    run: float32 [B, C, *spatial] → an array, or a sequence of as many as the model gives. images: [N, C, *spatial].
+    run: gives an array, or a sequence of as many as the model gives. images: what both are given.
     Where |value| is above 1, as logits may be, the difference is taken relative to it.
     Infinite where an output is not finite or not of the model's shape. Raises ValueError without images.
     """
-    if not len(images):
+    inputs = [images] if isinstance(images, np.ndarray) else list(images)
+    if not len(inputs[0]):
         raise ValueError("nothing to compare: no images")
     worst = 0.0
     for size in batch_sizes:
-        for batch in _batches(images, size):
-            pairs = zip(_expected(model, batch), _found(run, batch), strict=True)
+        for batch in _batches(inputs, size):
+            pairs = zip(_expected(model, batch), _listed(run(*batch)), strict=True)
             worst = max(worst, *(_difference(expected, found) for expected, found in pairs))
     return worst
 
 
-def check(model: nn.Module, run: Run, images: np.ndarray, precision: str, batch_sizes: Sequence[int]) -> float:
+def check(model: nn.Module, run: Run, images: Arrays, precision: str, batch_sizes: Sequence[int]) -> float:
     """`compare`, or ExportError where that is above BOUNDS[precision] or the file cannot be run at all."""
     try:
         difference = compare(model, run, images, batch_sizes)
@@ -62,20 +66,23 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """All images in batches of exactly this size, the first ones again where the last batch lacks some."""
-    for start in range(0, len(images), size):
-        yield np.take(images, range(start, start + size), axis=0, mode="wrap")
+def _batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """All rows in batches of exactly this size, the first ones again where the last batch lacks some."""
+    for start in range(0, len(inputs[0]), size):
+        yield [np.take(one, range(start, start + size), axis=0, mode="wrap") for one in inputs]
 
 
 @torch.inference_mode()
-def _expected(model: nn.Module, batch: np.ndarray) -> list[np.ndarray]:
-    outputs = model(torch.from_numpy(batch))
+def _expected(model: nn.Module, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+    tensors = list(map(torch.from_numpy, batch))
+    if isinstance(model, Exportable):  # by name, as a model lacks some of the inputs that others have
+        outputs = model(**dict(zip(model.input_names(), tensors, strict=True)))
+    else:
+        outputs = model(*tensors)
     return [y.numpy() for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
-def _found(run: Run, batch: np.ndarray) -> list[np.ndarray]:
-    outputs = run(batch)
+def _listed(outputs: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(y) for y in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
 
 

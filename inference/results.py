@@ -22,12 +22,16 @@ from utils.text import printable
 
 logger = logging.getLogger(__name__)
 
+_ONE = {"images": "image", "studies": "study"}
+
 
 @dataclass
 class Row:
-    """The result of one image. columns: what a table said of it. probabilities: [K], None with an error.
+    """The result of one image, or of a study of that name. columns: what a table said of it. probabilities: [K], None
+    with an error.
 
-    findings: the classes that are called. heatmaps: files, relative to the results' folder.
+    findings: the classes that are called. heatmaps: files, relative to the results' folder. images: what those of a
+    study are called; None: the row is of an image. missing: columns and views that the study lacks.
     """
 
     image: str
@@ -37,6 +41,8 @@ class Row:
     warnings: tuple[str, ...] = ()
     error: str = ""
     heatmaps: tuple[str, ...] = ()
+    images: tuple[str, ...] | None = None
+    missing: tuple[str, ...] = ()
 
     def fill(self, probabilities: np.ndarray, warnings: Sequence[str], ensemble: Ensemble) -> bool:
         """Take over what the models say; whether that is of use: NaN is an error of the row."""
@@ -59,20 +65,21 @@ def make_folder(name: str) -> Path:
 
 def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> int:
     """Print the results, for a single image its probabilities; the exit code: 0 if any was predicted, else 2."""
-    counts = count(rows)
+    counts, noun = count(rows), _noun(rows)
+    number = f"1 {_ONE[noun]}" if len(rows) == 1 else f"{len(rows)} {noun}"
     if len(rows) == 1 and counts["predicted"]:
         show(image_table(rows[0], ensemble))
         for warning in rows[0].warnings:
             show(f"unlike the training images: {warning}")
     if counts["warnings"]:
         logger.warning(
-            "%d of %d images are unlike the training images: see the column warnings",
+            "%d of %d %s are unlike the training images: see the column warnings",
             counts["warnings"],
             counts["predicted"],
+            noun,
         )
-    noun = "image" if counts["images"] == 1 else "images"
     show(
-        f"{counts['images']} {noun}: {counts['predicted']} predicted, {counts['errors']} with an error, "
+        f"{number}: {counts['predicted']} predicted, {counts['errors']} with an error, "
         f"{counts['warnings']} with warnings"
     )
     show(f"thresholds: {printable(ensemble.threshold_source)}")
@@ -100,24 +107,27 @@ def write_results(
 def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
     """The table as text, the same for the same input: no dates and no paths of this machine but those in errors.
 
-    Columns: image, those of the input tables, 'probability <class>' for each class, findings ('A|B'), warnings
-    ('a; b'), error. Probabilities have nine digits, see `probability_text`. A column of an input table
-    that is called like one of these is 'input <name>'.
+    Columns: image, or study, images and missing ('a|b'); those of the input tables; 'probability <class>' for each
+    class; findings ('A|B'), warnings ('a; b'), error. Probabilities have nine digits, see `probability_text`. A column
+    of an input table that is called like one of these is 'input <name>'.
     """
     names = ensemble.class_names
     columns = list(dict.fromkeys(name for row in rows for name in row.columns))
     own = [f"probability {name}" for name in names]
-    last = ["findings", "warnings", "error"]
-    kept = [f"input {name}" if name in ("image", *own, *last) else name for name in columns]
+    first, last = ["image"], ["findings", "warnings", "error"]
+    if _noun(rows) == "studies":
+        first = ["study", "images", "missing"]
+    kept = [f"input {name}" if name in (*first, *own, *last) else name for name in columns]
     limits = [[] if math.isnan(limit) else [limit] for limit in ensemble.decision.limits]
-    table = [["image", *kept, *own, *last]]
+    table = [[*first, *kept, *own, *last]]
     for row in rows:
         given = [row.columns.get(name, "") for name in columns]
         figures = [""] * len(names)
         if row.probabilities is not None:
             figures = list(map(probability_text, row.probabilities.tolist(), limits))
         findings = "|".join(names[k] for k in row.findings)
-        table.append([row.image, *given, *figures, findings, "; ".join(row.warnings), row.error])
+        begin = [row.image] if row.images is None else [row.image, "|".join(row.images), "|".join(row.missing)]
+        table.append([*begin, *given, *figures, findings, "; ".join(row.warnings), row.error])
     return csv_text(table)
 
 
@@ -131,17 +141,21 @@ def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, ob
         "decision": ensemble.decision.as_dict(),
         "no_positive_in_training": list(ensemble.not_learnt),
         "counts": count(rows),
-        "images": [_as_dict(row, ensemble) for row in rows],
+        _noun(rows): [_as_dict(row, ensemble) for row in rows],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def count(rows: Sequence[Row]) -> dict[str, int]:
-    """Of images: all, those predicted, those with an error, those with a warning."""
+    """Of images or studies: all, those predicted, those with an error, those with a warning."""
     errors, warned = (
         sum(bool(text) for text in texts) for texts in ([r.error for r in rows], [r.warnings for r in rows])
     )
-    return {"images": len(rows), "predicted": len(rows) - errors, "errors": errors, "warnings": warned}
+    return {_noun(rows): len(rows), "predicted": len(rows) - errors, "errors": errors, "warnings": warned}
+
+
+def _noun(rows: Sequence[Row]) -> str:
+    return "studies" if any(row.images is not None for row in rows) else "images"
 
 
 def image_table(row: Row, ensemble: Ensemble) -> str:
@@ -160,10 +174,11 @@ def image_table(row: Row, ensemble: Ensemble) -> str:
     return "\n".join(lines)
 
 
-class ImageRecord(TypedDict):
-    """One image in predictions.json; probabilities (by class) and findings are null where there is an error."""
+class Outcome(TypedDict):
+    """What predictions.json says of an image or a study, after `image`, or after `study`, `images` and `missing`;
+    probabilities (by class) and findings are null where there is an error.
+    """
 
-    image: str
     columns: dict[str, str]
     probabilities: dict[str, float] | None
     findings: list[str] | None
@@ -172,11 +187,10 @@ class ImageRecord(TypedDict):
     heatmaps: list[str]
 
 
-def _as_dict(row: Row, ensemble: Ensemble) -> ImageRecord:
+def _as_dict(row: Row, ensemble: Ensemble) -> Mapping[str, object]:
     names = ensemble.class_names
     known = row.probabilities is not None
-    return {
-        "image": row.image,
+    outcome: Outcome = {
         "columns": dict(row.columns),
         "probabilities": dict(zip(names, row.probabilities.tolist())) if row.probabilities is not None else None,
         "findings": [names[k] for k in row.findings] if known else None,
@@ -184,3 +198,6 @@ def _as_dict(row: Row, ensemble: Ensemble) -> ImageRecord:
         "error": row.error or None,
         "heatmaps": list(row.heatmaps),
     }
+    if row.images is None:
+        return {"image": row.image, **outcome}
+    return {"study": row.image, "images": list(row.images), "missing": list(row.missing), **outcome}

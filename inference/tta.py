@@ -58,7 +58,7 @@ def show(image: Tensor, transform: TestTimeTransform) -> Tensor:
     What lies outside repeats the edge: the value of black is not known here, as the batch is normalised. Training's
     augmentation, which comes before normalisation, fills with black.
     """
-    if transform.is_identity:
+    if transform.is_identity or image.shape[0] == 0:  # studies of tables alone
         return image
     matrix = sampling_matrix(tuple(image.shape[2:]), transform)
     theta = torch.tensor(matrix, dtype=torch.float32, device=image.device).expand(len(image), -1, -1)

@@ -1,6 +1,7 @@
 """What tests of studies share: data of a frontal image, a lateral one and a table, and runs that were not trained."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -70,16 +71,25 @@ def write_studies(folder: Path, images: list[Row] | None = None, table: list[Row
 
 def write_study_run(folder: Path, data: Path, *overrides: str) -> Path:
     """A run's folder as train.py leaves it, its network untrained; its parts for studies do not begin at zero."""
-    given = Config.from_overrides([*NETWORK, "DATA.image_size=32", f"DATA.data_dir={data}", *STUDIES, *overrides])
-    dataset_index = open_data(given)
-    assignment = split_data(given, dataset_index)
-    config = resolve_studies(resolve(given, dataset_index), dataset_index, assignment)
-    torch.manual_seed(0)
-    model = HybridMedNet(config).eval()
-    with torch.no_grad():
+
+    def disturb(model: HybridMedNet) -> None:
         for name, parameter in model.named_parameters():
             if ".study." in name:
                 parameter.add_(torch.randn_like(parameter))
+
+    given = Config.from_overrides([*NETWORK, "DATA.image_size=32", f"DATA.data_dir={data}", *STUDIES, *overrides])
+    return write_run(folder, given, disturb)
+
+
+def write_run(folder: Path, given: Config, disturb: Callable[[HybridMedNet], None], seed: int = 0) -> Path:
+    """A run's folder as train.py leaves it, of a network that `disturb` was given before."""
+    dataset_index = open_data(given)
+    assignment = split_data(given, dataset_index)
+    config = resolve_studies(resolve(given, dataset_index), dataset_index, assignment)
+    torch.manual_seed(seed)
+    model = HybridMedNet(config).eval()
+    with torch.no_grad():
+        disturb(model)
     loaders = build_loaders(config, dataset_index, assignment, model.backbone.mean, model.backbone.std)
     folder.mkdir(parents=True)
     content = {

@@ -1,4 +1,4 @@
-"""Studies through train.py, --resume and evaluate.py; what does not take them yet says so in one line."""
+"""Studies through train.py, --resume and evaluate.py."""
 
 import csv
 from pathlib import Path
@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-import export
-import predict
 from tests.evaluation_runs import call, metrics_of
 from tests.kill_harness import flatten, identical
-from tests.training_runs import arguments, process_state, run_main
+from tests.training_runs import arguments, run_main
 from utils.checkpoint import load_checkpoint
 
 STUDIES = {
@@ -83,18 +81,15 @@ def test_evaluation_is_of_studies(run, data):
     assert (results["images"], results["patients"]) == (30, 15)
 
 
-@pytest.mark.parametrize("command", ["predict", "export"])
-def test_commands_of_single_images_say_so(command, run, data, tmp_path, capsys):
-    checkpoint = str(run / "best_model.pth")
-    calls = {
-        "predict": lambda: predict.main([str(data), "--checkpoint", checkpoint, "--output", str(tmp_path / "out")]),
-        "export": lambda: export.main([checkpoint, "--format", "onnx", "--output", str(tmp_path / "out.onnx")]),
-    }
-    with process_state():
-        assert calls[command]() == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "is a model of studies (views: frontal, lateral, other; table: age, sex)" in line
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.onnx").exists()
+def test_a_table_beside_single_images_trains_and_is_evaluated(data, tmp_path):
+    """Each image is a study; its column is the labels table's."""
+    alone = {"DATA__study_column": "null", "DATA__view_kinds": "null", "MODEL__views.aggregator": "null"}
+    table = {"DATA__table.file": "null", "DATA__table.columns": "{view: categorical}"}
+    assert run_main(arguments(data, tmp_path, "run", **{**STUDIES, **alone, **table, "TRAIN__epochs": 1})) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["MODEL"]["view_kinds"] is None and config["MODEL"]["table_columns"] == {"view": 2}
+    assert call(tmp_path / "run", "--split", "all") == 0
+    assert metrics_of(tmp_path / "run" / "evaluation-all")["images"] == 45
 
 
 @pytest.mark.parametrize(

@@ -31,18 +31,18 @@ class Header(NamedTuple):
     sex: str
 
 
-def with_headers(dataset_index: DatasetIndex, study_column: str | None, tolerant: bool = False) -> DatasetIndex:
+def with_headers(dataset_index: DatasetIndex, study_column: str | None) -> DatasetIndex:
     """The same images with the columns StudyInstanceUID, view, age and sex, and their patients, from their headers.
 
     Only where study_column is StudyInstanceUID and no table has it; what a table says of view, age, sex and patient
-    stays. Files that are no DICOM, or cannot be read, name no study. Raises DataError where none does, unless tolerant.
+    stays. Files that are no DICOM, or cannot be read, name no study. Raises DataError where none does.
     """
     if study_column is None or name_key(study_column) != name_key(STUDY_UID):
         return dataset_index
     if any(name_key(column) == name_key(STUDY_UID) for study in dataset_index.studies[:1] for column in study.table):
         return dataset_index
     headers = [_header_of(dataset_index, row) for row in range(len(dataset_index.studies))]
-    if not tolerant and not any(header and header.study for header in headers):
+    if not any(header and header.study for header in headers):
         names = some([study.name for study in dataset_index.studies], 2)
         raise DataError(
             f"DATA.study_column is {STUDY_UID}: no column of a table has that name, and no DICOM header says it "

@@ -34,9 +34,8 @@ _SIDE = re.compile(r"^[LR] ")
 class StudySettings:
     """What the user says of studies, as the settings of the same names in DATA and DATA.table.
 
-    labels: the labels table, for messages. roles: DATA.columns, role → the column's name. tolerant: columns that are
-    not there, that of the studies too, are no error but a note: of data to be predicted. may_lack: columns of
-    the table of which the same is true.
+    labels: the labels table, for messages. roles: DATA.columns, role → the column's name. tolerant: of data to be
+    predicted, may_lack: columns that may not be there; see `with_clinical_table` for both.
     """
 
     study_column: str | None = None
@@ -68,11 +67,11 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
     """
     if not settings.active:
         return dataset_index
-    dataset_index = with_headers(dataset_index, settings.study_column, settings.tolerant)
+    dataset_index = with_headers(dataset_index, settings.study_column)
     groups, id_notes = _grouped(dataset_index, settings)
     _check_agreement(dataset_index, groups, settings)
     values, view_notes = _kinds_of_views(dataset_index, settings) if settings.study_column is not None else ({}, [])
-    kind_of = [_kind_of(study.table.get("view", ""), values) for study in dataset_index.studies]
+    kind_of = [kind_of_view(study.table.get("view", ""), values) for study in dataset_index.studies]
     _check_counts(dataset_index, groups, settings)
     kept, left_notes = _with_required(groups, kind_of, settings.required_views)
     rows = [row for group in kept.values() for row in group]
@@ -99,8 +98,9 @@ def with_studies(dataset_index: DatasetIndex, root: Path, settings: StudySetting
         settings.table_columns,
         settings.roles,
         settings.encoding,
-        tuple(settings.table_columns) if settings.tolerant else settings.may_lack,
+        settings.may_lack,
         settings.labels,
+        settings.tolerant,
     )
 
 
@@ -136,13 +136,7 @@ def _grouped(dataset_index: DatasetIndex, settings: StudySettings) -> tuple[dict
     """(study → its rows, in the order of the table; notes)."""
     if settings.study_column is None:
         return {study.name: [row] for row, study in enumerate(dataset_index.studies)}, []
-    try:
-        column = _find(dataset_index, settings.study_column)
-    except DataError as reason:
-        if not settings.tolerant:
-            raise
-        alone = {study.name: [row] for row, study in enumerate(dataset_index.studies)}
-        return alone, [f"{reason}: each image counts as a study"]
+    column = _find(dataset_index, settings.study_column)
     groups: dict[str, list[int]] = {}
     nameless = []
     for row, study in enumerate(dataset_index.studies):
@@ -232,7 +226,7 @@ def _view_key(text: str) -> str:
     return "" if is_missing(text) else name_key(text)
 
 
-def _kind_of(text: str, values: Mapping[str, Sequence[str]]) -> str:
+def kind_of_view(text: str, values: Mapping[str, Sequence[str]]) -> str:
     """The kind that has a value, or is called so; of 'L CC' and 'R CC', as DICOM files have them, else that of 'CC'."""
     for key in (_view_key(text), _view_key(_SIDE.sub("", text.strip()))):
         listed = next((kind for kind, own in values.items() if key in map(_view_key, own)), None)
@@ -259,7 +253,7 @@ def _kinds_of_views(
         return found, []
     kinds = settings.view_kinds
     silent = counts.total() - known.total()
-    strange = Counter({value: count for value, count in known.items() if _kind_of(value, kinds) == OTHER})
+    strange = Counter({value: count for value, count in known.items() if kind_of_view(value, kinds) == OTHER})
     notes = []
     if silent and kinds:
         notes.append(f"{silent} images say no view and are of the kind '{OTHER}'")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.errors import DataError, LackingTableError
-from data.clinical_table import ClinicalTable, Kind, equal_to_labels, read_column
+from data.clinical_table import ClinicalTable, Kind, equal_to_labels, is_gap, read_column
 from data.labels import nearest
 from data.readers.regular_files import refuse_link
 from data.readers.tables import Table, TableSettings, column_roles, raise_problems, read_table, role_of, some
@@ -60,13 +60,14 @@ def with_clinical_table(
     encoding: str | None = None,
     may_lack: Collection[str] = (),
     labels: str = "the labels table",
+    tolerant: bool = False,
 ) -> DatasetIndex:
     """The same studies with `table`, and each column of the file in Study.table; itself where no columns are named.
 
     file: relative to root or to where we are; its rows are found by the study column, or by patient or image where it
     has none of that; None: the columns are the labels table's. roles: DATA.columns. may_lack: columns which, where they
     are not there or their cells cannot be read, are unknown for all studies, and noted. labels: the labels table, for
-    messages.
+    messages. tolerant: the file may be anywhere, and columns that it lacks are the labels table's.
 
     Raises LackingTableError for a file, rows or columns that are not there; DataError, with lines and values: for a
     class among the columns, a study twice, a study whose images have two values of a column, cells that are no numbers.
@@ -80,11 +81,16 @@ def with_clinical_table(
         cells = _of_labels_table(dataset_index, kinds, roles or {}, may_lack, Path(labels))
     else:
         try:
-            path = _find_file(root, file)
+            path = _find_file(root, file, tolerant)
             wanted.check(path)
             settings = TableSettings(encoding, {"image": study_column} if study_column else {})
             table = read_table(path, settings)
-            dataset_index, cells = _of_file(dataset_index, table, study_column, kinds, may_lack)
+            there = set(map(name_key, table.header))
+            further = {name: kind for name, kind in kinds.items() if tolerant and name_key(name) not in there}
+            more = _of_labels_table(dataset_index, further, roles or {}, may_lack, Path(labels))
+            of_file = {name: kind for name, kind in kinds.items() if name not in further}
+            dataset_index, cells = _of_file(dataset_index, table, study_column, of_file, may_lack)
+            cells = _joined(cells, more)
         except LackingTableError as reason:
             if not {*kinds} <= {*may_lack}:
                 raise
@@ -117,11 +123,21 @@ def _of_nobody(studies: int, kinds: Mapping[str, Kind | None], path: Path, reaso
     return _Cells({name: [("", "")] * studies for name in kinds}, np.zeros(studies, bool), path, notes=(note,))
 
 
-def _find_file(root: Path, file: str) -> Path:
+def _joined(cells: _Cells, more: _Cells) -> _Cells:
+    """The columns of both; a study with a value in either has a row."""
+    if not more.columns:
+        return cells
+    known = np.array([[not is_gap(text) for _, text in texts] for texts in more.columns.values()], bool)
+    columns, notes = {**cells.columns, **more.columns}, (*cells.notes, *more.notes)
+    return cells._replace(columns=columns, has_row=cells.has_row | known.any(axis=0), notes=notes)
+
+
+def _find_file(root: Path, file: str, named: bool) -> Path:
+    """named: by the command line, which may name any file."""
     given = Path(file).expanduser()
     for path in (root / given, given):
         if path.is_file():
-            return refuse_link(root, path) if path == root / given and not given.is_absolute() else path
+            return path if named or path != root / given or given.is_absolute() else refuse_link(root, path)
     tables = sorted(path.name for path in root.iterdir() if path.is_file() and path.name != given.name)
     raise LackingTableError(f"DATA.table.file: there is no '{root / given}'{nearest(given.name, tables)}")
 
@@ -138,7 +154,7 @@ def _of_labels_table(
     found, notes = {}, []
     for name in kinds:
         try:
-            found[name] = _column_of(name, there, roles)
+            found[name] = column_of(name, there, roles)
         except DataError:
             if name not in may_lack:
                 raise
@@ -160,10 +176,10 @@ def _of_labels_table(
             line = known[0].line if known else study.line
             columns[name].append((f"line {line}" if line else f"'{study.name}'", next(iter(values), "")))
     raise_problems(path, problems)
-    return _Cells(columns, np.ones(len(dataset_index.studies), bool), path, notes=tuple(notes))
+    return _Cells(columns, np.ones(len(dataset_index.studies), bool), path)
 
 
-def _column_of(name: str, there: Sequence[str], roles: Mapping[str, str | None]) -> str:
+def column_of(name: str, there: Sequence[str], roles: Mapping[str, str | None]) -> str:
     """What a column of the labels table is called in Study.table: view, age and sex by these names."""
     said = next(
         (role for role, column in roles.items() if column and name_key(column) == name_key(name)), role_of(name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from data.readers.regular_files import leaves, read_head
 from data.readers.tables import (
     NO_SETTINGS,
     TABLE_SUFFIXES,
+    Table,
     TableSettings,
     column_roles,
     raise_problems,
@@ -26,9 +28,13 @@ from data.sources.folders import LeftOut, is_dicom_file, is_volume, visible_file
 from data.sources.image_files import ImageFiles, below_data_dir, rewritten_notes
 from data.sources.table_columns import no_images_error
 from data.sources.volume_files import VOLUME_WORDS, read_volume
+from data.sources.wide_table import row_per_image
 from data.study import IMAGE, DatasetIndex, Reader, Study
 from utils.text import has_controls
+from utils.words import name_key
 
+JSON_SUFFIXES = (".json", ".json.gz")
+_SAID = ("view", "age", "sex", "patient_id")
 _NO_LABELS = np.empty(0, np.float32)
 
 
@@ -39,6 +45,8 @@ class Item:
     name: as it is called in results. path: where it is. root: a folder that slices may not leave by a link, or None.
     columns: what a table says of it, by the table's header. view: of these, or ''.
     error: why it is known before reading that it cannot be read, or ''.
+    table, line: which table names it, None and 0: none does. roles: what that says by role (view, age, sex,
+    patient_id), for those that it has. study: what it says of TableSettings.study_column; None: nothing.
     """
 
     name: str
@@ -47,6 +55,10 @@ class Item:
     columns: Mapping[str, str] = field(default_factory=dict)
     view: str = ""
     error: str = ""
+    table: Path | None = None
+    line: int = 0
+    roles: Mapping[str, str] = field(default_factory=dict)
+    study: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,8 @@ def open_unlabelled(
 
     An input is a file; a folder, of which all images below are taken, sorted by path: those with one of
     IMAGE_SUFFIXES, files without one by their content; or a table with a column `image` (see data/readers/tables.py),
-    whose names are relative to the table's folder or its folder images/, and whose other columns are kept. With
+    whose names are relative to the table's folder or its folder images/, and whose other columns are kept; with
+    settings.study_column also one with a row a study (see `row_per_image`), JSON too. With
     volumes: NIfTI files, multi-frame DICOM files, and folders of DICOM slices. Hidden files, DICOMDIR and folders that
     systems write are skipped. Names are relative to the input; of several inputs the input comes before. What is known
     to be unreadable (missing files, links out of the folder) is an item with an error. Notes count what was left out.
@@ -95,7 +108,7 @@ def open_unlabelled(
         prefix = f"{name}/" if len(inputs) > 1 else ""
         if not path.exists():
             raise DataError(f"there is no file or folder '{path}'")
-        if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES):
+        if path.is_file() and path.name.lower().endswith((*TABLE_SUFFIXES, *JSON_SUFFIXES)):
             items += _from_table(path, prefix, volumes, settings, notes)
         elif path.is_dir():
             items += _from_folder(path, prefix, volumes, notes)
@@ -159,13 +172,15 @@ def _volume_locations(folder: Path, left: LeftOut) -> Iterator[Path]:
 
 
 def _from_table(path: Path, prefix: str, volumes: bool, settings: TableSettings, notes: list[str]) -> list[Item]:
-    table = read_table(path, settings)
+    as_read = read_table(path, settings)
+    table = row_per_image(as_read, settings)
     roles = column_roles(table, settings.columns)
     files = ImageFiles(path.parent, ("", "images"), folders=volumes)
     if "image" not in roles:
         raise no_images_error(table, files)
     names, root_notes = below_data_dir(table.column(roles["image"]), files)
     kept = [index for index in range(len(table.header)) if index != roles["image"]]
+    study_of = _studies_of(table, settings, table is not as_read)
     items, problems = [], list[str]()
     for (line, cells), name in zip(table.rows, names):
         try:
@@ -177,10 +192,26 @@ def _from_table(path: Path, prefix: str, volumes: bool, settings: TableSettings,
         view = cells[roles["view"]] if "view" in roles else ""
         error = "" if found else f"line {line} of '{path}' names '{name}': there is no such file in '{files.root}'"
         location = files.root / (found or name)
-        items.append(_named(Item(prefix + (found or name), location, files.root, columns, view, error)))
+        said = {role: cells[index] for role, index in roles.items() if role in _SAID}
+        item = Item(prefix + (found or name), location, files.root, columns, view, error, path, line, said)
+        items.append(replace(_named(item), study=study_of(line, cells)))
     raise_problems(path, problems)
     notes += [*table.notes, *root_notes, *rewritten_notes(files)]
     return items
+
+
+def _studies_of(table: Table, settings: TableSettings, wide: bool) -> Callable[[int, tuple[str, ...]], str | None]:
+    """(line, cells) → the study they are of; where no column says it, a row or a JSON object with several images is."""
+    key = None if settings.study_column is None else name_key(settings.study_column)
+    columns = [index for index, name in enumerate(table.header) if name_key(name) == key]
+    if key is None or len(columns) > 1:
+        return lambda line, cells: None
+    if columns:
+        return lambda line, cells: cells[columns[0]]
+    lines = Counter(line for line, _ in table.rows)
+    if wide or max(lines.values()) > 1:
+        return lambda line, cells: f"line {line}"
+    return lambda line, cells: None
 
 
 def _named(item: Item) -> Item:

@@ -1,5 +1,6 @@
 """Studies that a model is asked about: put together as its settings say, with its own encoding of the table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,11 @@ import torch
 
 from configs.default_config import Config
 from configs.errors import DataError
-from data.builder import saved_table, unlabelled_studies
+from data.builder import saved_table, study_settings
 from data.clinical_table import CategoricalColumn, ClinicalTable, NumericColumn
 from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_study_loader
+from data.readers.tables import TableSettings
+from data.sources.asked_studies import asked_studies
 from data.sources.unlabelled import open_unlabelled
 from data.study import DatasetIndex
 from data.table_encoding import TableEncoding
@@ -52,10 +55,16 @@ def write_images(folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG")
 
 
+def asked(path: Path, config: Config = SAVED) -> DatasetIndex:
+    settings = replace(study_settings(config.DATA), table_file=None, required_views=(), tolerant=True)
+    opened = open_unlabelled([path], False, TableSettings(study_column=settings.study_column))
+    return asked_studies(*opened, settings).dataset_index
+
+
 def studies_of(folder: Path, table: str, config: Config = SAVED) -> DatasetIndex:
     write_images(folder)
     (folder / "asked.csv").write_text(table)
-    return unlabelled_studies(config, open_unlabelled([folder / "asked.csv"], False)[0])
+    return asked(folder / "asked.csv", config)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -90,12 +99,13 @@ def test_a_study_of_which_nothing_is_known_has_no_row(tmp_path):
 def test_images_without_columns_are_a_study_each_with_a_word(tmp_path):
     write_images(tmp_path)
     (tmp_path / "broken.png").unlink()
-    found = unlabelled_studies(SAVED, open_unlabelled([tmp_path], False)[0])
+    found = asked(tmp_path)
     assert [study.name for study in found.studies] == ["a.png", "b.png", "c.png"]
     assert found.images.view_kinds == ("frontal", "lateral", "other") and found.images.kinds == ((2,), (2,), (2,))
     assert not any(column.known.any() for column in found.table.columns)
-    assert any("each image counts as a study" in note for note in found.notes)
-    assert {"column 'age' is not there: its value is unknown for all studies"} < set(found.notes)
+    (note,) = found.notes
+    assert note.startswith("3 images come without a table: 3 count as a study each")
+    assert note.endswith("unknown for all: view, age, sex")
 
 
 def test_a_folder_of_dicom_studies(tmp_path):
@@ -111,7 +121,7 @@ def test_a_folder_of_dicom_studies(tmp_path):
             "DATA.table.columns={age: numeric, sex: categorical}",
         ]
     )
-    found = unlabelled_studies(config, open_unlabelled([tmp_path], False)[0])
+    found = asked(tmp_path, config)
     assert {study.name: [*study.views] for study in found.studies} == {
         "cut.dcm": ["other"],
         "1.2.0": ["frontal", "lateral"],
@@ -125,9 +135,7 @@ def test_a_folder_of_dicom_studies(tmp_path):
     assert read.inputs[0].table_mask.all() and len(read.inputs[0].image) == 3
 
 
-def test_settings_without_studies_leave_images_alone_and_a_table_is_needed(tmp_path):
-    found = studies_of(tmp_path, TABLE, Config())
-    assert found.images is None and len(found.studies) == 5
+def test_a_table_is_needed(tmp_path):
     plain = Config.from_overrides(["DATA.study_column=study_id"])
     joint, unread = JointPreprocess([SMALL]), UnreadableInputs()
     with pytest.raises(DataError, match=r"trained with a table \(age, sex\)"):

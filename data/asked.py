@@ -1,0 +1,186 @@
+"""Studies that models are asked about, from inputs without labels to their loader and what is to be said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from configs.default_config import Config
+from configs.errors import PredictionError
+from data.builder import asked_tables, study_settings
+from data.cache.reader import AnyPreprocess
+from data.clinical_table import Kind
+from data.joint_inputs import JointPreprocess, JointStudies, UnreadableInputs, unlabelled_study_loader
+from data.loading.loaders import StudyLoader
+from data.profile import TrainingData, Traits
+from data.sources.asked_studies import asked_studies
+from data.sources.studies import StudySettings, check_view_kinds
+from data.sources.unlabelled import open_unlabelled
+from data.study import DatasetIndex, StudyImages
+from data.table_encoding import Categorical, TableEncoding
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """What its file says of a model's data. view_kinds, encoding: None of a model without. profile: None where the file
+    does not describe its training images.
+    """
+
+    file: str
+    config: Config
+    preprocess: AnyPreprocess
+    encoding: TableEncoding | None
+    view_kinds: Sequence[str] | None
+    profile: TrainingData | None
+
+    @property
+    def of_studies(self) -> bool:
+        """Whether it takes several views or a table."""
+        return self.config.MODEL.views.aggregator is not None or self.config.MODEL.table.fusion is not None
+
+
+class Asked:
+    """models: one or more of studies. inputs: see `open_unlabelled`. table: a clinical table, or None. missing_columns:
+    what a table lacks is unknown rather than an error. overrides: the command's.
+
+    notes: what is to be told at once. Raises PredictionError where the models make studies in different ways, and
+    DataError as `open_unlabelled` and `asked_studies` do.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[AskedModel],
+        inputs: Sequence[str],
+        table: str | None,
+        missing_columns: bool,
+        overrides: Sequence[str],
+    ) -> None:
+        self.models = models
+        tables = asked_tables(overrides)
+        settings = replace(_common_settings(models, overrides), table_file=table, encoding=tables.encoding)
+        volumes = models[0].config.has_volumes()
+        listed = replace(tables, study_column=settings.study_column)
+        opened, items = open_unlabelled(inputs, volumes, listed)
+        asked = asked_studies(opened, items, settings, missing_columns, _categories(models))
+        self.dataset_index: DatasetIndex = asked.dataset_index
+        self.columns = asked.columns
+        for model in models:
+            check_view_kinds(model.view_kinds, self.dataset_index)
+        self.unread = UnreadableInputs()
+        strange = [self._strange(model.encoding) for model in models]
+        self.notes = tuple(
+            dict.fromkeys([*self.dataset_index.notes, *(note for notes, _ in strange for note in notes)])
+        )
+        self._strange_values = [
+            list(dict.fromkeys(chain.from_iterable(texts))) for texts in zip(*(of for _, of in strange))
+        ]
+
+    @property
+    def images(self) -> StudyImages:
+        """Of the studies."""
+        assert self.dataset_index.images is not None, "a dataset index of studies"
+        return self.dataset_index.images
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """What the images of a study are called."""
+        return tuple(self.images.index.studies[row].name for row in self.images.rows[number])
+
+    def loader(self, batch_size: int, num_workers: int, pin_memory: bool) -> StudyLoader[JointStudies]:
+        """Gives each model's inputs, in the models' order."""
+        preprocesses = {str(model.preprocess.as_dict()): model.preprocess for model in self.models}
+        numbers = [list(preprocesses).index(str(model.preprocess.as_dict())) for model in self.models]
+        models = [(number, model.encoding) for number, model in zip(numbers, self.models)]
+        joint = JointPreprocess(list(preprocesses.values()))
+        return unlabelled_study_loader(
+            self.dataset_index, joint, models, self.unread, batch_size, num_workers, pin_memory
+        )
+
+    def warnings(self, number: int, traits: Sequence[Traits]) -> list[str]:
+        """What is to be said of a study that was read: images that could not be, those unlike training's, values."""
+        rows = self.images.rows[number]
+        read = [row for row in rows if row not in self.unread.reasons]
+        said = [f"left out: {self.unread.reasons[row]}" for row in rows if row in self.unread.reasons]
+        for row, one in zip(read, traits, strict=True):
+            image = self.images.index.studies[row]
+            of_image = [f"{remark.kind}: {remark.detail}" for remark in self.unread.remarks.of(row)]
+            for profile in (model.profile for model in self.models if model.profile is not None):
+                of_image += profile.differences(one, image.table.get("view", "") if profile.views else "")
+            prefix = f"{image.name}: " if len(rows) > 1 else ""
+            said += [f"{prefix}{text}" for text in dict.fromkeys(of_image)]
+        return said + (self._strange_values[number] if self._strange_values else [])
+
+    def missing(self, number: int) -> tuple[str, ...]:
+        """The models' columns that are unknown of a study, and the kinds of view that it lacks or that cannot be read.
+
+        To be asked when all was read.
+        """
+        wanted = dict.fromkeys(name for model in self.models if model.encoding for name in model.encoding.kinds)
+        table = self.dataset_index.table
+        known = {} if table is None else {one.name: bool(one.known[number]) for one in table.columns}
+        columns = [name for name in wanted if not known.get(name)]
+        rows, kinds = self.images.rows[number], self.images.kinds[number]
+        there = {kind for row, kind in zip(rows, kinds) if row not in self.unread.reasons}
+        return (*columns, *(name for kind, name in enumerate(self.images.values) if kind not in there))
+
+    def failure(self, number: int) -> str:
+        """Why nothing of a study could be read."""
+        reasons = [self.unread.reasons[row] for row in self.images.rows[number] if row in self.unread.reasons]
+        return "; ".join(reasons) or "nothing of it could be read"
+
+    def _strange(self, encoding: TableEncoding | None) -> tuple[list[str], list[list[str]]]:
+        names, table = [study.name for study in self.dataset_index.studies], self.dataset_index.table
+        if encoding is None or table is None:
+            return [], [[] for _ in names]
+        return encoding.strange(table, names)
+
+
+def _categories(models: Sequence[AskedModel]) -> dict[str, list[str]]:
+    """Column → the categories that any model knows."""
+    found: dict[str, list[str]] = {}
+    for column in (column for model in models if model.encoding for column in model.encoding.columns):
+        if isinstance(column, Categorical):
+            found.setdefault(column.name, []).extend(column.categories)
+    return found
+
+
+def _common_settings(models: Sequence[AskedModel], overrides: Sequence[str]) -> StudySettings:
+    """How all of these models make studies, with the columns of all of them; as many images as the overrides allow, for
+    as many as training's largest study had is no limit for others.
+    """
+    first = models[0]
+    columns: dict[str, Kind] = {}
+    for model in models:
+        for name, kind in model.encoding.kinds.items() if model.encoding else ():
+            if columns.setdefault(name, kind) != kind:
+                raise PredictionError(f"'{model.file}' takes the column {name!r} as {kind}, another model does not")
+        for key, mine, others in _making(first, model):
+            if mine != others:
+                raise PredictionError(
+                    f"'{first.file}' has {key} {mine}, '{model.file}' {others}: ask them one by one, or set {key} for "
+                    "all of them by --set"
+                )
+    limited = any("DATA.max_views" in keys for keys in Config.override_keys(overrides).values())
+    settings = study_settings(first.config.DATA)
+    return replace(
+        settings,
+        table_columns=columns,
+        max_views=first.config.DATA.max_views if limited else None,
+        required_views=(),
+        labels="the images asked about",
+        tolerant=True,
+    )
+
+
+def _making(one: AskedModel, other: AskedModel) -> list[tuple[str, object, object]]:
+    """(key, a model's value, another's) of what says which images are a study and what they show."""
+
+    def kinds(model: AskedModel) -> Mapping[str, Sequence[str]] | None:
+        listed = model.config.DATA.view_kinds
+        return None if listed is None else {kind: list(values) for kind, values in listed.items()}
+
+    data, others = one.config.DATA, other.config.DATA
+    return [
+        ("DATA.study_column", data.study_column, others.study_column),
+        ("DATA.view_kinds", kinds(one), kinds(other)),
+    ]
