@@ -263,7 +263,7 @@ def scorer(saved: SavedModel, config: Config, data: EvaluationData, tell: bool =
     precision). tell: what is unlike training in the studies is logged.
     """
     from data.builder import build_evaluation_loader, saved_preprocess, saved_table
-    from data.sources.studies import check_view_kinds
+    from data.sources.studies import check_known_views, check_view_kinds
     from inference.predictor import Predictor
     from training.precision import choose_available_precision, choose_device, choose_memory_format
     from utils.process import prepare_process
@@ -278,6 +278,7 @@ def scorer(saved: SavedModel, config: Config, data: EvaluationData, tell: bool =
     encoding, pinned = saved_table(saved.description.get("table")), device.type == "cuda"
     if tell:
         check_view_kinds(saved.description.get("view_kinds"), data.dataset_index)
+        check_known_views(data.dataset_index)
 
     @cache
     def score(split: str) -> tuple[np.ndarray, np.ndarray]:

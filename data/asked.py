@@ -15,7 +15,7 @@ from data.joint_inputs import JointPreprocess, JointStudies, UnreadableInputs, u
 from data.loading.loaders import StudyLoader
 from data.profile import TrainingData, Traits
 from data.sources.asked_studies import asked_studies
-from data.sources.studies import StudySettings, check_view_kinds
+from data.sources.studies import StudySettings, check_known_views, check_view_kinds
 from data.sources.unlabelled import open_unlabelled
 from data.study import DatasetIndex, StudyImages
 from data.table_encoding import Categorical, TableEncoding
@@ -67,6 +67,8 @@ class Asked:
         self.columns = asked.columns
         for model in models:
             check_view_kinds(model.view_kinds, self.dataset_index)
+        if any(image.table.get("view") for image in self.images.index.studies):
+            check_known_views(self.dataset_index)
         self.unread = UnreadableInputs()
         strange = [self._strange(model.encoding) for model in models]
         self.notes = tuple(

@@ -150,7 +150,7 @@ class Session:
         from configs.run_data import with_data_of_run
         from data.builder import saved_preprocess, saved_table
         from data.evaluation_data import WholeStudies, open_evaluation_data
-        from data.sources.studies import check_view_kinds
+        from data.sources.studies import check_known_views, check_view_kinds
         from explain.table_explainer import check_model
         from models.saved_model import load_models
         from training.precision import choose_device
@@ -166,6 +166,7 @@ class Session:
         self.rows = self.data.split.rows(options.split)
         self.dataset_index, self.class_names = self.data.dataset_index, self.data.dataset_index.class_names
         check_view_kinds(saved.description.get("view_kinds"), self.dataset_index)
+        check_known_views(self.dataset_index)
         self.classes = chosen_classes(options.classes, self.class_names)
         self.task = saved.task(self.class_names)
         self.device = choose_device(saved.config.TRAIN.device)

@@ -113,6 +113,10 @@ def check_view_kinds(saved: Sequence[str] | None, dataset_index: DatasetIndex) -
             f"the model was trained with the kinds of view {model}, the data have {data}: set DATA.study_column and "
             "DATA.view_kinds as in the run's config.yaml"
         )
+
+
+def check_known_views(dataset_index: DatasetIndex) -> None:
+    """DataError where no image is of a kind that the settings name: then the views are called otherwise."""
     images = dataset_index.images
     if (
         images is None
