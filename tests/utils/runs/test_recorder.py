@@ -15,7 +15,7 @@ from utils.checkpoint import load_checkpoint
 from utils.listener import EpochEnd
 from utils.metrics import classification_metrics
 from utils.runs.folder import RunFolder
-from utils.runs.recorder import Recorder
+from utils.runs.recorder import Recorder, _epoch_scalars
 
 DRAWN = True  # see blank_figures in tests/conftest.py
 
@@ -42,7 +42,7 @@ def predictions(weight: float) -> SimpleNamespace:
     scores = np.array([[0.1, 0.9], [0.8, 0.3], [0.6, 0.2], [0.3, 0.4]])
     targets, mask = np.array([[0, 1], [1, 0], [0, 0], [1, 1]]), np.ones((4, 2), bool)
     metrics = classification_metrics(scores, targets, mask, ["a", "b"])
-    return SimpleNamespace(scores=scores, targets=targets, mask=mask, loss=weight, metrics=metrics)
+    return SimpleNamespace(scores=scores, targets=targets, mask=mask, loss=weight, metrics=metrics, regions=None)
 
 
 def record(epoch: int, step: int, auroc: float | None = 0.5, loss: float = 0.7) -> dict:
@@ -278,3 +278,9 @@ def test_an_epoch_without_defined_figures_is_summed_up(make, caplog):
     recorder.on_epoch(ended({**record(1, 0, None, math.nan), "mean_average_precision": None}))
     assert "epoch 1: loss –, validation 0.6000, AUROC – over 1 of 2 classes, AP –" in caplog.text
     assert "1 steps skipped" in caplog.text
+
+
+def test_figures_of_annotated_regions_are_scalars():
+    """nan is null in metrics.jsonl, and no scalar."""
+    row = {"val_loss": 0.5, "attention": {"regions": 2, "energy_inside": 0.25, "pointing_game": None, "area": 0.1}}
+    assert _epoch_scalars(row) == {"epoch/val_loss": 0.5, "attention/energy_inside": 0.25}
