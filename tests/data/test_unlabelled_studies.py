@@ -103,7 +103,8 @@ def test_images_without_columns_are_a_study_each_with_a_word(tmp_path):
     assert [study.name for study in found.studies] == ["a.png", "b.png", "c.png"]
     assert found.images.view_kinds == ("frontal", "lateral", "other") and found.images.kinds == ((2,), (2,), (2,))
     assert not any(column.known.any() for column in found.table.columns)
-    (note,) = found.notes
+    note, of_views = found.notes
+    assert of_views == "3 images say no view and are of the kind 'other'"
     assert note.startswith("3 images come without a table: 3 count as a study each")
     assert note.endswith("unknown for all: view, age, sex")
 
