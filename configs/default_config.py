@@ -17,7 +17,7 @@ from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_
 from configs.loading import RootSection
 from configs.section import Section
 from configs.section import setting as _setting
-from configs.study_settings import TableSettings, ViewSettings
+from configs.study_settings import ClinicalTableSettings, TableSettings, ViewSettings
 
 _Flat = tuple[PositiveInt, PositiveInt]
 _Solid = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -176,25 +176,6 @@ class TrainSettings(Section):
     pruning: Pruning = Field(default_factory=Pruning, description="Weights that are zero while others are trained.")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     seed: NonNegativeInt = _setting(0, "Seed of weights, splits, order and augmentation.")
-
-
-class ClinicalTableSettings(Section):
-    """What is known of a study beside its images, and given to the network."""
-
-    section_name: ClassVar[str] = "DATA.table"
-
-    file: str | None = _setting(
-        None,
-        "Table with a row a study, or a patient where it lacks study_column, relative to data_dir; null: further "
-        "columns of the labels table.",
-    )
-    columns: dict[str, Literal["numeric", "categorical"]] | list[str] = _setting(
-        [], "Column → numeric or categorical; a list: as their cells are; []: the network is given no table."
-    )
-    missing: Literal["ignore", "indicator"] = _setting(
-        "ignore",
-        "indicator: the network is told which values are missing, which often stands for the hospital.",
-    )
 
 
 class DataSettings(Section):

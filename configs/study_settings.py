@@ -1,4 +1,4 @@
-"""Settings of studies: how several views become one vector, and how a table is added to it."""
+"""Settings of studies: how several views become one vector, what their table is, and how it is added to that vector."""
 
 from __future__ import annotations
 
@@ -60,3 +60,22 @@ class TableSettings(Section):
     )
 
     _names = field_validator("fusion", mode="before")(_by_its_name)
+
+
+class ClinicalTableSettings(Section):
+    """What is known of a study beside its images, and given to the network."""
+
+    section_name: ClassVar[str] = "DATA.table"
+
+    file: str | None = _setting(
+        None,
+        "Table with a row a study, or a patient where it lacks study_column, relative to data_dir; null: further "
+        "columns of the labels table.",
+    )
+    columns: dict[str, Literal["numeric", "categorical"]] | list[str] = _setting(
+        [], "Column → numeric or categorical; a list: as their cells are; []: the network is given no table."
+    )
+    missing: Literal["ignore", "indicator"] = _setting(
+        "ignore",
+        "indicator: the network is told which values are missing, which often stands for the hospital.",
+    )
