@@ -159,7 +159,7 @@ class Session:
         self.options, self.path = options, model_file(Path(options.checkpoint))
         (saved,) = load_models([self.path], options.set, EXPLAIN)
         self.saved, model = saved, saved.config.MODEL
-        check_model(self.path, options.table, model.views.aggregator, model.table.fusion, model.view_kinds)
+        check_model(self.path, options.table, model.views.aggregator, model.table.fusion)
         self.config = with_data_of_run(saved.config, self.path.parent, options.data, options.labels, options.set)
         folder, digest = self.path.parent, saved.description.get("split_sha256")
         self.data = open_evaluation_data(self.config, saved.class_names, folder, digest, options.data is None)
@@ -344,7 +344,9 @@ class Session:
         return probabilities[0], point.decision(self.task).calls(probabilities)[0]
 
     def table_explainer(self) -> TableExplainer:
-        """Of a model with a table. Raises DataError where its training studies are not to be had."""
+        """Of a model with views or a table. Raises DataError where a table's training studies are not to be had."""
+        import numpy as np
+
         from data.evaluation_data import training_table
         from data.table_encoding import Categorical
         from explain.background import Background
@@ -352,9 +354,11 @@ class Session:
 
         model, methods = self.config.MODEL, self.options.table
         kinds = [kind for kind in model.view_kinds or () if kind != OTHER]
-        assert self.encoding is not None, "of a model with a table"
-        words = {column.name for column in self.encoding.columns if isinstance(column, Categorical)}
-        if {*methods} == {"attention"}:  # nothing stands in for a column: it is never away
+        of_table = () if self.encoding is None else self.encoding.columns
+        words = {column.name for column in of_table if isinstance(column, Categorical)}
+        if self.encoding is None:
+            background = Background(np.zeros((1, 0)), np.zeros((1, 0), bool))
+        elif {*methods} == {"attention"}:  # nothing stands in for a column: it is never away
             background = Background.of_training(self.whole.table.values[self.rows], self.whole.table.known[self.rows])
         else:
             table = training_table(self.data, self.encoding, self.path.parent, self.options.data is None)
@@ -362,7 +366,7 @@ class Session:
             self.background = [table[0][row] for row in background.numbers]
         return TableExplainer(
             self.model,
-            [Column(name, name in words) for name in self.encoding.names],
+            [Column(name, name in words) for name in (self.encoding.names if self.encoding else ())],
             kinds if model.views.aggregator else [],
             model.views.aggregator,
             model.table.fusion,

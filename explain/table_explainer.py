@@ -148,15 +148,12 @@ class TableExplainer:
         return np.concatenate([of_columns, views, padding])
 
 
-def check_model(
-    path: Path, methods: Sequence[str], aggregator: str | None, fusion: str | None, view_kinds: Sequence[str] | None
-) -> None:
-    """ExplanationError where any of the methods is asked of a model without a table, or 'attention' of one that has
-    none, naming what has it. aggregator, fusion, view_kinds: as its settings name them."""
+def check_model(path: Path, methods: Sequence[str], aggregator: str | None, fusion: str | None) -> None:
+    """ExplanationError where any of the methods is asked of a model without table and views, or 'attention' of one that
+    has none, naming what has it. aggregator, fusion: as its settings name them."""
     model = f"'{path}'"
-    if methods and fusion is None:
-        has = "one image a study" if aggregator is None else f"views of a study ({', '.join(view_kinds or ())})"
-        raise ExplanationError(f"--table: {model} takes {has} and no table: there are no columns to explain")
+    if methods and fusion is None and aggregator is None:
+        raise ExplanationError(f"--table: {model} takes one image and no table: there are no columns and no views")
     if "attention" in methods and aggregator not in ATTENTIVE_AGGREGATORS and fusion not in ATTENTIVE_FUSIONS:
         raise ExplanationError(
             f"--table attention: {model} has no attention weights (MODEL.table.fusion {_named(fusion)}, "

@@ -96,7 +96,7 @@ def test_a_method_that_cannot_be_had_is_said_and_left_out(run, tmp_path, capsys)
     "arguments, message",
     [
         (["--method", "gradcam"], "unknown method 'gradcam'"),
-        (["--table", "shapley"], "takes one image a study and no table: there are no columns to explain"),
+        (["--table", "shapley"], "takes one image and no table: there are no columns and no views"),
         (["--split", "all", "--classes", "Masse"], "no class 'Masse': did you mean 'Mass'?"),
         (["--split", "all", "--level", "7"], "unknown level 7"),
         (["--split", "all", "--level", "coarse"], "unknown level 'coarse'"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from configs.errors import ExplanationError
 from explain.background import Background
@@ -25,22 +26,20 @@ def explainer(aggregator: str, fusion: str, *methods: str, classes=(0, 1, 2), co
 @pytest.mark.parametrize("aggregator", [None, *AGGREGATORS])
 @pytest.mark.parametrize("fusion", [None, *FUSIONS])
 def test_a_model_without_what_is_asked_for_is_refused(aggregator, fusion):
-    check_model(Path("m.pth"), [], aggregator, fusion, KINDS)
-    if fusion is None:
-        with pytest.raises(ExplanationError) as error:
-            check_model(Path("m.pth"), ["shapley"], aggregator, fusion, KINDS)
-        has = "one image a study" if aggregator is None else "views of a study (frontal, lateral)"
-        assert str(error.value) == f"--table: 'm.pth' takes {has} and no table: there are no columns to explain"
+    check_model(Path("m.pth"), [], aggregator, fusion)
+    if fusion is None and aggregator is None:
+        with pytest.raises(ExplanationError, match=r"'m\.pth' takes one image and no table"):
+            check_model(Path("m.pth"), ["shapley"], aggregator, fusion)
         return
-    check_model(Path("m.pth"), ["shapley", "lime"], aggregator, fusion, KINDS)
+    check_model(Path("m.pth"), ["shapley", "lime"], aggregator, fusion)
     attentive = fusion in ("attention", "cross_attention")
     if attentive or aggregator in ("attention", "cross_attention", "learned_weight"):
-        check_model(Path("m.pth"), ["attention"], aggregator, fusion, KINDS)
+        check_model(Path("m.pth"), ["attention"], aggregator, fusion)
         return
     with pytest.raises(
         ExplanationError, match=r"no attention weights.*fusions attention and cross_attention.*learned_w"
     ):
-        check_model(Path("m.pth"), ["attention"], aggregator, fusion, KINDS)
+        check_model(Path("m.pth"), ["attention"], aggregator, fusion)
 
 
 @pytest.mark.parametrize("aggregator, fusion", [("max", "attention"), ("learned_weight", "bilinear")])
@@ -72,6 +71,23 @@ def test_players_have_names_of_their_own_and_what_is_lacking_is_one_of_them():
     assert shapley.values.shape == (5, 1) and study.logits.shape == (3,)
     assert float(study.output[0]) == pytest.approx(float(asked.model(inputs)[0, 2].detach()), abs=1e-6)
     assert asked.difference(inputs, study) <= 1e-6
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_views_without_a_table_are_players(aggregator):
+    """Two of them: φ is the mean of what a view adds first and what it adds last."""
+    model = trained(joining(aggregator, None)).eval()
+    nothing = Background(np.zeros((1, 0)), np.zeros((1, 0), bool))
+    asked = TableExplainer(model, [], KINDS, aggregator, None, nothing, ("shapley",), (0, 1, 2))
+    whole = one(kinds=(0, 1))
+    inputs = whole._replace(table=whole.table[:, :0], table_mask=whole.table_mask[:, :0])
+    study = asked.explain("s", inputs, [], [View("frontal", "PA"), View("lateral", "LL")])
+    subsets = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    empty = torch.zeros(4, 0)
+    none, first, second, both = model.one_study(inputs).logits(empty, empty.bool(), subsets).detach().double().numpy()
+    expected = np.stack([(first - none + both - second) / 2, (second - none + both - first) / 2])
+    np.testing.assert_allclose(study.explained.shapley.values, expected, atol=1e-6)
+    assert study.names == ("frontal", "lateral")
 
 
 def test_errors_name_the_study():
