@@ -10,7 +10,8 @@ from configs.errors import ExplanationError
 from explain.background import Background
 from explain.table_explainer import Column, TableExplainer, View, check_model
 from models.studies import AGGREGATORS, FUSIONS
-from tests.models.studies.test_network import joining, trained
+from tests.models.studies.test_network import KINDS as VIEW_KINDS
+from tests.models.studies.test_network import joining, network, trained
 from tests.models.studies.test_one_study import one
 
 KINDS = ["frontal", "lateral"]
@@ -76,7 +77,7 @@ def test_players_have_names_of_their_own_and_what_is_lacking_is_one_of_them():
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_views_without_a_table_are_players(aggregator):
     """Two of them: φ is the mean of what a view adds first and what it adds last."""
-    model = trained(joining(aggregator, None)).eval()
+    model = trained(network(f"MODEL.views={{aggregator: {aggregator}, width: 8}}", VIEW_KINDS)).eval()
     nothing = Background(np.zeros((1, 0)), np.zeros((1, 0), bool))
     asked = TableExplainer(model, [], KINDS, aggregator, None, nothing, ("shapley",), (0, 1, 2))
     whole = one(kinds=(0, 1))
