@@ -192,8 +192,8 @@ another seed: the median, and every seed.
 
 - xor: the finding counts the other way round for one sex. Neither image nor table tells anything alone.
 - side: does the side that the table names have the finding? Only a fusion that sees places can know.
-- lateral_only: the sign is in the lateral view. view_matters: in the frontal view the same sign is harmless. both: a
-  sign in either view is needed.
+- lateral_only: the sign is in the lateral view. view_matters: in the frontal view the same sign is harmless. both: each
+  view must show its sign.
 - withheld: the same weights without any table (xor, side), or without the lateral view.
 
 {markdown_table(HEADINGS, map(cells, found))}
