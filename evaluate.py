@@ -304,7 +304,8 @@ def measured_attention(
     from training.region_figures import score_regions
 
     asked = any("LOSS.attention" in one for one in options.set)
-    if not config.LOSS.attention.has_regions or config.has_volumes():
+    named = config.LOSS.attention
+    if (named.boxes is None and named.masks is None) or config.has_volumes():
         return None
     try:
         regions = taught_regions(config, data.dataset_index)

@@ -67,7 +67,7 @@ def test_onnxruntime_alone_gives_the_predictions(data, run, capsys, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     reported = session.get_modelmeta().custom_metadata_map
     kinds, columns, views = (json.loads(reported[name]) for name in ("view_kinds", "table", "max_views"))
-    assert (kinds, views, json.loads(reported["missing_told"])) == (["frontal", "lateral", "other"], 4, ["age"])
+    assert (kinds, views, json.loads(reported["missing_told"])) == (["frontal", "lateral", "other"], 2, ["age"])
     assert [(one["name"], one["kind"]) for one in columns] == [("age", "numeric"), ("sex", "categorical")]
     assert columns[1]["categories"] == ["F", "M"] and {"mean", "std", "clip", "low", "high"} < columns[0].keys()
     assert json.loads(reported["classes"]) == list(CLASSES) and json.loads(reported["preprocessing"])["size"] == [

@@ -165,12 +165,10 @@ class Batch:
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """The same batch on a device, finished there, the images in a memory format."""
-        if self.device_transform is None or self.augmentation_params is None:
-            inputs = self.inputs.to(device, memory_format)
-            guidance = self._guidance_on(device, inputs.image, memory_format)
-        else:
-            inputs = self.inputs.to(device)
-            guidance = self._guidance_on(device, inputs.image, memory_format)
+        as_read = self.device_transform is None or self.augmentation_params is None
+        inputs = self.inputs.to(device, memory_format if as_read else torch.preserve_format)
+        guidance = None if self.guidance is None else self._guidance_on(device, inputs.image, memory_format)
+        if self.device_transform is not None and self.augmentation_params is not None:
             params = self.augmentation_params.to(device, non_blocking=True)
             image = self.device_transform(inputs.image, params).contiguous(memory_format=memory_format)
             inputs = inputs._replace(image=image)
