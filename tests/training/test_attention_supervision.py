@@ -49,15 +49,30 @@ def test_shares_against_a_slow_loop():
 
 def test_gates_against_a_slow_loop():
     gates, inside = torch.randn(2, 3, 3, generator=generator()), torch.rand(2, 3, 3, generator=generator(1))
-    expected = [
-        sum(
-            -r * math.log(1 / (1 + math.exp(-g))) - (1 - r) * math.log(1 - 1 / (1 + math.exp(-g)))
-            for g, r in zip(gate.double().flatten().tolist(), region.double().flatten().tolist())
-        )
-        / 9
-        for gate, region in zip(gates, inside)
-    ]
+    inside[0, 1] = 0.0
+    expected = []
+    for gate, region in zip(gates.double().flatten(1).tolist(), inside.double().flatten(1).tolist()):
+        opened, total = sum(math.exp(g) for g in gate), sum(region)
+        pairs = zip((math.exp(g) / opened for g in gate), (r / total for r in region))
+        expected.append(sum(p * math.log(p / a) for a, p in pairs if p > 0))
     assert gate_losses(gates, inside).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gates_are_told_where_to_be_open_and_not_how_far():
+    """A region of 4 cells of 64: cross-entropy would close all gates, those of the region too, to 4 / 64."""
+    inside = torch.zeros(1, 8, 8)
+    inside[0, 2:4, 3:5] = 1.0
+    even = torch.full((1, 8, 8), 1.5, requires_grad=True)
+    gate_losses(even, inside).sum().backward()
+    assert float(even.grad.sum()) == pytest.approx(0, abs=1e-6), "not all up nor all down"
+    assert bool((even.grad[inside > 0] < 0).all()) and bool((even.grad[inside == 0] > 0).all())
+    gates = torch.randn(1, 8, 8, generator=generator())
+    assert torch.allclose(gate_losses(gates, inside), gate_losses(gates + 7.0, inside), atol=1e-5)
+    extreme = torch.full((1, 8, 8), 300.0, requires_grad=True)
+    loss = gate_losses(extreme * (1 - 2 * inside), inside).sum()
+    loss.backward()
+    assert float(loss) == pytest.approx(600 + math.log(60) - math.log(4), abs=1e-3)
+    assert bool(extreme.grad.isfinite().all())
 
 
 class Observed:
