@@ -16,6 +16,7 @@ from training.attention_supervision import (
     cam_losses,
     class_activation,
     class_weights,
+    energy_inside,
     gate_losses,
     share_losses,
 )
@@ -71,7 +72,7 @@ def test_gates_are_told_where_to_be_open_and_not_how_far():
     extreme = torch.full((1, 8, 8), 300.0, requires_grad=True)
     loss = gate_losses(extreme * (1 - 2 * inside), inside).sum()
     loss.backward()
-    assert float(loss) == pytest.approx(600 + math.log(60) - math.log(4), abs=1e-3)
+    assert float(loss.detach()) == pytest.approx(600 + math.log(60) - math.log(4), abs=1e-3)
     assert bool(extreme.grad.isfinite().all())
 
 
@@ -116,6 +117,20 @@ def test_energy_against_a_slow_loop_with_several_regions_an_image():
 
     expected = [outside(0, [0], 0) / 2, outside(0, [1], 1) / 2, outside(2, [1, 2], 2), 0.0]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_energy_has_a_gradient_only_where_a_map_is_positive_inside():
+    """Row 0 is positive inside and elsewhere, row 1 elsewhere only, row 2 nowhere."""
+    inside = torch.zeros(3, 4, 4)
+    inside[:, :2, :2] = 1.0
+    maps = -torch.rand(3, 4, 4, generator=generator()) - 0.1
+    maps[:2, 3, 3], maps[0, 0, 0] = 2.0, 1.0
+    maps.requires_grad_()
+    loss = 1 - energy_inside(maps, inside)
+    assert loss.tolist() == pytest.approx([2 / 3, 1.0, 1.0])
+    loss.sum().backward()
+    assert maps.grad[0, 0, 0] < 0 < maps.grad[0, 3, 3], "the map moves into the region"
+    assert not maps.grad[1:].any()
 
 
 def test_unknown_and_soft_labels_show_nothing():
@@ -294,21 +309,31 @@ def test_a_hierarchical_head_is_taught_by_its_findings(method):
 # ---------------------------------------------------------------------- what it is good for
 
 
+def at_random(*arguments, **others) -> float:
+    """AUROC with the marker at random, of a toy that was trained so."""
+    return marker_toy.auroc(marker_toy.train(*arguments, **others), 0.5)
+
+
 def test_masks_keep_a_network_from_a_shortcut():
-    """With the marker at random: 0.83, and 1.00 where a mask says where to look."""
-    assert marker_toy.auroc(marker_toy.train(None, 0.0, 0), 0.5) <= 0.90
-    assert marker_toy.auroc(marker_toy.train("mask", 0.3, 0), 0.5) >= 0.95
+    assert at_random(None, 0.0, 0) <= 0.90
+    assert at_random("mask", 0.3, 0) >= 0.95
 
 
 @pytest.mark.slow
-def test_a_tenth_of_the_masks_do_it_too_and_energy_of_the_map_may():
-    """Energy fails where the map is negative everywhere, as with seed 1 here: it has nothing to move then."""
-    assert marker_toy.auroc(marker_toy.train("mask", 1.0, 0, share=0.1), 0.5) >= 0.93
-    assert marker_toy.auroc(marker_toy.train("cam", 1.0, 0), 0.5) >= 0.93
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tenth_of_the_masks_do_it_too(seed):
+    assert at_random("mask", 1.0, seed, share=0.1) >= at_random(None, 0.0, seed) + 0.05
 
 
 @pytest.mark.slow
-def test_consistency_brings_maps_of_mirror_images_together():
-    plain, taught = marker_toy.train(None, 0.0, 0), marker_toy.train("consistency", 0.1, 0)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gates_keep_a_network_from_a_shortcut_as_shares_do(seed):
+    assert at_random("mask", 0.3, seed, gates=True) >= at_random(None, 0.0, seed, gates=True) + 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_consistency_brings_maps_of_mirror_images_together(seed):
+    plain, taught = marker_toy.train(None, 0.0, seed), marker_toy.train("consistency", 0.1, seed)
     assert marker_toy.map_distance(taught) <= 0.7 * marker_toy.map_distance(plain)
     assert marker_toy.auroc(taught, 0.5) >= marker_toy.auroc(plain, 0.5) - 0.01
