@@ -90,6 +90,9 @@ the end, 300 test images): AUROC with the marker at random; two numbers are two 
   (0.910, 0.987). Two terms with a gradient there did worse and were dropped (one seed): the mean inside, in units of
   the map's mean size, gave energy 0.692 and AUROC 0.497, a network that goes by the marker alone and shows its map on
   the region; a softmax over places 0.338 and 0.792.
+- In a toy of two convolutions whose map is averaged behind one gate a place (marker in 90 % of training, one seed), the
+  term changed nothing: AUROC at random 0.922 after 0.928. Where attention shares out one, it went from 0.827 and 0.683
+  to 0.999 and 0.998.
 - A marker with the finding in 90 % of training, with augmentation, is no test: without teaching the network finds the
   finding by itself (AUROC at random 0.987). The share of 95 % was chosen with weight 0 alone.
 """

@@ -37,14 +37,11 @@ class Attention:
 
 
 class AttentionPooling(nn.Module):
-    """Convolutions → a map → the mean weighed by attention over places → logits: linear in the map.
-
-    gates: the attention is a gate of each place, as CBAM's, instead of shares of one.
-    """
+    """Convolutions → a map → the mean weighed by attention over places → logits: linear in the map."""
 
     takes_inputs: ClassVar[bool] = True
 
-    def __init__(self, width: int = 24, classes: int = 1, gates: bool = False) -> None:
+    def __init__(self, width: int = 24, classes: int = 1) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(1, width, 3, 2, 1), nn.GroupNorm(4, width), nn.ReLU(),
@@ -52,18 +49,14 @@ class AttentionPooling(nn.Module):
         )  # fmt: skip
         self.place = nn.Conv2d(width, 1, 1)
         self.head = nn.Linear(width, classes)
-        self.attention = Attention("gates" if gates else "shares")
+        self.attention = Attention("shares")
 
     def forward(self, x: Tensor | Inputs) -> Tensor:
         return self.observe(x).logits.fine
 
     def observe(self, x: Tensor | Inputs) -> Observed:
         fused = self.features(x.image if isinstance(x, Inputs) else x)
-        place = self.place(fused)[:, 0]
-        if self.attention.observes == "gates":
-            logits = self.head((fused * place.sigmoid()[:, None]).mean((2, 3)))
-            return Observed(Logits(None, logits), fused, (place,))
-        share = place.flatten(1).softmax(1).reshape(place.shape)
+        share = self.place(fused).flatten(1).softmax(1).reshape(len(fused), *fused.shape[2:])
         logits = self.head((fused * share[:, None]).sum((2, 3)))
         return Observed(Logits(None, logits), fused, (share,))
 
@@ -123,12 +116,10 @@ def batch_of(toy: Toy, rows: Tensor, annotated: Tensor, second: bool = False) ->
     return Batch(Inputs.of_images(image), targets, rows, guidance=guidance)
 
 
-def train(
-    method: str | None, weight: float, seed: int, share: float = 1.0, epochs: int = 14, gates: bool = False
-) -> AttentionPooling:
+def train(method: str | None, weight: float, seed: int, share: float = 1.0, epochs: int = 14) -> AttentionPooling:
     """share: of the images that have a region."""
     torch.manual_seed(seed)
-    toy, model = draw(600, 0.9, seed), AttentionPooling(gates=gates)
+    toy, model = draw(600, 0.9, seed), AttentionPooling()
     annotated = torch.rand(len(toy.image)) < share
     supervision = AttentionSupervision(model, method, weight) if method else None
     loss, optimizer = TrainingLoss(binary_cross_entropy), torch.optim.AdamW(model.parameters(), 5e-3)

@@ -315,6 +315,7 @@ def at_random(*arguments, **others) -> float:
 
 
 def test_masks_keep_a_network_from_a_shortcut():
+    """With seeds 0 and 1: 0.827 and 0.683, and 0.999 and 0.998 where masks say where to look."""
     assert at_random(None, 0.0, 0) <= 0.90
     assert at_random("mask", 0.3, 0) >= 0.95
 
@@ -322,18 +323,17 @@ def test_masks_keep_a_network_from_a_shortcut():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_tenth_of_the_masks_do_it_too(seed):
-    assert at_random("mask", 1.0, seed, share=0.1) >= at_random(None, 0.0, seed) + 0.05
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gates_keep_a_network_from_a_shortcut_as_shares_do(seed):
-    assert at_random("mask", 0.3, seed, gates=True) >= at_random(None, 0.0, seed, gates=True) + 0.05
+    """With seeds 0 and 1: 0.998 and 0.997. Nothing is claimed of energy: 0.989 and 0.635, and 0.827 and 0.683 without
+    it; where a map is positive nowhere in the region it has no gradient.
+    """
+    assert at_random(None, 0.0, seed) <= 0.90
+    assert at_random("mask", 1.0, seed, share=0.1) >= 0.95
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_consistency_brings_maps_of_mirror_images_together(seed):
+    """With seeds 0 and 1: 0.04 of the distance; AUROC 0.843 and 0.807 after 0.827 and 0.683."""
     plain, taught = marker_toy.train(None, 0.0, seed), marker_toy.train("consistency", 0.1, seed)
-    assert marker_toy.map_distance(taught) <= 0.7 * marker_toy.map_distance(plain)
+    assert marker_toy.map_distance(taught) <= 0.2 * marker_toy.map_distance(plain)
     assert marker_toy.auroc(taught, 0.5) >= marker_toy.auroc(plain, 0.5) - 0.01
