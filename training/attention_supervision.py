@@ -64,10 +64,11 @@ class ObservedModel(Protocol):
 class AttentionSupervision:
     """The term: weight · Σ over images / number of these images.
 
-    mask: the attention between backbone and fusion against the region, the mean over its levels. Attention that shares
-    out one among places: KL(p ‖ a), p the region averaged to the map's cells, adding up to 1. CBAM's gates: the mean
-    over cells of the binary cross-entropy with how much of a cell lies in the region.
-    cam: 1 − Σ relu(CAM)·r / Σ relu(CAM) on the fused map, r as there, CAM of what the image has and the region is of.
+    mask: KL(p ‖ a) of the attention between backbone and fusion, the mean over its levels. p: the region averaged to
+    the map's cells, adding up to 1. a: attention that shares out one among places; of CBAM's gates the softmax over
+    places of what their sigmoid is taken of, see `gate_losses`.
+    cam: 1 − Σ relu(CAM)·r / Σ relu(CAM) on the fused map, r how much of a cell lies in the region, CAM of what the image
+    has and the region is of. Of a map that is positive nowhere inside it is 1, without a gradient.
     consistency: the mean over cells of (CAM(x) − CAM of a second view, seen from the first)², CAM of what the study
     has, or else of what the network holds most likely.
     """
@@ -207,18 +208,26 @@ def cam_losses(observed: Observed, regions: Regions, targets: Targets, centres: 
 
 
 def gate_losses(gates: Tensor, inside: Tensor) -> Tensor:
-    """The mean over cells of the binary cross-entropy; gates before their sigmoid, both [N, *cells] → [N]."""
+    """KL(p ‖ softmax over places of the gates) with p = inside / Σ inside; gates before their sigmoid, both
+    [N, *cells] → [N].
+
+    What is added to all gates of a map changes nothing: the term says where they are open, not how far. Cross-entropy
+    with the region itself would close them all, as most cells lie outside, and gates multiply the features.
+    """
     with torch.autocast(gates.device.type, enabled=False):
-        loss = F.binary_cross_entropy_with_logits(gates.float(), inside, reduction="none")
-    return loss.flatten(1).mean(1)
+        return _divergence(gates.float().flatten(1).log_softmax(1), inside)
 
 
 def share_losses(shares: Tensor, inside: Tensor) -> Tensor:
     """KL(p ‖ a) with p = inside / Σ inside; both [N, *cells] → [N]."""
+    return _divergence(shares.flatten(1).clamp(min=_TINY).log(), inside)
+
+
+def _divergence(log_a: Tensor, inside: Tensor) -> Tensor:
+    """KL(p ‖ a) with p = inside / Σ inside; [N, cells], [N, *cells] → [N]."""
     p = inside.flatten(1)
     p = p / p.sum(1, keepdim=True).clamp(min=_TINY)
-    a = shares.flatten(1).clamp(min=_TINY)
-    return (torch.xlogy(p, p) - p * a.log()).sum(1)
+    return (torch.xlogy(p, p) - p * log_a).sum(1)
 
 
 def consistency_losses(

@@ -16,6 +16,7 @@ from training.attention_supervision import (
     cam_losses,
     class_activation,
     class_weights,
+    energy_inside,
     gate_losses,
     share_losses,
 )
@@ -49,15 +50,30 @@ def test_shares_against_a_slow_loop():
 
 def test_gates_against_a_slow_loop():
     gates, inside = torch.randn(2, 3, 3, generator=generator()), torch.rand(2, 3, 3, generator=generator(1))
-    expected = [
-        sum(
-            -r * math.log(1 / (1 + math.exp(-g))) - (1 - r) * math.log(1 - 1 / (1 + math.exp(-g)))
-            for g, r in zip(gate.double().flatten().tolist(), region.double().flatten().tolist())
-        )
-        / 9
-        for gate, region in zip(gates, inside)
-    ]
+    inside[0, 1] = 0.0
+    expected = []
+    for gate, region in zip(gates.double().flatten(1).tolist(), inside.double().flatten(1).tolist()):
+        opened, total = sum(math.exp(g) for g in gate), sum(region)
+        pairs = zip((math.exp(g) / opened for g in gate), (r / total for r in region))
+        expected.append(sum(p * math.log(p / a) for a, p in pairs if p > 0))
     assert gate_losses(gates, inside).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gates_are_told_where_to_be_open_and_not_how_far():
+    """A region of 4 cells of 64: cross-entropy would close all gates, those of the region too, to 4 / 64."""
+    inside = torch.zeros(1, 8, 8)
+    inside[0, 2:4, 3:5] = 1.0
+    even = torch.full((1, 8, 8), 1.5, requires_grad=True)
+    gate_losses(even, inside).sum().backward()
+    assert float(even.grad.sum()) == pytest.approx(0, abs=1e-6), "not all up nor all down"
+    assert bool((even.grad[inside > 0] < 0).all()) and bool((even.grad[inside == 0] > 0).all())
+    gates = torch.randn(1, 8, 8, generator=generator())
+    assert torch.allclose(gate_losses(gates, inside), gate_losses(gates + 7.0, inside), atol=1e-5)
+    extreme = torch.full((1, 8, 8), 300.0, requires_grad=True)
+    loss = gate_losses(extreme * (1 - 2 * inside), inside).sum()
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(600 + math.log(60) - math.log(4), abs=1e-3)
+    assert bool(extreme.grad.isfinite().all())
 
 
 class Observed:
@@ -101,6 +117,20 @@ def test_energy_against_a_slow_loop_with_several_regions_an_image():
 
     expected = [outside(0, [0], 0) / 2, outside(0, [1], 1) / 2, outside(2, [1, 2], 2), 0.0]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_energy_has_a_gradient_only_where_a_map_is_positive_inside():
+    """Row 0 is positive inside and elsewhere, row 1 elsewhere only, row 2 nowhere."""
+    inside = torch.zeros(3, 4, 4)
+    inside[:, :2, :2] = 1.0
+    maps = -torch.rand(3, 4, 4, generator=generator()) - 0.1
+    maps[:2, 3, 3], maps[0, 0, 0] = 2.0, 1.0
+    maps.requires_grad_()
+    loss = 1 - energy_inside(maps, inside)
+    assert loss.tolist() == pytest.approx([2 / 3, 1.0, 1.0])
+    loss.sum().backward()
+    assert maps.grad[0, 0, 0] < 0 < maps.grad[0, 3, 3], "the map moves into the region"
+    assert not maps.grad[1:].any()
 
 
 def test_unknown_and_soft_labels_show_nothing():
@@ -279,21 +309,31 @@ def test_a_hierarchical_head_is_taught_by_its_findings(method):
 # ---------------------------------------------------------------------- what it is good for
 
 
+def at_random(*arguments, **others) -> float:
+    """AUROC with the marker at random, of a toy that was trained so."""
+    return marker_toy.auroc(marker_toy.train(*arguments, **others), 0.5)
+
+
 def test_masks_keep_a_network_from_a_shortcut():
-    """With the marker at random: 0.83, and 1.00 where a mask says where to look."""
-    assert marker_toy.auroc(marker_toy.train(None, 0.0, 0), 0.5) <= 0.90
-    assert marker_toy.auroc(marker_toy.train("mask", 0.3, 0), 0.5) >= 0.95
+    """With seeds 0 and 1: 0.827 and 0.683, and 0.999 and 0.998 where masks say where to look."""
+    assert at_random(None, 0.0, 0) <= 0.90
+    assert at_random("mask", 0.3, 0) >= 0.95
 
 
 @pytest.mark.slow
-def test_a_tenth_of_the_masks_do_it_too_and_energy_of_the_map_may():
-    """Energy fails where the map is negative everywhere, as with seed 1 here: it has nothing to move then."""
-    assert marker_toy.auroc(marker_toy.train("mask", 1.0, 0, share=0.1), 0.5) >= 0.93
-    assert marker_toy.auroc(marker_toy.train("cam", 1.0, 0), 0.5) >= 0.93
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tenth_of_the_masks_do_it_too(seed):
+    """With seeds 0 and 1: 0.998 and 0.997. Nothing is claimed of energy: 0.989 and 0.635, and 0.827 and 0.683 without
+    it; where a map is positive nowhere in the region it has no gradient.
+    """
+    assert at_random(None, 0.0, seed) <= 0.90
+    assert at_random("mask", 1.0, seed, share=0.1) >= 0.95
 
 
 @pytest.mark.slow
-def test_consistency_brings_maps_of_mirror_images_together():
-    plain, taught = marker_toy.train(None, 0.0, 0), marker_toy.train("consistency", 0.1, 0)
-    assert marker_toy.map_distance(taught) <= 0.7 * marker_toy.map_distance(plain)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_consistency_brings_maps_of_mirror_images_together(seed):
+    """With seeds 0 and 1: 0.04 of the distance; AUROC 0.843 and 0.807 after 0.827 and 0.683."""
+    plain, taught = marker_toy.train(None, 0.0, seed), marker_toy.train("consistency", 0.1, seed)
+    assert marker_toy.map_distance(taught) <= 0.2 * marker_toy.map_distance(plain)
     assert marker_toy.auroc(taught, 0.5) >= marker_toy.auroc(plain, 0.5) - 0.01
