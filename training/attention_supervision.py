@@ -67,8 +67,8 @@ class AttentionSupervision:
     mask: KL(p ‖ a) of the attention between backbone and fusion, the mean over its levels. p: the region averaged to
     the map's cells, adding up to 1. a: attention that shares out one among places; of CBAM's gates the softmax over
     places of what their sigmoid is taken of, see `gate_losses`.
-    cam: 1 − Σ relu(CAM)·r / Σ relu(CAM) on the fused map, r how much of a cell lies in the region, CAM of what the image
-    has and the region is of. Of a map that is positive nowhere inside it is 1, without a gradient.
+    cam: 1 − Σ relu(CAM)·r / Σ relu(CAM) on the fused map, r how much of a cell lies in the region, CAM of what the
+    image has and the region is of. Of a map that is positive nowhere inside it is 1, without a gradient.
     consistency: the mean over cells of (CAM(x) − CAM of a second view, seen from the first)², CAM of what the study
     has, or else of what the network holds most likely.
     """
