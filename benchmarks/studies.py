@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from benchmarks.pages import Verdict, markdown_table, report, verdict_table
-from benchmarks.study_sets import FOLDS, SETS, DataSet, Row, fold_of_patients, read_rows, write_fold
+from benchmarks.study_sets import FOLDS, SETS, DataSet, Row, fold_of_patients, read_rows, write_fold, write_rows
 from evaluation.delong import auroc_interval, paired_test
 from utils.environment import describe_environment
 from utils.intervals import IntervalRecord
@@ -114,7 +114,7 @@ def train_fold(data: DataSet, fold: int, options: argparse.Namespace) -> dict[st
         "MODEL.pretrained": False,
         "TRAIN.epochs": options.further,
         "TRAIN.learning_rate": 1e-4,
-        "TRAIN.study_learning_rate_factor": 10.0,
+        "TRAIN.study_learning_rate_factor": 50.0,  # 5e-3: what is added begins as zero, and has few steps
     }
     table = {"DATA.table.columns": dict(data.columns), "DATA.table.file": data.clinical or None}
     runs = {}
@@ -148,11 +148,18 @@ class Scores:
     studies: list[str]
 
 
-def test_scores(run: Path, name: str, extra: Sequence[str] = ()) -> list[Row]:
-    """predictions.csv of the run's test split."""
-    output = run / f"scores{'-'.join(extra)}"
+def test_scores(run: Path, name: str, data: DataSet, withheld: bool = False) -> list[Row]:
+    """predictions.csv of the run's test split. withheld: of the same images, and of no value of the table."""
+    output = run / ("scores_withheld" if withheld else "scores")
     if not (output / "predictions.csv").exists():
-        script("evaluate.py", run, "--no-save", "--draws", 100, "--output", output, *extra)
+        nothing: list[object] = []
+        if withheld:
+            labels = run.parents[1] / "labels.csv"
+            without = labels.with_name("labels_withheld.csv")
+            write_rows(without, [{k: v for k, v in row.items() if k not in data.columns} for row in read_rows(labels)])
+            nothing = ["--labels", without, "--without", "table"]
+            nothing += ["--set", "DATA.table.file=withheld.csv"] if data.clinical else []  # there is no such file
+        script("evaluate.py", run, "--no-save", "--draws", 100, "--output", output, *nothing)
     return [row for row in read_rows(output / "predictions.csv") if row[f"label {name}"]]
 
 
@@ -242,8 +249,8 @@ def figure(what: str, own: Scores, base: Scores | None) -> Figure:
 def ask(data: DataSet, name: str, folds: Sequence[Mapping[str, Path]]) -> Question:
     """folds: the runs of each fold by what they are."""
 
-    def scores(what: str, extra: Sequence[str] = ()) -> Scores:
-        return put_together([test_scores(runs[what], name, extra) for runs in folds], name)
+    def scores(what: str, withheld: bool = False) -> Scores:
+        return put_together([test_scores(runs[what], name, data, withheld) for runs in folds], name)
 
     base = scores(IMAGES_ALONE)
     table = replace(base, probabilities=table_alone(data, name, base))
@@ -252,7 +259,7 @@ def ask(data: DataSet, name: str, folds: Sequence[Mapping[str, Path]]) -> Questi
         if what != IMAGES_ALONE:
             found.append(figure(what, scores(what), base))
         if what.startswith("table: "):
-            found.append(figure(f"{what}, table withheld", scores(what, ("--without", "table")), base))
+            found.append(figure(f"{what}, table withheld", scores(what, withheld=True), base))
     counts = len(base.studies), int(base.labels.sum()), len(set(base.patients))
     return Question(data.name, name, *counts, found)
 
@@ -341,7 +348,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--size", type=int, default=128, help="pixels (128)")
     parser.add_argument("--epochs", type=int, default=8, help="of the images alone (8)")
-    parser.add_argument("--further", type=int, default=4, help="of everything that starts from them (4)")
+    parser.add_argument("--further", type=int, default=10, help="of everything that starts from them (10)")
     parser.add_argument("--train-only", action="store_true", help="leave the scores for later")
     parser.add_argument("--no-write", dest="write", action="store_false", help="print the page only")
     return parser.parse_args(arguments)

@@ -58,6 +58,14 @@ def ph2(folder: Path) -> DataSet:
 SETS: dict[str, Callable[[Path], DataSet]] = {"covid_studies": covid_studies, "ph2": ph2}
 
 
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """A CSV file."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def read_rows(path: Path) -> list[Row]:
     """A CSV file."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -81,7 +89,4 @@ def write_fold(data: DataSet, fold: int, folder: Path) -> None:
     dropped = {"split", "license", "source"}
     rows = [{key: cell for key, cell in row.items() if key not in dropped} for row in data.rows]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "split"])
-        writer.writeheader()
-        writer.writerows({**row, "split": split[row["patient_id"]]} for row in rows)
+    write_rows(folder / "labels.csv", [{**row, "split": split[row["patient_id"]]} for row in rows])
