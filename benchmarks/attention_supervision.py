@@ -29,12 +29,12 @@ from configs.followed import EVALUATE
 from configs.run_data import with_data_of_run
 from data.builder import build_evaluation_loader, saved_preprocess, taught_regions
 from data.evaluation_data import open_evaluation_data
-from evaluate import scorer
 from evaluation.attention import attention_results
 from evaluation.calibration import uncalibrated
 from evaluation.operating_points import NOT_CHOSEN, OperatingPoint
 from evaluation.results import compare_scores, evaluate_scores
 from evaluation.scored_split import ScoredSplit
+from inference.predictor import Predictor
 from models.saved_model import load_models
 from training.precision import Precision
 from training.region_figures import RegionFigures, score_regions
@@ -164,7 +164,11 @@ def score(run: Path) -> Measured:
     (saved,) = load_models([model_file(run)], masks, EVALUATE)
     config = with_data_of_run(saved.config, run, None, None, masks)
     data = open_evaluation_data(config, saved.class_names, run, saved.description.get("split_sha256"), True, set())
-    (logits,), rows = scorer(saved, config, data)[0]("test")
+    backbone, precision = saved.model.backbone, Precision("cpu", None)
+    preprocess = saved_preprocess(saved.preprocessing, config, backbone.mean, backbone.std)
+    regions = taught_regions(config, data.dataset_index)
+    loader = build_evaluation_loader(config, data.dataset_index, data.split.rows("test"), preprocess, regions=regions)
+    (logits,), rows = Predictor([saved.model], precision, torch.contiguous_format).over(loader, "test", "plain")
     task = saved.task(data.dataset_index.class_names)
     labels, known = data.known(rows)
     scored = ScoredSplit(
@@ -172,11 +176,7 @@ def score(run: Path) -> Measured:
         exclusive=task.exclusive,
     )  # fmt: skip
     marked = np.array(["_marked" in name for name in data.images(rows)])
-    backbone = saved.model.backbone
-    preprocess = saved_preprocess(saved.preprocessing, config, backbone.mean, backbone.std)
-    regions = taught_regions(config, data.dataset_index)
-    loader = build_evaluation_loader(config, data.dataset_index, rows, preprocess, regions=regions)
-    found = score_regions(saved.model, loader, Precision("cpu", None), torch.contiguous_format)
+    found = score_regions(saved.model, loader, precision, torch.contiguous_format)
     assert found is not None, "every test image has a mask"
     order = np.argsort(found.index, kind="stable")
     found = RegionFigures(*(values[order] for values in (found.index, found.energy, found.hit, found.area)))
