@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tta", action="store_true", help="test-time augmentation: average over five fixed transforms of each image")
     add("--heatmaps", metavar="METHOD", nargs="?", const="grad_cam", help="also draw where findings are (grad_cam)")
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
-    add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 images, at most 4")
+    add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 images, at most 4 and one a core")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add_overrides(parser, PREDICT)
     return parser.parse_args(arguments)
@@ -154,7 +155,7 @@ def ask_studies(
 
 def loading(options: argparse.Namespace, images: int, ensemble: Ensemble) -> tuple[int, int, bool]:
     """(batch size, workers, whether memory is pinned)."""
-    workers = min(4, images // 32) if options.num_workers is None else options.num_workers
+    workers = min(4, os.cpu_count() or 1, images // 32) if options.num_workers is None else options.num_workers
     return options.batch_size, workers, ensemble.members[0].predictor.device.type == "cuda"
 
 
