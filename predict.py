@@ -67,7 +67,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tta", action="store_true", help="test-time augmentation: average over five fixed transforms of each image")
     add("--heatmaps", metavar="METHOD", nargs="?", const="grad_cam", help="also draw where findings are (grad_cam)")
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
-    add("--num-workers", metavar="N", type=int, help="processes that read; without it one for 32 images, at most 4 and one a core")
+    add(
+        "--num-workers", metavar="N", type=int, help="processes that read (one for 32 images, at most 4 and one a core)"
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add_overrides(parser, PREDICT)
     return parser.parse_args(arguments)
