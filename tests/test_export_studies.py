@@ -58,6 +58,7 @@ def pixels(run: Path, data: Path, name: str) -> np.ndarray:
     return saved_preprocess(saved.preprocessing, saved.config, backbone.mean, backbone.std)(read_image(data / name))
 
 
+@pytest.mark.slow
 def test_onnxruntime_alone_gives_the_predictions(data, run, capsys, tmp_path):
     """With what the file says of itself: names, codes, units; the table as it stands in clinical.csv."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -22,9 +22,10 @@ def test_number(number):
 
 def pytest_of(folder: Path, *options: str) -> tuple[int, str]:
     """Exit code and output of a pytest of its own in this folder."""
-    command = [sys.executable, "-m", "pytest", "-p", "tests.selection", "-p", "no:cacheprovider", "-rP", *options, "."]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    plugins = ["-p", "xdist", "-p", "tests.selection", "-p", "no:cacheprovider"]  # others take seconds to be imported
+    command = [sys.executable, "-m", "pytest", *plugins, "-rP", *options, "."]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
