@@ -300,11 +300,22 @@ def judged(record: IntervalRecord | None) -> tuple[str, str]:
     return interval_text(record, sign=True), "better" if low > 0 else "worse" if high < 0 else "noise"
 
 
+NOTES = {
+    "covid_studies": """covid_studies: age, sex, days since onset and SpO2, each known for a part of the studies; no
+missing-value indicators. Most of what its table says is which hospital a study comes from. A frontal and a lateral view
+are there for 37 studies of 293: no claim about ways to join views can be made on it.""",
+    "ph2": """ph2: asymmetry, which a dermatologist judged from the image; "common" against atypical nevi and melanomas;
+each image its own patient, as no patients are named.""",
+}
+
+
 def page(questions: Sequence[Question], options: argparse.Namespace) -> str:
     """Markdown."""
+    notes = "\n\n".join(NOTES[name] for name in options.sets)
     parts = [
         "# Studies on real data",
-        "`python -m benchmarks.studies` wrote this page. What is compared, and what it cannot show: at its end.",
+        f"`python -m benchmarks.studies --sets {' '.join(options.sets)}` wrote this page. What is compared, and what "
+        "it cannot show: at its end.",
         verdict_table(verdicts(questions)),
     ]
     for question in questions:
@@ -321,10 +332,7 @@ scores are put together. AUROC with DeLong intervals by patient (Obuchowski 1997
 difference whose 95 % interval holds 0; nothing corrects for the number of comparisons: of twenty that are nothing, one
 is expected to be called better or worse. The intervals hold the chance of the studies, not that of another training.
 
-covid_studies: age, sex, days since onset and SpO2, each known for a part of the studies; no missing-value indicators.
-Most of what its table says is which hospital a study comes from. A frontal and a lateral view are there for 37 studies
-of 293: no claim about ways to join views can be made on it. ph2: asymmetry, which a dermatologist judged from the
-image; "common" against atypical nevi and melanomas; each image its own patient, as no patients are named.
+{notes}
 
 {environment_line()}"""
     )
