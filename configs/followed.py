@@ -67,13 +67,11 @@ class Followed:
     """The settings that a command follows.
 
     keys: always. facts: of INSTEAD, those it needs; their settings are followed where a file is silent about them.
-    takes_studies: whether it works with models of several views or a table; the others say so.
     """
 
     command: str
     keys: tuple[str, ...]
     facts: tuple[str, ...] = (PREPROCESSING, CLASS_NAMES, TASK)
-    takes_studies: bool = False
 
     def follows(self, key: str, silent: Iterable[str] = ()) -> bool:
         """Whether a setting, 'SECTION.key', has an effect with a file that is silent about some facts."""
@@ -102,26 +100,16 @@ class Followed:
 
 
 _REGIONS = ("LOSS.attention.boxes", "LOSS.attention.masks")
-EVALUATE = Followed(
-    "evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles", *_REGIONS), takes_studies=True
-)
-EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"), takes_studies=True)
+EVALUATE = Followed("evaluate.py", (*_SOURCE, *_OPENING, *_DECIDING, *_READING, "DATA.class_titles", *_REGIONS))
+EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN.device"))
 # Of models of studies alone: which images are one, and what they show.
 OF_STUDIES = ("DATA.study_column", "DATA.view_kinds", "DATA.max_views")
-PREDICT = Followed(
-    "predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding", *OF_STUDIES), takes_studies=True
-)
-EXPORT = Followed(
-    "export.py",
-    (*_SOURCE, *_OPENING, *_DECIDING),
-    (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS),
-    takes_studies=True,
-)
+PREDICT = Followed("predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding", *OF_STUDIES))
+EXPORT = Followed("export.py", (*_SOURCE, *_OPENING, *_DECIDING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS))
 # What is written into the new file is followed by those who read it; paths in a file never are.
 CONVERT = Followed(
     "python -m utils.checkpoint convert",
     (*_OPENING, *_READING),
     (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS),
-    takes_studies=True,
 )
 COMMANDS = (EVALUATE, EXPLAIN, PREDICT, EXPORT, CONVERT)

@@ -67,20 +67,7 @@ def load_models(paths: Sequence[Path], overrides: Sequence[str], followed: Follo
     named = Config.override_keys(overrides)
     files = [_read(path) for path in paths]
     followed.check(named, [file.silent() for file in files])
-    saved = [_build(path, file, followed.of(named, file.silent())) for path, file in zip(paths, files)]
-    for path, one in zip(paths, saved):
-        _refuse_studies(path, one.config, followed)
-    return saved
-
-
-def _refuse_studies(path: Path, config: Config, followed: Followed) -> None:
-    studies = _studies_of(config)
-    if followed.takes_studies or not studies:
-        return
-    raise ModelError(
-        f"'{path}' is a model of studies ({studies}), and {followed.command} takes models of single images "
-        "only, so far. evaluate.py scores studies; its predictions.csv has their probabilities"
-    )
+    return [_build(path, file, followed.of(named, file.silent())) for path, file in zip(paths, files)]
 
 
 def _studies_of(config: Config) -> str:
