@@ -297,13 +297,14 @@ def measured_attention(
     settings: BootstrapSettings,
 ) -> AttentionResults | None:
     """Maps against the regions that LOSS.attention names; None, and a log line says why, where these data have none."""
+    from configs.default_config import Config
     from configs.errors import DataError
     from data.builder import build_evaluation_loader, saved_preprocess, saved_table, taught_regions
     from evaluation.attention import attention_results
     from training.precision import choose_available_precision, choose_memory_format
     from training.region_figures import score_regions
 
-    asked = any("LOSS.attention" in one for one in options.set)
+    asked = any(key.startswith("LOSS.attention") for keys in Config.override_keys(options.set).values() for key in keys)
     named = config.LOSS.attention
     if (named.boxes is None and named.masks is None) or config.has_volumes():
         return None

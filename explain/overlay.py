@@ -147,6 +147,7 @@ def methods_figure(
 
 
 def check_heatmap(shape: Sequence[int], heatmap: np.ndarray) -> None:
+    """ExplanationError for a heatmap of another shape than its image, or with values beyond [0, 1]."""
     if tuple(heatmap.shape) != tuple(shape):
         raise ExplanationError(f"a heatmap of {heatmap.shape} does not lie on an image of {tuple(shape)}")
     if not np.isfinite(heatmap).all() or heatmap.min() < 0 or heatmap.max() > 1 + 1e-6:
@@ -159,16 +160,19 @@ def _bare(axes: Axes) -> None:
 
 
 def show_image(axes: Axes, image: np.ndarray) -> None:
+    """[H, W] or [H, W, 3] uint8, without an axis."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
     _bare(axes)
 
 
 def cover(axes: Axes, heatmap: np.ndarray) -> AxesImage:
+    """A heatmap [H, W] in [0, 1] over what the axes show, the more opaque the higher it is."""
     opacity = OPACITY * np.clip(heatmap, 0, 1)
     return axes.imshow(heatmap, cmap=COLOURS, vmin=0, vmax=1, alpha=opacity, aspect=axes.get_aspect())
 
 
 def draw_regions(axes: Axes, boxes: Sequence[Box], mask: np.ndarray | None) -> None:
+    """The outlines of annotated boxes, in pixels, and of a mask [H, W]."""
     from matplotlib.patches import Rectangle
 
     for x, y, width, height in boxes:
@@ -192,6 +196,7 @@ def draw_legend(figure: Figure, image: AxesImage, panels: list[Axes]) -> None:
 
 
 def headline(figure: Figure, class_name: str, probability: float | None, title: str) -> None:
+    """The class with its probability, None: without; below it the title, if it is not ''."""
     name = wrap(drawable(class_name), 60, 3)
     line = name if probability is None else f"{name}: probability {_probability(probability)}"
     below = f"\n{wrap(drawable(title).replace('|', ' | '), 100, 3)}" if title else ""
@@ -206,6 +211,7 @@ def _probability(value: float) -> str:
 
 
 def empty_note(heatmap: np.ndarray) -> str:
+    """What is to be said of a heatmap that shows nothing; '' of others."""
     return "" if heatmap.max() > 0 else "heatmap is empty: no place speaks for it"
 
 

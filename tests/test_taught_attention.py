@@ -167,6 +167,9 @@ def test_other_data_without_masks_are_evaluated_all_the_same(data, tmp_path, cap
     assert call(tmp_path / "run", "--split", "all", "--data", str(other)) == 0
     assert "attention" not in evaluated(tmp_path / "run/evaluation-all")
     assert "maps are not measured: LOSS.attention.masks 'outline' is neither" in capsys.readouterr().err
+    asked = ["--set", "loss.attention.masks=outline"]  # in any spelling, what was asked for is not passed over
+    assert call(tmp_path / "run", "--split", "all", "--data", str(other), "--output", tmp_path / "out", *asked) == 2
+    assert "error: LOSS.attention.masks 'outline' is neither" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
