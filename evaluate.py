@@ -326,7 +326,7 @@ def measured_attention(
     if found is None or not len(found.index):
         logger.warning("no image of the %s split has a region of something that it has for certain", options.split)
         return None
-    return attention_results(found.energy, found.hit, found.area, data.groups(found.index), settings)
+    return attention_results(found.energy, found.hit, found.area, data.groups(found.index), settings.level)
 
 
 def compare(

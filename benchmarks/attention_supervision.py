@@ -30,16 +30,18 @@ from configs.run_data import with_data_of_run
 from data.builder import build_evaluation_loader, saved_preprocess, taught_regions
 from data.evaluation_data import open_evaluation_data
 from evaluation.attention import attention_results
+from evaluation.bootstrap import bootstrap
 from evaluation.calibration import uncalibrated
 from evaluation.operating_points import NOT_CHOSEN, OperatingPoint
 from evaluation.results import compare_scores, evaluate_scores
-from evaluation.scored_split import ScoredSplit
+from evaluation.scored_split import DEFAULT_BOOTSTRAP, ScoredSplit
 from inference.predictor import Predictor
 from models.saved_model import load_models
 from training.precision import Precision
 from training.region_figures import RegionFigures, score_regions
 from utils.atomic_file import write_atomically
 from utils.environment import describe_environment
+from utils.intervals import Interval, IntervalRecord
 from utils.runs.folder import model_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,12 +203,22 @@ def figures_of(measured: Measured, plain: Measured) -> dict[str, dict[str, objec
     assert np.array_equal(own_maps.index, other.index), "the same regions"
     hits = [one.hit.astype(float) for one in (own_maps, other)]
     whole = attention_results(own_maps.energy, hits[0], own_maps.area, measured.of_regions)
-    paired_maps = attention_results(
-        own_maps.energy - other.energy, hits[0] - hits[1], own_maps.area, measured.of_regions
-    )
-    found["energy inside"] = {**whole["energy_inside"], "difference": paired_maps["energy_inside"]}
-    found["pointing game"] = {**whole["pointing_game"], "difference": paired_maps["pointing_game"]}
+    for name, key, one in (
+        ("energy inside", "energy_inside", own_maps.energy - other.energy),
+        ("pointing game", "pointing_game", hits[0] - hits[1]),
+    ):
+        found[name] = {**whole[key], "difference": mean_difference(one, measured.of_regions)}  # type: ignore[literal-required]
     return found
+
+
+def mean_difference(differences: np.ndarray, patients: Sequence[str]) -> IntervalRecord:
+    """The mean over regions; its interval are percentiles over draws of patients."""
+    names, member = np.unique(np.asarray(patients, str), return_inverse=True)
+    counts, sums = np.bincount(member), np.bincount(member, differences)
+    figures = [lambda weights: {"mean": (sums @ weights)[None] / (counts @ weights)}]
+    (drawn,) = bootstrap(figures, len(names), DEFAULT_BOOTSTRAP)
+    low, high = np.percentile(drawn["mean"][0], (2.5, 97.5))
+    return Interval(float(differences.mean()), float(low), float(high)).as_dict()
 
 
 def _part(scored: ScoredSplit, rows: np.ndarray) -> ScoredSplit:

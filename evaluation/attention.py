@@ -7,44 +7,34 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.bootstrap import bootstrap
+from evaluation.effective_size import clustered_proportion
 from evaluation.records import AttentionResults
 from evaluation.results_table import with_interval
-from evaluation.scored_split import DEFAULT_BOOTSTRAP, BootstrapSettings, Floats
-from utils.intervals import Interval
+
+# A patient's regions, before their own figures tell, are taken to be alike: the wider interval.
+_ALIKE = 1.0
 
 
 def attention_results(
-    energy: ArrayLike,
-    hit: ArrayLike,
-    area: ArrayLike,
-    patients: Sequence[str],
-    settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
+    energy: ArrayLike, hit: ArrayLike, area: ArrayLike, patients: Sequence[str], level: float = 0.95
 ) -> AttentionResults:
-    """Means over N regions of at least one patient; intervals are percentiles over draws of patients.
+    """Means over N regions of at least one patient, with intervals that have a width at 0 and at 1 too, see
+    `clustered_proportion`; without ends where there is one patient.
 
     energy: the share of a map that lies inside. hit: whether its maximum does. area: the region's share of the image.
-    patients: whose each is. An interval of a single patient, or of values that are all alike, has no width.
+    patients: whose each is.
     """
-    values = np.stack([np.asarray(energy, np.float64), np.asarray(hit, np.float64)])
     names, member = np.unique(np.asarray(patients, str), return_inverse=True)
-    count = np.bincount(member, minlength=len(names)).astype(np.float64)
-    sums = np.stack([np.bincount(member, one, len(names)) for one in values])
-
-    def means(weights: Floats) -> dict[str, Floats]:
-        return {"mean": (sums @ weights) / (count @ weights)}
-
-    (drawn,) = bootstrap([means], len(names), settings)
-    tail = 50 * (1 - settings.level)
-    low, high = np.percentile(drawn["mean"], (tail, 100 - tail), axis=1)
-    inside, pointing = (
-        Interval(float(mean), float(a), float(b)).as_dict() for mean, a, b in zip(values.mean(1), low, high)
-    )
+    counts = np.bincount(member, minlength=len(names))
+    sums = [np.bincount(member, np.asarray(one, np.float64), len(names)) for one in (energy, hit)]
+    # A mean of shares may vary less than one of hits does.
+    inside = clustered_proportion(sums[0], counts, _ALIKE, level, 0.0)
+    pointing = clustered_proportion(sums[1], counts, _ALIKE, level)
     return {
-        "regions": values.shape[1],
+        "regions": len(member),
         "patients": len(names),
-        "energy_inside": inside,
-        "pointing_game": pointing,
+        "energy_inside": inside.as_dict(),
+        "pointing_game": pointing.as_dict(),
         "area": float(np.mean(np.asarray(area, np.float64))),
     }
 
@@ -54,6 +44,6 @@ def attention_sentence(found: AttentionResults) -> str:
     return (
         f"Maps against {found['regions']:,} annotated regions of {found['patients']:,} patients: energy inside "
         f"{with_interval(found['energy_inside'])} (an even map: {found['area']:.3f}), pointing game "
-        f"{with_interval(found['pointing_game'])}. Maps are class activation maps on the fused map; intervals are "
-        "percentiles of bootstrap draws of patients. Looking there is no proof of being right."
+        f"{with_interval(found['pointing_game'])}. Maps are class activation maps on the fused map; intervals are by "
+        "patient. Looking there is no proof of being right."
     )
