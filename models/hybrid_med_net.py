@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from configs.default_config import Config, ModelSettings
 from configs.errors import ModelError, WeightsUnavailableError
@@ -244,7 +245,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         return keys
 
     def observe(self, x: Tensor | Inputs) -> Observed:
-        """What `forward` gives, bit for bit, and the maps that it is made of, with gradients, checkpointed as ever."""
+        """What `forward` gives, and the maps that it is made of, with gradients, checkpointed as ever.
+
+        Bit for bit, where no head has attention over views or columns, which another kernel computes here.
+        """
         if self.lacking_weights:
             raise WeightsUnavailableError(self.lacking_weights)
         image, inputs = self._images_and_study(x)
@@ -322,8 +326,10 @@ class HybridMedNet(Checkpointable, nn.Module):
         self.backbone.disable_gradient_checkpointing()
 
     def _classify(self, inputs: Inputs | None, observed: bool, state: State) -> State:
-        logits = self.classifier(state.current(), inputs)
-        return state._replace(logits=logits) if observed else State(logits=logits)
+        if not observed:
+            return State(logits=self.classifier(state.current(), inputs))
+        with sdpa_kernel(SDPBackend.MATH):  # maps are gradients, which are learnt from: no other kernel has second ones
+            return state._replace(logits=self.classifier(state.current(), inputs))
 
     def _images_and_study(self, x: Tensor | Inputs) -> tuple[Tensor, Inputs | None]:
         """The images, and how they make studies; None where each is one."""
