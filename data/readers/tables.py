@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -199,14 +200,13 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_all(file: IO[bytes] | gzip.GzipFile, stored: int) -> bytes:
-    pieces, count = [], 0
+    whole = io.BytesIO()  # one growing block; a list of pieces, once joined, may stay with the process as holes
     while piece := file.read(_PIECE_BYTES):
-        pieces.append(piece)
-        count += len(piece)
-        check_expansion(stored, count)
-        if count > MAX_TEXT_BYTES:
+        whole.write(piece)
+        check_expansion(stored, whole.tell())
+        if whole.tell() > MAX_TEXT_BYTES:
             raise DataError(f"it has more than {MAX_TEXT_BYTES:,} bytes, which no table of labels needs")
-    return b"".join(pieces)
+    return whole.getvalue()
 
 
 def read_table(path: Path, settings: TableSettings = NO_SETTINGS) -> Table:
@@ -225,6 +225,7 @@ def read_table(path: Path, settings: TableSettings = NO_SETTINGS) -> Table:
             return _build(path, iter(records), tuple(f"'{path.name}': {note}" for note in notes), False)
         _check_is_text(raw)
         text, guessed = _decoded(path, raw, settings.encoding)
+        del raw  # what is now text: a large table need not be in memory twice
         if path.name.lower().endswith((".json", ".json.gz")):
             return _build(path, read_json_records(text), (), False)
         lines, delimiter = read_records(text, lambda header: _has_image(header, settings))
