@@ -39,8 +39,8 @@ if TYPE_CHECKING:  # --help does without torch
     from models import HybridMedNet
     from training.distillation import DistillationLoss
     from training.learner import Learner
+    from training.loop import TrainingLoop
     from training.losses import TrainingLoss
-    from training.trainer import Trainer
     from utils.listener import CheckpointContent, FileContent, Scores
 
 logger = logging.getLogger("train")
@@ -97,7 +97,7 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
     over here. May be called several times in a process, and outside its main thread.
     Raises HybridMedNetError; the run's status.json says then that it failed, and why.
     """
-    from training.builder import build_trainer
+    from training.builder import build_loop
     from utils.runs.recorder import Recorder
 
     control = control or Control()
@@ -115,7 +115,7 @@ def train(config: Config, resumed: Path | None = None, control: Control | None =
             keep_best(run, config, description, learner.state)
         recorder = Recorder(run, config, description, parts.checkpoint, parts.operating_point)
         # The status comes last, so that it says nothing that is not on the disk.
-        trainer = build_trainer(config, learner, parts.loss, [recorder, status], control.request, parts.not_learnt)
+        trainer = build_loop(config, learner, parts.loss, [recorder, status], control.request, parts.not_learnt)
 
         interrupted = fit(trainer, loaders, control)
         if interrupted is None:
@@ -281,7 +281,7 @@ def keep_best(run: RunFolder, config: Config, description: Mapping[str, object],
     state.best_score, state.best_epoch = -math.inf, state.epoch - 1
 
 
-def fit(trainer: Trainer, loaders: Loaders, control: Control) -> Interrupted | None:
+def fit(trainer: TrainingLoop, loaders: Loaders, control: Control) -> Interrupted | None:
     """Train to the last epoch, or until a request was obeyed by saving; that request."""
     try:
         with control.saving_first():

@@ -36,7 +36,7 @@ from benchmarks.training_loops import (
     our_trainer,
     timm_loop,
 )
-from training.trainer import Trainer
+from training.loop import TrainingLoop
 from utils.environment import EnvironmentRecord, describe_environment
 from utils.process import prepare_process
 from utils.runs.folder import RunFolder
@@ -147,7 +147,7 @@ def measure_network(settings: list[str], sizes: Sizes, device: torch.device) -> 
     return {"seconds": seconds, "parts": parts, "deviations": deviations}
 
 
-def prepare_loops(work: Work, folder: Path) -> tuple[Trainer, dict[str, Loop], dict[str, float]]:
+def prepare_loops(work: Work, folder: Path) -> tuple[TrainingLoop, dict[str, Loop], dict[str, float]]:
     """Our trainer, all loops after an untimed epoch each, and how far that has brought each from the bare step's."""
     recorder = Recorder(RunFolder.create(str(folder), "run"), work.config, {})  # which writes TensorBoard's scalars
     trainer, ours = our_trainer(work, [recorder])
@@ -159,7 +159,7 @@ def prepare_loops(work: Work, folder: Path) -> tuple[Trainer, dict[str, Loop], d
     return trainer, loops, {title: deviation(model, models[BARE], work.model) for title, model in models.items()}
 
 
-def measure_parts(trainer: Trainer, batches: BatchesInMemory, parts: list[dict[str, float]]) -> None:
+def measure_parts(trainer: TrainingLoop, batches: BatchesInMemory, parts: list[dict[str, float]]) -> None:
     """Append those of an epoch of ours."""
     parts.append(watch(trainer, batches))
 
@@ -311,7 +311,7 @@ have come; AdamW's division makes much of rounding.
 {markdown_table(SPEEDS, speed_rows(figures))}
 
 - *bare step*: transfer, forward, loss, backward, clip, optimizer. *Again* is the same once more, for the noise.
-- *ours*: `Trainer.train_epoch` of `build_trainer`, with TensorBoard's scalars and log lines.
+- *ours*: `TrainingLoop.train_epoch` of `build_loop`, with TensorBoard's scalars and log lines.
 - *timm*: the inner loop of its training script: task, optimizer, scheduler, clipping, meters, log interval of 50.
 - *Lightning*: `Trainer.fit` without logger, checkpoints, bar and summary, from the start of an epoch to its end.
 

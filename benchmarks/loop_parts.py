@@ -1,4 +1,4 @@
-"""Where an epoch's time goes: the waits, the computing and the writing of a Trainer, timed from outside it."""
+"""Where an epoch's time goes: the waits, the computing and the writing of a TrainingLoop, timed from outside it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data.phantom.radiographs import write_phantom
 from models import HybridMedNet
 from training.builder import resolve_precision
 from training.loader import Loader
-from training.trainer import Trainer
+from training.loop import TrainingLoop
 from utils.batch import Batch
 from utils.progress import Progress
 
@@ -60,7 +60,7 @@ class Parts:
         return run
 
     @contextmanager
-    def watching(self, trainer: Trainer) -> Iterator[None]:
+    def watching(self, trainer: TrainingLoop) -> Iterator[None]:
         """Time what this trainer does within; waiting is timed by `TimedLoader`."""
         model, optimizer = trainer.model, trainer.learner.optimizer
         with ExitStack() as undo:
@@ -98,7 +98,7 @@ class TimedLoader:
             yield item
 
 
-def watch(trainer: Trainer, loader: Loader) -> dict[str, float]:
+def watch(trainer: TrainingLoop, loader: Loader) -> dict[str, float]:
     """Train for an epoch: its seconds by part, and 'whole'."""
     parts = Parts()
     with parts.watching(trainer):

@@ -76,7 +76,7 @@ def stages(overrides: list[str]) -> dict[str, float]:
 
     from data.builder import build_loaders, open_data, split_data
     from models import create_model
-    from training.builder import build_learner, build_loss, build_trainer, resolve_precision
+    from training.builder import build_learner, build_loop, build_loss, resolve_precision
     from training.precision import choose_device
     from utils.process import prepare_process
     from utils.runs.recorder import Recorder  # noqa: F401 - train.py needs it, so its import counts
@@ -96,7 +96,7 @@ def stages(overrides: list[str]) -> dict[str, float]:
     config = resolve_precision(config, model, backbone.prefers_channels_last)
     done("probe")
     loss = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
-    trainer = build_trainer(config, build_learner(config, model, len(loaders.train)), loss)
+    trainer = build_loop(config, build_learner(config, model, len(loaders.train)), loss)
     done("trainer")
     _, batch = next(iter(loaders.train.epoch(0)))
     assert batch is not None

@@ -51,7 +51,7 @@ def entered(work: Callable[[], object]) -> dict[str, list[str]]:
 
 
 def one_step() -> dict[str, list[str]]:
-    """Functions that `Trainer.train_step` enters on a CPU, for a window of two batches whose figures are recorded."""
+    """Functions that `TrainingLoop.train_step` enters on a CPU, for a window of two batches with figures."""
     settings = ["TRAIN.gradient_accumulation_steps=2", "TRAIN.mixed_precision=false", "TRAIN.channels_last=false"]
     settings += ["TRAIN.warmup_epochs=0", "TRAIN.ema_decay=0.99", "LOGGING.print_freq=1", "LOGGING.progress=plain"]
     config = Config.from_overrides(settings).resolve(tuple("abc"))

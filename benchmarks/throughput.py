@@ -4,7 +4,7 @@ python -m benchmarks.throughput              # writes docs/benchmarks/throughput
 python -m benchmarks.throughput --backbone resnet50 --compile --batch 256 --no-write
 
 Images are random and on the device already, so that the loader has no part in it; in the column "with the loader" the
-same network is trained by the Trainer on drawn images, DATA.cache=ram, augmented on the device. Model-FLOP utilisation
+same network is trained by our loop on drawn images, DATA.cache=ram, augmented on the device. Model-FLOP utilisation
 counts the multiplications of a plain step (a multiply-add as two operations, no recomputation) against `--peak`
 TFLOP/s.
 """
@@ -55,7 +55,7 @@ WANTED = {"resnet50": 0.20, "convnext_base": 0.30, "swin_base": 0.30, "vit_base"
 class Row:
     """One network: images per second in training and inference, utilisation and peak memory in training.
 
-    loader: images per second of the Trainer with images from a loader, None where that was not measured.
+    loader: images per second of the TrainingLoop with images from a loader, None where that was not measured.
     """
 
     name: str
@@ -85,7 +85,7 @@ def write_images(folder: Path) -> None:
 def rate_with_loader(
     name: str, batch: int, compiled: bool, images: str, device: torch.device, size: int = SIZE
 ) -> float:
-    """Images per second of a Trainer from its second epoch on, with the images in a folder."""
+    """Images per second of a TrainingLoop from its second epoch on, with the images in a folder."""
     config = Config.from_overrides(
         [
             f"DATA.data_dir={images}",

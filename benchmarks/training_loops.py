@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from configs.default_config import Config
 from models import HybridMedNet
-from training.builder import build_learner, build_loss, build_trainer, resolve_precision
+from training.builder import build_learner, build_loop, build_loss, resolve_precision
+from training.loop import TrainingLoop
 from training.optim import create_optimizer
 from training.precision import choose_memory_format, choose_precision
-from training.trainer import Trainer
 from utils.batch import Batch, Inputs, Targets
 from utils.listener import Listener
 
@@ -34,7 +34,7 @@ Loop = Callable[[], float]
 
 
 class BatchesInMemory:
-    """A loader of batches that are there already, as our Trainer asks for one, and as Lightning's does."""
+    """A loader of batches that are there already, as our TrainingLoop asks for one, and as Lightning's does."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches
@@ -65,11 +65,11 @@ class Work:
 
     @property
     def layout(self) -> torch.memory_format:
-        """What the Trainer would choose for the network."""
+        """What the TrainingLoop would choose for the network."""
         return choose_memory_format(self.config.TRAIN.channels_last, self.model.backbone.prefers_channels_last)
 
     def autocast(self) -> AbstractContextManager:
-        """The context of a forward pass, as the Trainer's."""
+        """The context of a forward pass, as the TrainingLoop's."""
         return choose_precision(self.config.TRAIN.mixed_precision, self.device).autocast()
 
     def copied_model(self) -> HybridMedNet:
@@ -123,14 +123,16 @@ def timed(epoch: Callable[[], None], device: torch.device) -> Loop:
     return loop
 
 
-def trainer_of(config: Config, model: nn.Module, batches: int, labels, listeners: Sequence[Listener] = ()) -> Trainer:
-    """The Trainer that train.py would have for a flat model on its device. batches: of an epoch."""
+def trainer_of(
+    config: Config, model: nn.Module, batches: int, labels, listeners: Sequence[Listener] = ()
+) -> TrainingLoop:
+    """The TrainingLoop that train.py would have for a flat model on its device. batches: of an epoch."""
     learner = build_learner(config, model, batches)
-    return build_trainer(config, learner, build_loss(config, labels, (), learner.device), listeners)
+    return build_loop(config, learner, build_loss(config, labels, (), learner.device), listeners)
 
 
-def our_trainer(work: Work, listeners: Sequence[Listener] = ()) -> tuple[Trainer, Loop]:
-    """The Trainer that train.py would have, and an epoch of its own."""
+def our_trainer(work: Work, listeners: Sequence[Listener] = ()) -> tuple[TrainingLoop, Loop]:
+    """The TrainingLoop that train.py would have, and an epoch of its own."""
     known = np.concatenate([batch.targets.labels.numpy() for batch in work.batches])
     labels = SimpleNamespace(target=known, mask=np.ones_like(known, bool))
     model = work.copied_model()
@@ -139,8 +141,8 @@ def our_trainer(work: Work, listeners: Sequence[Listener] = ()) -> tuple[Trainer
     return trainer, timed(lambda: one_epoch(trainer, loader), work.device)
 
 
-def one_epoch(trainer: Trainer, loader) -> None:
-    """train_epoch, then what the Trainer does to its counts before the next one."""
+def one_epoch(trainer: TrainingLoop, loader) -> None:
+    """train_epoch, then what the TrainingLoop does to its counts before the next one."""
     trainer.train_epoch(loader)
     assert trainer.state.sums.steps == len(loader), "a step was skipped"
     trainer.next_epoch()

@@ -87,7 +87,7 @@ def hang_in_a_step(location: Path):
     """What a process does first whose first step ends only by an exception; it says when a signal was noted."""
 
     def patch() -> None:
-        from training.trainer import Trainer
+        from training.loop import TrainingLoop
         from utils.runs.control import Control
 
         handle = Control._handle
@@ -101,7 +101,7 @@ def hang_in_a_step(location: Path):
             while True:
                 time.sleep(0.02)
 
-        Control._handle, Trainer.train_step = handled, hang
+        Control._handle, TrainingLoop.train_step = handled, hang
 
     return patch
 

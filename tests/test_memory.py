@@ -31,7 +31,7 @@ def measured(figures: Path, traced: bool):
 
     def patch() -> None:
         from data.sources.image_files import FileReader
-        from training.trainer import Trainer
+        from training.loop import TrainingLoop
         from utils.runs.recorder import Recorder
 
         counts, epochs = Counter(), []
@@ -56,7 +56,7 @@ def measured(figures: Path, traced: bool):
 
         Recorder.on_epoch = look
         counted(FileReader, "__call__", "reads")
-        counted(Trainer, "train_step", "steps")
+        counted(TrainingLoop, "train_step", "steps")
         if traced:
             tracemalloc.start()
 

@@ -45,13 +45,13 @@ def prepare(steps: int | None, precision: str):
 
     def patch() -> None:
         from training import builder
+        from training.loop import TrainingLoop
         from training.precision import Precision
-        from training.trainer import Trainer
 
         if precision != "fp32":
             dtype = torch.float16 if precision == "fp16" else torch.bfloat16
             builder.choose_precision = lambda setting, device: Precision("cpu", dtype)
-        outcomes, train_step = [], Trainer.train_step
+        outcomes, train_step = [], TrainingLoop.train_step
 
         def counted(trainer, *arguments):
             outcomes.append(train_step(trainer, *arguments))
@@ -59,7 +59,7 @@ def prepare(steps: int | None, precision: str):
                 os.kill(os.getpid(), signal.SIGTERM)
             return outcomes[-1]
 
-        Trainer.train_step = counted
+        TrainingLoop.train_step = counted
 
     return patch
 

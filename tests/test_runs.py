@@ -169,7 +169,7 @@ def test_a_folder_is_trained_in_once(settings, whole):
 
 
 def test_a_failure_is_in_the_status(settings, monkeypatch):
-    monkeypatch.setattr("training.trainer.Trainer.train_step", lambda *_: 1 / 0)
+    monkeypatch.setattr("training.loop.TrainingLoop.train_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.train(settings("bug"))
     folder = Path(settings("bug").CHECKPOINT.save_dir) / "bug"

@@ -34,7 +34,7 @@ from tests.training_runs import (
 )
 from tests.waiting import LIMIT_S
 from training import probe
-from training.trainer import Trainer
+from training.loop import TrainingLoop
 from utils.checkpoint import load_checkpoint
 
 AUTO = ("channels_last", "mixed_precision")
@@ -144,14 +144,14 @@ def test_the_best_epoch_is_kept(run):
 
 def test_a_stop_as_the_last_epoch_ends_leaves_the_last_checkpoint(phantom, tmp_path, monkeypatch):
     """The signal is noted while there is something to save, and seen in the report, which has the best weights."""
-    fit, left = Trainer.fit, {}
+    fit, left = TrainingLoop.fit, {}
 
-    def fit_and_be_stopped(trainer: Trainer, *loaders) -> None:
+    def fit_and_be_stopped(trainer: TrainingLoop, *loaders) -> None:
         fit(trainer, *loaders)
         left.update({path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")})
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "fit", fit_and_be_stopped)
+    monkeypatch.setattr(TrainingLoop, "fit", fit_and_be_stopped)
     assert run_main(arguments(phantom, tmp_path, "run", **HARD)) == 143
     assert {"last.pth", "previous.pth", "best_model.pth"} <= left.keys()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")} == left

@@ -1,4 +1,4 @@
-"""From a Config to a Trainer: the only file of this folder that reads the config."""
+"""From a Config to a TrainingLoop: the only file of this folder that reads the config."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from training.distillation import DistillationLoss, SavedNetwork, teacher_of
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
 from training.learner import Learner
+from training.loop import LoopOptions, TrainingLoop
 from training.losses import (
     Array,
     ElementwiseLoss,
@@ -41,7 +42,6 @@ from training.precision import Precision, choose_available_precision, choose_mem
 from training.probe import Candidate, choose_fastest, probe_shape
 from training.quantization_aware import QuantizationAware
 from training.sparsity import SparseWeights, prune_smallest
-from training.trainer import Trainer, TrainerOptions
 from utils.gradient_checkpointing import Checkpointable, checkpointing_options
 from utils.kernels import prepare_kernels
 from utils.listener import Listener
@@ -84,15 +84,15 @@ def build_learner(config: Config, model: nn.Module, batches_per_epoch: int, imag
     )
 
 
-def build_trainer(
+def build_loop(
     config: Config,
     learner: Learner,
     loss: TrainingLoss | DistillationLoss,
     listeners: Sequence[Listener] = (),
     should_stop: Callable[[], Request | None] = lambda: None,
     not_learnt: Collection[str] = (),
-) -> Trainer:
-    """A Trainer that is ready to `fit`.
+) -> TrainingLoop:
+    """A TrainingLoop that is ready to `fit`.
 
     config: the one that the learner was built with. loss: of training; validation has no teacher. not_learnt: classes
     without a positive in the training split, over which no mean is.
@@ -115,7 +115,7 @@ def build_trainer(
     window = AccumulationWindow(
         learner, loss, training, settings.gradient_clip_norm, memory_format, supervision=_supervision(config, model)
     )
-    return Trainer(window, evaluator, _options(config, learner.device), listeners, should_stop)
+    return TrainingLoop(window, evaluator, _options(config, learner.device), listeners, should_stop)
 
 
 def _supervision(config: Config, model: nn.Module) -> AttentionSupervision | None:
@@ -209,9 +209,9 @@ def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps: 
     )
 
 
-def _options(config: Config, device: torch.device) -> TrainerOptions:
+def _options(config: Config, device: torch.device) -> LoopOptions:
     settings = config.TRAIN
-    return TrainerOptions(
+    return LoopOptions(
         epochs=settings.epochs,
         accumulation_steps=settings.gradient_accumulation_steps,
         early_stopping_patience=settings.early_stopping_patience,

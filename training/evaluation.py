@@ -67,7 +67,7 @@ class _Piece:
 
 
 class Evaluator:
-    """Runs a model over a split; needs no Trainer.
+    """Runs a model over a split; needs no TrainingLoop.
 
     model: gives logits, or (coarse, fine) logits, see `call_model`; on its device. progress: see Progress.
     Batches that do not fit into memory are cut into smaller ones from then on, which changes scores by rounding at

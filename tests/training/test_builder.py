@@ -1,4 +1,4 @@
-"""From a Config to a Trainer: every setting arrives where it works."""
+"""From a Config to a TrainingLoop: every setting arrives where it works."""
 
 import copy
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from torch import nn
 
 from configs.default_config import Config
 from configs.errors import ConfigError
-from training.builder import build_learner, build_loss, build_trainer
+from training.builder import build_learner, build_loop, build_loss
 from utils.batch import Logits, Targets
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def resolved(*overrides: str, exclusive: bool = False) -> Config:
 def trainer_of(*overrides: str, batches: int = 10, model: nn.Module | None = None, **others):
     config = resolved(*overrides)
     learner = build_learner(config, model or nn.Linear(4, 3), batches)
-    return build_trainer(config, learner, build_loss(config, LABELS, (), CPU), **others)
+    return build_loop(config, learner, build_loss(config, LABELS, (), CPU), **others)
 
 
 def loss_value(config: Config, logits, target, mask, groups=()) -> float:
@@ -229,7 +229,7 @@ def test_a_compiled_model_keeps_its_names():
 def test_the_config_is_left_as_it_is():
     config = resolved("TRAIN.epochs=20", "TRAIN.ema_decay=0.9")
     before = copy.deepcopy(config.model_dump())
-    build_trainer(config, build_learner(config, nn.Linear(4, 3), 10), build_loss(config, LABELS, (), CPU))
+    build_loop(config, build_learner(config, nn.Linear(4, 3), 10), build_loss(config, LABELS, (), CPU))
     assert config.model_dump() == before
 
 

@@ -269,7 +269,7 @@ def test_no_room_for_the_averaged_weights(monkeypatch):
 
     model = full_model()
     trainer = make_trainer(model, ema=0.9)
-    monkeypatch.setattr("training.trainer.weights_applied", refused)
+    monkeypatch.setattr("training.loop.weights_applied", refused)
     with pytest.raises(TrainingError, match=r"out of memory in validation.*ema_decay=0"):
         trainer.evaluate(loader_with_scores(), "validation")
 

@@ -1,4 +1,4 @@
-"""A Trainer is finished by its constructor: nobody else assigns to it or to what it holds."""
+"""A TrainingLoop is finished by its constructor: nobody else assigns to it or to what it holds."""
 
 import ast
 import re
@@ -9,9 +9,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     path
     for path in ROOT.rglob("*.py")
-    if not {".venv", "site-packages", "build"} & set(path.parts) and path != ROOT / "training" / "trainer.py"
+    if not {".venv", "site-packages", "build"} & set(path.parts) and path != ROOT / "training" / "loop.py"
 )
-MADE_BY = re.compile(r"(^|_|\.)(make|build|our)?_?trainer(_of)?$", re.IGNORECASE)
+MADE_BY = re.compile(r"(^|_|\.)((make|build|our)?_?trainer(_of)?|build_loop)$", re.IGNORECASE)
 
 
 def dotted(node: ast.AST) -> str:
@@ -21,10 +21,14 @@ def dotted(node: ast.AST) -> str:
 
 
 def names_of_trainers(tree: ast.Module) -> set[str]:
-    """Variables that are called so, are annotated as Trainer, or hold what a maker of trainers gave."""
+    """Variables that are called so, are annotated as TrainingLoop, or hold what a maker of trainers gave."""
     found = {"trainer"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.arg) and node.annotation is not None and dotted(node.annotation).endswith("Trainer"):
+        if (
+            isinstance(node, ast.arg)
+            and node.annotation is not None
+            and dotted(node.annotation).endswith("TrainingLoop")
+        ):
             found.add(node.arg)
         if (
             isinstance(node, ast.Assign)
@@ -66,7 +70,7 @@ def assignments(tree: ast.Module, nested: bool = True) -> list[str]:
 def test_the_check_finds_what_it_looks_for():
     tree = ast.parse(
         "trainer.ema = None\nself.trainer.loss += 1\nfirst = make_trainer(x)\nfirst.on_step = f\n"
-        "def f(t: Trainer):\n    t.save, other = g, h\nsetattr(trainer, 'loss', 1)\nmodel.ema = 1\n"
+        "def f(t: TrainingLoop):\n    t.save, other = g, h\nsetattr(trainer, 'loss', 1)\nmodel.ema = 1\n"
         "trainer, ours = our_trainer(work)\nours.x = 1\nx = trainer.state.sums\ntrainer.state.epoch = 3\n"
     )
     direct = ["trainer.ema", "self.trainer.loss", "first.on_step", "t.save", "trainer.loss", "ours.x"]

@@ -20,15 +20,15 @@ from tests.training.toys import (
     random_data,
     snapshot,
 )
+from training.loop import TrainingLoop
 from training.precision import Precision
-from training.trainer import Trainer
 from utils.batch import Batch
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WINDOW, POISONED = 3, 1  # micro-batches in a window, and which of the windows gets NaN or Inf
 
 
-def poisonable(precision: str) -> Trainer:
+def poisonable(precision: str) -> TrainingLoop:
     """With all that a window can spoil, and no dropout; fp16 with a scale that these gradients do not exceed."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
@@ -46,7 +46,7 @@ def windows_of(count: int) -> list[list[Batch]]:
     return [batches[first : first + WINDOW] for first in range(0, len(batches), WINDOW)]
 
 
-def poison(trainer: Trainer, window: list[Batch], site: str, value: float, position: int) -> list:
+def poison(trainer: TrainingLoop, window: list[Batch], site: str, value: float, position: int) -> list:
     """Put the value into an image of micro-batch `position`, or into a gradient that it makes; gives the hooks."""
     if site == "image":
         window[position].inputs.image[1, 0, 3, 3] = value
@@ -61,7 +61,7 @@ def poison(trainer: Trainer, window: list[Batch], site: str, value: float, posit
     return [trainer.model[0].weight.register_hook(spoil)]
 
 
-def standing(trainer: Trainer) -> dict:
+def standing(trainer: TrainingLoop) -> dict:
     """All that must not change; apart from it are what counts steps, and the scale, which is there to shrink."""
     state = snapshot(trainer)
     state["progress"]["sums"].pop("skipped"), state["progress"].pop("nonfinite_in_a_row"), state.pop("scaler")
@@ -71,7 +71,7 @@ def standing(trainer: Trainer) -> dict:
     return state
 
 
-def count_a_step(trainer: Trainer) -> None:
+def count_a_step(trainer: TrainingLoop) -> None:
     """As a step that moves nothing."""
     trainer.state.global_step += 1
     trainer.schedule.step()

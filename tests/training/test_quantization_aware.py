@@ -20,10 +20,10 @@ from tests.training.toys import (
     snapshot,
     train_windows,
 )
-from training.builder import build_learner, build_trainer
+from training.builder import build_learner, build_loop
+from training.loop import TrainingLoop
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.quantization_aware import Int8Rounding, QuantizationAware, round_input, round_weight
-from training.trainer import Trainer
 
 
 def slow_weight(weight: np.ndarray, axis: int) -> np.ndarray:
@@ -173,7 +173,7 @@ def test_recomputation_rounds_as_well(name):
     assert plain.state_dict().keys() == model.state_dict().keys()
 
 
-def quantization_aware_trainer(**options) -> Trainer:
+def quantization_aware_trainer(**options) -> TrainingLoop:
     model = full_model(1)
     return make_trainer(model, forward=QuantizationAware(model), **options)
 
@@ -222,10 +222,10 @@ LOSS = TrainingLoss(binary_cross_entropy)
 def test_the_setting_arrives_and_evaluation_stays_in_float():
     config = Config.from_overrides(["TRAIN.quantization_aware=true"]).resolve(("a", "b", "c"))
     model = nn.Linear(4, 3)
-    trainer = build_trainer(config, build_learner(config, model, 10), LOSS)
+    trainer = build_loop(config, build_learner(config, model, 10), LOSS)
     assert isinstance(trainer.window.forward, QuantizationAware) and trainer.evaluator.forward is model
     config = Config().resolve(("a", "b", "c"))
-    assert build_trainer(config, build_learner(config, model, 10), LOSS).window.forward is model
+    assert build_loop(config, build_learner(config, model, 10), LOSS).window.forward is model
 
 
 def test_torch_compile_is_refused():

@@ -25,8 +25,8 @@ from tests.training.toys import (
     random_data,
     snapshot,
 )
+from training.loop import TrainingLoop
 from training.precision import Precision
-from training.trainer import Trainer
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.runs.control import Interrupted
 
@@ -61,7 +61,7 @@ def make_loaders(root: Path) -> tuple[ImageLoader, ImageLoader]:
     return loader(np.arange(14), LightAugmentation()), loader(np.arange(14, 20), None)
 
 
-def resumable(seed: int, schedule: str = "cosine", epochs: int = RESUME_EPOCHS, **options) -> Trainer:
+def resumable(seed: int, schedule: str = "cosine", epochs: int = RESUME_EPOCHS, **options) -> TrainingLoop:
     return make_trainer(
         full_model(seed),
         schedule=schedule,
@@ -111,7 +111,7 @@ def stopped_run(images, schedule: str, path: Path, should_stop) -> tuple[list[di
     return notes.records, stop.value
 
 
-def go_on(images, schedule: str, path: Path) -> tuple[list[dict], Trainer]:
+def go_on(images, schedule: str, path: Path) -> tuple[list[dict], TrainingLoop]:
     trainer = resumable(5, schedule)
     torch.manual_seed(123)
     trainer.learner.load_state_dict(load_checkpoint(path))
@@ -139,7 +139,7 @@ def test_a_stop_outside_of_training_steps(images, undisturbed, epoch, when, tmp_
     schedule, expected_records, expected, after_step = undisturbed
     path = tmp_path / "last.pth"
 
-    def should_stop(trainer: Trainer) -> str | None:
+    def should_stop(trainer: TrainingLoop) -> str | None:
         evaluating = not trainer.model.training and trainer.state.global_step == epoch * RESUME_STEPS
         done = trainer.state.epoch == epoch
         return "stop" if (evaluating if when == "evaluating" else done) else None
@@ -210,7 +210,7 @@ def test_a_step_that_is_asked_to_stop_is_saved_once():
 # ---- the config has the last word
 
 
-def trained(kind: str = "adamw", **options) -> Trainer:
+def trained(kind: str = "adamw", **options) -> TrainingLoop:
     trainer = make_trainer(full_model(), kind, ema=0.9, **options)
     trainer.train_epoch(TensorLoader(*random_data(12), 4))
     return trainer

@@ -12,11 +12,11 @@ from training.distillation import DistillationLoss
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
 from training.learner import Learner
+from training.loop import LoopOptions, TrainingLoop
 from training.losses import TrainingLoss, binary_cross_entropy
 from training.optim import LearningRateSchedule, create_optimizer
 from training.out_of_memory import Adaptation
 from training.precision import Precision
-from training.trainer import Trainer, TrainerOptions
 from utils.batch import Batch, Inputs, Targets
 from utils.listener import EpochEnd, Listener
 
@@ -143,24 +143,24 @@ def make_trainer(
     listeners=(),
     should_stop=lambda: None,
     **options,
-) -> Trainer:
-    """A trainer whose first listener is Notes. options: of `make_learner`, clip_norm, and of TrainerOptions."""
+) -> TrainingLoop:
+    """A trainer whose first listener is Notes. options: of `make_learner`, clip_norm, and of LoopOptions."""
     learner = make_learner(model, kind, rate, schedule, steps, ema, **options)
     for name in ("weight_decay", "precision", "warmup", "sparsity", "on_oom"):
         options.pop(name, None)
     loss = loss or TrainingLoss(binary_cross_entropy)
     labels = loss.labels if isinstance(loss, DistillationLoss) else loss
     adapts, names = learner.adaptation.allowed, tuple("abc"[:CLASSES])
-    return Trainer(
+    return TrainingLoop(
         AccumulationWindow(learner, loss, forward, options.pop("clip_norm", 1.0), parallel=parallel),
         Evaluator(model, labels, learner.precision, names, progress="plain", adapt=adapts),
-        TrainerOptions(**{"epochs": 1, "print_freq": 1, **options}),
+        LoopOptions(**{"epochs": 1, "print_freq": 1, **options}),
         [Notes(), *listeners],
         should_stop,
     )
 
 
-def snapshot(trainer: Trainer) -> dict:
+def snapshot(trainer: TrainingLoop) -> dict:
     """All that a checkpoint holds, copied."""
     return copy.deepcopy({key: value for key, value in trainer.learner.state_dict().items() if key != "random"})
 
@@ -191,7 +191,7 @@ def loader_with_scores(count: int = 40, seed: int = 7) -> TensorLoader:
     return TensorLoader(images, target, mask, 8)
 
 
-def fit(trainer: Trainer, train_loader, val_loader) -> list[dict]:
+def fit(trainer: TrainingLoop, train_loader, val_loader) -> list[dict]:
     """The records of the epochs that are trained."""
     notes = trainer.listeners[0]
     before = len(notes.ends)
@@ -199,7 +199,7 @@ def fit(trainer: Trainer, train_loader, val_loader) -> list[dict]:
     return notes.records[before:]
 
 
-def train_windows(trainer: Trainer, loader, count: int) -> None:
+def train_windows(trainer: TrainingLoop, loader, count: int) -> None:
     """The first windows of an epoch, as a run that is killed after them."""
     trainer.model.train()
     for window in list(trainer._windows(loader))[:count]:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainerOptions:
+class LoopOptions:
     """Numbers that the loop needs; see TRAIN, LOGGING and CHECKPOINT in configs/default_config.py for their meaning.
 
     read_every: steps between two reads of their outcomes, each of which synchronises with the device. It changes when
@@ -45,7 +45,7 @@ class TrainerOptions:
     read_every: int = 1
 
 
-class Trainer:
+class TrainingLoop:
     """Trains a network on batches, epoch by epoch; knows nothing of files, configs or architectures.
 
     window: makes the optimizer steps. evaluator: scores the same network. listeners: record what happens; they are
@@ -57,7 +57,7 @@ class Trainer:
         self,
         window: AccumulationWindow,
         evaluator: Evaluator,
-        options: TrainerOptions,
+        options: LoopOptions,
         listeners: Sequence[Listener] = (),
         should_stop: Callable[[], Request | None] = lambda: None,
     ) -> None:
