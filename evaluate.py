@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from configs.errors import EvaluationError
 from configs.followed import EVALUATE
+from utils.arguments import Parser, Values, split_known
 from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import model_file
 
@@ -49,7 +50,7 @@ class Evaluated(NamedTuple):
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; torch is not imported for it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="What every figure is, and the traps: docs/evaluation.md.",
@@ -66,12 +67,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_overrides(parser, EVALUATE)
     add("--threshold", metavar="RULE", help="youden, f1, sensitivity=0.9 or specificity=0.95, chosen on val")
     add("--calibrate", metavar="METHOD", help="temperature, platt or none, fitted on val")
-    add("--subgroups", metavar="COLUMN", nargs="+", action="extend", default=[], help="columns of the labels table")
+    add("--subgroups", metavar="COLUMN", action=Values, default=[], help="columns of the labels table")
     add("--compare", metavar="CHECKPOINT", help="another model, on the same images")
     without = (
         "of a model of studies: table, images, a kind of view or a column; what it brings is measured by taking it away"
     )
-    add("--without", metavar="INPUT", nargs="+", action="extend", default=[], help=without)
+    add("--without", metavar="INPUT", action=Values, default=[], help=without)
     add("--vector", choices=("svg", "pdf"), help="write every figure as such a file too, for a paper")
     add("--no-save", dest="save", action="store_false", help="leave the checkpoint as it is, whatever is fitted")
     add("--draws", metavar="N", type=int, default=2000, help="bootstrap draws for the intervals (2000)")
@@ -198,7 +199,7 @@ def study_inputs(saved: SavedModel, asked: Sequence[str], path: Path) -> tuple[S
                 f"--without {' '.join(asked)}: '{path}' is given {what} and nothing else: nothing can be withheld"
             )
         return None, []
-    return names, names.find(asked)
+    return names, names.find(split_known(asked, names.inputs))
 
 
 def grouping(
@@ -208,9 +209,10 @@ def grouping(
     from data.withheld import study_groups
 
     found = study_groups(data.dataset_index, names.columns) if names and data.dataset_index.images else {}
-    asked = [name for name in options.subgroups if name not in found or name in data.column_names()]
+    named = split_known(options.subgroups, [*found, *data.column_names()])
+    asked = [name for name in named if name not in found or name in data.column_names()]
     own = {name: [groups[row] for row in index] for name, groups in found.items() if name not in asked}
-    several = {name: groups for name, groups in own.items() if len({*groups}) > 1 or name in options.subgroups}
+    several = {name: groups for name, groups in own.items() if len({*groups}) > 1 or name in named}
     return {**data.columns(asked, index), **several}
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from configs.errors import ConfigError, ExportError
 from configs.followed import EXPORT
 from configs.section import settled
+from utils.arguments import Parser, Values, whole_number
 from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import model_file
 
@@ -50,7 +51,7 @@ FROM_ONNX = ("onnx", "openvino", "tensorrt")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; torch is not imported for it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Formats: " + "; ".join(f"{name} ({what})" for name, (_, what) in FORMATS.items()) + ". docs/export.md",
@@ -60,10 +61,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", choices=FORMATS, default="onnx", help="default: %(default)s; see below")
     add("--output", metavar="FILE", help="default: beside the checkpoint, of its name")
     add("--opset", metavar="N", type=int, help="of ONNX and what is made from it; default: 18")
-    add("--fixed-batch", metavar="N", type=int, nargs="?", const=1, help="N images at a time (1); else any number")
+    add(
+        "--fixed-batch",
+        metavar="N",
+        type=int,
+        action=Values,
+        nargs="?",
+        takes=whole_number,
+        const=1,
+        help="N images at a time (1); else any number",
+    )
     add(
         "--images-only",
         metavar="KIND",
+        action=Values,
         nargs="?",
         const="",
         help="of a model of studies: a file of single images "

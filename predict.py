@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 from configs.errors import PredictionError
 from configs.followed import OF_STUDIES, PREDICT
 from configs.section import settled
+from utils.arguments import Parser, Values, checkpoint, one_of
 from utils.claim import claimed_alone
 from utils.command_line import add_overrides, run_script
+from utils.map_methods import HEATMAPS
 from utils.runs.folder import model_file
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ logger = logging.getLogger("predict")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; torch is not imported for it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="What the columns mean, and the warnings: docs/prediction.md.",
@@ -57,15 +59,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="images (PNG, JPEG, WebP, TIFF, DICOM; volumes), folders, tables with `image`",
     )
     add(
-        "--checkpoint", metavar="FILE", nargs="+", required=True, help="a run's folder or a model's file; several: mean"
+        "--checkpoint",
+        metavar="FILE",
+        action=Values,
+        takes=checkpoint,
+        required=True,
+        help="a run's folder or a model's file; several: mean",
     )
     add("--output", metavar="DIR", default="predictions", help="where results are written (predictions)")
-    add("--format", choices=("csv", "json"), nargs="+", default=["csv", "json"], help="of results (both)")
+    add("--format", metavar="{csv,json}", action=Values, names=("csv", "json"), default=["csv", "json"], help="(both)")
     add("--table", metavar="FILE", help="clinical table of studies; without it columns of the tables that name images")
     add("--missing-columns", action="store_true", help="of studies: what a table lacks is unknown, not an error")
     add("--threshold", metavar="X", type=float, help="for all classes; without it the checkpoint's, or else 0.5")
     add("--tta", action="store_true", help="test-time augmentation: average over five fixed transforms of each image")
-    add("--heatmaps", metavar="METHOD", nargs="?", const="grad_cam", help="also draw where findings are (grad_cam)")
+    add(
+        "--heatmaps",
+        metavar="METHOD",
+        action=Values,
+        nargs="?",
+        const="grad_cam",
+        takes=one_of(HEATMAPS),
+        help="also draw where findings are (grad_cam)",
+    )
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
     add(
         "--num-workers", metavar="N", type=int, help="processes that read (one for 32 images, at most 4 and one a core)"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.default_config import Config
+from utils.arguments import Parser, Values, override
 from utils.command_line import run_script
 from utils.decision import Task
 from utils.log import log_to_file, setup_logging
@@ -48,14 +49,14 @@ logger = logging.getLogger("train")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; torch is not imported for it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Every setting, its default and meaning: docs/configuration.md. Presets: configs/*.yaml.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; without it configs/default_config.py's defaults")
     parser.add_argument(
-        "--set", metavar="SECTION.key=value", nargs="+", action="extend", default=[], help="override settings"
+        "--set", metavar="SECTION.key=value", action=Values, takes=override, default=[], help="override settings"
     )
     parser.add_argument(
         "--resume",

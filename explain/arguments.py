@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from configs.errors import ExplanationError
 from configs.followed import EXPLAIN
+from utils.arguments import Parser, Values, split_known
 from utils.command_line import add_overrides
+from utils.map_methods import HEATMAPS, OF_TABLES
 from utils.text import alike_between
 
 OVERLAYS = 8
@@ -20,7 +22,7 @@ _OF_HEATMAPS: dict[str, object] = {"level": "auto", "boxes": None, "masks": None
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """See above; description: of the script. method: [] where only --table is asked for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m explain",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -32,9 +34,23 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
     add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
     add("--split", choices=("test", "val", "train", "all"), default="test", help="which images (test)")
     add_overrides(parser, EXPLAIN)
-    add("--method", metavar="NAME", nargs="+", help="of heatmaps, one or more, or all (grad_cam, without --table none)")
-    add("--table", metavar="NAME", nargs="+", help="of columns and views: shapley, lime, attention, one or more")
-    add("--classes", metavar="NAME", nargs="+", help="only these classes")
+    add(
+        "--method",
+        metavar="NAME",
+        action=Values,
+        names=(*HEATMAPS, "all"),
+        checked=False,
+        help="of heatmaps, one or more, or all (grad_cam, without --table none)",
+    )
+    add(
+        "--table",
+        metavar="NAME",
+        action=Values,
+        names=OF_TABLES,
+        checked=False,
+        help="of columns and views: shapley, lime, attention, one or more",
+    )
+    add("--classes", metavar="NAME", action=Values, help="only these classes")
     add("--level", type=parse_level, default="auto", help="0 (finest) to -1 (coarsest), fused or auto (auto)")
     add("--boxes", metavar="FILE", help="table of boxes: image, finding, x, y, w, h; or NIH's BBox_List_2017.csv")
     add("--masks", metavar="DIR", help="the sample data's masks, instead of boxes")
@@ -81,6 +97,7 @@ def chosen_classes(names: Sequence[str] | None, class_names: Sequence[str]) -> t
     """The classes that --classes names, in their order, all without it. Raises ExplanationError for any other."""
     if names is None:
         return tuple(range(len(class_names)))
+    names = split_known(names, class_names)
     for name in names:
         if name not in class_names:
             close = difflib.get_close_matches(name, class_names, 1)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from configs.errors import HybridMedNetError
 from configs.followed import Followed
+from utils.arguments import Values, override
 from utils.log import setup_logging
 from utils.terminal import tolerant_output
 from utils.text import printable_lines
@@ -36,8 +37,8 @@ def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
     parser.add_argument(
         "--set",
         metavar="SECTION.key=value",
-        nargs="+",
-        action="extend",
+        action=Values,
+        takes=override,
         default=[],
         help=f"override settings: {followed.describe()}",
     )

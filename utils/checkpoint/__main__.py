@@ -15,13 +15,14 @@ from pathlib import Path
 
 from configs.errors import CheckpointError, HybridMedNetError
 from configs.followed import CONVERT
+from utils.arguments import Parser
 from utils.command_line import add_overrides, show, show_error
 from utils.text import printable_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 where a file is damaged or of no use."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m utils.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
