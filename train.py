@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
-import time
-from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +19,11 @@ from configs.default_config import Config
 from utils.arguments import Parser, Values, override
 from utils.command_line import run_script
 from utils.decision import Task
-from utils.log import log_to_file, setup_logging
-from utils.runs.control import Control, Interrupted, discard_request
-from utils.runs.files import LABELS, LOG
+from utils.log import setup_logging
+from utils.runs.control import Control, Interrupted
+from utils.runs.files import LABELS
 from utils.runs.folder import RunFolder, find_run, folder_of
-from utils.runs.lock import FolderLock
-from utils.runs.result import RunResult, result_of
-from utils.runs.status import Standing, StatusWriter
+from utils.runs.result import RunResult
 
 if TYPE_CHECKING:  # --help does without torch
     import numpy as np
@@ -40,7 +34,6 @@ if TYPE_CHECKING:  # --help does without torch
     from models import HybridMedNet
     from training.distillation import DistillationLoss
     from training.learner import Learner
-    from training.loop import TrainingLoop
     from training.losses import TrainingLoss
     from utils.listener import CheckpointContent, FileContent, Scores
 
@@ -91,42 +84,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train(config: Config, resumed: Path | None = None, control: Control | None = None) -> RunResult:
-    """The recipe: config → data → model → learner (see `prepare`) → the run's folder → trainer → fit → test.
+    """The recipe: config → data → model → learner (see `prepare`), then `run_training`: folder → loop → report.
 
     resumed: a run's folder or one of its checkpoints to resume from (see `find_run`). control: asked between steps
     whether to save and leave; without one, the file 'control' in the run's folder is looked at. Signals are not taken
     over here. May be called several times in a process, and outside its main thread.
     Raises HybridMedNetError; the run's status.json says then that it failed, and why.
     """
-    from training.builder import build_loop
-    from utils.runs.recorder import Recorder
+    from training.run import run_training
 
-    control = control or Control()
-    with ExitStack() as until_the_end:
-        lock = until_the_end.enter_context(claim(folder_of(resumed))) if resumed else None
-        parts = prepare(config, resumed)
-        config, loaders, learner = parts.config, parts.loaders, parts.learner
-
-        run = until_the_end.enter_context(open_run(config, parts.model.attention_mode, resumed, lock, learner.state))
-        status = until_the_end.enter_context(watch_status(run, config, learner))
-        until_the_end.enter_context(control.watching(run.path))
-        until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
-        description = describe_run(run, parts)
-        if resumed is not None:
-            keep_best(run, config, description, learner.state)
-        recorder = Recorder(run, config, description, parts.checkpoint, parts.operating_point)
-        # The status comes last, so that it says nothing that is not on the disk.
-        trainer = build_loop(config, learner, parts.loss, [recorder, status], control.request, parts.not_learnt)
-
-        interrupted = fit(trainer, loaders, control)
-        if interrupted is None:
-            status.on_phase("reporting")
-            split, loader = ("test", loaders.test) if loaders.test else ("val", loaders.val)
-            best = recorder.best(learner.state.epoch)
-            recorder.report(split, best.epoch, trainer.evaluate(loader, split, best.weights))
-            parts.report_operating_point(best.operating_point)
-        status.on_phase(interrupted.left_as if interrupted else "finished")
-        return result_of(run, learner.state.best_epoch + 1, interrupted)
+    return run_training(lambda resumed: prepare(config, resumed), resumed, control)
 
 
 @dataclass(frozen=True)
@@ -153,9 +120,18 @@ class Parts:
         return Task(self.dataset_index.class_names, exclusive, self.config.DATA.positive_class)
 
     @property
+    def architecture(self) -> str:
+        """For the name of the run's folder."""
+        return f"{self.config.MODEL.backbone}-{self.model.attention_mode}"
+
+    @property
     def not_learnt(self) -> list[str]:
         """The classes that none is positive for."""
         return [name for name, count in zip(self.dataset_index.class_names, self.positives) if not count]
+
+    def describe(self, run: RunFolder) -> CheckpointContent:
+        """See `describe_run`."""
+        return describe_run(run, self)
 
     def operating_point(self, validation: Scores) -> OperatingPointRecord:
         """What an epoch's weights call present, fitted on the validation split."""
@@ -233,65 +209,6 @@ def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:
     """From --config, or the resumed run's own file, or the defaults; then the overrides."""
     path = options.config or (folder_of(resumed) / "config.yaml" if resumed else None)
     return Config.from_yaml(path, options.set) if path else Config.from_overrides(options.set)
-
-
-def claim(folder: Path) -> FolderLock:
-    """A run's folder for this training alone; what an earlier one was asked for by file is no longer asked for."""
-    lock = FolderLock(folder)
-    discard_request(folder)
-    return lock
-
-
-def open_run(
-    config: Config, attention: str, resumed: Path | None, lock: FolderLock | None, state: Standing
-) -> RunFolder:
-    """The resumed run's folder, or a new one named after the model and the time."""
-    if resumed is not None:
-        from utils.runs.trajectory import Trajectory
-
-        Trajectory(folder_of(resumed), state, resumed.is_dir()).set_aside_others()
-        return RunFolder.open(folder_of(resumed), state.epoch, lock)
-    if config.LOGGING.run_name:
-        return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name)
-    name = f"{config.MODEL.name}-{config.MODEL.backbone}-{attention}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return RunFolder.create_numbered(config.CHECKPOINT.save_dir, name.replace("/", "_"))
-
-
-def watch_status(run: RunFolder, config: Config, learner: Learner) -> StatusWriter:
-    """Of a run that begins where its learner is; its steps may have been of another size before."""
-    state, schedule = learner.state, learner.schedule
-    total = state.global_step + max(schedule.total_steps - schedule.step_number, 0)
-    continues = config.CHECKPOINT.on_save_error == "continue"
-    return StatusWriter(run.path, total, config.TRAIN.epochs, state.global_step, state.epoch, continues)
-
-
-def keep_best(run: RunFolder, config: Config, description: Mapping[str, object], state: Standing) -> None:
-    """A resumed run's best_model.pth: as it is, or written again, or looked for anew from the next epoch on."""
-    from utils.runs.files import BEST
-    from utils.runs.save_errors import on_save_error
-    from utils.runs.trajectory import Trajectory
-
-    if not config.CHECKPOINT.save_best or state.best_epoch < 0 or (run.path / BEST).is_file():
-        return
-    with on_save_error(config.CHECKPOINT.on_save_error == "continue", BEST):
-        if Trajectory(run.path, state, is_newest=True).restore_best(description, run.history):
-            return
-    logger.warning(
-        "the weights of epoch %d, the best so far, are gone: the best is looked for anew", state.best_epoch + 1
-    )
-    state.best_score, state.best_epoch = -math.inf, state.epoch - 1
-
-
-def fit(trainer: TrainingLoop, loaders: Loaders, control: Control) -> Interrupted | None:
-    """Train to the last epoch, or until a request was obeyed by saving; that request."""
-    try:
-        with control.saving_first():
-            trainer.fit(loaders.train, loaders.val)
-    except Interrupted as interrupted:
-        if not interrupted.saved:
-            raise
-        return interrupted
-    return None
 
 
 def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:

@@ -101,7 +101,7 @@ def test_the_same_settings_again_in_one_process_give_the_same_weights(settings, 
 def test_an_existing_name_is_refused_and_a_chosen_one_is_numbered(settings, whole, monkeypatch):
     with pytest.raises(CheckpointError, match="exists already"):
         train.train(settings("whole"))
-    monkeypatch.setattr(train.time, "strftime", lambda *_: "20260101-000000")
+    monkeypatch.setattr("training.run.time.strftime", lambda *_: "20260101-000000")
     folders = [train.train(settings(None, TRAIN__epochs=1)).folder.name for _ in range(2)]
     assert folders[0].endswith("-20260101-000000") and folders[1] == f"{folders[0]}-2"
 

@@ -27,6 +27,7 @@ from training.losses import (
     Array,
     ElementwiseLoss,
     GroupSpec,
+    Loss,
     TrainingLoss,
     asymmetric,
     balanced_class_weight,
@@ -50,16 +51,22 @@ from utils.runs.control import Request
 logger = logging.getLogger("train")
 
 
-def build_learner(config: Config, model: nn.Module, batches_per_epoch: int, images_per_study: float = 1.0) -> Learner:
+def build_learner(
+    config: Config,
+    model: nn.Module,
+    batches_per_epoch: int,
+    images_per_study: float = 1.0,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Learner:
     """What training changes, for a model that is on its device already: optimizer, schedule, average, pruning.
 
     config: resolved, and settled by `resolve_precision`. images_per_study: the mean of the training split, by which a
-    micro-batch of studies is planned for.
+    micro-batch of studies is planned for. optimizer: one that `adopt_optimizer` took; None: the one that TRAIN names.
     """
     settings = config.TRAIN
     device = next(model.parameters()).device
     steps = -(-batches_per_epoch // settings.gradient_accumulation_steps)
-    optimizer = create_optimizer(
+    optimizer = optimizer or create_optimizer(
         model,
         settings.optimizer,
         settings.learning_rate,
@@ -87,7 +94,7 @@ def build_learner(config: Config, model: nn.Module, batches_per_epoch: int, imag
 def build_loop(
     config: Config,
     learner: Learner,
-    loss: TrainingLoss | DistillationLoss,
+    loss: Loss,
     listeners: Sequence[Listener] = (),
     should_stop: Callable[[], Request | None] = lambda: None,
     not_learnt: Collection[str] = (),

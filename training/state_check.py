@@ -13,7 +13,7 @@ from utils.checkpoint.tensors import is_plain
 from utils.listener import CheckpointContent, FileContent, StateDict
 from utils.seed import RandomState, is_random_state
 
-# What the optimizers keep for a parameter.
+# What the optimizers keep for a parameter; of others, which users bring, it is not known.
 _STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 
 
@@ -138,7 +138,10 @@ def _check_optimizer(
             raise TypeError
     except (TypeError, KeyError, ValueError, AttributeError):
         raise CheckpointError("the state of the optimizer in this checkpoint is damaged") from None
-    names = _STATES[own["optimizer_kind"]]
+    names = _STATES.get(own["optimizer_kind"])
+    if names is None:
+        _check_foreign_states(states, len(ordered))
+        return
     for number, state in states.items():
         if not 0 <= number < len(ordered) or state.keys() != names:
             found = ", ".join(map(str, state)) or "nothing"
@@ -150,6 +153,14 @@ def _check_optimizer(
                 raise CheckpointError(
                     f"the optimizer's {name} of parameter {number} is {_describe(value)}, not {shape}"
                 )
+
+
+def _check_foreign_states(states: Mapping[int, Mapping[str, object]], count: int) -> None:
+    """Of a user's own optimizer: plain tensors and values for parameters that are there; it knows the rest."""
+    for number, state in states.items():
+        strange = [name for name, value in state.items() if isinstance(value, Tensor) and not is_plain(value)]
+        if not 0 <= number < count or strange:
+            raise CheckpointError(f"the optimizer's state of parameter {number} is damaged: {', '.join(strange)}")
 
 
 def _check_values(what: str, saved: object, own: Mapping[str, object]) -> None:

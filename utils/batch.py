@@ -97,12 +97,14 @@ class Targets(NamedTuple):
 
     labels: float32 [B, K]. mask: bool [B, K], True where the label is known.
     coarse, coarse_mask: the same of the coarse classes, [B, G]; None without them.
+    given: labels as a user's own loader gave them, [B, …], for a user's own criterion; None: there is none.
     """
 
     labels: Tensor
     mask: Tensor
     coarse: Tensor | None = None
     coarse_mask: Tensor | None = None
+    given: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         """On a device; from pinned memory without waiting."""

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import stateless
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 from torch.utils.data import _utils as loader_utils
@@ -95,10 +95,11 @@ _SKIPPING_DEVICES = ("cpu", "cuda")
 def conditional_step(optimizer: Optimizer, applied: Tensor) -> None:
     """`optimizer.step()` if `applied`, a bool on the device, is true; without waiting for it on a CPU and on CUDA.
 
-    optimizer: one with a fused kernel. SGD's leaves the momentum of a first step that is skipped as it was allocated,
-    so it must have been set to zero before; see `training.optim.create_optimizer`.
+    The device is waited for too where the optimizer has no fused kernel, as a user's may. SGD's fused one leaves the
+    momentum of a first step that is skipped as it was allocated, so it is asked to skip only where there is a momentum
+    already; see `training.optim.create_optimizer`.
     """
-    if applied.device.type not in _SKIPPING_DEVICES:
+    if applied.device.type not in _SKIPPING_DEVICES or not _skips(optimizer):
         if bool(applied):
             optimizer.step()
         return
@@ -108,6 +109,16 @@ def conditional_step(optimizer: Optimizer, applied: Tensor) -> None:
         optimizer.step()
     finally:
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _skips(optimizer: Optimizer) -> bool:
+    """Whether its kernel takes a tensor that makes it skip a step, and leaves nothing undefined when it does."""
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        return False
+    if not isinstance(optimizer, SGD):
+        return True
+    moved = (p for group in optimizer.param_groups if group["momentum"] for p in group["params"] if p.requires_grad)
+    return all(optimizer.state[p].get("momentum_buffer") is not None if p in optimizer.state else False for p in moved)
 
 
 def with_metadata_of(given: Mapping[str, object], fitted: OrderedDict[str, object]) -> OrderedDict[str, object]:

@@ -1,0 +1,1 @@
+"""HybridMedNet from Python: train, load, ask."""
