@@ -9,7 +9,7 @@ PROCESSES ?= 2
 PART ?= 1/6
 MINUTES ?= 15
 BIN := $(VENV)/bin
-CODE := configs models data training evaluation inference explain deployment utils hybridmednet benchmarks tests *.py
+CODE := configs models data training evaluation inference explain deployment utils hybridmednet benchmarks tests docs/examples *.py
 # Each prints its page, writes it, and fails where something wanted is missed; the others are measured all the same.
 BENCHMARKS := model precision data loop scaling startup inference evaluation export quantization selective_scan \
 	gradient_checkpointing structure coverage

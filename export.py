@@ -120,7 +120,8 @@ def export(options: argparse.Namespace) -> None:
     stored, decision = (point.as_dict() if point.split else None), point.decision(saved.task()).as_dict()
     coarse = coarse_names(saved.config, names)
     described = preprocess.as_dict()
-    metadata = export_metadata(saved.config, names, coarse, described, stored, decision, output, path, form)
+    line = None if point.calibration is None else point.calibration.as_dict()
+    metadata = export_metadata(saved.config, names, coarse, described, stored, decision, output, path, form, line)
     metadata |= {} if options.images_only is None else {"view_kind": options.images_only}
     image_shape = (model.in_channels, *model.image_size)
     request = Request(image_shape, metadata, options.fixed_batch, options.opset or OPSET, options.precision)
@@ -258,6 +259,7 @@ def exported_network(
     """(the network with its last step, what its numbers are in words)."""
     from deployment.exported_network import ExportedNetwork
     from deployment.exported_studies import ExportedStudyNetwork, SingleViews
+    from deployment.metadata import CALIBRATED
 
     line, exclusive, network = point.calibration, saved.config.MODEL.task == "multi_class", saved.model
     if options.calibrated and line is None:
@@ -265,7 +267,7 @@ def exported_network(
     fitted = None if options.logits or line is None else line
     slopes, intercepts = (None, None) if fitted is None else (fitted.slopes, fitted.intercepts)
     given = exclusive, bool(options.logits), slopes, intercepts
-    what = "logits" if options.logits else "probabilities" if fitted is None else "calibrated probabilities"
+    what = "logits" if options.logits else "probabilities" if fitted is None else CALIBRATED
     if form is not None:
         return ExportedStudyNetwork(network, form, *given), what
     if options.images_only is not None:

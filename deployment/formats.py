@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -105,6 +106,9 @@ def _write_tensorrt(network: Exportable, path: Path, request: Request) -> None:
     tensorrt_format.load_tensorrt()
     with _onnx_file(network, request) as onnx:
         tensorrt_format.build_engine(onnx, path, request.image_shape, request.batch)
+    # An engine has no place for texts.
+    described = json.dumps(dict(request.metadata), ensure_ascii=False, indent=1) + "\n"
+    path.with_name(f"{path.name}.json").write_text(described, encoding="utf-8")
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from configs.default_config import Config
 from configs.errors import CheckpointError
 from configs.section import settled
 from deployment.exported_studies import CategoricalColumn, NumericColumn, StudyForm
+from deployment.preparation import SCHEMA_VERSION, describe_input
 from utils.environment import describe_environment
 
 PROGRAM = "HybridMedNet"
+CALIBRATED = "calibrated probabilities"
 
 
 def export_metadata(
@@ -27,23 +29,30 @@ def export_metadata(
     output: str,
     checkpoint: Path,
     form: StudyForm | None = None,
+    calibration: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
     """Name → text. form: of a model of studies.
 
     JSON: classes, coarse_classes (those of the second output, [] where there is none), preprocessing (`as_dict` of
-    data's Preprocess), operating_point ('null' where none was fitted; its thresholds are on calibrated probabilities),
-    decision (how predict.py calls classes from the probabilities, see utils.decision.DecisionRecord).
+    data's Preprocess), input (how an image becomes the input, in full, see deployment/preparation.py), calibration (as
+    stored, with `applied`, whether it is in the file; 'null' without one), operating_point ('null' where none was
+    fitted; its thresholds are on calibrated probabilities), decision (how predict.py calls classes from the
+    probabilities, see utils.decision.DecisionRecord), libraries (name → version, of what wrote the file).
     Words: task, backbone, attention as in the settings; output: what the numbers are; program, program_commit, torch:
-    what wrote the file; checkpoint, checkpoint_sha256: what it was made of.
+    what wrote the file; checkpoint, checkpoint_sha256: what it was made of; schema_version.
     Of studies, JSON: max_views; view_kinds by their code, [] where the model joins no views; table: a record a column,
     its name and kind, of a numeric one mean, std, clip, and training's low and high, of a categorical one its
     categories by their code, from 1 on; missing_told: columns of which the network is told that they are missing.
     """
     model, environment = config.MODEL, describe_environment("cpu", "fp32")
+    applied = output == CALIBRATED
     return {
+        "schema_version": SCHEMA_VERSION,
         "classes": _json(list(class_names)),
         "coarse_classes": _json(list(coarse_classes)),
         "preprocessing": _json(preprocessing),
+        "input": describe_input(preprocessing, form is not None).model_dump_json(),
+        "calibration": _json(None if calibration is None else {**calibration, "applied": applied}),
         "operating_point": _json(operating_point),
         "decision": _json(decision),
         "task": settled(model.task, "MODEL.task"),
@@ -53,6 +62,7 @@ def export_metadata(
         "program": PROGRAM,
         "program_commit": environment["git_commit"] or "unknown",
         "torch": environment["packages"]["torch"] or "unknown",
+        "libraries": _json({name: version for name, version in environment["packages"].items() if version}),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": file_digest(checkpoint),
         **({} if form is None else _of_studies(form)),

@@ -1,6 +1,5 @@
 """export.py on a checkpoint: numbers, metadata, real images, the page's example, and errors of one line."""
 
-import ast
 import json
 import re
 import shutil
@@ -134,22 +133,19 @@ def test_the_file_says_what_it_is(onnx_file, run):
     assert (reported["backbone"], reported["attention"]) == ("timm/test_resnet", "none")
     assert reported["checkpoint_sha256"] == sha256((run / "best_model.pth").read_bytes()).hexdigest()
     assert reported["program"] == "HybridMedNet" and reported["torch"] and reported["program_commit"]
+    assert json.loads(reported["calibration"]) == {**CALIBRATION, "applied": True}
+    assert json.loads(reported["libraries"])["torch"] == reported["torch"] and reported["schema_version"] == "1"
+    described, given = json.loads(reported["input"]), dict(PREPROCESSING)
+    assert described["kind"] == "images" and described["resize"]["mode"] == given.pop("resize_mode")
+    assert described.items() >= given.items()
 
 
-def test_the_pages_example_needs_neither_torch_nor_this_project(onnx_file, run, tmp_path):
-    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "onnxruntime" in block]
-    used = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
-            for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.Import, ast.ImportFrom))}  # fmt: skip
-    assert used == {"json", "numpy", "onnxruntime", "PIL"}
-    shutil.copy(onnx_file, tmp_path / "best_model.onnx")
-    shutil.copy(run / "data" / "0.png", tmp_path / "image.png")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
-    preprocess = Preprocess.from_dict(PREPROCESSING)
-    expected = open_onnx(onnx_file)(preprocess(read_image(run / "data" / "0.png"))[None])[0]
-    assert [name for name, _ in lines] == NAMES
-    np.testing.assert_allclose([float(value) for _, value in lines], expected, atol=2e-6)
+def test_a_calibration_that_is_not_in_the_file_is_said_all_the_same(run, capsys, tmp_path):
+    code, *_ = run_export(capsys, run, "--format", "torch_export", "--logits", "--output", tmp_path / "a.pt2")
+    reported = {"calibration": "", "output": ""}
+    torch.export.load(tmp_path / "a.pt2", extra_files=reported)
+    assert code == 0 and reported["output"] == "logits"
+    assert json.loads(reported["calibration"]) == {**CALIBRATION, "applied": False}
 
 
 def images_for(path: Path) -> tuple[np.ndarray, str]:

@@ -186,6 +186,18 @@ def test_a_missing_package_is_named_with_the_way_to_it(kind, tmp_path, monkeypat
         export_file(network(), kind, tmp_path / "x", REQUEST, IMAGES)
 
 
+def test_what_an_engine_cannot_say_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats.tensorrt_format, "load_tensorrt", lambda: None)
+    monkeypatch.setattr(formats.tensorrt_format, "build_engine", lambda onnx, path, *_: path.write_bytes(b"engine"))
+    model = network()
+    opened = torch_formats.run_module(model)
+    monkeypatch.setitem(FORMATS, "tensorrt", replace(FORMATS["tensorrt"], open=lambda path: opened))
+    monkeypatch.setattr(formats, "_write_onnx", lambda *_: None)
+    export_file(model, "tensorrt", tmp_path / "x.engine", REQUEST, IMAGES)
+    assert {file.name for file in tmp_path.iterdir()} == {"x.engine", "x.engine.json"}
+    assert json.loads((tmp_path / "x.engine.json").read_text(encoding="utf-8")) == METADATA
+
+
 def test_tensorrt(tmp_path):
     pytest.importorskip("tensorrt", reason="TensorRT is not installed here")
     if not torch.cuda.is_available():
