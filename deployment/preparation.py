@@ -24,19 +24,21 @@ class _Record(BaseModel):
 class Intensity(_Record):
     """From stored values to [0, 1], bright is dense. Each entry: the rule for a decoded image of that kind."""
 
-    uint8: Literal["divide_by_255"] = Field("divide_by_255", description="after resizing, which rounds")
+    uint8: Literal["divide_by_255"] = Field(default="divide_by_255", description="after resizing, which rounds")
     uint16: Literal["min_max_of_image"] = Field(
-        "min_max_of_image", description="float32 (x - min) / max(max - min, 1), before resizing"
+        default="min_max_of_image", description="float32 (x - min) / max(max - min, 1), before resizing"
     )
-    float32: Literal["as_it_is"] = Field("as_it_is", description="in [0, 1] already: DICOM, 32-bit TIFF by its min-max")
+    float32: Literal["as_it_is"] = Field(
+        default="as_it_is", description="in [0, 1] already: DICOM, 32-bit TIFF by its min-max"
+    )
 
 
 class ColourToGrey(_Record):
     """Of a colour image for a model of one channel, before resizing."""
 
-    weights: tuple[int, int, int] = Field(LUMA, description="of R, G, B: sum(weight * value) / divisor")
+    weights: tuple[int, int, int] = Field(default=LUMA, description="of R, G, B: sum(weight * value) / divisor")
     divisor: Literal[65536] = 65536
-    rounding: Literal["half_up"] = Field("half_up", description="of integers")
+    rounding: Literal["half_up"] = Field(default="half_up", description="of integers")
 
 
 class Resize(_Record):
@@ -46,19 +48,22 @@ class Resize(_Record):
         description="stretch: to `size`; letterbox: side = min(size, max(1, round(side * min ratio))), halves to even, "
         "then centred in `size`"
     )
-    shrinking_axes: Literal["area_mean"] = Field("area_mean", description="first; OpenCV's INTER_AREA")
+    shrinking_axes: Literal["area_mean"] = Field(default="area_mean", description="first; OpenCV's INTER_AREA")
     growing_axes: Literal["linear"] = Field(
-        "linear", description="second; OpenCV's INTER_LINEAR: centres of pixels at half numbers, no antialiasing"
+        default="linear",
+        description="second; OpenCV's INTER_LINEAR: centres of pixels at half numbers, no antialiasing",
     )
     uint8: Literal["rounded_after_each_step"] = "rounded_after_each_step"
-    pad_value: Literal[0] = Field(0, description="of letterbox, before normalisation: black")
+    pad_value: Literal[0] = Field(default=0, description="of letterbox, before normalisation: black")
     odd_pad: Literal["below_and_right"] = "below_and_right"
 
 
 class ReducedJpeg(_Record):
     """JPEG files are decoded at a smaller scale where that leaves enough: libjpeg's, as Pillow's Image.draft asks."""
 
-    scales: tuple[int, int, int] = Field((8, 4, 2), description="one over these; the largest that fits is taken")
+    scales: tuple[int, int, int] = Field(
+        default=(8, 4, 2), description="one over these; the largest that fits is taken"
+    )
     leaves_at_least: tuple[int, int] = Field(description="(height, width), of the upright image: twice `size`")
 
 
@@ -67,15 +72,17 @@ class Dicom(_Record):
 
     modality: Literal["modality_lut_or_rescale"] = "modality_lut_or_rescale"
     grey_values: tuple[str, ...] = Field(
-        ("voi_lut", "first_window", "min_max"),
+        default=("voi_lut", "first_window", "min_max"),
         description="the first of these that the file has: VOI LUT; WindowCenter and WindowWidth with their "
         "VOILUTFunction; else the image's own min-max without padding. To [0, 1], clipped, float32",
     )
     window_functions: tuple[str, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
     for_presentation: Literal["windowed_too"] = "windowed_too"
-    monochrome1: Literal["inverted_last"] = Field("inverted_last", description="1 - x")
-    padding: Literal["black"] = Field("black", description="PixelPaddingValue and its range: 0 after the inversion")
-    colour: Literal["uint8_rgb"] = Field("uint8_rgb", description="no rescale and no window")
+    monochrome1: Literal["inverted_last"] = Field(default="inverted_last", description="1 - x")
+    padding: Literal["black"] = Field(
+        default="black", description="PixelPaddingValue and its range: 0 after the inversion"
+    )
+    colour: Literal["uint8_rgb"] = Field(default="uint8_rgb", description="no rescale and no window")
 
 
 class _Input(_Record):
@@ -84,7 +91,7 @@ class _Input(_Record):
     channels: Literal[1, 3]
     channel_order: Literal["grey", "RGB"]
     grey_to_colour: Literal["repeated", "not_needed"]
-    value_range: tuple[float, float] = Field((0.0, 1.0), description="before `mean` and `std`")
+    value_range: tuple[float, float] = Field(default=(0.0, 1.0), description="before `mean` and `std`")
     mean: tuple[float, ...] = Field(description="a channel each, in units of `value_range`")
     std: tuple[float, ...] = Field(description="a channel each: (x - mean) / std, the last step")
 
@@ -95,7 +102,7 @@ class ImageInput(_Input):
     kind: Literal["images"] = "images"
     layout: tuple[str, ...] = Field(description="axes; N: images, or studies of V slots")
     size: tuple[int, int] = Field(description="(height, width)")
-    orientation: Literal["upright"] = Field("upright", description="EXIF, XMP or TIFF's tag 274 is applied")
+    orientation: Literal["upright"] = Field(default="upright", description="EXIF, XMP or TIFF's tag 274 is applied")
     transparency: Literal["over_black"] = "over_black"
     intensity: Intensity = Intensity()
     colour_to_grey: ColourToGrey = ColourToGrey()
@@ -120,7 +127,8 @@ class VolumeInput(_Input):
         description="(z, y, x) of the grid, which has the volume's centre; null: the whole volume is fitted to it"
     )
     interpolation: Literal["linear_axis_by_axis"] = Field(
-        "linear_axis_by_axis", description="axes that shrink: a triangle of the new voxel's width on either side"
+        default="linear_axis_by_axis",
+        description="axes that shrink: a triangle of the new voxel's width on either side",
     )
     outside: Literal[0] = 0
 
