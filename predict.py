@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import PredictionError
+from configs.errors import DataError, PredictionError
 from configs.followed import OF_STUDIES, PREDICT
 from configs.section import settled
-from utils.arguments import Parser, Values, checkpoint, one_of
+from utils.arguments import Parser, Values, checkpoint, one_of, whole_number
 from utils.claim import claimed_alone
 from utils.command_line import add_overrides, run_script
 from utils.map_methods import HEATMAPS
@@ -30,16 +30,14 @@ if TYPE_CHECKING:
 
     import torch
 
-    from data.asked import AskedModel
-    from data.cache.reader import AnyPreprocess
-    from data.joint_inputs import JointPreprocess, UnreadableInputs
-    from data.profile import TrainingData, Traits
-    from data.sources.unlabelled import Item
-    from data.study import DatasetIndex
+    from data.asked import Asked, AskedModel
+    from data.asked_images import AskedImages
     from inference.ensemble import Ensemble
-    from inference.prediction import Draw
+    from inference.journal import Journal
     from inference.results import Row
-    from utils.batch import Inputs
+    from utils.runs.json_lines import JsonObject
+
+    Draw = Callable[[int, Row], tuple[str, ...]]
 
 logger = logging.getLogger("predict")
 
@@ -49,7 +47,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="What the columns mean, and the warnings: docs/prediction.md.",
+        epilog="Exit code: 0 all were predicted, 3 some were not, 2 none was, or the command is wrong, 130 Ctrl-C.\n"
+        "What the columns mean, and the warnings: docs/prediction.md.",
     )
     add = parser.add_argument
     add(
@@ -72,14 +71,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--missing-columns", action="store_true", help="of studies: what a table lacks is unknown, not an error")
     add("--threshold", metavar="X", type=float, help="for all classes; without it the checkpoint's, or else 0.5")
     add("--tta", action="store_true", help="test-time augmentation: average over five fixed transforms of each image")
+    add("--resume", action="store_true", help="go on with the results in --output that were not finished")
     add(
         "--heatmaps",
-        metavar="METHOD",
+        metavar="METHOD|N|METHOD:N",
         action=Values,
         nargs="?",
         const="grad_cam",
-        takes=one_of(HEATMAPS),
-        help="also draw where findings are (grad_cam)",
+        takes=lambda value: whole_number(value) or one_of(HEATMAPS)(value.partition(":")[0]),
+        help="also draw where findings are (grad_cam); N: for the first N rows with a finding",
     )
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
     add(
@@ -91,12 +91,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Predict; returns the exit code: 0 if any image was predicted, 2 if none or for the user's errors, 130."""
+    """Predict; returns the exit code: 0 if all were predicted, 3 if some were not, 2 if none or for the user's errors,
+    130.
+    """
     return run_script(lambda: predict(parse_arguments(arguments)))
 
 
 def predict(options: argparse.Namespace) -> int:
-    """The recipe: models → images or studies → probabilities → findings, warnings, heatmaps → files."""
+    """The recipe: models → images or studies → probabilities, findings, warnings, row by row → heatmaps → files."""
+    from inference.journal import Journal, resume, set_aside
     from inference.members import about_prediction
     from inference.results import make_folder, report, write_results
     from training.precision import choose_device
@@ -105,88 +108,100 @@ def predict(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     prepare_process(device)
     ensemble, models = open_models(options, device)
-    folder = Path(options.output)
-    asked = ask_studies if models[0].of_studies else ask_images
-    rows, fill = asked(options, ensemble, models, folder)
+    folder, settings = Path(options.output), settings_of(options, ensemble)
+    asked = open_asked(options, models)
+    rows, draw = rows_of(asked), drawer(options.heatmaps, folder, ensemble, asked)
     make_folder(options.output)
     taken = PredictionError(f"another process is writing into '{folder}': wait for it, or name another by --output")
     with claimed_alone(folder, taken):
-        fill()
-        about = about_prediction(options.input, device, ensemble)
-        return report(rows, ensemble, write_results(folder, options.format, rows, ensemble, about))
+        if options.resume:
+            resume(folder, settings, rows, ensemble.class_names)
+        else:
+            set_aside(folder)
+        with Journal(folder, settings, rows, ensemble, "csv" in options.format) as journal:
+            fill(options, ensemble, asked, rows, journal)
+            draw_heatmaps(options.heatmaps, draw, rows, journal)
+            about = about_prediction(options.input, device, ensemble)
+            paths = write_results(folder, options.format, rows, ensemble, about)
+            journal.finish()
+        return report(rows, ensemble, paths)
 
 
-def ask_images(
-    options: argparse.Namespace, ensemble: Ensemble, models: Sequence[AskedModel], folder: Path
-) -> tuple[list[Row], Callable[[], None]]:
-    """(a row an image of the inputs, what fills the rows)."""
-    from data.builder import asked_tables
-    from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
-    from data.sources.unlabelled import open_unlabelled
-    from inference.prediction import predict_rows
-    from inference.results import Row
-
-    preprocesses = different([model.preprocess for model in models])
-    dataset_index, items = open_unlabelled(options.input, len(preprocesses[0].size) == 3, asked_tables(options.set))
-    for note in dataset_index.notes:
-        logger.warning("%s", note)
-    joint, unread = JointPreprocess(preprocesses), UnreadableInputs()
-    size, workers, pinned = loading(options, len(items), ensemble)
-    loader = unlabelled_loader(dataset_index, joint, unread, size, workers, pinned)
-    draw = drawer(options.heatmaps, folder, ensemble, joint, dataset_index) if options.heatmaps else None
-    rows = [Row(item.name, item.columns) for item in items]
-    profiles = [model.profile for model in models if model.profile is not None]
-
-    def fill() -> None:
-        predict_rows(loader, ensemble, rows, unlike(profiles, items, unread), draw)
-        for number, reason in unread.reasons.items():
-            rows[number].error = reason
-
-    return rows, fill
-
-
-def ask_studies(
-    options: argparse.Namespace, ensemble: Ensemble, models: Sequence[AskedModel], folder: Path
-) -> tuple[list[Row], Callable[[], None]]:
-    """(a row a study of the inputs, what fills the rows)."""
+def open_asked(options: argparse.Namespace, models: Sequence[AskedModel]) -> AskedImages | Asked:
+    """The images or studies of the inputs; says what is to be said of them."""
     from data.asked import Asked
-    from inference.prediction import predict_rows
-    from inference.results import Row
+    from data.asked_images import AskedImages
 
-    asked = Asked(models, options.input, options.table, options.missing_columns, options.set)
+    if options.batch_size < 1 or (options.num_workers or 0) < 0:
+        given = f"--batch-size {options.batch_size}", f"--num-workers {options.num_workers or 0}"
+        raise PredictionError(f"{given[0]} must be at least 1, {given[1]} at least 0")
+    asked: AskedImages | Asked
+    if models[0].of_studies:
+        asked = Asked(models, options.input, options.table, options.missing_columns, options.set)
+    else:
+        asked = AskedImages(models, options.input, options.set)
     for note in asked.notes:
         logger.warning("%s", note)
-    studies = asked.dataset_index.studies
-    loader = asked.loader(*loading(options, len(asked.images.index.studies), ensemble))
-    rows = [Row(one.name, asked.columns[n], images=asked.names(n)) for n, one in enumerate(studies)]
+    return asked
 
-    def fill() -> None:
-        predict_rows(loader, ensemble, rows, asked.warnings)
-        for number, row in enumerate(rows):
-            row.missing = asked.missing(number)
+
+def rows_of(asked: AskedImages | Asked) -> list[Row]:
+    """A row an image or a study of the inputs, without its result."""
+    from data.asked_images import AskedImages
+    from inference.results import Row
+
+    if isinstance(asked, AskedImages):
+        rows = [Row(item.name, item.columns) for item in asked.items]
+    else:
+        studies = asked.dataset_index.studies
+        rows = [Row(one.name, asked.columns[n], images=asked.names(n)) for n, one in enumerate(studies)]
+    for number, row in enumerate(rows):
+        row.fingerprint = asked.fingerprint(number)
+    return rows
+
+
+def fill(
+    options: argparse.Namespace, ensemble: Ensemble, asked: AskedImages | Asked, rows: Sequence[Row], journal: Journal
+) -> None:
+    """The rows that have no result yet, batch by batch, each batch into the files before the next is done."""
+    from data.asked_images import AskedImages
+    from inference.prediction import batches_to_do, predict_rows
+
+    batches = batches_to_do(rows, options.batch_size)
+    numbers = [number for batch in batches for number in batch]
+    for number in numbers:
+        rows[number].clear()
+
+    def finish(batch: Sequence[int]) -> None:
+        for number in batch:
+            row = rows[number]
+            if not isinstance(asked, AskedImages):
+                row.missing = asked.missing(number)
             if row.probabilities is None and not row.error:
                 row.error = asked.failure(number)
+        journal.add(batch)
 
-    return rows, fill
+    device = ensemble.members[0].predictor.device.type
+    workers = min(4, os.cpu_count() or 1, len(numbers) // 32) if options.num_workers is None else options.num_workers
+    how = options.batch_size, workers, device == "cuda", numbers
+    if isinstance(asked, AskedImages):
+        predict_rows(asked.loader(*how), ensemble, rows, batches, asked.warnings, finish)
+    else:
+        predict_rows(asked.loader(*how), ensemble, rows, batches, asked.warnings, finish)
 
 
-def loading(options: argparse.Namespace, images: int, ensemble: Ensemble) -> tuple[int, int, bool]:
-    """(batch size, workers, whether memory is pinned)."""
-    workers = min(4, os.cpu_count() or 1, images // 32) if options.num_workers is None else options.num_workers
-    return options.batch_size, workers, ensemble.members[0].predictor.device.type == "cuda"
+def settings_of(options: argparse.Namespace, ensemble: Ensemble) -> JsonObject:
+    """What the results depend on beside the files, for --resume."""
+    from inference.members import made_by
 
-
-def different(preprocesses: Sequence[AnyPreprocess]) -> list[AnyPreprocess]:
-    """Each once, in their order: a file is read once for all models, and made an input of once for those alike."""
-    found: dict[str, AnyPreprocess] = {}
-    for one in preprocesses:
-        found.setdefault(str(one.as_dict()), one)
-    return list(found.values())
+    method, _ = heatmaps_asked(options.heatmaps)
+    return made_by(ensemble, options.batch_size, {"--set": sorted(options.set), "--heatmaps": method})
 
 
 def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ensemble, list[AskedModel]]:
     """(the Ensemble, what each member's file says of its data)."""
     from data.asked import AskedModel
+    from data.asked_images import input_numbers
     from data.builder import saved_preprocess, saved_table
     from data.profile import TrainingData
     from evaluation.fitting import stored_point
@@ -221,14 +236,6 @@ def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ense
     return Ensemble(members, options.threshold), models
 
 
-def input_numbers(models: Sequence[AskedModel]) -> list[int]:
-    """Which of the inputs is each model's own: of studies, where tables differ, each has one of its own."""
-    if models[0].of_studies:
-        return list(range(len(models)))
-    known = [str(one.as_dict()) for one in different([model.preprocess for model in models])]
-    return [known.index(str(model.preprocess.as_dict())) for model in models]
-
-
 def check_options(options: argparse.Namespace, models: Sequence[AskedModel]) -> None:
     """Raises PredictionError where models or options do not go together."""
     from configs.default_config import Config
@@ -242,8 +249,8 @@ def check_options(options: argparse.Namespace, models: Sequence[AskedModel]) -> 
         if model.config.MODEL.table.fusion is not None and model.encoding is None:
             raise PredictionError(f"'{model.file}' does not say how its table is encoded, so it cannot be asked")
     if first.of_studies:
-        if options.heatmaps:
-            raise PredictionError("--heatmaps is for models of single images: `python -m explain` looks into studies")
+        if options.heatmaps and first.config.has_volumes():
+            raise PredictionError("--heatmaps draws studies of images: `python -m explain` draws those of volumes")
         return
     named = {key for keys in Config.override_keys(options.set).values() for key in keys}
     asked = {"--table": options.table is not None, "--missing-columns": options.missing_columns}
@@ -252,40 +259,61 @@ def check_options(options: argparse.Namespace, models: Sequence[AskedModel]) -> 
         raise PredictionError(f"{', '.join(given)}: '{first.file}' takes single images, this is for models of studies")
 
 
-def unlike(
-    profiles: Sequence[TrainingData], items: Sequence[Item], unread: UnreadableInputs
-) -> Callable[[int, Traits], list[str]]:
-    """(row's number, traits) → warnings, each once, of all models' training data, and what its reader remarked."""
-    from data.sources.unlabelled import dicom_view
-
-    knows_views = any(profile.views for profile in profiles)
-
-    def warnings(number: int, traits: Traits) -> list[str]:
-        item = items[number]
-        view = (item.view or dicom_view(item.path)) if knows_views else ""
-        remarks = [f"{remark.kind}: {remark.detail}" for remark in unread.remarks.of(number)]
-        return list(dict.fromkeys([*remarks, *(text for one in profiles for text in one.differences(traits, view))]))
-
-    return warnings
+def heatmaps_asked(text: str | None) -> tuple[str | None, int | None]:
+    """(method, of how many rows) of --heatmaps; None: no heatmaps, and all rows."""
+    if text is None:
+        return None, None
+    method, _, count = ("grad_cam", "", text) if text.lstrip("+-").isdecimal() else text.partition(":")
+    if count and not (count.isdecimal() and int(count) > 0):
+        raise PredictionError(f"--heatmaps {text}: the number of rows to be drawn is a whole number above 0")
+    return method, int(count) if count else None
 
 
-def drawer(method: str, folder: Path, ensemble: Ensemble, joint: JointPreprocess, dataset_index: DatasetIndex) -> Draw:
-    """(row's number, row, inputs) → overlays of its findings, or of the likeliest class where there is none."""
-    from explain.prediction_heatmaps import PredictionHeatmaps
+def drawer(text: str | None, folder: Path, ensemble: Ensemble, asked: AskedImages | Asked) -> Draw | None:
+    """(row's number, row) → overlays of its findings, or of the likeliest class where there is none."""
+    from data.asked_images import AskedImages
+    from explain.prediction_heatmaps import DrawnStudy, PredictionHeatmaps
 
-    heatmaps = PredictionHeatmaps(folder, method, ensemble.members, ensemble.orders, joint.modes)
+    method, _ = heatmaps_asked(text)
+    if method is None:
+        return None
+    heatmaps = PredictionHeatmaps(folder, method, ensemble.members, ensemble.orders, asked.resize_modes)
 
-    def draw(number: int, row: Row, inputs: Sequence[Inputs]) -> None:
+    def draw(number: int, row: Row) -> tuple[str, ...]:
         assert row.probabilities is not None, "a predicted row"
         classes = row.findings or (int(row.probabilities.argmax()),)
         labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
         title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"
-        displayed, more = joint.display_image(dataset_index.read(number))
-        images = [one.single_images() for one in inputs]
-        maps = heatmaps.of_volume(images, classes) if more else heatmaps.of_image(displayed, images, classes)
-        row.heatmaps = heatmaps.draw(number, title, displayed, maps, labels, **more)
+        if isinstance(asked, AskedImages):
+            displayed, more, inputs = asked.shown(number)
+            maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_image(displayed, inputs, classes)
+            return heatmaps.draw(number, title, displayed, maps, labels, **more)
+        return heatmaps.draw_study(number, title, [DrawnStudy(*one) for one in asked.shown(number)], classes, labels)
 
     return draw
+
+
+def draw_heatmaps(text: str | None, draw: Draw | None, rows: Sequence[Row], journal: Journal) -> None:
+    """Of all predicted rows, or of the first N with a finding, in their order; those there are stay."""
+    from inference.results import rows_to_draw
+    from utils.progress import Progress
+
+    _, limit = heatmaps_asked(text)
+    chosen = rows_to_draw(rows, limit) if draw is not None else []
+    for number in {*range(len(rows))} - {*chosen}:
+        rows[number].heatmaps = ()
+    if draw is None or not chosen:
+        return
+    bar = Progress(len(chosen), "heatmaps", every=max(len(chosen) // 10, 1))
+    for number in chosen:
+        if not rows[number].heatmaps:
+            try:
+                rows[number].heatmaps = draw(number, rows[number])
+            except DataError as error:
+                logger.warning("no heatmap of '%s': %s", rows[number].image, error)
+            journal.add([number])
+        bar.advance(1)
+    bar.close()
 
 
 if __name__ == "__main__":

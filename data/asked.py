@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
+
+import numpy as np
 
 from configs.default_config import Config
 from configs.errors import PredictionError
 from data.builder import asked_tables, study_settings
 from data.cache.reader import AnyPreprocess
 from data.clinical_table import Kind
+from data.evaluation_data import WholeStudies
 from data.joint_inputs import JointPreprocess, JointStudies, UnreadableInputs, unlabelled_study_loader
 from data.loading.loaders import StudyLoader
 from data.profile import TrainingData, Traits
+from data.readers.fingerprints import fingerprint
+from data.readers.images import to_uint8
 from data.sources.asked_studies import asked_studies
 from data.sources.studies import StudySettings, check_known_views, check_view_kinds
 from data.sources.unlabelled import open_unlabelled
 from data.study import DatasetIndex, StudyImages
 from data.table_encoding import Categorical, TableEncoding
+from data.transforms.images import Preprocess
+from utils.batch import Inputs
 
 
 @dataclass(frozen=True)
@@ -88,14 +96,16 @@ class Asked:
         """What the images of a study are called."""
         return tuple(self.images.index.studies[row].name for row in self.images.rows[number])
 
-    def loader(self, batch_size: int, num_workers: int, pin_memory: bool) -> StudyLoader[JointStudies]:
-        """Gives each model's inputs, in the models' order."""
+    def loader(
+        self, batch_size: int, num_workers: int, pin_memory: bool, rows: Sequence[int] | None = None
+    ) -> StudyLoader[JointStudies]:
+        """Of all studies or of some rows. Gives each model's inputs, in the models' order."""
         preprocesses = {str(model.preprocess.as_dict()): model.preprocess for model in self.models}
         numbers = [list(preprocesses).index(str(model.preprocess.as_dict())) for model in self.models]
         models = [(number, model.encoding) for number, model in zip(numbers, self.models)]
         joint = JointPreprocess(list(preprocesses.values()))
         return unlabelled_study_loader(
-            self.dataset_index, joint, models, self.unread, batch_size, num_workers, pin_memory
+            self.dataset_index, joint, models, self.unread, batch_size, num_workers, pin_memory, rows
         )
 
     def warnings(self, number: int, traits: Sequence[Traits]) -> list[str]:
@@ -129,6 +139,32 @@ class Asked:
         """Why nothing of a study could be read."""
         reasons = [self.unread.reasons[row] for row in self.images.rows[number] if row in self.unread.reasons]
         return "; ".join(reasons) or "nothing of it could be read"
+
+    def shown(self, number: int) -> list[tuple[Inputs, list[tuple[str, str, np.ndarray | None]]]]:
+        """For a heatmap: a study of images as each of the models sees it, [1 study], and its views: (name, what the
+        table calls it, uint8 [H, W] or [H, W, 3] as it is, None where it cannot be read).
+        """
+        found = []
+        for model in self.models:
+            study = WholeStudies(self.dataset_index, model.preprocess, model.encoding).read(number)
+            shown = [view.pixels if isinstance(view.pixels, np.ndarray) else None for view in study.views]
+            images = [None if pixels is None else to_uint8(pixels) for pixels in shown]
+            views = [(view.name, view.value, image) for view, image in zip(study.views, images)]
+            found.append((study.inputs, views))
+        return found
+
+    @property
+    def resize_modes(self) -> list[str]:
+        """How images are resized for each model: see data.transforms.images.resize."""
+        return [p.resize_mode for p in (model.preprocess for model in self.models) if isinstance(p, Preprocess)]
+
+    def fingerprint(self, number: int) -> str:
+        """Changes when a file of a study does, or what tables and headers say of it: see `readers.fingerprints`."""
+        study, images = self.dataset_index.studies[number], self.images
+        paths = [Path(images.index.studies[row].file) for row in images.rows[number]]
+        views = [images.index.studies[row].table.get("view", "") for row in images.rows[number]]
+        cells = [f"{name}={text}" for name, text in (*study.table.items(), *self.columns[number].items())]
+        return fingerprint(paths, [study.name, *self.names(number), *views, *cells])
 
     def _strange(self, encoding: TableEncoding | None) -> tuple[list[str], list[list[str]]]:
         names, table = [study.name for study in self.dataset_index.studies], self.dataset_index.table

@@ -150,12 +150,13 @@ def unlabelled_loader(
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> StudyLoader[JointInputs]:
-    """The loader of all images of a dataset index without classes, in their order. Raises DataError for other
-    numbers.
+    """The loader of images of a dataset index without classes, of all or of some rows, in their order. Raises DataError
+    for other numbers.
     """
     dataset = ImageDataset(dataset_index, joint, seed=0)
-    batches, failures = _in_order(dataset_index, batch_size, num_workers)
+    batches, failures = _in_order(dataset_index, batch_size, num_workers, rows)
     return StudyLoader(dataset, batches, unread, num_workers, pin_memory, failures)
 
 
@@ -167,6 +168,7 @@ def unlabelled_study_loader(
     batch_size: int,
     num_workers: int,
     pin_memory: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> StudyLoader[JointStudies]:
     """The loader of all studies, in their order; of those of which nothing is known there is no row.
 
@@ -180,14 +182,14 @@ def unlabelled_study_loader(
         slices.append((number, slice(width, width := width + part.values.shape[1])))
     table = EncodedTable(np.hstack([one.values for one in parts]), np.hstack([one.known for one in parts]))
     dataset = StudyDataset(dataset_index, JointStudyTransform(joint, slices), 0, table)
-    batches, failures = _in_order(dataset_index, batch_size, num_workers)
+    batches, failures = _in_order(dataset_index, batch_size, num_workers, rows)
     return StudyLoader(dataset, batches, unread, num_workers, pin_memory, failures)
 
 
 def _in_order(
-    dataset_index: DatasetIndex, batch_size: int, num_workers: int
+    dataset_index: DatasetIndex, batch_size: int, num_workers: int, rows: Sequence[int] | None
 ) -> tuple[EpochBatchSampler, WorkerFailures]:
     if batch_size < 1 or num_workers < 0:
         raise DataError(f"--batch-size {batch_size} must be at least 1, --num-workers {num_workers} at least 0")
-    batches = EpochBatchSampler(np.arange(len(dataset_index.studies)), batch_size, False, 0)
+    batches = EpochBatchSampler(range(len(dataset_index.studies)) if rows is None else rows, batch_size, False, 0)
     return batches, WorkerFailures(limit=3, timeout=300.0)

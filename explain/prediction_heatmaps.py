@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from explain.geometry import onto_image
 from explain.methods import METHODS, explain
 from explain.network import PyramidModel
 from explain.overlay import save_overlay, save_volume_overlay
+from explain.study_overlay import DrawnView, save_study_overlay
+from explain.study_view import StudyModel, study_maps
+from utils.batch import Inputs
 
 FOLDER = "heatmaps"
 
@@ -27,6 +30,15 @@ class Member(Protocol):
 
     @property
     def input(self) -> int: ...
+
+
+class DrawnStudy(NamedTuple):
+    """One study as one member sees it: [1 study], and its views: (name, what the table calls it, pixels as they are,
+    None where they cannot be read).
+    """
+
+    inputs: Inputs
+    views: Sequence[tuple[str, str, np.ndarray | None]]
 
 
 class PredictionHeatmaps:
@@ -85,8 +97,7 @@ class PredictionHeatmaps:
         number: of the row, by which files are named. displayed: uint8 [H, W] or [H, W, 3], or a volume [D, H, W], for
         which `spacing` (z, y, x) is given too.
         """
-        (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        paths = [f"{FOLDER}/{number:05d}_{rank}_{_plain(label)}.png" for rank, (label, _) in enumerate(labels, 1)]
+        paths = self._paths(number, labels)
         for path, heatmap, (label, probability) in zip(paths, maps, labels):
             file, p = self.folder / path, probability
             if maps.ndim == 4:
@@ -95,7 +106,45 @@ class PredictionHeatmaps:
                 )
             else:
                 save_overlay(file, displayed, heatmap, class_name=label, probability=p, title=title)
-        return tuple(paths)
+        return paths
+
+    def draw_study(
+        self,
+        number: int,
+        title: str,
+        studies: Sequence[DrawnStudy],
+        classes: Sequence[int],
+        labels: Sequence[tuple[str, float]],
+    ) -> tuple[str, ...]:
+        """The same of a study of images, all its views in each overlay. studies: as each member sees it."""
+        found = [self._study_maps(*of) for of in zip(self.members, self.orders, studies, [classes] * len(studies))]
+        paths, views = self._paths(number, labels), studies[0].views
+        for k, (path, (label, probability)) in enumerate(zip(paths, labels)):
+            drawn = []
+            for slot, (name, value, pixels) in enumerate(views):
+                if pixels is not None:
+                    heatmap = np.asarray(np.mean([maps[slot][k] for maps in found], axis=0))
+                    drawn.append(DrawnView(name, value, pixels, heatmap))
+            save_study_overlay(self.folder / path, drawn, class_name=label, probability=probability, title=title)
+        return paths
+
+    def _study_maps(
+        self, member: Member, order: Sequence[int], study: DrawnStudy, classes: Sequence[int]
+    ) -> dict[int, list[np.ndarray]]:
+        """View's slot → a map for each class, in the pixels of the original."""
+        model = member.model
+        assert isinstance(model, StudyModel), "studies are asked of networks of this program"
+        inputs = study.inputs.to(next(member.model.parameters()).device)
+        found, mode = {}, self.modes[member.input]
+        for slot, maps in study_maps(model, inputs, [order[k] for k in classes], self.method).items():
+            pixels = study.views[slot][2]
+            assert pixels is not None, "a view that was read"
+            found[slot] = [onto_image(one, pixels.shape[:2], mode) for one in maps.cpu().numpy()]
+        return found
+
+    def _paths(self, number: int, labels: Sequence[tuple[str, float]]) -> tuple[str, ...]:
+        (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        return tuple(f"{FOLDER}/{number:05d}_{rank}_{_plain(label)}.png" for rank, (label, _) in enumerate(labels, 1))
 
     def _maps(
         self, member: Member, order: Sequence[int], inputs: Sequence[Tensor], classes: Sequence[int]

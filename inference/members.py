@@ -17,6 +17,7 @@ from inference.ensemble import Ensemble, Member
 from inference.predictor import Autocast, Predictor
 from utils.decision import Task
 from utils.environment import describe_environment
+from utils.runs.json_lines import JsonObject, JsonValue
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,21 @@ def _facts(file: Path, saved: SavedModel, point: OperatingPoint) -> ModelFacts:
         "preprocessing": saved.preprocessing or "as its settings and the backbone say",
         "calibrated": point.calibration is not None,
         "calibration": point.calibration.as_dict() if point.calibration else None,
+    }
+
+
+def made_by(ensemble: Ensemble, batch_size: int, settings: Mapping[str, JsonValue]) -> JsonObject:
+    """What the figures of a prediction depend on beside its files, for --resume. settings: what else, by name."""
+    predictors = [member.predictor for member in ensemble.members]
+    return {
+        "models of SHA-256": [str(member.facts.get("sha256")) for member in ensemble.members],
+        "thresholds": ensemble.threshold_source,
+        "--tta": predictors[0].tta,
+        "--batch-size": batch_size,
+        "device": predictors[0].device.type,
+        "precision": list(dict.fromkeys(predictor.precision.name for predictor in predictors)),
+        "torch": torch.__version__,
+        **settings,
     }
 
 

@@ -19,8 +19,6 @@ Traits = TypeVar("Traits")
 Traits_co = TypeVar("Traits_co", covariant=True)
 # (row's number, traits of the image) → in which ways it is unlike the training images
 Unlike = Callable[[int, Traits], Sequence[str]]
-# (row's number, the row, its inputs for each preprocessing): draws, and notes it in the row
-Draw = Callable[[int, Row, Sequence[Inputs]], None]
 # (the inputs of B studies for each preprocessing, the traits of each study)
 Joint = tuple[tuple[Inputs, ...], Sequence[Traits]]
 
@@ -34,36 +32,43 @@ class JointLoader(Protocol[Traits_co]):
 
 
 class _Sent(NamedTuple):
-    """A batch: its rows, its inputs where they are read and on the device, its traits."""
+    """A batch: its rows, its inputs, its traits."""
 
     rows: list[int]
-    read: tuple[Inputs, ...]
     inputs: tuple[Inputs, ...]
     traits: Sequence
+
+
+def batches_to_do(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
+    """The batches of which a row has no result yet, whole: so each row is computed beside the same others as in a pass
+    that nothing interrupts, and its figures are the same to the last digit.
+    """
+    batches = [list(range(first, min(first + batch_size, len(rows)))) for first in range(0, len(rows), batch_size)]
+    return [batch for batch in batches if any(rows[number].probabilities is None for number in batch)]
 
 
 def predict_rows(
     loader: JointLoader[Traits],
     ensemble: Ensemble,
     rows: Sequence[Row],
+    batches: Sequence[Sequence[int]],
     unlike: Unlike[Traits],
-    draw: Draw | None = None,
+    finished: Callable[[Sequence[int]], None],
 ) -> None:
-    """Fill the rows, one per image of the loader; what that cannot read stays to the caller.
+    """Fill rows, batch by batch. batches: the numbers of the rows in each of the loader's. finished: is handed those of
+    a batch that is done, in the batches' order; a row without probabilities then could not be read.
 
     A model's NaN is an error of its row.
     """
-    bar = Progress(len(loader), "predict", every=max(len(loader) // 10, 1))
+    bar = Progress(len(batches), "predict", every=max(len(batches) // 10, 1))
     try:
-        for pending in pipelined(_pending_batches(loader, ensemble)):
+        for number, pending in pipelined(_pending_batches(loader, ensemble)):
             if pending is not None:
                 batch, result = pending
                 probabilities = result()
-                singles = list(zip(*(one.split(one.studies) for one in batch.read))) if draw is not None else []
-                for position, number in enumerate(batch.rows):
-                    warnings = unlike(number, batch.traits[position])
-                    if rows[number].fill(probabilities[position], warnings, ensemble) and draw is not None:
-                        draw(number, rows[number], singles[position])
+                for position, row in enumerate(batch.rows):
+                    rows[row].fill(probabilities[position], unlike(row, batch.traits[position]), ensemble)
+            finished(batches[number])
             bar.advance(1)
     finally:
         bar.close()
@@ -71,13 +76,14 @@ def predict_rows(
 
 def _pending_batches(
     loader: JointLoader[Traits], ensemble: Ensemble
-) -> Iterator[tuple[_Sent, Callable[[], np.ndarray]] | None]:
-    """Each batch and what gives its probabilities; None for a batch without images."""
+) -> Iterator[tuple[int, tuple[_Sent, Callable[[], np.ndarray]] | None]]:
+    """The number of each batch, and what gives its probabilities; None for a batch without images."""
     device = ensemble.members[0].predictor.device
 
     def send(batch: _Sent) -> _Sent:
-        return batch._replace(inputs=tuple(one.to(device) for one in batch.read))
+        return batch._replace(inputs=tuple(one.to(device) for one in batch.inputs))
 
-    batches = (None if read is None else _Sent(rows.tolist(), read[0], *read) for _, rows, read in loader.epoch(0))
-    for _, sent in prefetch_to_device(batches, send, device):
-        yield None if sent is None else (sent, ensemble.begin(sent.inputs))
+    batches = (None if read is None else _Sent(rows.tolist(), *read) for _, rows, read in loader.epoch(0))
+    ahead = prefetch_to_device(batches, send, device)
+    for number, (_, sent) in enumerate(ahead):
+        yield number, None if sent is None else (sent, ensemble.begin(sent.inputs))

@@ -22,6 +22,7 @@ from utils.text import printable
 
 logger = logging.getLogger(__name__)
 
+SOME_FAILED = 3
 _ONE = {"images": "image", "studies": "study"}
 
 
@@ -31,7 +32,8 @@ class Row:
     with an error.
 
     findings: the classes that are called. heatmaps: files, relative to the results' folder. images: what those of a
-    study are called; None: the row is of an image. missing: columns and views that the study lacks.
+    study are called; None: the row is of an image. missing: columns and views that the study lacks. fingerprint: of its
+    files and of what is known of them, by which --resume knows them again.
     """
 
     image: str
@@ -43,6 +45,11 @@ class Row:
     heatmaps: tuple[str, ...] = ()
     images: tuple[str, ...] | None = None
     missing: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    def clear(self) -> None:
+        """As before it was predicted."""
+        self.probabilities, self.findings, self.warnings, self.error, self.heatmaps = None, (), (), "", ()
 
     def fill(self, probabilities: np.ndarray, warnings: Sequence[str], ensemble: Ensemble) -> bool:
         """Take over what the models say; whether that is of use: NaN is an error of the row."""
@@ -64,7 +71,7 @@ def make_folder(name: str) -> Path:
 
 
 def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> int:
-    """Print the results, for a single image its probabilities; the exit code: 0 if any was predicted, else 2."""
+    """Print the results, for a single image its probabilities; the exit code, see `exit_code`."""
     counts, noun = count(rows), _noun(rows)
     number = f"1 {_ONE[noun]}" if len(rows) == 1 else f"{len(rows)} {noun}"
     if len(rows) == 1 and counts["predicted"]:
@@ -87,7 +94,23 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
         names = ", ".join(map(printable, ensemble.not_learnt))
         show(f"{NEVER_SEEN} no positive image in training, so never learnt: {names}")
     show(f"results: {', '.join(map(printable, paths))}")
-    return 0 if counts["predicted"] else 2
+    return exit_code(counts["predicted"], counts["errors"])
+
+
+def rows_to_draw(rows: Sequence[Row], limit: int | None) -> list[int]:
+    """Those of which heatmaps are drawn: all that were predicted, or the first of these with a finding."""
+    predicted = [number for number, row in enumerate(rows) if row.probabilities is not None]
+    if limit is None:
+        return predicted
+    found = [number for number in predicted if rows[number].findings]
+    chosen = found[:limit]
+    logger.info("heatmaps of the first %d of %d rows with a finding, as results are ordered", len(chosen), len(found))
+    return chosen
+
+
+def exit_code(predicted: int, errors: int) -> int:
+    """0: all were predicted; 3: some were not; 2: none was."""
+    return 2 if not predicted else SOME_FAILED if errors else 0
 
 
 def write_results(
@@ -100,35 +123,49 @@ def write_results(
         for name, path in zip(formats, paths):
             write_atomically(path, makers[name]().encode("utf-8", "backslashreplace"))  # names that are no UTF-8
     except OSError as error:
-        raise PredictionError(f"cannot write results into '{folder}': {error.strerror}; see --output") from None
+        raise cannot_write(folder, error) from None
     return paths
 
 
-def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
-    """The table as text, the same for the same input: no dates and no paths of this machine but those in errors.
+def cannot_write(folder: Path, error: OSError) -> PredictionError:
+    """Of a place for results."""
+    return PredictionError(f"cannot write results into '{folder}': {error.strerror}; see --output")
+
+
+class ResultTable:
+    """predictions.csv of some rows: `header`, and `cells` of one.
 
     Columns: image, or study, images and missing ('a|b'); those of the input tables; 'probability <class>' for each
     class; findings ('A|B'), warnings ('a; b'), error. Probabilities have nine digits, see `probability_text`. A column
     of an input table that is called like one of these is 'input <name>'.
     """
-    names = ensemble.class_names
-    columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-    own = [f"probability {name}" for name in names]
-    first, last = ["image"], ["findings", "warnings", "error"]
-    if _noun(rows) == "studies":
-        first = ["study", "images", "missing"]
-    kept = [f"input {name}" if name in (*first, *own, *last) else name for name in columns]
-    limits = [[] if math.isnan(limit) else [limit] for limit in ensemble.decision.limits]
-    table = [[*first, *kept, *own, *last]]
-    for row in rows:
-        given = [row.columns.get(name, "") for name in columns]
-        figures = [""] * len(names)
+
+    def __init__(self, rows: Sequence[Row], ensemble: Ensemble) -> None:
+        self.names = ensemble.class_names
+        self.columns = list(dict.fromkeys(name for row in rows for name in row.columns))
+        own = [f"probability {name}" for name in self.names]
+        first, last = ["image"], ["findings", "warnings", "error"]
+        if _noun(rows) == "studies":
+            first = ["study", "images", "missing"]
+        kept = [f"input {name}" if name in (*first, *own, *last) else name for name in self.columns]
+        self.header = [*first, *kept, *own, *last]
+        self.limits = [[] if math.isnan(limit) else [limit] for limit in ensemble.decision.limits]
+
+    def cells(self, row: Row) -> list[str]:
+        """In the order of the header."""
+        given = [row.columns.get(name, "") for name in self.columns]
+        figures = [""] * len(self.names)
         if row.probabilities is not None:
-            figures = list(map(probability_text, row.probabilities.tolist(), limits))
-        findings = "|".join(names[k] for k in row.findings)
+            figures = list(map(probability_text, row.probabilities.tolist(), self.limits))
+        findings = "|".join(self.names[k] for k in row.findings)
         begin = [row.image] if row.images is None else [row.image, "|".join(row.images), "|".join(row.missing)]
-        table.append([*begin, *given, *figures, findings, "; ".join(row.warnings), row.error])
-    return csv_text(table)
+        return [*begin, *given, *figures, findings, "; ".join(row.warnings), row.error]
+
+
+def results_csv(rows: Sequence[Row], ensemble: Ensemble) -> str:
+    """The table as text, the same for the same input: no dates and no paths of this machine but those in errors."""
+    table = ResultTable(rows, ensemble)
+    return csv_text([table.header, *map(table.cells, rows)])
 
 
 def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, object]) -> str:
@@ -141,7 +178,7 @@ def results_json(rows: Sequence[Row], ensemble: Ensemble, about: Mapping[str, ob
         "decision": ensemble.decision.as_dict(),
         "no_positive_in_training": list(ensemble.not_learnt),
         "counts": count(rows),
-        _noun(rows): [_as_dict(row, ensemble) for row in rows],
+        _noun(rows): [as_dict(row, ensemble.class_names) for row in rows],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -187,8 +224,8 @@ class Outcome(TypedDict):
     heatmaps: list[str]
 
 
-def _as_dict(row: Row, ensemble: Ensemble) -> Mapping[str, object]:
-    names = ensemble.class_names
+def as_dict(row: Row, names: Sequence[str]) -> dict[str, object]:
+    """A row of predictions.json, as plain values. names: of the classes."""
     known = row.probabilities is not None
     outcome: Outcome = {
         "columns": dict(row.columns),

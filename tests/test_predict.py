@@ -213,7 +213,7 @@ def test_bad_files_are_rows_among_good_ones(phantom, checkpoint, tmp_path):
         assert case.must == "refuse"
         bad.append(f"bad_{kind.__name__}_{case.name}")
         (folder / bad[-1]).write_bytes(case.content)
-    rows = run(tmp_path / "out", folder, "--checkpoint", checkpoint)
+    rows = run(tmp_path / "out", folder, "--checkpoint", checkpoint, code=3)
     assert [row["image"] for row in rows] == sorted([path.name for path in good] + bad)
     for row in rows:
         assert bool(row["error"]) == (row["image"] in bad) == (row["probability Edema"] == "")

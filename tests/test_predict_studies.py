@@ -74,7 +74,8 @@ def test_predictions_of_studies_are_those_of_evaluation(data, run, tmp_path):
     asked = ["--data", broken, "--split", "all", "--output", tmp_path / "scored", "--set", "DATA.max_bad_images=2"]
     assert call(run, *asked, "TRAIN.batch_size=4") == 0
     expected = chances(rows_of(tmp_path / "scored" / "predictions.csv"))
-    rows = ask(tmp_path / "out", run, broken / "labels.csv", "--table", broken / "clinical.csv", "--batch-size", 8)
+    asked = [broken / "labels.csv", "--table", broken / "clinical.csv", "--batch-size", 8]
+    rows = ask(tmp_path / "out", run, *asked, code=3)
     failed = [row for row in rows if row["error"]]
     assert [row["study"] for row in failed] == ["s0"] and "00_PA.png" in failed[0]["error"]
     found = chances([row for row in rows if not row["error"]])
@@ -158,7 +159,7 @@ def test_dicom_studies_by_their_headers(data, run, tmp_path, capsys):
     write_dicom(asked / "b" / "2.dcm", "1.2.3", ViewPosition="LL", **who)
     write_dicom(asked / "3", "1.2.4", ViewPosition="AP", PatientID="p2", PatientAge="600Y")
     (asked / "cut.dcm").write_bytes((asked / "a" / "1.dcm").read_bytes()[:200])
-    rows = {row["study"]: row for row in ask(tmp_path / "out", run, asked)}
+    rows = {row["study"]: row for row in ask(tmp_path / "out", run, asked, code=3)}
     assert {name: row["images"] for name, row in rows.items()} == {
         "1.2.3": "a/1.dcm|b/2.dcm",
         "1.2.4": "3",
@@ -235,11 +236,29 @@ def test_nothing_readable_is_a_failure_and_a_table_alone_is_not(data, run, tmp_p
         ("a.png", "bad", "PA", "", ""),
         ("gone.png", "table", "LL", "50", "F"),
     )
-    bad, table = ask(tmp_path / "out", run, listed, "--tta")
+    bad, table = ask(tmp_path / "out", run, listed, "--tta", code=3)
     assert "a.png" in bad["error"] and bad["probability lesion"] == ""
     assert table["error"] == "" and table["probability lesion"] and table["missing"] == "frontal|lateral"
     assert "there is no such file" in table["warnings"]
     assert ask(tmp_path / "out", run, tmp_path / "a.png", code=2)[0]["error"]
+
+
+# ---- heatmaps
+
+
+def test_heatmaps_of_the_first_studies_with_a_finding(data, run, tmp_path, drawing):
+    """All views in one figure, as `python -m explain` draws them; of an ensemble too."""
+    asked = data / "labels.csv", "--table", data / "clinical.csv", "--threshold", "0.5"
+    with drawing():
+        rows = ask(tmp_path / "out", (run, run), *asked, "--heatmaps", "layer_cam:2")
+    found = [number for number, row in enumerate(rows) if row["findings"]]
+    assert len(found) > 2
+    drawn = json.loads((tmp_path / "out" / "predictions.json").read_text("utf-8"))["studies"]
+    assert [number for number, row in enumerate(drawn) if row["heatmaps"]] == found[:2]
+    for row in (drawn[number] for number in found[:2]):
+        assert len(row["heatmaps"]) == len(row["findings"])
+        assert all((tmp_path / "out" / name).stat().st_size > 5000 for name in row["heatmaps"])
+    assert len(list((tmp_path / "out" / "heatmaps").iterdir())) == sum(len(drawn[n]["heatmaps"]) for n in found[:2])
 
 
 # ---- several models
@@ -267,7 +286,7 @@ def test_an_ensemble_of_studies_is_the_mean_and_each_has_its_own_table(data, run
         (["list.csv"], "has no column 'study_id' (of studies), 'view'"),
         (["labels.csv", "--table", "gone.csv"], "--table: there is no file"),
         (["labels.csv", "--table", "labels.csv"], "has no column 'age', 'sex'"),
-        (["labels.csv", "--table", "clinical.csv", "--heatmaps"], "--heatmaps is for models of single images"),
+        (["labels.csv", "--table", "clinical.csv", "--heatmaps", "0"], "a whole number above 0"),
         (["labels.csv", "--table", "clinical.csv", "--set", "DATA.max_views=1"], "DATA.max_views is 1: raise it"),
         (["labels.csv", "--table", "clinical.csv", "--set", "DATA.view_kinds={one: [PA]}"], "kinds of view"),
         (["labels.csv", "again.csv", "--table", "clinical.csv"], "study 's0' is in '"),

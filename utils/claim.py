@@ -19,6 +19,7 @@ except ImportError:  # Windows: there is nothing to hold
 logger = logging.getLogger(__name__)
 
 _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
+_open: set[int] = set()
 
 
 @contextmanager
@@ -38,6 +39,7 @@ def claimed(path: Path, wait: str = "") -> Iterator[bool]:
     except OSError:  # whoever reads or writes it says what is wrong
         yield True
         return
+    _open.add(descriptor)
     held = _lock(descriptor, fcntl.LOCK_NB)
     if not held and wait:
         logger.info("waiting for another process, which is %s in '%s'", wait, path)
@@ -45,10 +47,12 @@ def claimed(path: Path, wait: str = "") -> Iterator[bool]:
     try:
         yield held
     finally:
-        if held:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # not by closing alone: a forked child may have a copy
-        os.close(descriptor)
+        if descriptor in _open:  # not in a forked child, which has closed its copy
+            _open.remove(descriptor)
+            if held:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # not by closing alone: a forked child may have a copy
+            os.close(descriptor)
 
 
 @contextmanager
@@ -66,3 +70,15 @@ def _lock(descriptor: int, how: int) -> bool:
     except OSError as error:
         return error.errno not in _HELD_BY_ANOTHER
     return True
+
+
+def _close_copies() -> None:
+    """A data worker that outlives its killed parent for some seconds must not keep others out."""
+    for descriptor in _open:
+        with suppress(OSError):
+            os.close(descriptor)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_copies)

@@ -79,7 +79,8 @@ def test_files_and_exit_codes(rows, tmp_path, capsys):
     folder = make_folder(str(tmp_path / "a" / "b"))
     assert [path.name for path in write_results(folder, ["csv"], rows, ensemble(), {})] == ["predictions.csv"]
     assert [path.name for path in folder.iterdir()] == ["predictions.csv"]
-    assert report(rows, ensemble(), []) == 0 and report(rows[1:2], ensemble(), []) == 2
+    assert report(rows, ensemble(), []) == 3 and report(rows[1:2], ensemble(), []) == 2
+    assert report(rows[2:3], ensemble(), []) == 0
     assert "4 images: 2 predicted, 2 with an error, 1 with warnings" in capsys.readouterr().out
 
 
