@@ -83,7 +83,7 @@ def test_predictions_and_their_errors(run, data, tmp_path, capsys):
     bad.write_bytes(b"no image")
     with process_state():
         arguments = [str(data / "01.png"), str(bad), "--checkpoint", str(run), "--output", str(tmp_path / "out")]
-        assert predict.main([*arguments, "--num-workers", "0", "--device", "cpu"]) == 0
+        assert predict.main([*arguments, "--num-workers", "0", "--device", "cpu"]) == 3
         assert predict.main([str(data / "01.png"), *arguments[2:], "--num-workers", "0", "--device", "cpu"]) == 0
         assert predict.main([str(tmp_path / f"none{ATTACK}"), *arguments[2:]]) == 2
         setup_logging()
