@@ -156,7 +156,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     from data.splits.resumed_data import check_source_split
     from data.table_encoding import check_same_table
     from models import check_backbone, create_model, load_teacher
-    from training.builder import build_distillation, build_learner, build_loss, resolve_precision
+    from training.builder import build_distillation, build_learner, build_loss, resolve_best_by, resolve_precision
     from training.classes import positives_of
     from training.precision import choose_device
     from training.resume import resume
@@ -181,6 +181,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type, dropout)
     if checkpoint is not None:
         check_same_table(checkpoint.get("table"), loaders.encoding)
+    config = resolve_best_by(config, loaders.train_labels(), loaders.val_labels())
     images = len(loaders.train.indices)
     for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
         logger.warning("%s", note)

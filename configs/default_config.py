@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from configs import attention_settings, consistency, fallbacks, plausibility, study_consistency
 from configs.attention_settings import AttentionSupervision
+from configs.best_by import best_by_problems
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_sample_studies
 from configs.loading import RootSection
 from configs.section import Section
@@ -358,7 +359,13 @@ class CheckpointSettings(Section):
     save_every_steps: NonNegativeInt = _setting(
         0, "Also write last.pth every so many optimizer steps, for epochs of hours; 0: only when an epoch ends."
     )
-    save_best: bool = _setting(True, "Keep best_model.pth by mean AUROC on the validation split.")
+    save_best: bool = _setting(True, "Keep best_model.pth, of the best epoch by best_by.")
+    best_by: str | None = _setting(
+        None,
+        "Figure of the validation split that decides which epoch is the best, for best_model.pth, early stopping and "
+        "plateau: mean_auroc, mean_average_precision, val_loss, or a class (its AUROC). null: mean_auroc, or val_loss "
+        "where that is undefined for every class.",
+    )
     on_save_error: Literal["stop", "continue"] = _setting(
         "stop",
         "A disk that is full or read-only. continue: log an error and continue training with the existing files.",
@@ -476,6 +483,7 @@ class Config(RootSection):
             ),
             *plausibility.memory_problems(model.gradient_checkpointing.memory_budget_gb),
             *plausibility.class_problems(data.class_names, model.num_classes, model.coarse_groups),
+            *best_by_problems(self.CHECKPOINT.best_by, data.class_names),
             *plausibility.list_problems(loss.pos_weight, "LOSS.pos_weight", count),
         ]
 

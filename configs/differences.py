@@ -34,7 +34,11 @@ WITHOUT_EFFECT = (
     "DATA.table.file",  # what is in it is compared with the checkpoint's
     "DATA.sample_count",
     "DATA.sample_size",
-    "CHECKPOINT",
+    "CHECKPOINT.save_dir",
+    "CHECKPOINT.save_freq",
+    "CHECKPOINT.save_every_steps",
+    "CHECKPOINT.save_best",
+    "CHECKPOINT.on_save_error",
     "LOGGING",
 )
 
@@ -47,6 +51,10 @@ _WHOLE = (
     "DATA.view_kinds",
     "DATA.table.columns",
 )
+
+
+# What runs of versions did that did not have these settings yet.
+_IMPLIED: dict[str, object] = {"CHECKPOINT.best_by": "mean_auroc"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Difference:
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[Difference]:
     """What differs between two dumped configs ({'TRAIN': {'batch_size': 32, …}, …}), in their order."""
-    old, new = dict(_flatten(before)), dict(_flatten(now))
+    old, new = {**_IMPLIED, **dict(_flatten(before))}, dict(_flatten(now))
     absent = "(unknown)"
     return [
         Difference(key, old.get(key, absent), new.get(key, absent), not _within(key, WITHOUT_EFFECT))

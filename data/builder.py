@@ -72,8 +72,11 @@ class Loaders:
 
     def train_labels(self) -> Labels:
         """The labels of the training split alone."""
-        rows, labels = self.train.indices, self.train.labels
-        return Labels(labels.target[rows], labels.mask[rows])
+        return self.train.own_labels()
+
+    def val_labels(self) -> Labels:
+        """The labels of the validation split alone."""
+        return self.val.own_labels()
 
     def describe(self) -> LoadersRecord:
         """For checkpoints: how an image becomes an input, and what the training images look like before that."""

@@ -9,15 +9,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from configs.attention_settings import WITH_PLACES
+from configs.best_by import MEAN_AUROC, settle_best_by
 from configs.default_config import Config, TrainSettings
 from configs.errors import ConfigError
 from configs.section import settled
 from training.accumulation_window import AccumulationWindow
 from training.attention_supervision import AttentionSupervision, ObservedModel
+from training.classes import positives_of
 from training.distillation import DistillationLoss, SavedNetwork, teacher_of
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
@@ -216,6 +219,25 @@ def _schedule(settings: TrainSettings, optimizer: torch.optim.Optimizer, steps: 
     )
 
 
+def resolve_best_by(config: Config, train: KnownLabels, val: KnownLabels) -> Config:
+    """A copy in which CHECKPOINT.best_by says which figure decides about the best epoch.
+
+    train, val: labels of these splits. Raises ConfigError where a figure was asked for that is undefined on them.
+    """
+    names = config.DATA.class_names or ()
+    learnt = np.array(positives_of(train)) > 0
+    counts = [((val.target > 0.5) == side) & (val.mask > 0) for side in (True, False)]
+    judged = learnt & (counts[0].any(axis=0) & counts[1].any(axis=0))
+    settled_config = config.model_copy(deep=True)
+    settled_config.CHECKPOINT.best_by = settle_best_by(config.CHECKPOINT.best_by, names, judged.tolist())
+    if settled_config.CHECKPOINT.best_by != (config.CHECKPOINT.best_by or MEAN_AUROC):
+        logger.warning(
+            "no class has positives and negatives in the validation split: the epoch with the lowest validation loss "
+            "is the best one (CHECKPOINT.best_by)"
+        )
+    return settled_config
+
+
 def _options(config: Config, device: torch.device) -> LoopOptions:
     settings = config.TRAIN
     return LoopOptions(
@@ -226,6 +248,7 @@ def _options(config: Config, device: torch.device) -> LoopOptions:
         progress=config.LOGGING.progress,
         print_freq=config.LOGGING.print_freq,
         save_every_steps=config.CHECKPOINT.save_every_steps,
+        best_by=config.CHECKPOINT.best_by,
         read_every=1 if device.type == "cpu" else config.LOGGING.print_freq,  # a CPU has nothing to be waited for
     )
 

@@ -19,6 +19,7 @@ from training.out_of_memory import memory_needed
 from training.pending import Outcome, PendingStep, read_outcomes
 from training.state import EpochSums
 from utils.batch import Batch
+from utils.best_metric import score_of, title_of, usable
 from utils.listener import CheckpointContent, EpochEnd, EpochRecord, Listener, StateDict, TrainingPhase
 from utils.out_of_memory import peak_memory_mib
 from utils.progress import Progress
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 class LoopOptions:
     """Numbers that the loop needs; see TRAIN, LOGGING and CHECKPOINT in configs/default_config.py for their meaning.
 
+    best_by: see utils/best_metric.py; None: mean AUROC, or the loss where the first epoch has none.
     read_every: steps between two reads of their outcomes, each of which synchronises with the device. It changes when
     the host knows of a skipped step, and nothing else.
     """
@@ -43,6 +45,7 @@ class LoopOptions:
     print_freq: int = 10
     save_every_steps: int = 0
     read_every: int = 1
+    best_by: str | None = None
 
 
 class TrainingLoop:
@@ -67,6 +70,7 @@ class TrainingLoop:
         self.should_stop = should_stop
         # Of the learner, which keeps these objects when it resumes from a checkpoint.
         self.model, self.state, self.schedule = self.learner.model, self.learner.state, self.learner.schedule
+        self.best_by = options.best_by
         self.pending: list[PendingStep] = []  # attempted, oldest first
         self._names: Callable[[Tensor], list[str]] = lambda index: []  # of the loader that is trained from
 
@@ -236,17 +240,24 @@ class TrainingLoop:
 
     def _finish_epoch(self, record: EpochRecord, validation: Predictions) -> None:
         """Score, best, schedule, then the next epoch; what is saved in on_epoch begins there."""
-        state = self.state
-        mean = record["mean_auroc"]
-        score = -record["val_loss"] if mean is None else mean
+        state, score = self.state, self._score_of(record)
         is_best = score > state.best_score
         if is_best:
             state.best_score, state.best_epoch = score, state.epoch
         self.schedule.epoch_end(score)
         self.next_epoch()
-        end = EpochEnd(record, is_best, self.learner.scored_weights, self._content(), validation)
+        end = EpochEnd(record, is_best, self.learner.scored_weights, self._content(), validation, self.best_by)
         for listener in self.listeners:
             listener.on_epoch(end)
+
+    def _score_of(self, record: EpochRecord) -> float:
+        if self.best_by is None:
+            self.best_by = usable(record)
+        score = score_of(record, self.best_by)
+        if score == -math.inf:
+            text = "epoch %d cannot be the best one: its %s is undefined"
+            logger.warning(text, record["epoch"], title_of(self.best_by))
+        return score
 
     def next_epoch(self) -> None:
         """Count the epoch; what was added up in it is forgotten."""

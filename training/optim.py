@@ -216,6 +216,13 @@ class LearningRateSchedule:
             self.cut, self.waited = self.cut * self.factor, 0
             self._apply()
 
+    def judge_again(self, scores: Sequence[float]) -> None:
+        """The scores of all epochs so far in another figure; what they have cut stays."""
+        self.best, self.waited = -math.inf, 0
+        for score in scores:
+            better = score > self.best
+            self.best, self.waited = (score, 0) if better else (self.best, (self.waited + 1) % self.patience)
+
     def _apply(self) -> None:
         self.learning_rate = self.rate_at(self.step_number)
         for group in self.optimizer.param_groups:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.best_by import MEAN_AUROC
 from configs.default_config import Config
 from configs.differences import differences
 from configs.errors import CheckpointError
 from configs.fallbacks import coarse_meanings
 from training.learner import Learner
 from training.state import TrainerState
+from utils.best_metric import best_row, score_of, setting_of, title_of
 from utils.listener import FileContent
 
 logger = logging.getLogger("train")
@@ -47,6 +50,26 @@ def resume(learner: Learner, checkpoint: FileContent, config: Config, images: in
     if learner.state.epoch > config.TRAIN.epochs:
         done = learner.state.epoch
         logger.warning("%d epochs are done, and TRAIN.epochs is %d: nothing is trained", done, config.TRAIN.epochs)
+
+
+def judge_again(learner: Learner, history: Sequence[FileContent], before: object, config: Config) -> bool:
+    """Where the figure changed that decides about the best epoch, score the past epochs by the new one, and say so.
+
+    before: the settings in the checkpoint, of any type. history: rows of metrics.jsonl. True where another epoch is the
+    best now, so that best_model.pth is of another one. Early stopping and plateau count on in the new figure.
+    """
+    was, best_by = setting_of(before) or MEAN_AUROC, config.CHECKPOINT.best_by
+    if best_by is None or was == best_by:
+        return False
+    state, schedule = learner.state, learner.schedule
+    best, epoch_before = best_row(history, best_by), state.best_epoch
+    state.best_epoch = -1 if best is None else best["epoch"] - 1
+    state.best_score = -math.inf if best is None else score_of(best, best_by)
+    schedule.judge_again([score_of(row, best_by) for row in history])
+    epoch = "none so far" if best is None else f"epoch {state.best_epoch + 1}"
+    words = title_of(was), title_of(best_by), epoch
+    logger.warning("the best epoch was chosen by %s and is by %s from now on: %s", *words)
+    return state.best_epoch != epoch_before
 
 
 def _check_coarse_classes(before: FileContent, config: Config) -> None:

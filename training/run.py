@@ -19,6 +19,9 @@ from training.learner import Learner
 from training.loader import Loader
 from training.loop import TrainingLoop
 from training.losses import Loss
+from training.resume import judge_again
+from utils.best_metric import BestSoFar, setting_of
+from utils.checkpoint import set_aside
 from utils.listener import CheckpointContent, FileContent, Scores
 from utils.log import log_to_file
 from utils.runs.control import Control, Interrupted, discard_request
@@ -95,13 +98,14 @@ def run_training(prepare: Preparation, resumed: Path | None = None, control: Con
         parts = prepare(resumed)
         config, loaders, learner = parts.config, parts.loaders, parts.learner
 
-        run = until_the_end.enter_context(open_run(config, parts.architecture, resumed, lock, learner.state))
+        run = until_the_end.enter_context(open_run(parts, resumed, lock))
+        other_best = resumed is not None and judge_again(learner, run.history, settings_of(parts), config)
         status = until_the_end.enter_context(watch_status(run, config, learner))
         until_the_end.enter_context(control.watching(run.path))
         until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
         description = parts.describe(run)
         if resumed is not None:
-            keep_best(run, config, description, learner.state)
+            keep_best(run, config, description, learner.state, other_best)
         recorder = Recorder(run, config, description, parts.checkpoint, parts.operating_point)
         # The status comes last, so that it says nothing that is not on the disk.
         loop = build_loop(config, learner, parts.loss, [recorder, status], control.request, parts.not_learnt)
@@ -124,16 +128,21 @@ def claim(folder: Path) -> FolderLock:
     return lock
 
 
-def open_run(
-    config: Config, architecture: str, resumed: Path | None, lock: FolderLock | None, state: Standing
-) -> RunFolder:
+def settings_of(parts: Prepared) -> object:
+    """The settings in the checkpoint that a run is resumed from, of any type."""
+    return None if parts.checkpoint is None else parts.checkpoint.get("config")
+
+
+def open_run(parts: Prepared, resumed: Path | None, lock: FolderLock | None) -> RunFolder:
     """The resumed run's folder, or a new one named after the model and the time."""
+    config, state = parts.config, parts.learner.state
     if resumed is not None:
-        Trajectory(folder_of(resumed), state, resumed.is_dir()).set_aside_others()
+        best_by = setting_of(settings_of(parts))
+        Trajectory(folder_of(resumed), state, resumed.is_dir(), best_by).set_aside_others()
         return RunFolder.open(folder_of(resumed), state.epoch, lock)
     if config.LOGGING.run_name:
         return RunFolder.create(config.CHECKPOINT.save_dir, config.LOGGING.run_name)
-    name = f"{config.MODEL.name}-{architecture}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{config.MODEL.name}-{parts.architecture}-{time.strftime('%Y%m%d-%H%M%S')}"
     return RunFolder.create_numbered(config.CHECKPOINT.save_dir, name.replace("/", "_"))
 
 
@@ -142,11 +151,20 @@ def watch_status(run: RunFolder, config: Config, learner: Learner) -> StatusWrit
     state, schedule = learner.state, learner.schedule
     total = state.global_step + max(schedule.total_steps - schedule.step_number, 0)
     continues = config.CHECKPOINT.on_save_error == "continue"
-    return StatusWriter(run.path, total, config.TRAIN.epochs, state.global_step, state.epoch, continues)
+    by = config.CHECKPOINT.best_by
+    best = None if by is None else BestSoFar.of(by, state.best_epoch, state.best_score)
+    return StatusWriter(run.path, total, config.TRAIN.epochs, state.global_step, state.epoch, continues, best=best)
 
 
-def keep_best(run: RunFolder, config: Config, description: Mapping[str, object], state: Standing) -> None:
-    """A resumed run's best_model.pth: as it is, or written again, or looked for anew from the next epoch on."""
+def keep_best(
+    run: RunFolder, config: Config, description: Mapping[str, object], state: Standing, other_best: bool = False
+) -> None:
+    """A resumed run's best_model.pth: as it is, or written again, or looked for anew from the next epoch on.
+
+    other_best: another epoch is the best than the file's.
+    """
+    if other_best and (run.path / BEST).is_file():
+        logger.warning("'%s' is of another epoch: kept as '%s'", BEST, set_aside(run.path / BEST, "abandoned").name)
     if not config.CHECKPOINT.save_best or state.best_epoch < 0 or (run.path / BEST).is_file():
         return
     with on_save_error(config.CHECKPOINT.on_save_error == "continue", BEST):

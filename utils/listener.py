@@ -71,6 +71,7 @@ class EpochEnd:
     """What an epoch ended with.
 
     best_weights: the weights that the record's scores belong to: the moving average's where there is one.
+    best_by: the figure that decides about the best, see utils/best_metric.py.
     content: what to resume from; the next epoch begins there. validation: the scores themselves, where they are known.
     """
 
@@ -79,6 +80,7 @@ class EpochEnd:
     best_weights: StateDict
     content: CheckpointContent
     validation: Scores | None = None
+    best_by: str | None = None
 
 
 class Listener:

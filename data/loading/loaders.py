@@ -221,6 +221,10 @@ class ImageLoader:
         """Rows of the dataset index that belong to this split."""
         return self.batches.indices
 
+    def own_labels(self) -> Labels:
+        """Those of this split, row by row; without coarse classes."""
+        return Labels(self.labels.target[self.indices], self.labels.mask[self.indices])
+
     def names(self, index: Tensor) -> list[str]:
         """What the images of a batch are called."""
         return [self.dataset.dataset_index.studies[i].name for i in index.tolist()]

@@ -181,3 +181,54 @@ def test_bfloat16_trains_like_float32():
         assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert results[0] != results[1] and results[1] == pytest.approx(results[0], rel=0.02)
     assert results[0] < 0.9 * make_trainer(plain_model()).evaluate(TensorLoader(*data, 8), "val").loss
+
+
+# ---- the best epoch by another figure, see utils/best_metric.py
+
+
+def judged(monkeypatch, figures, **options):
+    """A trainer whose epochs get these (mean AUROC, loss); the schedule cuts after one that is not better."""
+    trainer = make_trainer(plain_model(), schedule="plateau", epochs=len(figures), **options)
+    trainer.schedule.patience = 1
+    rows = iter(figures)
+
+    def record(validation, started):
+        auroc, loss = next(rows)
+        row = {"epoch": trainer.state.epoch + 1, "step": 0, "mean_auroc": auroc, "val_loss": loss, "per_class": []}
+        return {"mean_average_precision": None, "train_loss": 0.0, **row}
+
+    monkeypatch.setattr(trainer, "_epoch_record", record)
+    loader = loader_with_scores(8)
+    ends = []
+    monkeypatch.setattr(trainer.listeners[0], "on_epoch", ends.append)
+    trainer.fit(loader, loader)
+    return trainer, [end.is_best for end in ends]
+
+
+def test_best_epoch_patience_and_plateau_go_by_the_loss(monkeypatch):
+    figures = [(0.5, 0.9), (0.4, 0.8), (0.9, 0.85), (0.95, 0.84), (0.99, 0.83)]
+    trainer, best = judged(monkeypatch, figures, best_by="val_loss", early_stopping_patience=2)
+    assert best == [True, True, False, False]
+    assert trainer.state.best_epoch == 1 and trainer.state.best_score == -0.8
+    assert trainer.schedule.cut == pytest.approx(0.3**2)
+
+
+def test_an_epoch_without_the_figure_is_not_compared_by_its_loss(monkeypatch, caplog):
+    """A loss of −3, as −(−3) > every AUROC: the two scales were once mixed."""
+    trainer, best = judged(monkeypatch, [(0.5, 0.9), (None, -3.0), (0.6, 0.9)])
+    assert best == [True, False, True] and trainer.state.best_score == 0.6
+    assert "epoch 2 cannot be the best one: its mean AUROC is undefined" in caplog.text
+
+
+def test_where_the_first_epoch_has_no_auroc_the_loss_decides_to_the_end(monkeypatch):
+    trainer, best = judged(monkeypatch, [(None, 0.9), (0.99, 0.95), (None, 0.8)])
+    assert best == [True, False, True] and trainer.state.best_score == -0.8
+
+
+def test_plateau_goes_on_in_another_figure():
+    schedule = make_trainer(plain_model(), schedule="plateau").schedule
+    schedule.patience, schedule.cut = 2, 0.3
+    schedule.judge_again([0.5, 0.7, 0.6])
+    assert (schedule.best, schedule.waited, schedule.cut) == (0.7, 1, 0.3)
+    schedule.epoch_end(0.65)
+    assert schedule.cut == pytest.approx(0.09)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from configs.best_by import MEAN_AUROC, MEAN_AVERAGE_PRECISION, NAMES, VAL_LOSS
+from utils.best_metric import best_row, figure_of, score_of, title_of
 from utils.figures import (
     BLUE,
     GREEN,
@@ -42,9 +44,9 @@ if TYPE_CHECKING:
 History = Sequence[FileContent]
 
 
-def plot_training_curves(history: History, path: str | os.PathLike[str]) -> None:
-    """Write `training_curves_figure(history)` to path, atomically; ValueError for an empty history."""
-    write_figure(training_curves_figure(history), path)
+def plot_training_curves(history: History, path: str | os.PathLike[str], best_by: str = MEAN_AUROC) -> None:
+    """Write `training_curves_figure(…)` to path, atomically; ValueError for an empty history."""
+    write_figure(training_curves_figure(history, best_by), path)
 
 
 def plot_roc_curves(
@@ -59,12 +61,12 @@ def plot_roc_curves(
     write_figure(roc_curves_figure(scores, targets, mask, metrics, title), path)
 
 
-def training_curves_figure(history: History) -> Figure:
+def training_curves_figure(history: History, best_by: str = MEAN_AUROC) -> Figure:
     """Three panels over the epochs: losses, mean validation AUROC and AP, learning rate.
 
     history: one mapping an epoch with 'epoch', and any of 'train_loss', 'val_loss', 'mean_auroc',
     'mean_average_precision', 'learning_rate'; a value that is missing, None or not finite is no point.
-    The best epoch is the first one with the highest mean AUROC.
+    The best epoch is the first one that is best by best_by, see utils/best_metric.py; a class has a curve of its own.
     Raises ValueError for an empty history.
     """
     if not history:
@@ -73,8 +75,11 @@ def training_curves_figure(history: History) -> Figure:
     loss, ranking, rate = figure.subplots(1, 3)
     _draw_panel(loss, history, "Loss", {"train_loss": "training", "val_loss": "validation"})
     names = {"mean_auroc": "mean AUROC", "mean_average_precision": "mean AP"}
+    if best_by not in NAMES:
+        names[best_by] = display_names([title_of(best_by)], TITLE_LETTERS)[0]
+        history = [{**row, best_by: figure_of(row, best_by)} for row in history]
     _draw_panel(ranking, history, "Validation AUROC and average precision", names)
-    _mark_best_epoch(ranking, history)
+    _mark_best_epoch(loss if best_by == VAL_LOSS else ranking, history, best_by)
     _draw_panel(rate, history, "Learning rate", {"learning_rate": "learning rate"})
     if rate.lines:
         rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
@@ -97,7 +102,7 @@ def _draw_panel(axes: Axes, history: History, title: str, series: Mapping[str, s
     from matplotlib.ticker import MaxNLocator
 
     # Lines differ in dashes and markers too, for readers and printers that have no colours.
-    styles = ((BLUE, "-", "o"), (ORANGE, "--", "s"))
+    styles = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREY, "-.", "^"))
     for (key, label), (colour, dashes, marker) in zip(series.items(), styles):
         epochs, values = _points(history, key)
         if epochs:
@@ -113,14 +118,15 @@ def _draw_panel(axes: Axes, history: History, title: str, series: Mapping[str, s
     tidy(axes)
 
 
-def _mark_best_epoch(axes: Axes, history: History) -> None:
-    epochs, values = _points(history, "mean_auroc")
-    if not epochs:
+def _mark_best_epoch(axes: Axes, history: History, best_by: str) -> None:
+    best = best_row(history, best_by)
+    if best is None:
         return
-    best = int(np.argmax(values))
-    label = f"best epoch {epochs[best]}: AUROC {values[best]:.3f}"
-    axes.axvline(epochs[best], color=GREY, linewidth=1.0, linestyle=":", zorder=1)
-    axes.plot(epochs[best], values[best], "*", color=GREEN, markersize=14, linestyle="", label=label, zorder=5)
+    epoch, value = int(best["epoch"]), abs(score_of(best, best_by))
+    figure = {VAL_LOSS: "loss"}.get(best_by, "AP" if best_by == MEAN_AVERAGE_PRECISION else "AUROC")
+    axes.axvline(epoch, color=GREY, linewidth=1.0, linestyle=":", zorder=1)
+    label = f"best epoch {epoch}: {figure} {value:.3f}"
+    axes.plot(epoch, value, "*", color=GREEN, markersize=14, linestyle="", label=label, zorder=5)
 
 
 def roc_curves_figure(

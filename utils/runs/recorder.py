@@ -11,8 +11,10 @@ from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
+from configs.best_by import MEAN_AUROC, NAMES
 from configs.default_config import Config
 from configs.errors import DamagedCheckpointError
+from utils.best_metric import figure_of, title_of
 from utils.checkpoint import OPERATING_POINT, load_checkpoint, save_checkpoint, set_aside
 from utils.listener import (
     CheckpointContent,
@@ -114,7 +116,7 @@ class Recorder(Listener):
 
     def on_epoch(self, end: EpochEnd) -> None:
         """Write the record, the checkpoints and the curves of an epoch; last.pth after what it says is there."""
-        record = end.record
+        record, by = end.record, end.best_by or MEAN_AUROC
         with self._writing("metrics"):
             self.run.add_record(record)
         self._write_scalars(record["step"], _epoch_scalars(self.run.history[-1]))
@@ -129,8 +131,8 @@ class Recorder(Listener):
                 save_checkpoint(self._whole({**end.content, **point}), self.run.path / name)
         self.save({**end.content, **point})
         with self._writing("training curves"):
-            plot_training_curves(self.run.history, self._figure("training_curves"))
-        logger.info("%s", _summary(record, end.is_best))
+            plot_training_curves(self.run.history, self._figure("training_curves"), by)
+        logger.info("%s", _summary(record, end.is_best, by))
 
     def _operating_point(self, validation: Scores | None) -> CheckpointContent:
         """Of the weights at the end of an epoch; within an epoch a checkpoint has none."""
@@ -215,7 +217,7 @@ def _epoch_scalars(row: FileContent) -> dict[str, float]:
     return {tag: value for tag, value in figures.items() if value is not None}
 
 
-def _summary(record: EpochRecord, is_best: bool) -> str:
+def _summary(record: EpochRecord, is_best: bool, best_by: str) -> str:
     def show(value: float | None) -> str:
         return "–" if value is None or math.isnan(value) else f"{value:.4f}"
 
@@ -226,6 +228,8 @@ def _summary(record: EpochRecord, is_best: bool) -> str:
         f"{record['images_per_second']:.0f} images/s ({record['data_wait_fraction']:.0%} of it waiting for data), "
         f"{record['seconds']:.1f} s",
     ]
+    if best_by not in NAMES:
+        parts.insert(2, f"{title_of(best_by)} {show(figure_of(record, best_by))}")
     if "attention" in record:
         regions = record["attention"]
         parts.append(
@@ -234,4 +238,5 @@ def _summary(record: EpochRecord, is_best: bool) -> str:
         )
     if record["skipped_steps"]:
         parts.append(f"{record['skipped_steps']} steps skipped")
-    return ", ".join(parts) + ("  (best)" if is_best else "")
+    by = "" if best_by == MEAN_AUROC else f" by {title_of(best_by)}"
+    return ", ".join(parts) + (f"  (best{by})" if is_best else "")

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from configs.errors import CheckpointError, HybridMedNetError
 from utils.atomic_file import write_atomically
+from utils.best_metric import BestSoFar, figure_of
 from utils.listener import EpochEnd, Listener
 from utils.runs.control import Interrupted
 from utils.runs.files import STATUS
@@ -50,7 +51,7 @@ class RunStatus:
     step, total_steps: optimizer steps done, and of the whole run. epoch, epochs: epochs finished, and of the whole run.
     eta_seconds: until the last step, at the mean pace of this process; None before there is one, and where it ended.
     pid, host: of the process. started, updated: its start and this file's writing, ISO 8601, UTC.
-    error: why it failed.
+    error: why it failed. best: None in files of earlier versions.
     """
 
     phase: Phase
@@ -64,6 +65,7 @@ class RunStatus:
     started: str
     updated: str
     error: str | None = None
+    best: BestSoFar | None = None
 
     @property
     def is_running(self) -> bool:
@@ -77,6 +79,7 @@ class StatusWriter(Listener):
     """Listens to a training and keeps status.json and steps.jsonl; a context, as the way it is left is the last word.
 
     step, epoch: where a resumed run continues; the rows of steps.jsonl after that step are cut away.
+    best: of the epochs before.
     continues: CHECKPOINT.on_save_error is 'continue'. seconds_between: between two writings within a phase.
     """
 
@@ -89,10 +92,11 @@ class StatusWriter(Listener):
         epoch: int = 0,
         continues: bool = False,
         seconds_between: float = 1.0,
+        best: BestSoFar | None = None,
     ) -> None:
         now = _now()
         position = (os.getpid(), socket.gethostname(), now, now)
-        self.status = RunStatus("starting", step, total_steps, epoch, epochs, None, *position)
+        self.status = RunStatus("starting", step, total_steps, epoch, epochs, None, *position, best=best)
         self.path, self.steps = folder / STATUS, StepLog(folder)
         self.continues, self.seconds_between = continues, seconds_between
         self._first_step, self._began = step, time.monotonic()
@@ -137,6 +141,9 @@ class StatusWriter(Listener):
     def on_epoch(self, end: EpochEnd) -> None:
         """An epoch has ended, and its files are written."""
         epoch, step = end.record["epoch"], end.record["step"]
+        if end.is_best and end.best_by is not None:
+            best = BestSoFar(end.best_by, epoch, figure_of(end.record, end.best_by))
+            self.status = replace(self.status, best=best)
         self.status = replace(self.status, epoch=epoch, step=step, eta_seconds=self._seconds_left(step))
         with on_save_error(self.continues, self.path.name):
             self._write(self.status, durable=False)

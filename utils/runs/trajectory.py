@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import DamagedCheckpointError
+from utils.best_metric import score_of, score_of_before
 from utils.checkpoint import OPERATING_POINT, load_checkpoint, save_checkpoint, set_aside
 from utils.listener import FileContent
 from utils.runs.files import BEST, EPOCHS, LAST, PREVIOUS, epoch_file
@@ -23,11 +24,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The folder of a run that resumes from `standing`. is_newest: that is of the newest checkpoint in it."""
+    """The folder of a run that resumes from `standing`. is_newest: that is of the newest checkpoint in it.
+
+    best_by: the figure of the standing's score; None: as versions scored that had no CHECKPOINT.best_by.
+    """
 
     folder: Path
     standing: Standing
     is_newest: bool
+    best_by: str | None = None
 
     def set_aside_others(self) -> list[str]:
         """Rename the weights of abandoned epochs to *.abandoned, and log it. Returns the names that they had.
@@ -81,14 +86,10 @@ class Trajectory:
         if not isinstance(metrics, dict) or not isinstance(epoch, int):
             return True  # damaged: the report says so
         if epoch == self.standing.best_epoch + 1:
-            return _score(metrics) == self.standing.best_score
+            by = self.best_by
+            score = score_of_before(metrics) if by is None else score_of(metrics, by)
+            return score == self.standing.best_score
         return epoch <= self.standing.epoch
-
-
-def _score(metrics: FileContent) -> object:
-    """As the training loop scores an epoch."""
-    auroc, loss = metrics.get("mean_auroc"), metrics.get("val_loss")
-    return -loss if auroc is None and isinstance(loss, float) else auroc
 
 
 def _ends_epoch(content: FileContent, epoch: int) -> bool:

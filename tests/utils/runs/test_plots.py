@@ -201,6 +201,24 @@ def test_files_are_readable_images_of_a_sane_size(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "new folder"]
 
 
+def test_the_best_epoch_is_marked_by_the_figure_that_decides():
+    history = [
+        {"epoch": n, "val_loss": loss, "mean_auroc": 0.5 + n / 10, "per_class": [{"name": "Ring", "auroc": ring}]}
+        for n, loss, ring in ((1, 0.2, 0.4), (2, 0.6, 0.9), (3, 0.5, None))
+    ]
+    marks = {}
+    for by in ("mean_auroc", "val_loss", "Ring"):
+        loss, ranking, _ = training_curves_figure(history, by).axes
+        labels = [line.get_label() for axes in (loss, ranking) for line in axes.lines]
+        marks[by] = [label for label in labels if label.startswith("best epoch")]
+        assert ("AUROC of Ring" in labels) is (by == "Ring")
+    assert marks == {
+        "mean_auroc": ["best epoch 3: AUROC 0.800"],
+        "val_loss": ["best epoch 1: loss 0.200"],
+        "Ring": ["best epoch 2: AUROC 0.900"],
+    }
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     plot_training_curves(history_of(2), path)
@@ -216,7 +234,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch)
             target.write(b"half a pic")
             raise OSError("disk full")
 
-    monkeypatch.setattr(plots, "training_curves_figure", lambda history: Broken())
+    monkeypatch.setattr(plots, "training_curves_figure", lambda *_: Broken())
     with pytest.raises(OSError, match="disk full"):
         plot_training_curves(history_of(3), path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["curves.png"]

@@ -126,3 +126,11 @@ def test_a_best_that_nothing_holds_is_not_made_up(folder, damage):
     history = [row(1), row(3)] if damage == "no row" else [row(1), row(2), row(3)]
     assert not Trajectory(folder, standing(3), is_newest=False).restore_best({}, history)
     assert not (folder / "best_model.pth").exists()
+
+
+def test_the_best_by_another_figure_is_known_by_its_score(folder):
+    """best_model.pth is of epoch 2, whose loss is the standing's score: it is this run's."""
+    by_loss = Standing(4, 40, 1, -0.3)
+    assert Trajectory(folder, by_loss, is_newest=False, best_by="val_loss").set_aside_others() == []
+    other = Trajectory(folder, Standing(4, 40, 1, -0.2), is_newest=False, best_by="val_loss")
+    assert other.set_aside_others() == ["best_model.pth"]
