@@ -21,7 +21,7 @@ from utils.command_line import run_script
 from utils.decision import Task
 from utils.log import setup_logging
 from utils.runs.control import Control, Interrupted
-from utils.runs.files import LABELS
+from utils.runs.files import DOCTOR, LABELS
 from utils.runs.folder import RunFolder, find_run, folder_of
 from utils.runs.result import RunResult
 
@@ -232,6 +232,8 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
         pair = parts.task.positive_class, parts.task.other_class
         logger.info("'%s' is the positive class, '%s' the negative one (DATA.positive_class)", *pair)
     warn_of_classes(parts.loaders.train_labels(), parts.dataset_index.class_names)
+    if not (run.path / DOCTOR).is_file():
+        run.write_json(DOCTOR, first_look(parts))
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
     return {
@@ -243,6 +245,28 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
         "removed_channels": model.removed_channels,
         "training_positives": parts.positives,
     }
+
+
+def first_look(parts: Parts) -> dict[str, object]:
+    """What doctor.py would say as far as it is known when training begins: no image is decoded for it."""
+    from data.examination.advice import ADVICE
+    from data.examination.files import record_files
+    from data.examination.labels import class_counts, label_findings, patient_findings
+    from data.examination.table import table_findings
+    from evaluation.class_intervals import FEWEST_PATIENTS
+    from utils.examination.findings import Report, advised
+
+    report, data = Report(), parts.dataset_index
+    for note in data.notes:
+        report.add("warning", "data", note, advised(note, ADVICE))
+    report.fact("classes", *class_counts(data, parts.assignment))
+    report.extend(label_findings(data, parts.assignment, FEWEST_PATIENTS))
+    report.extend(patient_findings(data.image_index.studies))
+    report.extend([] if data.table is None else table_findings(data.table))
+    files = record_files(data.image_index)
+    report.scans.append(f"the ends of {len(files['sample']):,} of {files['images']:,} files; none was decoded")
+    report.scans.append("labels, patients and table of all studies")
+    return {"written_by": "train.py", **report.as_dict(), "files": files}
 
 
 if __name__ == "__main__":

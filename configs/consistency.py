@@ -106,6 +106,12 @@ _NEGATIVE = {
 _NEGATING = ("non", "no", "not", "without", "un", "非", "无", "未")
 
 
+def means_none(class_name: str) -> bool:
+    """Whether a class is that of those who have nothing: 'No Finding', 'normal', '正常'."""
+    word = "".join(filter(str.isalnum, class_name.casefold()))
+    return word in _NEGATIVE - {"other", "others", "background", "benign", "良性"}
+
+
 def positive_class_of(class_names: Sequence[str]) -> str:
     """Of two exclusive classes the positive one: not the one that is called normal, negative or the like.
 

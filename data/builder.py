@@ -213,6 +213,13 @@ def _data_folder(data: DataSettings, volumes: bool) -> Path:
     return Path(data_dir)
 
 
+def undrawn_sample(config: Config) -> Path | None:
+    """Where `open_data` would draw sample data first; None where the data are there, or are no sample data."""
+    data, volumes = config.complete().DATA, config.has_volumes()
+    folder = _data_folder(data, volumes)
+    return folder if _is_sample(folder, volumes) and not folder.exists() else None
+
+
 def _is_sample(folder: Path, volumes: bool) -> bool:
     if not volumes and _is_sample_study(folder):
         return True

@@ -46,7 +46,7 @@ FORBIDDEN_PACKAGES = {
     "deployment": {"yaml", "timm"},
 }
 # They have to answer --help at once.
-SCRIPTS = ("train", "evaluate", "predict", "export", "explain.__main__")
+SCRIPTS = ("train", "evaluate", "predict", "export", "explain.__main__", "doctor")
 SOURCES = sorted(
     path
     for folder in [*ALLOWED, "."]

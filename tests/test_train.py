@@ -67,7 +67,7 @@ def run(phantom, runs, drawing) -> Path:
 
 def test_the_run_folder_is_complete(run):
     wanted = {"config.yaml", "split.csv", "last.pth", "best_model.pth", "metrics.jsonl", "training_curves.png"}
-    wanted |= {"labels.json"}
+    wanted |= {"labels.json", "doctor.json"}
     wanted |= {"roc_curves.png", "environment.json", "train.log", "previous.pth", ".lock", "status.json", "steps.jsonl"}
     assert {path.name for path in run.iterdir()} == wanted
     for name in ("training_curves.png", "roc_curves.png"):

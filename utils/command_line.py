@@ -73,15 +73,18 @@ def run_script(work: Callable[[], int | None]) -> int:
 
 def say_error(error: HybridMedNetError | OSError | MemoryError) -> int:
     """One line on stderr for an error that a user or the machine has caused; the exit code."""
-    if isinstance(error, HybridMedNetError):
-        show_error(error)
-        return error.exit_code
     logger.debug("the error was raised here", exc_info=error)
+    show_error(describe_error(error))
+    return error.exit_code if isinstance(error, HybridMedNetError) else 2
+
+
+def describe_error(error: HybridMedNetError | OSError | MemoryError) -> str:
+    """What happened, to which file, and what to do."""
+    if isinstance(error, HybridMedNetError):
+        return str(error)
     if isinstance(error, MemoryError):
-        show_error(f"out of memory ({str(error) or 'no more is known'}): {_ADVICE[errno.ENOMEM]}")
-        return 2
+        return f"out of memory ({str(error) or 'no more is known'}): {_ADVICE[errno.ENOMEM]}"
     what = error.strerror or str(error)
     file = "" if error.filename is None else f" ('{error.filename}')"
     advice = f": {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
-    show_error(f"{what[:1].lower()}{what[1:]}{file}{advice}")
-    return 2
+    return f"{what[:1].lower()}{what[1:]}{file}{advice}"

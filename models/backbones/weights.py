@@ -51,7 +51,7 @@ def fetch_weights(repository: str, filename: str, name: str) -> dict[str, Tensor
     """
     from huggingface_hub import hf_hub_download
 
-    offline = not _hub_can_be_reached()
+    offline = not hub_can_be_reached()
     try:
         path = hf_hub_download(repository, filename, local_files_only=offline)
     except (OSError, ValueError) as error:  # the hub's own errors and httpx's are OSErrors or ValueErrors
@@ -62,7 +62,7 @@ def fetch_weights(repository: str, filename: str, name: str) -> dict[str, Tensor
     return read_weights(path)
 
 
-def _hub_can_be_reached() -> bool:
+def hub_can_be_reached() -> bool:
     """False at once where the hub's name does not even resolve: its client would retry for most of a minute."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False

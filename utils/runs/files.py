@@ -1,7 +1,7 @@
 """Names of the files in a run's folder."""
 
 CONFIG, SPLIT, LOG, LOCK = "config.yaml", "split.csv", "train.log", ".lock"
-LABELS = "labels.json"
+LABELS, DOCTOR = "labels.json", "doctor.json"
 LAST, PREVIOUS, BEST, EPOCHS = "last.pth", "previous.pth", "best_model.pth", "epoch_*.pth"
 METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
 STATUS, CONTROL = "status.json", "control"

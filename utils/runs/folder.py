@@ -159,6 +159,13 @@ def _make(path: Path, exist_ok: bool) -> None:
         raise CheckpointError(f"cannot make the run's folder '{path}': {error.strerror}") from None
 
 
+def check_name_is_free(save_dir: str, name: str) -> None:
+    """CheckpointError where `RunFolder.create` would refuse a name; nothing is made."""
+    path = Path(save_dir) / name
+    if path.is_dir():
+        _refuse_what_is_there(path)
+
+
 def _refuse_what_is_there(path: Path) -> None:
     if any(found.name != LOCK and not found.name.endswith(".tmp") for found in path.iterdir()):
         raise CheckpointError(
