@@ -19,6 +19,7 @@ from configs.errors import EvaluationError
 from configs.followed import EVALUATE
 from utils.arguments import Parser, Values, split_known
 from utils.command_line import add_overrides, run_script, show
+from utils.runs.cross_validation import is_cross_validation, model_files
 from utils.runs.folder import model_file
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a run's folder, a .pth or .safetensors file, the previous release's too",
+        help="a run's or a cross-validation's folder, a .pth or .safetensors file, the previous release's too",
     )
     add("--data", metavar="PATH", help="folder or .npz; without it where the config.yaml beside the checkpoint says")
     add("--labels", metavar="FILE", help="labels table; without it labels.csv in the data's folder")
@@ -89,19 +90,22 @@ def evaluate(options: argparse.Namespace) -> None:
     """The recipe: model → data → scores → operating point → figures → files."""
     from configs.run_data import with_data_of_run
     from data.evaluation_data import open_evaluation_data
+    from data.withheld import study_inputs
     from evaluation.evaluation_folder import make_folder
     from evaluation.fitting import FitOptions, bootstrap_settings
     from models.saved_model import load_models
     from utils.claim import claimed, claimed_alone
 
     fit_options, settings = FitOptions.parse(options.threshold, options.calibrate), bootstrap_settings(options.draws)
+    if is_cross_validation(Path(options.checkpoint)):
+        return evaluate_together(options, Path(options.checkpoint), settings)
     path = model_file(Path(options.checkpoint))
     others = [model_file(Path(options.compare))] if options.compare else []
     with claimed(path) as alone:
         saved, *compared = load_models([path, *others], options.set, EVALUATE)
         config = with_data_of_run(saved.config, path.parent, options.data, options.labels, options.set)
         digest = saved.description.get("split_sha256")
-        names, withheld = study_inputs(saved, options.without, path)
+        names, withheld = study_inputs(saved.description, options.without, path)
         may_lack = {column for one in withheld for column in one.columns}
         data = open_evaluation_data(config, saved.class_names, path.parent, digest, options.data is None, may_lack)
         grouping(options, data, names, data.split.rows(options.split))  # before the work, not after it
@@ -139,6 +143,7 @@ def measure(
 
     alone: no other process is evaluating the checkpoint, into which what is fitted may go.
     """
+    from data.withheld import study_notes
     from evaluation.about import about_evaluation
     from evaluation.attention import attention_sentence
     from evaluation.calibration import uncalibrated
@@ -165,7 +170,9 @@ def measure(
     results = evaluate_scores(scored, point, columns, settings, task)
     results["comparison"], notes = compare(options, compared, config, data, index, scored, settings)
     results["without"] = withhold(evaluated, options.split, config, data, index, scored, point, settings)
-    notes += withheld_notes(results["without"]) + study_notes(saved, data, index)
+    notes += withheld_notes(results["without"]) + study_notes(
+        saved.description, saved.config, data.dataset_index, index
+    )
     attention = measured_attention(options, saved, config, data, settings)
     if attention is not None:
         results["attention"] = attention
@@ -185,21 +192,62 @@ def measure(
         show(format_withheld(results["without"]))
 
 
-def study_inputs(saved: SavedModel, asked: Sequence[str], path: Path) -> tuple[StudyInputNames | None, list[Withheld]]:
-    """(what a model is given of studies, None of single images; what --without asks for)."""
-    from data.builder import saved_table
-    from data.withheld import StudyInputNames
+def evaluate_together(options: argparse.Namespace, folder: Path, settings: BootstrapSettings) -> None:
+    """The runs of a cross-validation as one model: the means of their probabilities and of their thresholds."""
+    from configs.run_data import with_data_of_run
+    from data.evaluation_data import open_evaluation_data
+    from data.splits.saved_split import check_unseen, members_digest
+    from evaluation.about import about_models, model_facts, unread_warnings
+    from evaluation.evaluation_folder import make_folder, write_evaluation
+    from evaluation.fitting import stored_point
+    from evaluation.pooling import MemberScores, evaluate_pool, refuse_for_several
+    from evaluation.results_table import format_comparison, format_results_table
+    from models.saved_model import load_models
+    from utils.claim import claimed_alone
 
-    encoding = saved_table(saved.description.get("table"))
-    names = StudyInputNames.of(saved.description.get("view_kinds"), encoding)
-    if names is None or not names.inputs:
-        if asked:
-            what = "one image" if names is None else "images of one kind"
-            raise EvaluationError(
-                f"--without {' '.join(asked)}: '{path}' is given {what} and nothing else: nothing can be withheld"
-            )
-        return None, []
-    return names, names.find(split_known(asked, names.inputs))
+    refuse_for_several({name: getattr(options, name) for name in ("without", "threshold", "calibrate")}, folder)
+    files, others = model_files(folder), [model_file(Path(options.compare))] if options.compare else []
+    loaded, own_data = load_models([*files, *others], options.set, EVALUATE), options.data is None
+    saved, compared = loaded[: len(files)], loaded[len(files) :]
+    config = with_data_of_run(saved[0].config, files[0].parent, options.data, options.labels, options.set)
+    says = {file.parent: one.description.get("split_sha256") for file, one in zip(files, saved)}
+    data = open_evaluation_data(config, saved[0].class_names, folder, members_digest(folder, says), own_data)
+    check_unseen(data.split, options.split, folder)
+    columns = split_known(options.subgroups, data.column_names())
+    data.columns(columns, data.split.rows(options.split))  # before the work
+    output = make_folder(options.output, folder, options.split, None if own_data else data.location)
+    with claimed_alone(output, EvaluationError(f"another evaluation is writing into '{output}': wait, or --output")):
+        task = saved[0].task(data.dataset_index.class_names)
+        members = []
+        for number, (file, one) in enumerate(zip(files, saved)):
+            score, execution = scorer(one, config, data)
+            (logits,), rows = score(options.split)
+            one.model.cpu()  # one at a time on the device
+            point = stored_point(one.description.get("operating_point"), logits.shape[1])
+            members.append(MemberScores.of((file.parent.name, 0, number), rows, logits, point, task, one.not_learnt()))
+        found = evaluate_pool(members, task, data, options.split, settings, columns, together=True)
+        index, results = found.pool.rows, found.results
+        results["comparison"], notes = compare(options, compared, config, data, index, found.scored, settings)
+        facts, words = (
+            [model_facts(*pair) for pair in zip(files, saved)],
+            f"{options.split}, as {data.split.source} says",
+        )
+        unread = unread_warnings(len(data.split.rows(options.split)) - len(index))
+        about = replace(
+            about_models(folder, facts, data, words, index, execution),
+            title=f"{folder.name} on {options.split}",
+            warnings=[*data.split.warnings, *data.split.concerns(options.split), *unread],
+            notes=notes,
+            titles=config.DATA.class_titles or {},
+        )
+        before = found.pool.uncalibrated[:, list(task.measured)] if results["calibration"] else None
+        write_evaluation(
+            output, found.scored, before, results, about, data.names(index), found.findings, options.vector
+        )
+    show(format_results_table(results))
+    if results["comparison"] is not None:
+        show(format_comparison(results["comparison"]))
+    logger.info("report, figures and predictions are in %s", output)
 
 
 def grouping(
@@ -246,18 +294,6 @@ def withhold(
         has = having(data.dataset_index, one)[index]
         results.append(compare_withheld(scored, other, left, one.name, has, settings))
     return results
-
-
-def study_notes(saved: SavedModel, data: EvaluationData, index: np.ndarray) -> list[str]:
-    """What was noticed as studies were read, and how they are unlike those of training."""
-    from data.builder import saved_table
-    from data.withheld import data_notes
-
-    if data.dataset_index.images is None:
-        return []
-    encoding = saved_table(saved.description.get("table"))
-    unlike = data_notes(encoding, data.dataset_index, index, saved.config.DATA.max_views)
-    return [f"{note}." for note in (*data.dataset_index.notes, *unlike)]
 
 
 def scorer(saved: SavedModel, config: Config, data: EvaluationData, tell: bool = True) -> tuple[Score, tuple[str, str]]:

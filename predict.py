@@ -4,6 +4,7 @@
 python predict.py image.png --checkpoint checkpoints/<run>
 python predict.py images/ list.csv --checkpoint checkpoints/<run> --tta --heatmaps --output results
 python predict.py images/ --checkpoint checkpoints/<run> checkpoints/<other run>     # an ensemble
+python predict.py images/ --checkpoint checkpoints/<cross-validation>                 # the runs of all its folds
 python predict.py list.csv --table clinical.csv --checkpoint checkpoints/<run of studies>
 """
 
@@ -23,7 +24,7 @@ from utils.arguments import Parser, Values, checkpoint, one_of, whole_number
 from utils.claim import claimed_alone
 from utils.command_line import add_overrides, run_script
 from utils.map_methods import HEATMAPS
-from utils.runs.folder import model_file
+from utils.runs.cross_validation import model_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,14 +58,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         help="images (PNG, JPEG, WebP, TIFF, DICOM; volumes), folders, tables with `image`",
     )
-    add(
-        "--checkpoint",
-        metavar="FILE",
-        action=Values,
-        takes=checkpoint,
-        required=True,
-        help="a run's folder or a model's file; several: mean",
-    )
+    models = "a run's folder, a model's file, or a cross-validation's folder; several: mean"
+    add("--checkpoint", metavar="FILE", action=Values, takes=checkpoint, required=True, help=models)
     add("--output", metavar="DIR", default="predictions", help="where results are written (predictions)")
     add("--format", metavar="{csv,json}", action=Values, names=("csv", "json"), default=["csv", "json"], help="(both)")
     add("--table", metavar="FILE", help="clinical table of studies; without it columns of the tables that name images")
@@ -210,7 +205,7 @@ def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ense
     from models.saved_model import load_models
     from training.precision import choose_available_precision, choose_memory_format
 
-    files = [model_file(Path(name)) for name in options.checkpoint]
+    files = [file for name in options.checkpoint for file in model_files(Path(name))]
     opened = list(zip(files, load_models(files, options.set, PREDICT)))
     models = []
     for file, saved in opened:

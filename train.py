@@ -171,7 +171,7 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     config = resolve(config, dataset_index)
     saved_split = folder_of(resumed) / "split.csv" if resumed and checkpoint else None
     assignment = split_data(config, dataset_index, saved_split)
-    if saved_split is not None:
+    if saved_split is not None and config.DATA.split_file is None:
         check_source_split(dataset_index, assignment, saved_split)
     config = resolve_studies(config, dataset_index, assignment)
 

@@ -264,6 +264,11 @@ class DataSettings(Section):
     train_split: float = _setting(0.7, "Share of patients to train on, where the data bring no split.", gt=0, lt=1)
     val_split: float = _setting(0.15, "Share of patients to validate on.", gt=0, lt=1)
     test_split: float = _setting(0.15, "Share of patients to test on.", ge=0, lt=1)
+    split_file: str | None = _setting(
+        None,
+        "split.csv of another run on the same images: a new run takes its split, in place of the data's own or of a "
+        "drawn one; null: none. docs/data.md.",
+    )
     allow_patient_overlap: bool = _setting(False, "Accept a split that has one patient on two sides.")
     patient_ids: Literal["stop", "join", "exact"] = _setting(
         "stop",

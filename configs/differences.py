@@ -22,7 +22,8 @@ WITHOUT_EFFECT = (
     "DATA.positive_class",  # of figures and calls, not of the training
     "DATA.worker_timeout",
     "DATA.max_worker_failures",
-    "DATA.train_split",  # split.csv stays
+    "DATA.split_file",  # split.csv stays
+    "DATA.train_split",
     "DATA.val_split",
     "DATA.test_split",
     "DATA.allow_patient_overlap",

@@ -29,7 +29,7 @@ from data.regions.taught import TaughtRegions, open_taught_regions
 from data.sources.formats import open_source
 from data.sources.identical_files import drawn_split_notes
 from data.sources.studies import StudySettings, with_studies
-from data.splits.assignment import assign_splits, read_split
+from data.splits.assignment import assign_splits, read_split, split_of_file
 from data.study import SPLITS, DatasetIndex
 from data.table_encoding import TableEncoding, TableRecord
 from data.transforms.device_augmentation import DeviceAugmentation
@@ -253,17 +253,22 @@ def _draw(data: DataSettings, folder: Path, volumes: bool) -> None:
 
 
 def split_data(config: Config, dataset_index: DatasetIndex, saved: Path | None = None) -> np.ndarray:
-    """'train', 'val' or 'test' for each image: as saved, as the data say, or drawn by patient."""
+    """'train', 'val' or 'test' for each image: as saved, as DATA.split_file or the data say, or drawn by patient."""
     if saved is not None:
         return read_split(saved, dataset_index)
     data = config.DATA
-    fractions = (data.train_split, data.val_split, data.test_split)
-    assignment = assign_splits(dataset_index, fractions, config.TRAIN.seed, data.allow_patient_overlap)
+    if data.split_file is not None:
+        assignment = split_of_file(Path(data.split_file), dataset_index, data.allow_patient_overlap)
+    else:
+        fractions = (data.train_split, data.val_split, data.test_split)
+        assignment = assign_splits(dataset_index, fractions, config.TRAIN.seed, data.allow_patient_overlap)
     for note in drawn_split_notes(dataset_index, assignment):
         logger.warning("%s", note)
     counts = {split: int((assignment == split).sum()) for split in SPLITS}
     what = "images" if dataset_index.images is None else "studies"
-    logger.info("%s: %s", what, ", ".join(f"{split} {count}" for split, count in counts.items()))
+    left = len(assignment) - sum(counts.values())
+    beside = f", in none of them {left}" if left else ""
+    logger.info("%s: %s%s", what, ", ".join(f"{split} {count}" for split, count in counts.items()), beside)
     if data.test_split > 0 and not counts["test"]:
         logger.warning("the test split is empty: results are reported on val")
     return assignment

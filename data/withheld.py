@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from configs.default_config import Config
 from configs.errors import EvaluationError
+from data.builder import saved_table
 from data.labels import nearest
 from data.study import DatasetIndex, StudyImages, StudyReader
 from data.table_encoding import TableEncoding
+from utils.arguments import split_known
 from utils.words import name_key
 
 TABLE, IMAGES = "table", "images"
@@ -155,3 +160,36 @@ def data_notes(
     if encoding is not None and dataset_index.table is not None:
         found += encoding.notes(dataset_index.table.rows(rows), "the data")
     return found
+
+
+def study_inputs(
+    description: Mapping[str, object], asked: Sequence[str], path: Path
+) -> tuple[StudyInputNames | None, list[Withheld]]:
+    """(what a model is given of studies, None of single images; what evaluate.py --without asks for).
+
+    description: of its checkpoint, which is `path`.
+    """
+    names = StudyInputNames.of(*_described(description))
+    if names is None or not names.inputs:
+        if asked:
+            what = "one image" if names is None else "images of one kind"
+            raise EvaluationError(
+                f"--without {' '.join(asked)}: '{path}' is given {what} and nothing else: nothing can be withheld"
+            )
+        return None, []
+    return names, names.find(split_known(asked, names.inputs))
+
+
+def study_notes(
+    description: Mapping[str, object], config: Config, dataset_index: DatasetIndex, index: np.ndarray
+) -> list[str]:
+    """What was noticed as studies were read, and how they are unlike those of a model's training."""
+    if dataset_index.images is None:
+        return []
+    unlike = data_notes(_described(description)[1], dataset_index, index, config.DATA.max_views)
+    return [f"{note}." for note in (*dataset_index.notes, *unlike)]
+
+
+def _described(description: Mapping[str, Any]) -> tuple[Sequence[str] | None, TableEncoding | None]:
+    """Kinds of view and the table's encoding, as a checkpoint has them."""
+    return description.get("view_kinds"), saved_table(description.get("table"))

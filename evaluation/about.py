@@ -90,7 +90,7 @@ def about_evaluation(
     """
     left_out = len(data.split.rows(split)) - len(index)
     facts = {
-        **_model_facts(path, saved),
+        **model_facts(path, saved),
         "data": str(data.location),
         "split": f"{split}, as {data.split.source} says" if split != "all" else "all images",
         "images": f"{len(index):,}" + (f"; {left_out:,} could not be read and are left out" if left_out else ""),
@@ -98,13 +98,41 @@ def about_evaluation(
         **_environment(*execution),
     }
     warnings = [*_source_warnings(saved), *data.split.warnings, *data.split.concerns(split)]
-    if left_out:
-        warnings.append(f"{left_out:,} images could not be read and are left out.")
+    warnings += unread_warnings(left_out)
     titles = saved.config.DATA.class_titles or {}
     return About(f"{path.parent.name or path.stem} on {split}", facts, warnings, list(notes), titles)
 
 
-def _model_facts(path: Path, saved: SavedNetwork) -> dict[str, str]:
+def about_models(
+    folder: Path,
+    members: Sequence[Mapping[str, str]],
+    data: Data,
+    split: str,
+    index: np.ndarray,
+    execution: tuple[str, str],
+) -> About:
+    """Of the models of a cross-validation. members: `model_facts` of each. split: in words. index: the rows scored."""
+    several = {name: list(dict.fromkeys(one[name] for one in members)) for name in members[0]}
+    facts = {
+        "cross-validation": str(folder),
+        "models": f"{len(members)}: {'; '.join(several.pop('checkpoint'))}",
+        **{name: "; ".join(texts) for name, texts in several.items()},
+        "data": str(data.location),
+        "split": split,
+        "images": f"{len(index):,}",
+        "patients": _patients(data.patients(index)),
+        **_environment(*execution),
+    }
+    return About(folder.name, facts)
+
+
+def unread_warnings(count: int) -> list[str]:
+    """What is to be said of images that could not be read."""
+    return [f"{count:,} images could not be read and are left out."] if count else []
+
+
+def model_facts(path: Path, saved: SavedNetwork) -> dict[str, str]:
+    """What is said of a checkpoint and its network."""
     settings, epoch = saved.config.MODEL, (saved.description.get("metrics") or {}).get("epoch")
     preprocessing = saved.preprocessing or {}
     millions = sum(parameter.numel() for parameter in saved.model.parameters()) / 1e6

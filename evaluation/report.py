@@ -18,12 +18,22 @@ TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table in words. heading: the names of its columns, of which each row has a text; the first is the row's."""
+
+    title: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class About:
     """What was evaluated, in words.
 
     title: the page's. facts: name → text, as listed. warnings: what a reader must know before any figure.
-    notes: further sentences. titles: class → what it is called in the report and its figures. All text is escaped and
-    shown as it is.
+    notes: further sentences. titles: class → what it is called in the report and its figures. tables: further ones,
+    shown before the figures of classes. All text is escaped and shown as it is.
     """
 
     title: str
@@ -31,6 +41,7 @@ class About:
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     titles: Mapping[str, str] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
 
 
 def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> str:
@@ -48,6 +59,7 @@ def report_html(results: Results, about: About, images: Mapping[str, bytes]) -> 
         results=results,
         title=about.title,
         facts=about.facts,
+        tables=about.tables,
         warnings=about.warnings,
         notes=[*about.notes, *notes_of(results)],
         level=f"{results['interval']['level']:.0%}",

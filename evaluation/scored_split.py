@@ -24,7 +24,8 @@ class ScoredSplit:
     mask: bool [N, K], True where the label is known. patients: N names; images of one name are drawn together.
     class_names: K. split: its name. exclusive: exactly one class per image, and the most probable one is called.
     other_class: where K is 1 and the class one of an exclusive pair, the other one. not_learnt: classes that no image
-    of the training split was positive for; their figures enter no mean.
+    of the training split was positive for; their figures enter no mean. own_thresholds: [N, K] of images that were
+    scored by several models, each of which calls at its own; they take the place of those that `calls` is given.
     Raises ValueError where these do not fit each other.
     """
 
@@ -37,6 +38,7 @@ class ScoredSplit:
     exclusive: bool = False
     other_class: str = ""
     not_learnt: frozenset[str] = frozenset()
+    own_thresholds: Floats | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.patients), len(self.class_names))
@@ -71,10 +73,15 @@ class ScoredSplit:
 
     def calls(self, thresholds: ArrayLike) -> NDArray[np.bool_]:
         """What is called at these thresholds [K], bool [N, K]; none are needed where the most probable class is."""
-        return calls_at(self.probabilities, thresholds, self.exclusive)
+        own = self.own_thresholds
+        return calls_at(self.probabilities, thresholds if own is None else own, self.exclusive)
 
     def confusion(self, thresholds: ArrayLike) -> Floats:
         """`confusion_counts` of what is called, [4, K]."""
+        own = self.own_thresholds
+        if own is not None and not self.exclusive:  # as distances from them, so that 0 is everyone's
+            distances, zeros = self.probabilities - own, np.zeros(len(self.class_names))
+            return confusion_counts(distances, self.targets, self.mask, zeros)
         return confusion_counts(self.probabilities, self.targets, self.mask, thresholds, self.exclusive)
 
     @cached_property

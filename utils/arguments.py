@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from utils.runs.files import BEST, CONFIG, EPOCHS, LAST, METRICS
+from utils.runs.files import BEST, CONFIG, CROSS_VALIDATION, EPOCHS, LAST, METRICS
 
 # Whether a value is the option's: yes, no, or that it cannot be told from the value.
 Verdict = bool | None
@@ -59,7 +59,8 @@ def checkpoint(value: str) -> Verdict:
     """A run's folder or a model's file: by its name, or else its first bytes; None for what is not there."""
     path, name = Path(value), value.lower()
     if path.is_dir():
-        return any((path / part).is_file() for part in (CONFIG, BEST, LAST, METRICS)) or any(path.glob(EPOCHS))
+        names = (CONFIG, BEST, LAST, METRICS, CROSS_VALIDATION)
+        return any((path / part).is_file() for part in names) or any(path.glob(EPOCHS))
     if name.endswith(_MODELS):
         return True
     if name.endswith((*_INPUTS, *_TABLES)):

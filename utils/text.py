@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 # C0 and C1 controls (ESC begins what moves a cursor or renames a window), DEL, line separators, what turns the
 # direction of writing (Unicode TR 36, 2.10), what is not drawn at all, and surrogates, which no terminal takes.
@@ -22,6 +22,14 @@ _LOOK_ALIKES = str.maketrans(
 )
 _WITHIN = re.compile(r"(?<=[^\W_])[\s_\-‐‑‒–—]+(?=[^\W_])")
 _BLANKS = re.compile(r"[\s_\-‐‑‒–—]+")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: rows of equally many texts, the first column to the left and the others to the right."""
+    cells = [[printable(text) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    padded = ((text.rjust(w) if n else text.ljust(w) for n, (text, w) in enumerate(zip(row, widths))) for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def has_controls(text: str) -> bool:

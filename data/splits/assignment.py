@@ -51,19 +51,39 @@ def assign_splits(
         raise DataError("there are no images to split")
     assignment = _fill_in(dataset_index, fractions, seed)
     _check_not_empty(assignment)
+    check_overlap(dataset_index, assignment, allow_patient_overlap)
+    return assignment
+
+
+def split_of_file(path: Path, dataset_index: DatasetIndex, allow_patient_overlap: bool = False) -> np.ndarray:
+    """The assignment of another run's split.csv, '' for what is in none of its splits, checked as a drawn one is.
+
+    Raises DataError as `read_split` and `assign_splits` do.
+    """
+    try:
+        assignment = read_split(path, dataset_index)
+        _check_not_empty(assignment)
+    except DataError as error:
+        raise DataError(f"DATA.split_file: {error}") from None
+    check_overlap(dataset_index, assignment, allow_patient_overlap)
+    return assignment
+
+
+def check_overlap(dataset_index: DatasetIndex, assignment: np.ndarray, allow: bool) -> None:
+    """DataError where a patient is in two splits, or a warning where that is allowed."""
     overlap = patient_overlap(dataset_index, assignment)
-    if overlap and not allow_patient_overlap:
+    if overlap and not allow:
         raise _overlap_error(overlap)
     if overlap:
         logger.warning("DATA.allow_patient_overlap: %s; scores are flattered", _counted(overlap))
-    return assignment
 
 
 def patient_overlap(dataset_index: DatasetIndex, assignment: np.ndarray) -> dict[tuple[str, str], list[str]]:
     """The sorted patients that two splits share, for each pair that shares any."""
     patients: dict[str, set[str]] = {split: set() for split in SPLITS}
     for study, split in zip(dataset_index.studies, assignment):
-        patients[str(split)].add(study.group)
+        if split:
+            patients[str(split)].add(study.group)
     shared = {pair: sorted(patients[pair[0]] & patients[pair[1]]) for pair in combinations(SPLITS, 2)}
     return {pair: names for pair, names in shared.items() if names}
 
@@ -81,6 +101,8 @@ def saved_hash(path: Path) -> str:
 
 def write_split(path: Path, dataset_index: DatasetIndex, assignment: np.ndarray) -> str:
     """Write split.csv: image, patient_id, split, sorted by image, then a line '# sha256: …'. Returns that hash.
+
+    An image that a run has no use for is in no split: ''.
 
     Of studies of several images: study, patient_id, split, images, so that the hash is of all of their images.
     The file is complete or not there: written beside, flushed to disk, renamed. Cells are safe in spreadsheets (see
@@ -263,7 +285,7 @@ def _verified_rows(path: Path) -> dict[str, _Row]:
     if not mark or said is None:
         raise DataError(f"'{path}' is damaged or was edited: its content is not what its sha256 line says")
     header = next((one for one in (_HEADER, _STUDY_HEADER) if said[:1] == [list(one)]), None)
-    if header is None or any(len(row) != len(header) or row[2] not in SPLITS for row in said[1:]):
+    if header is None or any(len(row) != len(header) or row[2] not in (*SPLITS, "") for row in said[1:]):
         raise DataError(f"'{path}' is not a split file: its columns must be {', '.join(_HEADER)}")
     return {row[0]: _Row(row[1], row[2], tuple(row[3].split("|")) if row[3:] else ()) for row in said[1:]}
 

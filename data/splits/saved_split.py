@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from configs.errors import DataError
+from configs.errors import DataError, EvaluationError
 from data.readers.patient_ids import keys_of
 from data.splits.assignment import images_and_patients, patient_overlap, read_split, saved_hash
 from data.study import SPLITS, DatasetIndex
@@ -88,6 +89,34 @@ def saved_split(dataset_index: DatasetIndex, path: Path, digest: str | None, own
     warning = f"The checkpoint {says}: some of these images may have been trained on ('{path}')."
     logger.warning("%s", warning)
     return SavedSplit(dataset_index, assignment, f"'{path}'", False, (warning,), *images_and_patients(path, "train"))
+
+
+def members_digest(folder: Path, says: Mapping[Path, str | None]) -> str | None:
+    """The hash of a cross-validation's split.csv, where its runs were trained with their own; else None.
+
+    says: a run's folder → the hash of its split, as its checkpoint has it.
+    """
+    if any(digest is None or saved_hash(run / "split.csv") != digest for run, digest in says.items()):
+        return None
+    trained = images_and_patients(folder / "split.csv", "train")[0]
+    seen = [images_and_patients(run / "split.csv", split)[0] for run in says for split in ("train", "val")]
+    seen_by_all = images_and_patients(folder / "split.csv", "val")[0]
+    return saved_hash(folder / "split.csv") if trained | seen_by_all >= frozenset().union(*seen) else None
+
+
+def check_unseen(split: SavedSplit, asked: str, folder: Path) -> None:
+    """Raises EvaluationError where a cross-validation's runs would be scored, as one model, on what they were trained
+    on.
+    """
+    if not split.own or (asked not in ("train", ALL) and split.has(asked)):
+        return
+    there = [name for name in ("test", "val") if split.has(name)]
+    advice = f"--split {there[0]}, or --data with other images" if there else "--data with other images"
+    what = "there is no test part in" if asked not in ("train", ALL) else "models were trained on these images in"
+    raise EvaluationError(
+        f"--split {asked}: {what} the cross-validation '{folder}'. Each of its studies was trained on by all runs but "
+        f"those that held it out, whose figures are in '{folder}'/report.html; for its runs as one model use {advice}"
+    )
 
 
 def _of_source(

@@ -59,9 +59,9 @@ class Control:
         self.seconds_between_looks = seconds_between_looks
         self.reason = ""
         self._asked: Request | None = None
-        self._file: Path | None = None
+        self._files: list[Path] = []
         self._looked = -float("inf")
-        self._warned_of = ""
+        self._warned_of: dict[Path, str] = {}
         self._has_to_save = False
         self._owner = os.getpid()
 
@@ -76,11 +76,14 @@ class Control:
 
     @contextmanager
     def watching(self, folder: Path) -> Iterator[Control]:
-        """Look at the file in this folder too; it is removed when the training ends, so that the next one runs."""
-        self._file = folder / CONTROL
+        """Look at the file in this folder too, beside those of folders around it; it is removed when the training ends,
+        so that the next one runs.
+        """
+        self._files.append(folder / CONTROL)
         try:
             yield self
         finally:
+            self._files.remove(folder / CONTROL)
             discard_request(folder)
 
     @contextmanager
@@ -104,11 +107,13 @@ class Control:
         """
         if not self._has_to_save:
             return None
-        if self._asked is None and self._file is not None:
+        if self._asked is None and self._files:
             now = time.monotonic()
             if now - self._looked >= self.seconds_between_looks:
                 self._looked = now
-                self._look(self._file)
+                for file in self._files:
+                    if self._asked is None:
+                        self._look(file)
         return self._asked
 
     def _look(self, file: Path) -> None:
@@ -118,9 +123,9 @@ class Control:
             if word == request:
                 self._asked, self.reason = request, f"{LEFT_AS[request]} by the file '{file}'"
                 return
-        if word and word != self._warned_of:
+        if word and word != self._warned_of.get(file, ""):
             logger.warning("'%s' says %r: it may say %s; nothing was done", file, word, " or ".join(REQUESTS))
-        self._warned_of = word
+        self._warned_of[file] = word
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked data worker inherits the handler, not the duty

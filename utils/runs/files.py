@@ -5,6 +5,8 @@ LABELS, DOCTOR = "labels.json", "doctor.json"
 LAST, PREVIOUS, BEST, EPOCHS = "last.pth", "previous.pth", "best_model.pth", "epoch_*.pth"
 METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
 STATUS, CONTROL = "status.json", "control"
+# Of a cross-validation: what it is of, and the settings that its runs share.
+CROSS_VALIDATION, SHARED_SETTINGS, FOLD_SPLITS = "cross_validation.json", "settings.yaml", "splits"
 
 
 def epoch_file(epoch: int) -> str:

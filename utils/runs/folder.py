@@ -9,7 +9,7 @@ from types import TracebackType
 
 from configs.errors import CheckpointError
 from utils.atomic_file import clear_leftovers, write_atomically
-from utils.runs.files import BEST, CONFIG, EPOCHS, LAST, LOCK, METRICS, PREVIOUS, SPLIT
+from utils.runs.files import BEST, CONFIG, CROSS_VALIDATION, EPOCHS, LAST, LOCK, METRICS, PREVIOUS, SPLIT
 from utils.runs.json_lines import JsonObject, plain_object, to_line
 from utils.runs.lock import FolderLock
 from utils.runs.view import RunView, read_history
@@ -180,10 +180,15 @@ def find_run(resume: str, save_dir: str) -> Path:
         if path.is_file() or (path.is_dir() and _last_written(path)):
             return path
         raise CheckpointError(f"--resume: there is no run and no checkpoint '{path}'; runs are folders in {save_dir}")
-    found = {path: _last_written(path) for path in Path(save_dir).glob("*/")}
+    return find_newest(save_dir)
+
+
+def find_newest(save_dir: str, names: Sequence[str] = (CONFIG, LAST, PREVIOUS), what: str = "run") -> Path:
+    """The folder in save_dir in which any of these files was written last; CheckpointError where there is none."""
+    found = {path: _last_written(path, names) for path in Path(save_dir).glob("*/")}
     runs = [path for path, written in found.items() if written]
     if not runs:
-        raise CheckpointError(f"--resume: there is no run in '{save_dir}'; name its folder, or start a new run")
+        raise CheckpointError(f"--resume: there is no {what} in '{save_dir}'; name its folder, or start a new {what}")
     return max(runs, key=lambda path: found[path])
 
 
@@ -202,6 +207,8 @@ def model_file(path: Path) -> Path:
     for name in (BEST, LAST):
         if (path / name).is_file():
             return path / name
+    if (path / CROSS_VALIDATION).is_file():
+        raise CheckpointError(f"'{path}' is a cross-validation, of several models: name one, such as {path / 'fold0'}")
     raise CheckpointError(f"there is no {BEST} and no {LAST} in the folder '{path}': name a checkpoint's file")
 
 
@@ -219,7 +226,7 @@ def remains_of_training(folder: Path) -> list[str]:
     return [*best, *found, *([f"{METRICS} with {len(rows)} rows"] if rows else [])]
 
 
-def _last_written(folder: Path) -> float:
+def _last_written(folder: Path, names: Sequence[str] = (CONFIG, LAST, PREVIOUS)) -> float:
     """When a run's config or a checkpoint to resume from was written; 0 where the folder is no run's."""
-    files = [folder / name for name in (CONFIG, LAST, PREVIOUS)]
+    files = [folder / name for name in names]
     return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
