@@ -20,6 +20,7 @@ from data.splits.assignment import (
     patient_overlap,
     read_split,
     split_hash,
+    split_of_file,
     write_split,
 )
 from data.splits.stratify import stratify_groups
@@ -358,3 +359,32 @@ def test_drawing_from_all_of_nih(chestxray14, tmp_path):
         np.testing.assert_allclose(labels[assignment == split].mean(0), labels.mean(0), rtol=0.08)
     write_split(tmp_path / "split.csv", dataset_index, assignment)
     np.testing.assert_array_equal(read_split(tmp_path / "split.csv", dataset_index), assignment)
+
+
+# ---- the split of another run
+
+
+def test_a_new_run_may_take_the_split_of_another_with_images_that_are_in_none(tmp_path):
+    index = random_dataset_index(60)
+    split = assign_splits(index)
+    split[split == "test"] = ""
+    write_split(tmp_path / "split.csv", index, split)
+    assert (split_of_file(tmp_path / "split.csv", index) == split).all()
+    assert patient_overlap(index, split) == {}
+    assert images_and_patients(tmp_path / "split.csv", "test") == (frozenset(), frozenset())
+
+
+def test_a_split_file_is_checked_as_a_drawn_split_is(tmp_path, caplog):
+    index, path = dataset_index_of(np.eye(3), [1, 1, 2]), tmp_path / "split.csv"
+    write_split(path, index, np.array(["train", "val", "train"]))
+    with pytest.raises(DataError, match="1 patients stand in more than one split"):
+        split_of_file(path, index)
+    assert split_of_file(path, index, allow_patient_overlap=True).tolist() == ["train", "val", "train"]
+    assert "scores are flattered" in caplog.text
+    write_split(path, index, np.array(["train", "train", "train"]))
+    with pytest.raises(DataError, match=r"DATA.split_file: the val split is empty"):
+        split_of_file(path, index)
+    with pytest.raises(DataError, match=r"DATA.split_file: .*nowhere"):
+        split_of_file(tmp_path / "nowhere.csv", index)
+    with pytest.raises(DataError, match=r"DATA.split_file: .*is the split of other images"):
+        split_of_file(path, dataset_index_of(np.eye(2)))

@@ -72,6 +72,22 @@ def test_nobody_is_asked_to_save_when_there_is_nothing_to_save(tmp_path):
     assert not (tmp_path / "control").exists()
 
 
+def test_the_file_of_a_folder_around_the_runs_counts_for_each_of_them(tmp_path):
+    """A cross-validation's folder, and those of its folds one after the other."""
+    control, runs = Control(seconds_between_looks=0), [tmp_path / "fold0", tmp_path / "fold1"]
+    with control.watching(tmp_path):
+        for number, run in enumerate(runs):
+            run.mkdir()
+            with control.watching(run), suppress(Interrupted), control.saving_first():
+                (runs[0] / "control").write_text("stop")  # of the second no longer its own
+                if number:
+                    assert control.request() is None
+                    (tmp_path / "control").write_text("pause")
+                    assert control.request() == "pause" and str(tmp_path / "control") in control.reason
+            (runs[0] / "control").unlink(missing_ok=True)
+    assert not (tmp_path / "control").exists()
+
+
 def test_a_signal_after_a_request_by_file_leaves_at_once(control, tmp_path):
     with control.watching(tmp_path), asking(control):
         (tmp_path / "control").write_text("pause")
