@@ -42,6 +42,10 @@ class CheckpointError(HybridMedNetError):
     """A checkpoint cannot be written, read or used."""
 
 
+class OwnLoaderError(CheckpointError):
+    """A file of a training of a user's own loader, or network: it does not say how an image becomes an input."""
+
+
 class DamagedCheckpointError(CheckpointError):
     """A file's bytes are not those that were written: cut short, flipped, or not a checkpoint at all."""
 

@@ -255,7 +255,7 @@ class OwnTraining:
         if config.MODEL.gradient_checkpointing.enabled and not isinstance(self.model, Checkpointable):
             raise ConfigError(
                 f"MODEL.gradient_checkpointing: {type(self.model).__name__} has no list of blocks; call "
-                "hybridmednet.checkpoint_chain(model) before"
+                "hybridmednet.apply_gradient_checkpointing(model) before"
             )
         before, now = Config().model_dump(mode="json"), config.model_dump(mode="json")
         followed = (*_FOLLOWED, "MODEL") if isinstance(self.model, Checkpointable) else _FOLLOWED

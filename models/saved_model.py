@@ -12,7 +12,7 @@ from torch import Tensor
 
 from configs.consistency import positive_class_problems
 from configs.default_config import Config
-from configs.errors import CheckpointError, ConfigError, ModelError, WeightsError
+from configs.errors import CheckpointError, ConfigError, ModelError, OwnLoaderError, WeightsError
 from configs.followed import CLASS_NAMES, COARSE_GROUPS, PREPROCESSING, TASK, Followed
 from configs.section import settled
 from models.channel_pruning import Removed, remove_channels
@@ -190,6 +190,12 @@ def _read(path: Path) -> _File:
     if not isinstance(content, Mapping) or "format_version" not in content:
         return _previous_release(path, find_weights(content))
     content = load_checkpoint(path)
+    if content.get("own_loader"):
+        network = content.get("own_model")
+        raise OwnLoaderError(
+            f"'{path}' was trained from a user's own loader{f', the network {network}' if network else ''}: it does "
+            "not say how an image becomes an input. hybridmednet.from_pretrained takes it, with what is lacking"
+        )
     weights = find_weights(content["ema"]["shadow"] if content.get("ema") else content.get("model"))
     if weights is None or not isinstance(content.get("config"), dict):
         raise CheckpointError(f"'{path}' is a checkpoint without weights or without its settings")

@@ -63,6 +63,8 @@ def _processor() -> str:
 def _git_commit() -> str | None:
     """The commit of the source folder, with '+changes' where files differ from it; None outside a checkout."""
     folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():  # installed, perhaps within somebody else's repository
+        return None
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")

@@ -266,5 +266,5 @@ def test_settings_without_effect_are_named_and_impossible_ones_refused(caplog):
             trainer(config=config)
     config = settings()
     config.MODEL.gradient_checkpointing.enabled = True
-    with pytest.raises(ConfigError, match="checkpoint_chain"):
+    with pytest.raises(ConfigError, match="apply_gradient_checkpointing"):
         trainer(config=config)

@@ -169,6 +169,16 @@ def _check_removed(value: _Value) -> None:
             raise _wrong(f"[{number}]", one, "[layer, whether of its outputs, numbers of channels]")
 
 
+def _check_name(value: _Value) -> None:
+    if not isinstance(value, str) or not value.isidentifier() or len(value) > _LONGEST_NAME:
+        raise _wrong("", value, "the name of a class")
+
+
+def _check_flag(value: _Value) -> None:
+    if not isinstance(value, bool):
+        raise _wrong("", value, "True or False")
+
+
 def _check_mapping(value: _Value, where: str = "") -> None:
     """Text → plain values of any depth, of a size that can be shown and written."""
     if not isinstance(value, Mapping):
@@ -221,4 +231,6 @@ _FIELDS: dict[str, Callable[[_Value], None]] = {
     "labels_sha256": _check_digest,
     "training_positives": lambda value: _check_counts("", value),
     "removed_channels": _check_removed,
+    "own_model": _check_name,
+    "own_loader": _check_flag,
 }
