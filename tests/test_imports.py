@@ -177,7 +177,10 @@ def test_unsafe_loading_is_written_nowhere():
     assert [str(path) for path in texts if pattern.search(path.read_text(encoding="utf-8"))] == []
 
 
-@pytest.mark.parametrize("module", ["configs.default_config", "utils.metrics", "hybridmednet", "hybridmednet.__main__", *SCRIPTS])
+LIGHT = ("configs.default_config", "configs.loading", "utils.metrics", "hybridmednet", "hybridmednet.__main__")
+
+
+@pytest.mark.parametrize("module", [*LIGHT, *SCRIPTS])
 def test_light_modules_do_not_import_torch(module):
     """Scripts have to answer --help at once."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
