@@ -9,10 +9,13 @@ asked for) are rewritten likewise. Nothing else is changed.
 from __future__ import annotations
 
 import ast
+import atexit
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from setuptools.command.build import build
 from setuptools.command.build_py import build_py
 
 PACKAGE, COMMANDS = "hybridmednet", "commands"
@@ -20,6 +23,16 @@ PACKAGE, COMMANDS = "hybridmednet", "commands"
 _OTHERS = ("tests", "benchmarks", "docs", PACKAGE)
 _CODE = ".py"
 _LEFT_OUT = (".pyc",)
+
+
+class BuildElsewhere(build):  # type: ignore[misc]  # setuptools has no types for it
+    """build in a temporary folder: what is left of one in a clone would be taken for sources of it."""
+
+    def initialize_options(self) -> None:
+        """See setuptools."""
+        super().initialize_options()
+        self.build_base = tempfile.mkdtemp(prefix="hybridmednet-build-")
+        atexit.register(shutil.rmtree, self.build_base, ignore_errors=True)
 
 
 class BuildPackage(build_py):  # type: ignore[misc]  # setuptools has no types for it

@@ -133,6 +133,7 @@ def test_the_wheel_works_elsewhere_and_reads_runs_of_the_clone(tmp_path):
     pip = ["-m", "pip", "--disable-pip-version-check"]
     run([*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(tmp_path), "."], source)
     (wheel,) = tmp_path.glob("*.whl")
+    assert not (source / "build").exists(), "sources would be found in it"
     site = tmp_path / "site"
     run([*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)], tmp_path)
     assert {path.name for path in site.iterdir()} == {"bin", "hybridmednet", wheel.name.split("-py3")[0] + ".dist-info"}
