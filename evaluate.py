@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Measure a trained model on its test split: figures with intervals, images, a report.
 
 python evaluate.py checkpoints/<run> --calibrate platt --threshold sensitivity=0.9 --subgroups sex age

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Write a trained model as a file for other programs, and prove that it computes what the network does.
 
 python export.py checkpoints/<run>                                # best_model.onnx beside the checkpoint

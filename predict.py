@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Ask one or several trained models about images.
 
 python predict.py image.png --checkpoint checkpoints/<run>

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Smoke-test every architecture: backbone × attention, built, trained a step, checkpointed, saved and read again.
 
 python test_modern_models.py                      # all of them; prints a table
@@ -24,6 +25,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.arguments import Parser
 from utils.command_line import show, show_error
 
 ATTENTION = ("none", "cbam", "multi_scale", "cross_scale")
@@ -35,7 +37,7 @@ ROW = "{:<24}{:<13}{:>11}{:>16}{:>17}  {}"
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; torch is not imported for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", metavar="NAME", nargs="+", help="only these, timm/<name> too; default: all")
     parser.add_argument("--attention", choices=ATTENTION, nargs="+", default=ATTENTION, help="only these; default: all")
     parser.add_argument("--quick", action="store_true", help="only the smallest member of each family")

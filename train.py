@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Train a medical-image classifier from one configuration.
 
 python train.py --config configs/quickstart.yaml
@@ -16,14 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.default_config import Config
-from utils.arguments import Parser, Values, override
-from utils.command_line import run_script
+from utils.arguments import Parser
+from utils.command_line import run_script, show
 from utils.decision import Task
 from utils.log import setup_logging
 from utils.runs.control import Control, Interrupted
 from utils.runs.files import DOCTOR, LABELS
 from utils.runs.folder import RunFolder, find_run, folder_of
 from utils.runs.result import RunResult
+from utils.training_arguments import add_training_settings, given_overrides
 
 if TYPE_CHECKING:  # --help does without torch
     import numpy as np
@@ -47,16 +49,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Every setting, its default and meaning: docs/configuration.md. Presets: configs/*.yaml.",
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file; without it configs/default_config.py's defaults")
-    parser.add_argument(
-        "--set", metavar="SECTION.key=value", action=Values, takes=override, default=[], help="override settings"
-    )
+    add_training_settings(parser)
     parser.add_argument(
         "--resume",
         metavar="PATH",
         nargs="?",
         const="",
         help="resume a run's folder or checkpoint; alone: the newest",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every setting and where it is from, as YAML for --config"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="go up to the first optimizer step, say what was found; write no run"
     )
     return parser.parse_args(arguments)
 
@@ -73,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
         resumed = find_resumed(options)
         config = load_settings(options, resumed)
         setup_logging(config.LOGGING.format)
+        if options.print_config or options.dry_run:
+            return look(config, options, resumed)
         result = train(config, resumed, control)
     except Interrupted as interrupted:
         logger.warning("%s", interrupted)
@@ -208,8 +215,37 @@ def find_resumed(options: argparse.Namespace) -> Path | None:
 
 def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:
     """From --config, or the resumed run's own file, or the defaults; then the overrides."""
-    path = options.config or (folder_of(resumed) / "config.yaml" if resumed else None)
-    return Config.from_yaml(path, options.set) if path else Config.from_overrides(options.set)
+    path, overrides = config_file(options, resumed), given_overrides(options)
+    return Config.from_yaml(path, overrides) if path else Config.from_overrides(overrides)
+
+
+def config_file(options: argparse.Namespace, resumed: Path | None) -> str | Path | None:
+    """What the settings are read from before the overrides, None where these are over the defaults."""
+    return options.config or (folder_of(resumed) / "config.yaml" if resumed else None)
+
+
+def look(config: Config, options: argparse.Namespace, resumed: Path | None) -> int:
+    """--print-config, --dry-run: what would be trained, and no run's folder; the exit code."""
+    from configs.origins import annotated_yaml, origins, resolved
+
+    prepared = None
+    if options.dry_run:
+        from data.study import SPLITS
+        from training.builder import build_loop
+        from training.dry_run import describe_data, dry_run
+
+        if resumed is None and config.LOGGING.run_name:
+            RunFolder.check_new(config.CHECKPOINT.save_dir, config.LOGGING.run_name)
+        parts = prepare(config, resumed)
+        prepared = parts.config
+        splits = {split: int((parts.assignment == split).sum()) for split in SPLITS}
+        description = describe_data(splits, parts.task.class_names, parts.positives, parts.model.summary())
+        found = dry_run(build_loop(prepared, parts.learner, parts.loss), parts.loaders.train)
+        show("\n".join([*description, *found.lines(), "no run's folder was written"]))
+    if options.print_config:
+        of = origins(config_file(options, resumed), given_overrides(options))
+        show(annotated_yaml(*resolved(config, of, prepared)))
+    return 0
 
 
 def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -65,6 +66,16 @@ class RootSection(Section):
             build(cls, settings, problems)
         _raise(problems, "")
         return {text: tuple(_leaves(cls, settings)) for text, settings in named.items()}
+
+    @classmethod
+    def keys_of_files(cls, path: str | Path) -> list[tuple[Path, tuple[str, ...]]]:
+        """(file, the settings it names) of a YAML file and its `base`s, the farthest first. Raises ConfigError."""
+        problems: list[str] = []
+        reader = _Reader(cls, problems)
+        for settings in (reader.file(Path(path)), *(settings for _, settings in reader.read)):
+            build(cls, settings, problems)
+        _raise([*dict.fromkeys(problems)], f"{path}: ")
+        return [(file, tuple(_leaves(cls, settings))) for file, settings in reader.read]
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """From a pickle: of this release's Config, which is empty before, or of the previous release's plain object."""
@@ -150,6 +161,7 @@ class _Reader:
     def __init__(self, root: type[Section], problems: list[str]) -> None:
         self.names = {name.lower(): name for name in root.model_fields} | _OTHER_NAMES
         self.problems = problems
+        self.read: list[tuple[Path, Settings]] = []  # each file's own settings, a base before what is over it
 
     def normalise(self, raw: object) -> Settings:
         """Section names in either case and the nested spelling → {'MODEL': {'backbone': ...}, ...}."""
@@ -212,7 +224,9 @@ class _Reader:
             settings = self.file(path.parent / base, (*seen, resolved))
         elif base is not None:
             self.problems.append(f"base: {base!r} is not allowed: one file name that ends in .yaml or .yml")
-        _merge(settings, self.normalise(raw))
+        own = self.normalise(raw)
+        self.read.append((path, copy.deepcopy(own)))
+        _merge(settings, own)
         return settings
 
     def override(self, text: str) -> Settings:

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Draw which places speak for a finding, and measure whether they are right.
 
 python -m explain checkpoints/<run>                                    # Grad-CAM on the test split

@@ -14,9 +14,11 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
+from utils.completion import Completer, complete, completing
 from utils.runs.files import BEST, CONFIG, CROSS_VALIDATION, EPOCHS, LAST, METRICS
+from utils.version import VERSION
 
 # Whether a value is the option's: yes, no, or that it cannot be told from the value.
 Verdict = bool | None
@@ -99,10 +101,13 @@ class Values(argparse.Action):
         takes: Callable[[str], Verdict] = any_text,
         names: Collection[str] = (),
         checked: bool = True,
+        completer: Completer | None = None,
         **others: object,
     ) -> None:
         super().__init__(option_strings, dest, nargs=nargs, **others)  # type: ignore[arg-type]
         self.takes, self.names, self.checked = one_of(names) if names else takes, names, checked
+        if completer or names:  # argcomplete looks for this attribute
+            self.completer = completer or (lambda prefix, **_: list(names))
         self.most = 1 if nargs == "?" else None
 
     def __call__(
@@ -160,13 +165,27 @@ class _Run:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser in which options and positional arguments may come in any order."""
+    """An ArgumentParser in which options and positional arguments may come in any order, with --version."""
+
+    # Any: argparse's own arguments.
+    def __init__(self, *args: Any, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self.add_argument("--version", action="version", version=f"HybridMedNet {VERSION}")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse does; where the shell asks what there is, it is answered instead."""
+        complete(self)
+        return super().parse_args(args, namespace)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse does, after the values of options were told from positional arguments."""
         given = list(sys.argv[1:] if args is None else args)
+        if completing():
+            return super().parse_known_args(given, namespace)
         return super().parse_known_args(self._sorted(given), namespace)
 
     def _sorted(self, args: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from configs.errors import HybridMedNetError
 from configs.followed import Followed
 from utils.arguments import Values, override
+from utils.completion import of_settings
 from utils.log import setup_logging
 from utils.terminal import tolerant_output
 from utils.text import printable_lines
@@ -39,6 +40,7 @@ def add_overrides(parser: argparse.ArgumentParser, followed: Followed) -> None:
         metavar="SECTION.key=value",
         action=Values,
         takes=override,
+        completer=of_settings(followed.keys),
         default=[],
         help=f"override settings: {followed.describe()}",
     )

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Look at checkpoint files, check them, convert them.
 
 python -m utils.checkpoint inspect FILE             what a file holds; nothing in it is run
