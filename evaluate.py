@@ -84,7 +84,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
-    return run_script(lambda: evaluate(parse_arguments(arguments)))
+    return run_script(lambda: evaluate(parse_arguments(arguments)), arguments)
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -93,7 +93,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Export; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
-    return run_script(lambda: export(parse_arguments(arguments)))
+    return run_script(lambda: export(parse_arguments(arguments)), arguments)
 
 
 def export(options: argparse.Namespace) -> None:

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Predict; returns the exit code: 0 if all were predicted, 3 if some were not, 2 if none or for the user's errors,
     130.
     """
-    return run_script(lambda: predict(parse_arguments(arguments)))
+    return run_script(lambda: predict(parse_arguments(arguments)), arguments)
 
 
 def predict(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.arguments import Parser
-from utils.command_line import show, show_error
+from utils.command_line import run_script, show, show_error
 
 ATTENTION = ("none", "cbam", "multi_scale", "cross_scale")
 CLASSES = 14
@@ -208,8 +208,12 @@ def choose(wanted: list[str] | None, quick: bool) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 1 if any architecture fails, else 0."""
-    options = parse_arguments(arguments)
+    """Print the table; 1 if any architecture fails, else 0, 2 for the user's errors."""
+    return run_script(lambda: walk(parse_arguments(arguments)), arguments)
+
+
+def walk(options: argparse.Namespace) -> int:
+    """Each architecture in turn; the exit code."""
     backbones = choose(options.backbone, options.quick)
     show(ROW.format(*HEADINGS))
     failed = 0

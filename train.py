@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 from configs.default_config import Config
 from utils.arguments import Parser
-from utils.command_line import run_script, show
+from utils.command_line import run_script, show, use_log_format
 from utils.decision import Task
-from utils.log import setup_logging
 from utils.runs.control import Control, Interrupted
 from utils.runs.files import DOCTOR, LABELS
 from utils.runs.folder import RunFolder, find_run, folder_of
@@ -68,7 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train; the exit code: 0, 2 for users' errors, 143 after SIGTERM or a pause, 130 after SIGINT or a stop."""
-    return run_script(lambda: run(parse_arguments(arguments)))
+    return run_script(lambda: run(parse_arguments(arguments)), arguments)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         resumed = find_resumed(options)
         config = load_settings(options, resumed)
-        setup_logging(config.LOGGING.format)
+        use_log_format(config.LOGGING.format)
         if options.print_config or options.dry_run:
             return look(config, options, resumed)
         result = train(config, resumed, control)

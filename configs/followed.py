@@ -61,6 +61,8 @@ _READING = (
     "LOGGING.progress",
 )
 
+OF_EVERY_COMMAND = ("LOGGING.format",)  # as --log-format
+
 
 @dataclass(frozen=True)
 class Followed:
@@ -75,7 +77,9 @@ class Followed:
 
     def follows(self, key: str, silent: Iterable[str] = ()) -> bool:
         """Whether a setting, 'SECTION.key', has an effect with a file that is silent about some facts."""
-        return key in self.keys or any(key in INSTEAD[fact] for fact in silent if fact in self.facts)
+        return key in (*self.keys, *OF_EVERY_COMMAND) or any(
+            key in INSTEAD[fact] for fact in silent if fact in self.facts
+        )
 
     def of(self, overrides: Mapping[str, Sequence[str]], silent: Iterable[str]) -> list[str]:
         """Those overrides (text → the keys it names) that have an effect with such a file."""

@@ -77,6 +77,15 @@ class RootSection(Section):
         _raise([*dict.fromkeys(problems)], f"{path}: ")
         return [(file, tuple(_leaves(cls, settings))) for file, settings in reader.read]
 
+    @classmethod
+    def peek(cls, path: str | Path, section: str, key: str) -> str | None:
+        """What a YAML file, or its `base`, says of one setting, unchecked; None where it is silent or unreadable."""
+        try:
+            found = _Reader(cls, []).file(Path(path)).get(section, {}).get(key)
+        except ConfigError:
+            return None
+        return found if isinstance(found, str) else None
+
     def __setstate__(self, state: dict[str, object]) -> None:
         """From a pickle: of this release's Config, which is empty before, or of the previous release's plain object."""
         if not self.__dict__ and "__dict__" in state:

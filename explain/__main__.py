@@ -57,7 +57,7 @@ parse_arguments = partial(parse, __doc__)
 
 def main(arguments: list[str] | None = None) -> int:
     """Explain; returns the exit code: 0, 2 for the user's errors, 130 after Ctrl-C."""
-    return run_script(lambda: run(parse_arguments(arguments)))
+    return run_script(lambda: run(parse_arguments(arguments)), arguments)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from utils.completion import Completer, complete, completing
+from utils.json_output import active, json_line
+from utils.log_options import add_log_options
 from utils.runs.files import BEST, CONFIG, CROSS_VALIDATION, EPOCHS, LAST, METRICS
 from utils.version import VERSION
 
@@ -170,6 +172,7 @@ class Parser(argparse.ArgumentParser):
     # Any: argparse's own arguments.
     def __init__(self, *args: Any, **others: Any) -> None:
         super().__init__(*args, **others)
+        add_log_options(self)
         self.add_argument("--version", action="version", version=f"HybridMedNet {VERSION}")
 
     def parse_args(  # type: ignore[override]
@@ -187,6 +190,12 @@ class Parser(argparse.ArgumentParser):
         if completing():
             return super().parse_known_args(given, namespace)
         return super().parse_known_args(self._sorted(given), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse does, exit code 2; without the usage where all output is JSON."""
+        if active():
+            self.exit(2, json_line("ERROR", "error", message) + "\n")
+        super().error(message)
 
     def _sorted(self, args: list[str]) -> list[str]:
         """The same command line with the positional arguments at its end, behind '--'."""

@@ -5,16 +5,16 @@ Control characters in a message are escaped here, whoever logs it.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from configs.errors import CheckpointError
+from utils.json_output import json_line
 from utils.text import printable_lines
 
 # Before the further lines of a message: a line break in a name must not begin what looks like a line of the log.
@@ -36,10 +36,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line: time (UTC, ISO 8601), level, logger, message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        message = printable_lines(record.getMessage())
-        line = {"time": time, "level": record.levelname, "logger": record.name, "message": message}
-        return json.dumps(line, ensure_ascii=False)
+        return json_line(record.levelname, record.name, printable_lines(record.getMessage()), record.created)
 
 
 class _AboveProgressBar(logging.Handler):
@@ -60,6 +57,10 @@ class _LogFile(logging.FileHandler):
         root.error("cannot write the log '%s': %s", self.baseFilename, sys.exc_info()[1])
 
 
+class CommandLogFile(_LogFile):
+    """The file of --log-file, which is told errors too."""
+
+
 # Libraries that tell at INFO what they do.
 _NOISY = (
     *("timm", "matplotlib", "fontTools", "PIL", "pydicom"),
@@ -70,26 +71,27 @@ _NOISY = (
 def setup_logging(style: str = "text") -> None:
     """Send all loggers of the project to stderr as 'text' or 'json'; Python's own warnings are escaped like them."""
     handler = _AboveProgressBar()
-    handler.setFormatter(_formatter(style))
+    handler.setFormatter(formatter(style))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     warnings.formatwarning = _format_warning
+    logging.captureWarnings(style == "json")
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 @contextmanager
-def log_to_file(path: Path, style: str = "text") -> Iterator[None]:
+def log_to_file(path: Path, style: str = "text", kind: type[_LogFile] = _LogFile) -> Iterator[None]:
     """Append the lines of all loggers from INFO on to a file, as 'text' or 'json', until the context is left.
 
     Raises CheckpointError where it cannot be written.
     """
     try:
-        handler = _LogFile(path, encoding="utf-8")
+        handler = kind(path, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write the log '{path}': {error}") from None
-    handler.setFormatter(_formatter(style))
+    handler.setFormatter(formatter(style))
     root = logging.getLogger()
     level = root.level
     root.setLevel(min(level, logging.INFO))  # a notebook's root logger says nothing below WARNING
@@ -109,5 +111,6 @@ def _format_warning(
     return printable_lines(_PYTHONS(message, category, filename, lineno, line), _INDENT)
 
 
-def _formatter(style: str) -> logging.Formatter:
+def formatter(style: str) -> logging.Formatter:
+    """Of lines of 'text' or 'json'."""
     return JsonFormatter() if style == "json" else TextFormatter()

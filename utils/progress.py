@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+from utils.json_output import active
 from utils.text import printable
 
 logger = logging.getLogger(__name__)
@@ -13,7 +14,8 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Counts micro-batches of one pass, or what `unit` says.
 
-    style: 'bar', 'plain' or 'auto' (a bar where stderr is a terminal). every: batches between plain lines.
+    style: 'bar', 'plain' or 'auto' (a bar where stderr is a terminal); no bar where all output is JSON. every: batches
+    between plain lines.
     """
 
     def __init__(
@@ -21,7 +23,7 @@ class Progress:
     ) -> None:
         self.total, self.title, self.every, self.done = total, printable(title), every, start
         self.bar = None
-        if style == "bar" or (style == "auto" and sys.stderr.isatty()):
+        if not active() and (style == "bar" or (style == "auto" and sys.stderr.isatty())):
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, initial=start, desc=self.title, leave=False, dynamic_ncols=True, unit=unit)

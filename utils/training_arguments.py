@@ -24,6 +24,7 @@ SHORTCUTS = {
     "--save-dir": (("CHECKPOINT.save_dir",), "DIR"),
     "--run-name": (("LOGGING.run_name",), "NAME"),
 }
+_LOG_FORMAT = ("LOGGING.format",)  # of --log-format, which every script has
 _TEXTS = (
     "TRAIN.device",
     "MODEL.backbone",
@@ -60,6 +61,7 @@ def given_overrides(options: argparse.Namespace) -> dict[str, str]:
 
     found = dict.fromkeys(options.set, "--set")
     shortcuts = {name: getattr(options, name[2:].replace("-", "_")) for name in SHORTCUTS}
+    shortcuts["--log-format"] = options.log_format
     shortcuts = {name: value for name, value in shortcuts.items() if value is not None}
     if not shortcuts:
         return found
@@ -67,11 +69,15 @@ def given_overrides(options: argparse.Namespace) -> dict[str, str]:
         f"{name} {value} and --set {text}"
         for text, keys in Config.override_keys(options.set).items()
         for name, value in shortcuts.items()
-        if {*keys} & {*SHORTCUTS[name][0]}
+        if {*keys} & {*_keys(name)}
     ]
     if twice:
         raise ConfigError(f"{'; '.join(twice)}: the same setting twice, leave one out")
     for name, value in shortcuts.items():
-        for key in SHORTCUTS[name][0]:
+        for key in _keys(name):
             found[f"{key}={json.dumps(value, ensure_ascii=False) if key in _TEXTS else value}"] = name
     return found
+
+
+def _keys(name: str) -> tuple[str, ...]:
+    return SHORTCUTS[name][0] if name in SHORTCUTS else _LOG_FORMAT

@@ -14,15 +14,20 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from configs.errors import CheckpointError, HybridMedNetError
+from configs.errors import CheckpointError
 from configs.followed import CONVERT
 from utils.arguments import Parser
-from utils.command_line import add_overrides, show, show_error
+from utils.command_line import add_overrides, run_script, show, show_error
 from utils.text import printable_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 where a file is damaged or of no use."""
+    return run_script(lambda: _run(parse_arguments(arguments)), arguments)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = Parser(
         prog="python -m utils.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,12 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     convert.add_argument("file", type=Path)
     convert.add_argument("new", type=Path)
     add_overrides(convert, CONVERT)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(message)}\n"
     try:
         return {"inspect": _inspect, "verify": _verify, "convert": _convert}[options.command](options)
-    except HybridMedNetError as error:
-        show_error(error)
-        return error.exit_code
+    finally:
+        warnings.formatwarning = before
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -91,5 +100,4 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(message)}\n"
     sys.exit(main())
