@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, ExportError
 from configs.followed import EXPORT
-from configs.section import settled
 from utils.arguments import Parser, Values, whole_number
 from utils.command_line import add_overrides, run_script, show
 from utils.runs.folder import model_file
@@ -146,6 +145,7 @@ def study_form(options: argparse.Namespace, path: Path, saved: SavedModel) -> St
 
     Raises ExportError for options that do not go with it.
     """
+    from configs.section import settled
     from data.builder import saved_table
     from data.table_encoding import CLIP, Numeric
     from deployment.exported_studies import CategoricalColumn, NumericColumn, StudyForm

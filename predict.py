@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from configs.errors import DataError, PredictionError
 from configs.followed import OF_STUDIES, PREDICT
-from configs.section import settled
 from utils.arguments import Parser, Values, checkpoint, one_of, whole_number
 from utils.claim import claimed_alone
 from utils.command_line import add_overrides, run_script
@@ -196,6 +195,7 @@ def settings_of(options: argparse.Namespace, ensemble: Ensemble) -> JsonObject:
 
 def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ensemble, list[AskedModel]]:
     """(the Ensemble, what each member's file says of its data)."""
+    from configs.section import settled
     from data.asked import AskedModel
     from data.asked_images import input_numbers
     from data.builder import saved_preprocess, saved_table

@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.default_config import Config
 from utils.arguments import Parser
 from utils.command_line import run_script, show, use_log_format
-from utils.decision import Task
 from utils.runs.control import Control, Interrupted
 from utils.runs.files import DOCTOR, LABELS
 from utils.runs.folder import RunFolder, find_run, folder_of
@@ -29,6 +27,7 @@ from utils.training_arguments import add_training_settings, given_overrides
 if TYPE_CHECKING:  # --help does without torch
     import numpy as np
 
+    from configs.default_config import Config
     from data.builder import Loaders
     from data.study import DatasetIndex
     from evaluation.records import OperatingPointRecord
@@ -36,6 +35,7 @@ if TYPE_CHECKING:  # --help does without torch
     from training.distillation import DistillationLoss
     from training.learner import Learner
     from training.losses import TrainingLoss
+    from utils.decision import Task
     from utils.listener import CheckpointContent, FileContent, Scores
 
 logger = logging.getLogger("train")
@@ -122,6 +122,8 @@ class Parts:
     @property
     def task(self) -> Task:
         """What the classes are to each other."""
+        from utils.decision import Task
+
         exclusive = self.config.MODEL.task == "multi_class"
         return Task(self.dataset_index.class_names, exclusive, self.config.DATA.positive_class)
 
@@ -214,6 +216,8 @@ def find_resumed(options: argparse.Namespace) -> Path | None:
 
 def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:
     """From --config, or the resumed run's own file, or the defaults; then the overrides."""
+    from configs.default_config import Config
+
     path, overrides = config_file(options, resumed), given_overrides(options)
     return Config.from_yaml(path, overrides) if path else Config.from_overrides(overrides)
 

@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from configs.errors import CheckpointError
 from utils.atomic_file import clear_leftovers, write_atomically
 from utils.runs.files import BEST, CONFIG, CROSS_VALIDATION, EPOCHS, LAST, LOCK, METRICS, PREVIOUS, SPLIT
 from utils.runs.json_lines import JsonObject, plain_object, to_line
 from utils.runs.lock import FolderLock
-from utils.runs.view import RunView, read_history
+
+if TYPE_CHECKING:  # --help does without what reads a run
+    from utils.runs.view import RunView
 
 _MOST_OF_A_NAME = 1000
 
@@ -71,6 +74,8 @@ class RunFolder:
         lock: of this folder, where the caller has it already; it is released by `close`.
         Raises CheckpointError where a training is going on in it.
         """
+        from utils.runs.view import read_history
+
         run = cls(path, lock or FolderLock(path))
         try:
             clear_leftovers(path)
@@ -84,6 +89,8 @@ class RunFolder:
     @staticmethod
     def read(path: Path) -> RunView:
         """A run for a reader: never locks, never writes. Raises CheckpointError where there is no folder."""
+        from utils.runs.view import RunView
+
         if not path.is_dir():
             raise CheckpointError(f"there is no run's folder '{path}'")
         return RunView(path)
@@ -223,6 +230,8 @@ def remains_of_training(folder: Path) -> list[str]:
 
     One epoch's row, with or without its best_model.pth, is what a run leaves that was killed in its first save.
     """
+    from utils.runs.view import read_history
+
     found = sorted(path.name for pattern in ("*.corrupt", EPOCHS) for path in folder.glob(pattern))
     rows = read_history(folder)
     killed_in_its_first_save = not found and [row.get("epoch") for row in rows] == [1]
