@@ -37,7 +37,11 @@ ROW = "{:<24}{:<13}{:>11}{:>16}{:>17}  {}"
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; torch is not imported for it."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_codes="0 all work, 1 some do not, 2 the command is wrong, 130 after Ctrl-C",
+    )
     parser.add_argument("--backbone", metavar="NAME", nargs="+", help="only these, timm/<name> too; default: all")
     parser.add_argument("--attention", choices=ATTENTION, nargs="+", default=ATTENTION, help="only these; default: all")
     parser.add_argument("--quick", action="store_true", help="only the smallest member of each family")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.arguments import Parser
+from utils.arguments import EXIT_CODES, Parser
 from utils.command_line import run_script, show, use_log_format
 from utils.runs.control import Control, Interrupted
 from utils.runs.files import DOCTOR, LABELS
@@ -47,6 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Every setting, its default and meaning: docs/configuration.md. Presets: configs/*.yaml.",
+        exit_codes=f"{EXIT_CODES}, 143 after SIGTERM or a pause; what was trained is saved then",
     )
     add_training_settings(parser)
     parser.add_argument(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -39,15 +40,21 @@ NAMES = (
     "vit_small",
     "vim_tiny",
 )
+SCRIPTS = [path.name for path in sorted(ROOT.glob("*.py")) if "PYTHON_ARGCOMPLETE_OK" in path.read_text("utf-8")]
+MODULES = ["explain", "utils.checkpoint"]
+HELP = {
+    **{f"{name} --help": [name, "--help"] for name in SCRIPTS},
+    **{f"python -m {name} --help": ["-m", name, "--help"] for name in MODULES},
+}
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
-    "train.py --help": ["train.py", "--help"],
+    **HELP,
     "import torch": ["-c", "import torch"],
     "import torch, torchvision": ["-c", "import torch, torchvision"],
     "import torch, torchvision, timm": ["-c", "import torch, torchvision, timm"],
 }
 STAGES = ("settings", "imports", "data", "network", "loaders", "probe", "trainer", "first batch", "first step")
-WANTED_HELP, IMAGES = 1.0, 64
+WANTED_HELP, IMAGES = 0.5, 64
 
 
 # ---- in the fresh process
@@ -118,8 +125,12 @@ def run_seconds(arguments: Sequence[str]) -> tuple[float, subprocess.CompletedPr
 
 
 def command_seconds(arguments: Sequence[str]) -> dict[str, float]:
-    """Seconds of `python …` as {'all': …}."""
-    return {"all": run_seconds(arguments)[0]}
+    """Seconds of `python …` as {'all': …, 'cpu': …}: of the clock, and of the processor."""
+    before = os.times()
+    seconds = run_seconds(arguments)[0]
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"all": seconds, "cpu": cpu}
 
 
 def stages_of(name: str, size: int, folder: Path) -> dict[str, float]:
@@ -165,12 +176,15 @@ def medians(measure: Mapping[str, Callable[[], dict[str, float]]], times: int) -
 
 
 class Figures(TypedDict):
-    """Seconds. commands: of each. stages: backbone → stage → seconds. imports: package, seconds of its own modules."""
+    """Seconds. commands, cpu: of each, by the clock and of the processor. stages: backbone → stage →
+    seconds. imports: package, seconds of its own modules.
+    """
 
     environment: EnvironmentRecord
     processes: int
     size: int
     commands: dict[str, float]
+    cpu: dict[str, float]
     stages: dict[str, dict[str, float]]
     imports: list[tuple[str, float]]
 
@@ -191,6 +205,7 @@ def measure(names: Sequence[str], size: int, processes: int) -> Figures:
         "processes": processes,
         "size": size,
         "commands": {name: taken[name]["all"] for name in commands},
+        "cpu": {name: taken[name]["cpu"] for name in commands},
         "stages": {name: taken[name] for name in backbones},
         "imports": heaviest_imports(8),
     }
@@ -203,9 +218,11 @@ def page(figures: Figures) -> str:
     """The Markdown page; every number in it is of this run."""
     machine = figures["environment"]
     rows = [[name, *(f"{row[key]:.2f}" for key in (*STAGES, "all"))] for name, row in figures["stages"].items()]
-    commands = [[f"`{name}`", f"{seconds:.2f}"] for name, seconds in figures["commands"].items()]
+    commands = [
+        [f"`{name}`", f"{seconds:.2f}", f"{figures['cpu'][name]:.2f}"] for name, seconds in figures["commands"].items()
+    ]
     imports = ", ".join(f"{name} {seconds:.2f}" for name, seconds in figures["imports"])
-    took = figures["commands"]["train.py --help"]
+    slowest = max(figures["commands"][name] for name in HELP)
     return f"""# Start-up
 
 Written by `python -m benchmarks.startup` on {machine["time"][:10]}: {machine["processor"]}, {machine["cores"]} cores,
@@ -213,9 +230,10 @@ Python {machine["python"]}, torch {machine["packages"]["torch"]}, timm {machine[
 
 Seconds, medians of {figures["processes"]} fresh processes each, which take turns.
 
-{markdown_table("command | seconds", commands)}
+{markdown_table("command | seconds | of the processor", commands)}
 
-`train.py --help` in under {WANTED_HELP:g} s: {"met" if took < WANTED_HELP else "MISSED"}.
+`--help` of every script in under {WANTED_HELP:g} s: {"met" if slowest < WANTED_HELP else "MISSED"}. Scripts take their
+command line apart without torch, NumPy and pydantic; what a command needs is imported when it is known.
 
 What train.py does until its first optimizer step, by backbone, random weights, {figures["size"]} px, a batch of 8,
 {IMAGES} drawn images of 128 px, no data workers:
@@ -247,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     if not options.no_write:
         write_page(PAGE, text, figures)
-    return 0 if figures["commands"]["train.py --help"] < WANTED_HELP else 1
+    return 0 if max(figures["commands"][name] for name in HELP) < WANTED_HELP else 1
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from utils.log_options import add_log_options
 from utils.runs.files import BEST, CONFIG, CROSS_VALIDATION, EPOCHS, LAST, METRICS
 from utils.version import VERSION
 
+EXIT_CODES = "0 done, 2 the command, its settings, files or data are wrong, 130 after Ctrl-C, 1 a mistake of ours"
 # Whether a value is the option's: yes, no, or that it cannot be told from the value.
 Verdict = bool | None
 _OVERRIDE = re.compile(r"\s*\w+(\.\w+)+\s*=")
@@ -167,11 +168,15 @@ class _Run:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser in which options and positional arguments may come in any order, with --version."""
+    """An ArgumentParser in which options and positional arguments may come in any order, with --version.
+
+    exit_codes: for --help, behind the epilog.
+    """
 
     # Any: argparse's own arguments.
-    def __init__(self, *args: Any, **others: Any) -> None:
-        super().__init__(*args, **others)
+    def __init__(self, *, exit_codes: str = EXIT_CODES, epilog: str = "", **others: Any) -> None:
+        lines = [epilog, *([] if "Exit code" in epilog else [f"Exit code: {exit_codes}."])]
+        super().__init__(epilog="\n".join(filter(None, lines)), **others)
         add_log_options(self)
         self.add_argument("--version", action="version", version=f"HybridMedNet {VERSION}")
 

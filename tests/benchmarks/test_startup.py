@@ -65,13 +65,15 @@ def test_page():
         "environment": {"time": "2026-01-02T03", "processor": "P", "cores": 2, "python": "3", "packages": {}},
         "processes": 3,
         "size": 64,
-        "commands": {"train.py --help": 0.25, "import torch": 1.5},
+        "commands": {**dict.fromkeys(startup.HELP, 0.25), "import torch": 1.5},
+        "cpu": {**dict.fromkeys(startup.HELP, 0.1), "import torch": 1.25},
         "stages": {"resnet18": {**dict.fromkeys(startup.STAGES, 0.5), "all": 5.0}},
         "imports": [("torch", 1.25)],
     }
     figures["environment"]["packages"] = {"torch": "2", "timm": "1"}
     text = startup.page(figures)
-    assert "| `import torch` | 1.50 |" in text and "under 1 s: met" in text and "torch 1.25" in text
+    assert "| `import torch` | 1.50 | 1.25 |" in text and "under 0.5 s: met" in text and "torch 1.25" in text
     assert f"| resnet18 |{' 0.50 |' * len(startup.STAGES)} 5.00 |" in text
-    figures["commands"]["train.py --help"] = 1.25
-    assert "under 1 s: MISSED" in startup.page(figures)
+    assert {"train.py --help", "python -m explain --help"} <= {*startup.HELP}
+    figures["commands"]["evaluate.py --help"] = 0.75
+    assert "under 0.5 s: MISSED" in startup.page(figures)

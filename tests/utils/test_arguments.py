@@ -5,11 +5,14 @@ import ast
 import importlib
 import io
 import itertools
+import subprocess
+import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
 from utils.arguments import Parser, Values, any_text, checkpoint, one_of, override, split_known
 from utils.map_methods import HEATMAPS, OF_TABLES
 
@@ -244,3 +247,28 @@ def test_names_of_methods_are_those_that_there_are():
     from explain.methods import METHODS
 
     assert {*METHODS} == {*HEATMAPS} and TABLE_METHODS == OF_TABLES
+
+
+# ---- what --help says, and what it costs
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_names_the_exit_codes_the_version_and_the_log(name, monkeypatch):
+    for parser in parsers(name, monkeypatch):
+        text = parser.format_help()
+        assert "Exit code: 0" in text and "130" in text
+        assert all(option in text for option in ("--version", "--log-format", "--log-file"))
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if not name.startswith("test_")])
+def test_help_needs_neither_torch_nor_numpy_nor_pydantic(name):
+    """Half a second is not enough for them."""
+    code = (
+        f"import contextlib, io, sys, {name} as script\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    script.parse_arguments(['--help'])\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'PIL', 'cv2', 'scipy', 'matplotlib', 'argcomplete'}\n"
+        "sys.exit(repr(heavy & {*sys.modules}) if heavy & {*sys.modules} else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
