@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Cross-validate a training by patient: every study is scored once, by a model that has not seen its patient.
 
 python cross_validate.py --folds 5 --config my_study.yaml
@@ -18,28 +19,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from configs.default_config import Config
 from configs.differences import Difference, differences
 from configs.errors import ConfigError, HybridMedNetError, TrainingError
 from train import load_settings, train
-from utils.arguments import Parser, Values, override, split_known
-from utils.command_line import run_script, show
-from utils.log import log_to_file, setup_logging
+from utils.arguments import Parser, Values, split_known
+from utils.command_line import run_script, show, use_log_format
+from utils.log import log_to_file
 from utils.runs.control import Control, Interrupted, discard_request
-from utils.runs.cross_validation import CrossValidation, Member, find_cross_validation, resumable, split_path, standing
 from utils.runs.files import CONFIG, SHARED_SETTINGS, SPLIT
 from utils.runs.folder import RunFolder, model_file
 from utils.runs.lock import FolderLock
 from utils.text import aligned
+from utils.training_arguments import add_training_settings, given_overrides
 
 if TYPE_CHECKING:  # --help does without torch
     from collections.abc import Sequence
 
+    from configs.default_config import Config
     from data.fold_plan import FoldPlan
     from evaluation.fitting import FitOptions
     from evaluation.folds_summary import Summary
     from evaluation.pooling import MemberScores, Pooled
-    from utils.runs.cross_validation import Part, Validation
+    from utils.runs.cross_validation import CrossValidation, Member, Part, Validation
 
 logger = logging.getLogger("cross_validate")
 
@@ -60,8 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--folds", metavar="K", type=int, help="parts that are held out in turn (5); 1: the usual split each time")
     add("--seeds", metavar="N", type=int, help="trainings of each fold, from TRAIN.seed on (1)")
-    add("--config", metavar="FILE", help="YAML file; without it configs/default_config.py's defaults")
-    add("--set", metavar="SECTION.key=value", action=Values, takes=override, default=[], help="override settings")
+    add_training_settings(parser)
     validation = (
         "where each run's best epoch, thresholds and calibration come from: inner, drawn from the patients that it is "
         "trained on (default); held-out, the scored part itself, which is optimistic"
@@ -86,7 +86,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Cross-validate; the exit code: 0, 2 for users' errors or a run that failed, 143 and 130 as train.py."""
-    return run_script(lambda: run(parse_arguments(arguments)))
+    return run_script(lambda: run(parse_arguments(arguments)), arguments)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -121,6 +121,7 @@ def cross_validate(options: argparse.Namespace, control: Control) -> Interrupted
     """
     from data.splits.folds import composition_table
     from evaluation.fitting import FitOptions, bootstrap_settings
+    from utils.runs.cross_validation import find_cross_validation
 
     fit_options, _ = FitOptions.parse(options.threshold, options.calibrate), bootstrap_settings(options.draws)
     with ExitStack() as until_the_end:
@@ -152,11 +153,12 @@ def cross_validate(options: argparse.Namespace, control: Control) -> Interrupted
 def begin(options: argparse.Namespace) -> Campaign:
     """From the settings: data, folds, and the record of both."""
     from data.fold_plan import draw_plan
+    from utils.runs.cross_validation import CrossValidation
 
     folds, seeds = 5 if options.folds is None else options.folds, 1 if options.seeds is None else options.seeds
     check_counts(options, folds, seeds)
     config = load_settings(options, None)
-    setup_logging(config.LOGGING.format)
+    use_log_format(config.LOGGING.format)
     validation: Validation = options.validation or "inner"
     part: Part = options.part or "all"
     seed = config.TRAIN.seed
@@ -179,7 +181,9 @@ def check_counts(options: argparse.Namespace, folds: int, seeds: int) -> None:
 
 def go_on(options: argparse.Namespace, folder: Path) -> Campaign:
     """From the files of a cross-validation; the settings may differ in what has no effect on the figures."""
+    from configs.default_config import Config
     from data.fold_plan import read_plan
+    from utils.runs.cross_validation import CrossValidation
 
     record = CrossValidation.read(folder)
     for name in ("folds", "validation", "part"):
@@ -193,8 +197,8 @@ def go_on(options: argparse.Namespace, folder: Path) -> Campaign:
         raise ConfigError(f"--seeds {seeds}: '{folder}' has {have} already: more can be added, none left out")
     record = replace(record, seeds=tuple(range(record.seeds[0], record.seeds[0] + seeds)))
     before = Config.from_yaml(folder / SHARED_SETTINGS, saved=True)
-    config = Config.from_yaml(options.config or folder / SHARED_SETTINGS, options.set)
-    setup_logging(config.LOGGING.format)
+    config = Config.from_yaml(options.config or folder / SHARED_SETTINGS, given_overrides(options))
+    use_log_format(config.LOGGING.format)
     found = differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
     matter = [str(one) for one in found if one.matters and one.key not in _ALSO_FREE]
     if matter:
@@ -230,6 +234,8 @@ def create_folder(campaign: Campaign) -> RunFolder:
 
 def train_all(campaign: Campaign, folder: RunFolder, control: Control) -> Interrupted | None:
     """Train what is not finished; what that was interrupted by. Raises TrainingError where runs have failed."""
+    from utils.runs.cross_validation import resumable, standing
+
     failed: dict[str, str] = {}
     for number, member in enumerate(campaign.record.members, start=1):
         run = folder.path / member.run
@@ -257,6 +263,9 @@ def train_all(campaign: Campaign, folder: RunFolder, control: Control) -> Interr
 
 def settings_of(campaign: Campaign, member: Member, folder: Path, resumed: Path | None) -> Config:
     """Of one run: those of all, with its split and seed; a resumed run's own, with what has changed."""
+    from configs.default_config import Config
+    from utils.runs.cross_validation import split_path
+
     if resumed is not None and (resumed / CONFIG).is_file():
         config = Config.from_yaml(resumed / CONFIG)
         for one in campaign.changed:

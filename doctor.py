@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Say before a training what would stop it or spoil its result: settings, data, weights, memory, disk, device.
 
 python doctor.py --config configs/nih_chestxray14.yaml --set DATA.data_dir=/data/nih
@@ -18,18 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.default_config import Config
 from configs.errors import CheckpointError
-from utils.arguments import Parser, Values, override
+from utils.arguments import Parser
 from utils.command_line import run_script, show
 from utils.examination.checks import Check, run_checks
 from utils.examination.findings import Report, counted
 from utils.runs.files import CONFIG, LABELS, SPLIT
+from utils.training_arguments import add_training_settings, given_overrides
 
 if TYPE_CHECKING:  # --help does without torch
     import numpy as np
     import torch
 
+    from configs.default_config import Config
     from data.builder import Loaders
     from data.study import DatasetIndex
     from models import HybridMedNet
@@ -49,8 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", metavar="RUN", nargs="?", help="a run's folder or checkpoint, as train.py --resume takes it")
-    add("--config", metavar="FILE", help="YAML file, as train.py takes it; without it the defaults")
-    add("--set", metavar="SECTION.key=value", action=Values, takes=override, default=[], help="override settings")
+    add_training_settings(parser)
     add(
         "--sample",
         metavar="N",
@@ -73,12 +74,13 @@ def _sample(text: str) -> int | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Examine; the exit code: 2 where a run would fail, or after wrong use, 0 otherwise, 130 after Ctrl-C."""
-    return run_script(lambda: run(parse_arguments(arguments)))
+    return run_script(lambda: run(parse_arguments(arguments)), arguments)
 
 
 def run(options: argparse.Namespace) -> int:
     """All checks, and what they found."""
-    report = examine(Case(Path(options.run) if options.run else None, options.config, options.set, options.sample))
+    overrides = list(given_overrides(options))
+    report = examine(Case(Path(options.run) if options.run else None, options.config, overrides, options.sample))
     show(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if options.json else report.as_text())
     return report.exit_code
 
@@ -125,6 +127,8 @@ def check_config(case: Case, report: Report) -> None:
         if not is_run(case.folder):
             raise CheckpointError(f"there is no run '{case.path}': name its folder, or a checkpoint in one")
         path = path or str(case.folder / CONFIG)
+    from configs.default_config import Config
+
     case.config = Config.from_yaml(path, case.overrides) if path else Config.from_overrides(case.overrides)
     config = case.config
     size = " x ".join(map(str, reversed(config.image_shape())))

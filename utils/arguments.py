@@ -254,7 +254,7 @@ class Parser(argparse.ArgumentParser):
 
     def _hold_back(self, positional: list[argparse.Action], runs: list[_Run], free: list[tuple[int, str]]) -> None:
         """Where positional arguments are missing, the last values of an option that takes any text are these."""
-        missing = len(positional) - len(free)
+        missing = len([action for action in positional if action.nargs != "?"]) - len(free)
         able = [run for run in runs if len(run.spare()) >= missing]
         if missing <= 0 or not able:
             return
