@@ -5,8 +5,7 @@
 python doctor.py --config configs/nih_chestxray14.yaml --set DATA.data_dir=/data/nih
 python doctor.py checkpoints/RUN             # a run's folder: are its checkpoints whole, its data still there?
 
-Nothing is trained and nothing is written. The exit code is 2 where a run would fail, else 0.
-"""
+Nothing is trained or written. The exit code is 2 where a run would fail, else 0."""
 
 from __future__ import annotations
 
@@ -113,9 +112,9 @@ class Case:
 
 def examine(case: Case) -> Report:
     """All checks."""
-    from data.examination.advice import ADVICE
+    from data.examination.advice import ADVICE, TOLD
 
-    return run_checks(case, CHECKS, ADVICE)
+    return run_checks(case, CHECKS, ADVICE, TOLD)
 
 
 def check_config(case: Case, report: Report) -> None:
@@ -208,6 +207,7 @@ def check_data(case: Case, report: Report) -> None:
 
 def check_labels(case: Case, report: Report) -> None:
     """Classes, patients."""
+    from data.examination.headers import header_findings
     from data.examination.labels import class_counts, label_findings, patient_findings
     from evaluation.class_intervals import FEWEST_PATIENTS
 
@@ -215,6 +215,7 @@ def check_labels(case: Case, report: Report) -> None:
     report.fact("classes", *class_counts(case.data, case.assignment))
     report.extend(label_findings(case.data, case.assignment, FEWEST_PATIENTS))
     report.extend(patient_findings(case.data.image_index.studies))
+    report.extend(header_findings(case.data, case.assignment, case.sample))
 
 
 def check_table(case: Case, report: Report) -> None:
@@ -278,7 +279,7 @@ def check_network(case: Case, report: Report) -> None:
             report.fact("weights", f"{found.source} ({found.where})")
     model = create_model(config.complete() if case.data is None else config, case.checkpoint)
     case.model = model.to(case.device)
-    report.fact("network", f"{model.summary()}")
+    report.fact("network", model.summary())
 
 
 def check_memory(case: Case, report: Report) -> None:

@@ -289,7 +289,7 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
 
 def first_look(parts: Parts) -> dict[str, object]:
     """What doctor.py would say as far as it is known when training begins: no image is decoded for it."""
-    from data.examination.advice import ADVICE
+    from data.examination.advice import ADVICE, TOLD
     from data.examination.files import record_files
     from data.examination.labels import class_counts, label_findings, patient_findings
     from data.examination.table import table_findings
@@ -298,7 +298,7 @@ def first_look(parts: Parts) -> dict[str, object]:
 
     report, data = Report(), parts.dataset_index
     for note in data.notes:
-        report.add("warning", "data", note, advised(note, ADVICE))
+        report.add("note" if any(part in note for part in TOLD) else "warning", "data", note, advised(note, ADVICE))
     report.fact("classes", *class_counts(data, parts.assignment))
     report.extend(label_findings(data, parts.assignment, FEWEST_PATIENTS))
     report.extend(patient_findings(data.image_index.studies))

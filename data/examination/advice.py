@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 # A part of the message → what to do; the first key that fits counts.
+# Parts of what is logged as a warning and takes nothing from the result.
+TOLD = ("gives patient_id", "gives age", "gives sex", "columns taken as classes", "will be downloaded", "was read, not")
+
 ADVICE = {
     "stand in both": "keep one copy of each, or give the copies one patient_id, so that they stay on one side",
     "have different labels": "correct the labels of the copies, or keep one of each",
@@ -21,5 +24,4 @@ ADVICE = {
     "count as 'other'": "bring other spellings of a category to one",
     "a label under another name": "take the column out of DATA.table.columns: it says the answer",
     "is more than the": "lower it: an optimizer step then sees what was meant",
-    "was read, not": "name the table by DATA.labels_file",
 }

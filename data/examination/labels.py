@@ -43,7 +43,8 @@ def label_findings(dataset_index: DatasetIndex, assignment: np.ndarray, fewest_p
         rows = np.flatnonzero(assignment == split)
         if not len(rows):
             continue
-        for kind, value in (("positive", 1), ("negative", 0)):
+        # of exclusive classes each is negative where another is positive
+        for kind, value in (("positive", 1), ("negative", 0))[: 1 if dataset_index.exclusive else 2]:
             found += _rare(
                 dataset_index.class_names, labels[rows] == value, groups[rows], (split, kind), fewest_patients
             )

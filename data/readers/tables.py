@@ -258,6 +258,8 @@ def _build(path: Path, records: Iterable[Record], notes: tuple[str, ...], decima
     for line, cells in lines:
         if not least <= len(cells) <= len(header) and (len(cells) < least or any(cells[len(header) :])):
             hint = ": a cell with a delimiter in it needs quotes" if len(cells) > len(header) else ""
+            if hint and len(header) == 1:
+                hint += "; if the first row is a title, delete the rows above the names of the columns"
             raise DataError(f"'{path}' line {line} has {len(cells)} cells, the header has {len(header)}{hint}")
         rows.append((line, tuple(cells[index] for index in kept)))
     if not rows:

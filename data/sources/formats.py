@@ -173,7 +173,12 @@ def _find_labels(root: Path, labels_file: str | Path | None) -> Path:
 def _tables_there(root: Path, wanted: str | Path = "") -> str:
     tables = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(TABLE_SUFFIXES))
     if not tables:
-        return f"There is no CSV file in '{root}'"
+        return (
+            f"There is no CSV file in '{root}'. Training needs labels: write labels.csv there, a row an image, with "
+            "the columns image (its path from there), labels and patient_id; or sort the images into a folder per class"
+        )
+    if len(tables) == 1 and not str(wanted):
+        return f"There is the table '{tables[0]}': set DATA.labels_file={tables[0]}"
     return f"CSV files there: {some(tables, 10)}; set DATA.labels_file{nearest(Path(wanted).name, tables)}"
 
 

@@ -47,6 +47,8 @@ def no_images_error(table: Table, files: ImageFiles) -> DataError:
 def _error(table: Table, said: Mapping[str, str], labels: str) -> DataError:
     example = ", ".join(f"{role}: {name or '…'}" for role, name in said.items() if name or role == "image")
     found = f"; {said['image']!r} holds names of files that are there" if said["image"] else ""
+    if len(table.header) == 1:
+        found += ", which looks like a title: the first row must have the names of the columns, delete those above it"
     return DataError(
         f"'{table.path}' has no column 'image'{labels} (its columns: {', '.join(table.header)}){found}. "
         f"Say which is which by DATA.columns, as in --set 'DATA.columns={{{example}}}', or rename them"

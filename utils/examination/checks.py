@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from configs.errors import HybridMedNetError
 from utils.command_line import describe_error
-from utils.examination.findings import Report, advised, collected_warnings
+from utils.examination.findings import Report, Severity, advised, collected_warnings
 
 logger = logging.getLogger("doctor")
 Case = TypeVar("Case")
@@ -24,10 +24,12 @@ class Check(NamedTuple, Generic[Case]):
     needs: tuple[str, ...] = ()
 
 
-def run_checks(case: Case, checks: Sequence[Check[Case]], advice: Mapping[str, str]) -> Report:
+def run_checks(
+    case: Case, checks: Sequence[Check[Case]], advice: Mapping[str, str], told: Sequence[str] = ()
+) -> Report:
     """Every check that can be made; what one of them raises, or logs as a warning, is what it found.
 
-    advice: for warnings, see `advised`.
+    advice: for warnings, see `advised`. told: parts of warnings that are notes.
     """
     report = Report()
     for check in checks:
@@ -38,7 +40,8 @@ def run_checks(case: Case, checks: Sequence[Check[Case]], advice: Mapping[str, s
         with collected_warnings() as warnings:
             _look(case, check, report)
         for text in warnings:
-            report.add("warning", check.subject, text, advised(text, advice))
+            severity: Severity = "note" if any(part in text for part in told) else "warning"
+            report.add(severity, check.subject, text, advised(text, advice))
     return report
 
 

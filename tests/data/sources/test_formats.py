@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pytest
 
 from configs.errors import DataError
@@ -217,3 +218,26 @@ def test_pneumoniamnist():
 def test_nih_tables_without_images():
     with pytest.raises(DataError, match="112120 of 112120 images"):
         open_source(SHARED / "nih_tables")
+
+
+def test_a_folder_without_labels_is_told_what_labels_are(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"")
+    with pytest.raises(DataError, match=r"write labels.csv there, .* with the columns image .* patient_id"):
+        recognise(tmp_path)
+    (tmp_path / "病例.xlsx").write_bytes(b"")
+    with pytest.raises(DataError, match=r"There is the table '病例.xlsx': set DATA.labels_file=病例.xlsx"):
+        recognise(tmp_path)
+
+
+def test_a_title_above_the_header_is_told(tmp_path):
+    rows = (("2024年病例汇总",), ("图片", "诊断"), ("a.png", "肺炎"))
+    (tmp_path / "labels.csv").write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    with pytest.raises(DataError, match="if the first row is a title, delete the rows above"):
+        open_source(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(tmp_path / "labels.xlsx")
+    with pytest.raises(DataError, match="looks like a title: the first row must have the names of the columns"):
+        open_source(tmp_path)

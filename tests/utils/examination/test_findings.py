@@ -63,7 +63,9 @@ def test_warnings_that_are_logged_are_findings_with_advice():
         report.fact("after", str(case.data))
 
     handlers = logging.getLogger().handlers[:]
-    report = run_checks(Case(), [Check("one", warn), Check("two", after, ("data",))], {"copies": "remove them"})
+    checks = [Check("one", warn), Check("two", after, ("data",))]
+    assert run_checks(Case(), checks, {}, told=("copies",)).findings[0].severity == "note"
+    report = run_checks(Case(), checks, {"copies": "remove them"})
     assert [(one.message, one.advice) for one in report.findings] == [("3 copies", "remove them")]
     assert [one.text for one in report.facts] == ["here"] and logging.getLogger().handlers == handlers
 
