@@ -109,6 +109,7 @@ EXPLAIN = Followed("python -m explain", (*_SOURCE, *_OPENING, *_DECIDING, "TRAIN
 # Of models of studies alone: which images are one, and what they show.
 OF_STUDIES = ("DATA.study_column", "DATA.view_kinds", "DATA.max_views")
 PREDICT = Followed("predict.py", (*_DECIDING, *_PRECISION, "DATA.columns", "DATA.encoding", *OF_STUDIES))
+SERVE = Followed("python -m inference.serve", (*_DECIDING, *_PRECISION))
 EXPORT = Followed("export.py", (*_SOURCE, *_OPENING, *_DECIDING), (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS))
 # What is written into the new file is followed by those who read it; paths in a file never are.
 CONVERT = Followed(
@@ -116,4 +117,4 @@ CONVERT = Followed(
     (*_OPENING, *_READING),
     (PREPROCESSING, CLASS_NAMES, TASK, COARSE_GROUPS),
 )
-COMMANDS = (EVALUATE, EXPLAIN, PREDICT, EXPORT, CONVERT)
+COMMANDS = (EVALUATE, EXPLAIN, PREDICT, SERVE, EXPORT, CONVERT)
