@@ -50,7 +50,7 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
+$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt requirements-serve.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 

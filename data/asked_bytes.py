@@ -10,6 +10,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.asked import AskedModel
+from data.asked_images import different
 from data.joint_inputs import JointPreprocess
 from data.readers.remarks import collecting
 from data.sources.unlabelled import Item, ItemReader, dicom_view
@@ -28,8 +29,7 @@ class AskedBytes:
     """
 
     def __init__(self, models: Sequence[AskedModel]) -> None:
-        preprocesses = {str(model.preprocess.as_dict()): model.preprocess for model in models}
-        self.joint = JointPreprocess(list(preprocesses.values()))
+        self.joint = JointPreprocess(different([model.preprocess for model in models]))
         self.volumes = len(self.joint.preprocesses[0].size) == 3
         self._profiles = [model.profile for model in models if model.profile is not None]
 

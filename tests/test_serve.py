@@ -384,6 +384,7 @@ def test_over_a_socket_until_sigterm(run, files):
         port = int(line.split("127.0.0.1:")[1].split()[0])
         assert "(with a key)" in line
         headers = {"Content-Type": "image/png", "X-API-Key": KEY}
+        check_client(port, files, environment)
         connection = HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/predict", (files / "a.png").read_bytes(), headers)
         wait_until(lambda: waiting(port) == 1, "the image waits for others, for a second")
@@ -393,6 +394,17 @@ def test_over_a_socket_until_sigterm(run, files):
         connection.close()
         assert process.wait(60) == 0
         assert "stopped: all requests that were taken are answered" in process.stdout.read()
+
+
+def check_client(port: int, files: Path, environment: dict[str, str]) -> None:
+    """The example: more images than a request may have, one of them damaged; and without the key."""
+    paths = [str(files / "a.png"), str(files / "e_cut.png"), *[str(files / "d.dcm")] * 15]
+    example = [sys.executable, str(ROOT / "docs" / "examples" / "serve_client.py"), f"http://127.0.0.1:{port}", *paths]
+    done = subprocess.run(example, capture_output=True, text=True, env=environment, check=False)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 3 and [bool(answer["error"]) for answer in answers] == [False, True, *[False] * 15]
+    done = subprocess.run(example, capture_output=True, text=True, env={**environment, script.KEY: ""}, check=False)
+    assert done.returncode == 1 and "error: 401" in done.stderr and "there is no key" in done.stderr
 
 
 def waiting(port: int) -> float:

@@ -100,7 +100,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def predict(request: Request) -> Response:
         nonlocal active
         if service.batcher.ended or active >= service.limits.queue:
-            raise service.busy()
+            raise service.busy(service.batcher.ended)
         active += 1
         try:
             check_length(request, service.limits)
@@ -126,7 +126,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/ready", responses={503: problem})
     async def ready() -> Status:
         if service.batcher.problem:
-            raise service.busy()
+            raise service.busy(service.batcher.problem)
         return Status(status="ready")
 
     @app.get("/metrics")

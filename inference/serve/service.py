@@ -112,7 +112,7 @@ class Service:
         try:
             futures = self.batcher.submit([(one, max(len(one.images), 1)) for one in questions])
         except QueueFullError as full:
-            raise self.busy(full.seconds) from None
+            raise self.busy(self.batcher.ended, full.seconds) from None
         wrapped = [asyncio.wrap_future(future) for future in futures]
         _, late = await asyncio.wait(wrapped, timeout=self.limits.timeout_seconds)
         if late:
@@ -130,11 +130,11 @@ class Service:
         self.metrics.outcome("error", failed)
         return Answers(kind=self.info.kind, answers=answers)
 
-    def busy(self, seconds: float = 0.0) -> ServeError:
-        """That there is no room, and when there may be."""
+    def busy(self, why: str = "", seconds: float = 0.0) -> ServeError:
+        """That nothing is taken now, and when to come again. why: '' where there is no room."""
         return ServeError(
             503,
-            self.batcher.problem or f"{self.limits.queue} images wait already",
+            why or f"{self.limits.queue} images wait already",
             "",
             "try again after the seconds of Retry-After",
             {"Retry-After": str(max(1, math.ceil(seconds)))},
