@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import torch
 
     from data.asked import AskedModel
-    from data.asked_bytes import AskedBytes
-    from inference.ensemble import Ensemble
+    from data.asked_bytes import AskedBytes, AskedStudyBytes
+    from inference.ensemble import Ensemble, Member
     from inference.serve.limits import Limits
     from inference.serve.service import ModelInfo, ReadRows, Service
     from inference.serve.uploads import Asked
@@ -169,8 +169,9 @@ def open_service(options: argparse.Namespace, limits: Limits) -> Service:
     import torch
     from PIL import Image
 
-    from data.asked_bytes import AskedBytes
+    from data.asked_bytes import AskedBytes, AskedStudyBytes
     from inference.serve.service import Service
+    from inference.serve.studies import studies_of
     from training.precision import choose_device
     from utils.batch import Inputs
     from utils.process import prepare_process
@@ -179,12 +180,44 @@ def open_service(options: argparse.Namespace, limits: Limits) -> Service:
     prepare_process(device)
     Image.MAX_IMAGE_PIXELS = limits.pixels  # which readers of all formats go by
     ensemble, models = open_models(options, device)
-    asked = AskedBytes(models)
+    check_alike(models)
     info = describe(options, ensemble, models, limits)
+    if models[0].of_studies:
+        given = AskedStudyBytes(models)
+        return Service(ensemble, partial(read_studies, given), limits, info, partial(studies_of, columns=given.columns))
+    asked = AskedBytes(models)
     service = Service(ensemble, partial(read_image, asked), limits, info)
     shapes = [(one.channels, *one.size) for one in asked.joint.preprocesses]
     ensemble.probabilities([Inputs.of_images(torch.zeros(1, *shape)).to(device) for shape in shapes])
     return service
+
+
+def check_alike(models: Sequence[AskedModel]) -> None:
+    """Raises PredictionError where a model takes studies and another single images, or a table is not described."""
+    for model in models:
+        if model.of_studies != models[0].of_studies:
+            one, other = (model.file, models[0].file) if model.of_studies else (models[0].file, model.file)
+            raise PredictionError(f"'{one}' takes studies, '{other}' single images: serve them one by one")
+        if model.config.MODEL.table.fusion is not None and model.encoding is None:
+            raise PredictionError(f"'{model.file}' does not say how its table is encoded, so it cannot be asked")
+
+
+def read_studies(given: AskedStudyBytes, request: Asked) -> ReadRows:
+    """All studies of a request, read."""
+    from data.asked_bytes import GivenImage, GivenStudy
+    from inference.serve.problems import label
+    from inference.serve.service import ReadRow, ReadRows
+    from inference.serve.studies import studies_of
+
+    studies = [
+        GivenStudy(
+            one.name, [GivenImage(label(image.name), image.content, view) for image, view in one.images], one.cells
+        )
+        for one in studies_of(request, given.columns)
+    ]
+    inputs, found = given.read(studies)
+    rows = tuple(ReadRow(one.name, one.warnings, one.images, one.missing, one.error) for one in found)
+    return ReadRows(inputs, False, rows)
 
 
 def read_image(asked: AskedBytes, request: Asked) -> ReadRows:
@@ -210,7 +243,8 @@ def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ense
     from training.precision import choose_available_precision, choose_memory_format
 
     files = [model_file(Path(name)) for name in options.checkpoint]
-    models, members = [], []
+    models: list[AskedModel] = []
+    members: list[Member] = []
     numbers: dict[str, int] = {}
     for file, saved in zip(files, load_models(files, options.set, SERVE), strict=True):
         settings, backbone, description = saved.config, saved.model.backbone, saved.description
@@ -222,9 +256,7 @@ def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ense
             logger.warning("'%s' does not describe its training images: it cannot warn about unlike ones", file)
         encoding, kinds = saved_table(description.get("table")), description.get("view_kinds")
         model = AskedModel(str(file), settings, preprocess, encoding, kinds, profile)
-        if model.of_studies:
-            raise PredictionError(f"'{file}' takes studies of several images or with a table: ask it by predict.py")
-        number = numbers.setdefault(str(preprocess.as_dict()), len(numbers))
+        number = len(members) if model.of_studies else numbers.setdefault(str(preprocess.as_dict()), len(numbers))
         point = stored_point(description.get("operating_point"), settled(settings.MODEL.num_classes, "num_classes"))
         precision = choose_available_precision(settings.TRAIN.mixed_precision, device)
         layout = choose_memory_format(settings.TRAIN.channels_last, backbone.prefers_channels_last)
@@ -239,8 +271,12 @@ def describe(
     """What /model says: no path of this machine."""
     from deployment.preparation import describe_input
     from inference.serve.service import ModelInfo
+    from inference.serve.studies import FORM
     from utils.environment import describe_environment
 
+    first, fields = models[0], dict[str, str]()
+    if first.of_studies:
+        fields["studies"] = f"which images are a study, their views, and its row of the table: {FORM}"
     about = []
     for member, model in zip(ensemble.members, models, strict=True):
         path = Path(member.name)
@@ -249,7 +285,7 @@ def describe(
     decision, predictor = ensemble.decision, ensemble.members[0].predictor
     environment = describe_environment(str(predictor.device), predictor.precision.name)
     return ModelInfo(
-        kind="volumes" if models[0].config.has_volumes() else "images",
+        kind="studies" if first.of_studies else "volumes" if first.config.has_volumes() else "images",
         classes=list(ensemble.class_names),
         task="multi_class" if decision.task.exclusive else "multi_label",
         decision=decision.as_dict(),
@@ -261,7 +297,7 @@ def describe(
         packages=environment["packages"],
         device=environment["device"],
         precision=environment["precision"],
-        fields={},
+        fields=fields,
     )
 
 

@@ -28,8 +28,8 @@ Read = TypeVar("Read", bound="ReadQuestion")
 
 
 class ReadQuestion(Protocol):
-    """What was read of a question. inputs: of one or more studies, an entry for each preprocessing; merges: whether it
-    may be asked together with others, all inputs being single images of one size.
+    """What was read of a question. inputs: of one or more studies, an entry for each preprocessing; () where nothing
+    could be read. merges: whether it may be asked together with others, all inputs being single images of one size.
     """
 
     @property
@@ -154,8 +154,13 @@ class Batcher(Generic[Question, Read]):
                 job.read = self._read(job.question)
             except Exception as error:
                 self._fail(job, error)
-            else:
+                continue
+            if job.read.inputs:
                 self._to_ask.put(job)
+            else:  # nothing of it could be read
+                self._leave(job)
+                with suppress(InvalidStateError):
+                    job.future.set_result((job.read, np.empty((0, 0))))
         self._to_ask.put(None)
 
     def _ask_all(self) -> None:

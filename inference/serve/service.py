@@ -82,8 +82,8 @@ class ReadRows:
 
 
 class Service:
-    """ensemble: of the model. read: makes inputs of a request's images, all of them together where `together`, else
-    one by one. fields: what a request may say beside its images, with an explanation each.
+    """ensemble: of the model. read: makes inputs of one image of a request; of a whole request to a model of studies.
+    check: of studies, whether a request is one (it raises ServeError); None: images are asked about one by one.
     """
 
     def __init__(
@@ -92,9 +92,10 @@ class Service:
         read: Callable[[Asked], ReadRows],
         limits: Limits,
         info: ModelInfo,
-        together: bool = False,
+        check: Callable[[Asked], object] | None = None,
     ) -> None:
-        self.ensemble, self.limits, self.info, self.together = ensemble, limits, info, together
+        self.ensemble, self.limits, self.info, self._check_studies = ensemble, limits, info, check
+        self.together = check is not None
         said = {"sha256": ", ".join(str(one.get("sha256", "")) for one in info.models), "task": info.task}
         self.metrics = Metrics(lambda: float(self.batcher.waiting), said)
         self.batcher: Batcher[Asked, ReadRows] = Batcher(
@@ -110,7 +111,7 @@ class Service:
         self._check(asked)
         questions = [asked] if self.together else [Asked((image,), asked.fields) for image in asked.images]
         try:
-            futures = self.batcher.submit([(one, max(len(one.images), 1)) for one in questions])
+            futures = self.batcher.submit([(one, len(one.images)) for one in questions])
         except QueueFullError as full:
             raise self.busy(self.batcher.ended, full.seconds) from None
         wrapped = [asyncio.wrap_future(future) for future in futures]
@@ -145,8 +146,10 @@ class Service:
         if unknown:
             known = ", ".join(self.info.fields) or "none: this model takes images alone"
             raise ServeError(400, "the field is not known", unknown[0], f"fields beside the images: {known}")
-        if not asked.images and "table" not in asked.fields:
+        if not asked.images:
             raise ServeError(400, "there is no image", "image", "send one or more")
+        if self._check_studies is not None:
+            self._check_studies(asked)
 
     def _of(self, asked: Asked, future: asyncio.Future[tuple[ReadRows, np.ndarray]]) -> list[Answer]:
         """The answers of a question: what cannot be read is an answer with its error."""
@@ -159,15 +162,18 @@ class Service:
             raise error
         read, probabilities = future.result()
         rows = iter(probabilities)
-        return [_failed(row.name, row.error) if row.error else self._answer(row, next(rows)) for row in read.rows]
+        return [self._answer(row, None if row.error else next(rows)) for row in read.rows]
 
-    def _answer(self, row: ReadRow, probabilities: np.ndarray) -> Answer:
-        if not np.isfinite(probabilities).all():
-            return _failed(row.name, "a model gives NaN for it")
+    def _answer(self, row: ReadRow, probabilities: np.ndarray | None) -> Answer:
         names = self.ensemble.class_names
-        called = [names[k] for k in self.ensemble.decision.findings(probabilities)]
-        given = dict(zip(names, probabilities.tolist()))
-        answer = Answer(name=row.name, probabilities=given, findings=called, warnings=list(row.warnings), error=None)
+        if probabilities is None:
+            answer = _failed(row.name, row.error)
+        elif not np.isfinite(probabilities).all():
+            answer = _failed(row.name, "a model gives NaN for it")
+        else:
+            called = [names[k] for k in self.ensemble.decision.findings(probabilities)]
+            given, said = dict(zip(names, probabilities.tolist())), list(row.warnings)
+            answer = Answer(name=row.name, probabilities=given, findings=called, warnings=said, error=None)
         if row.images is None:
             return answer
         return answer.model_copy(update={"images": list(row.images), "missing": list(row.missing)})
