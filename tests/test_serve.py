@@ -197,6 +197,24 @@ def test_a_body_that_does_not_say_its_length_is_limited_too(run):
     assert answer.status_code == 413 and answer.json()["error"]["what"] == "the body has more than 1 MB"
 
 
+def test_what_all_requests_hold_together_is_limited(run, files, monkeypatch):
+    """A slow model keeps many bodies waiting; there is room again when it has answered."""
+    monkeypatch.setattr("inference.serve.app.BODIES", 1)
+    content = (files / "a.png").read_bytes()
+    app, service = service_of(run, "--max-megabytes", str(1.5 * len(content) / 1e6), "--batch-size", "1")
+    held = Held(service, monkeypatch)
+    headers = {"Content-Type": "image/png"}
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/predict", content=content, headers=headers)
+        wait_until(held.entered.is_set, "the model is asked")
+        answer = client.post("/predict", content=content, headers=headers)
+        assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+        assert "are here already" in answer.json()["error"]["what"]
+        held.go.set()
+        assert first.result().status_code == 200
+        assert client.post("/predict", content=content, headers=headers).status_code == 200
+
+
 def test_other_routes_and_methods_are_json_too(served):
     client, _ = served
     for answer, status in ((client.get("/etc/passwd"), 404), (client.get("/predict"), 405)):

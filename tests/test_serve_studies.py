@@ -112,4 +112,6 @@ def test_what_is_no_study_is_refused(client, images, studies, what, which):
 def test_a_value_that_a_column_cannot_have_is_said(client):
     sent = {"images": [IMAGE], "studies": {"s": {"images": {"a.png": "PA"}, "table": {"age": "old"}}}}
     answer = client.post("/predict", json=sent)
-    assert answer.status_code == 422 and "old" in answer.text and "hybridmednet-" not in answer.text
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and "old" in error["what"] and error["which"] == "studies"
+    assert "hybridmednet-" not in answer.text

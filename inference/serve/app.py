@@ -26,6 +26,7 @@ logger = logging.getLogger("serve")
 
 # Asked by whoever starts and watches containers, who has no key.
 OPEN = ("/health", "/ready")
+BODIES = 8  # of the largest size, that are held at a time
 ROUTES = (*OPEN, "/predict", "/model", "/metrics", "/openapi.json")
 _BODY = {
     "requestBody": {
@@ -85,7 +86,8 @@ def create_app(service: Service, key: str | None = None) -> FastAPI:
     _add_routes(app, service)
     app.add_exception_handler(ServeError, _refused)
     app.add_exception_handler(HTTPException, _no_such_route)
-    app.add_middleware(BodyLimit, most=service.limits.body_bytes)
+    most = service.limits.body_bytes
+    app.add_middleware(BodyLimit, most=most, together=BODIES * most)
     app.add_middleware(Guard, service=service, key=key)
     return app
 

@@ -157,7 +157,10 @@ class Service:
         if isinstance(error, DataError) and not self.together:
             return [_failed(label(asked.images[0].name), str(error))]
         if isinstance(error, HybridMedNetError):
-            raise ServeError(422, str(error), "", "see docs/serving.md, and the server's log")
+            of_request = isinstance(error, DataError)
+            raise ServeError(
+                400 if of_request else 500, str(error), "studies" if of_request else "", "see docs/serving.md"
+            )
         if error is not None:
             raise error
         read, probabilities = future.result()

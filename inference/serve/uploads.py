@@ -40,10 +40,12 @@ class Asked:
 
 
 class BodyLimit:
-    """ASGI middleware: a body is refused as soon as it is longer than allowed, whether it said its length or not."""
+    """ASGI middleware: a body is refused as soon as it is longer than `most`, whether it said its length or not, and
+    while all that are here are longer than `together`.
+    """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: ASGIApp, most: int, together: int) -> None:
+        self.app, self.most, self.together, self.held = app, most, together, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -52,12 +54,20 @@ class BodyLimit:
         async def counted() -> Message:
             nonlocal seen
             message = await receive()
-            seen += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            seen, self.held = seen + size, self.held + size
             if seen > self.most:
                 raise too_long(self.most)
+            if self.held > self.together:
+                what = f"requests of more than {self.together / 1e6:g} MB are here already"
+                advice = "try again after the seconds of Retry-After"
+                raise ServeError(503, what, "body", advice, {"Retry-After": "1", "Connection": "close"})
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.held -= seen
 
 
 def check_length(request: Request, limits: Limits) -> None:
