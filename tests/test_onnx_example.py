@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "onnx_predict.py"
 # What cannot be imported there, whatever the interpreter finds on its path.
 WITHOUT = "import sys, runpy; sys.modules.update(dict.fromkeys(['torch', 'cv2', 'scipy', 'pydicom', 'timm']))"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.usefixtures("logging_as_it_was"),  # main() takes over logging
+]
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,15 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[1]
 PREPROCESS = Preprocess((48, 64), 3, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
 KEY = "a secret of the ward"
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")  # main() takes over logging
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pixels_as_they_were():
+    """A server sets Pillow's limit, which is of the whole process."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = before
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +243,7 @@ def test_a_name_is_a_label_and_never_a_path(served, files, name, tmp_path, monke
 
 
 def test_a_decompression_bomb_is_not_decoded(run, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # as it was, afterwards
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # as the others have it, afterwards
     app, _ = service_of(run, "--max-megapixels", "0.01")
     buffers = []
     for side in (100, 101, 200):

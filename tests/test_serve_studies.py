@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 import predict
 from inference.serve import __main__ as script
 from inference.serve.app import create_app
 from tests.served_studies import write_studies, write_study_run
+
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")  # main() takes over logging
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,11 @@ def run(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(run):
+    before = Image.MAX_IMAGE_PIXELS
     options = script.parse_arguments([str(run), "--device", "cpu", "--max-images", "64"])
     with TestClient(create_app(script.open_service(options, script.limits_of(options)))) as client:
         yield client
+    Image.MAX_IMAGE_PIXELS = before
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
