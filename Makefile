@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CODE := configs models data training evaluation inference explain deployment utils hybridmednet benchmarks tests docs/examples *.py
 # Each prints its page, writes it, and fails where something wanted is missed; the others are measured all the same.
 BENCHMARKS := model precision data loop scaling startup inference evaluation export quantization selective_scan \
-	gradient_checkpointing structure coverage
+	gradient_checkpointing structure coverage serving
 
 # Each process begins with a run of neighbouring cases and takes over half of what another has left when it has none.
 PYTEST = $(BIN)/python -m pytest -q -n $(PROCESSES) --dist worksteal

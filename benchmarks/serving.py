@@ -188,7 +188,7 @@ def cells(way: str, run: Run) -> list[str]:
     return [way, f"{run.images_per_second:.1f}", f"{run.median_ms:.0f}", f"{run.p95_ms:.0f}", spent]
 
 
-def page(found: dict[str, Run], options: argparse.Namespace, machine: EnvironmentRecord) -> str:
+def page(found: dict[str, Run], options: argparse.Namespace, machine: EnvironmentRecord, load: float) -> str:
     """The Markdown page; every number in it is of this run."""
     heading = "way | images a second | median ms | 95th percentile ms | processor ms an image"
     side = f"{options.image_size} × {options.image_size} pixels"
@@ -196,8 +196,9 @@ def page(found: dict[str, Run], options: argparse.Namespace, machine: Environmen
     return f"""# The HTTP service against bare forward passes
 
 Written by `python -m benchmarks.serving` on {machine["time"][:10]}: {hardware}, fp32, Python
-{machine["python"]}, torch {machine["packages"]["torch"]}. **The machine is shared and noisy**: times of a clock
-say what its other users left; processor time, which is of the process that computes, says what an image costs.
+{machine["python"]}, torch {machine["packages"]["torch"]}. **The machine is shared and noisy**: {load:.1f}
+processes wanted a core (load average of 15 minutes, at the end). Times of a clock say what its other users left;
+processor time, which is of the process that computes, says what an image costs, as far as that can be told there.
 
 A whole HybridMedNet with {options.backbone}, {CLASSES} classes and random weights, {options.size} px. Each request has
 one JPEG image of {side}, which the server decodes, resizes and measures; the input of the bare passes is there.
@@ -223,13 +224,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args(arguments)
-    found, machine = measure(options), describe_environment("cpu", "fp32")
+    found, load, machine = measure(options), os.getloadavg()[2], describe_environment("cpu", "fp32")
     figures = {
         "environment": machine,
         "options": vars(options),
         "ways": {way: asdict(run) for way, run in found.items()},
     }
-    return report(None if options.no_write else PAGE, page(found, options, machine), figures, verdicts(found))
+    return report(None if options.no_write else PAGE, page(found, options, machine, load), figures, verdicts(found))
 
 
 if __name__ == "__main__":
