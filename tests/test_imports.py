@@ -46,7 +46,16 @@ FORBIDDEN_PACKAGES = {
     "deployment": {"yaml", "timm"},
 }
 # They have to answer --help at once.
-SCRIPTS = ("train", "evaluate", "predict", "export", "explain.__main__", "inference.serve.__main__", "doctor", "cross_validate")
+SCRIPTS = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "explain.__main__",
+    "inference.serve.__main__",
+    "doctor",
+    "cross_validate",
+)
 # A script whose steps are the recipes of others.
 STEPS = {"cross_validate": {"train", "evaluate"}}
 SOURCES = sorted(
