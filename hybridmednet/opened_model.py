@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,3 +56,12 @@ class OpenedModel:
         precision = choose_available_precision(training.mixed_precision, device)
         layout = choose_memory_format(training.channels_last, backbone.prefers_channels_last)
         return make_member(self.file, self.saved, self.point, number, device, precision, layout, tta)
+
+
+def check_alike(models: Sequence[AskedModel]) -> None:
+    """Raises PredictionError where some take studies and others single images."""
+    first = models[0]
+    for model in models[1:]:
+        if model.of_studies != first.of_studies:
+            one, other = (model.file, first.file) if model.of_studies else (first.file, model.file)
+            raise PredictionError(f"'{one}' takes studies, '{other}' single images: ask them one by one")

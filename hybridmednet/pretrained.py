@@ -16,7 +16,7 @@ from configs.default_config import Config
 from configs.errors import DataError, OwnLoaderError, PredictionError
 from configs.followed import PREDICT
 from data.asked import Asked, AskedModel
-from data.asked_images import AskedImages
+from data.asked_images import AskedImages, different, input_numbers
 from data.cache.reader import AnyPreprocess
 from data.joint_inputs import JointPreprocess, UnreadableInputs, unlabelled_loader
 from data.profile import Traits
@@ -25,7 +25,7 @@ from data.sources.unlabelled import open_unlabelled
 from data.study import IMAGE, DatasetIndex, Pixels, Study
 from evaluation.fitting import stored_point
 from evaluation.operating_points import OperatingPoint
-from hybridmednet.opened_model import OpenedModel
+from hybridmednet.opened_model import OpenedModel, check_alike
 from inference.ensemble import Ensemble, Member
 from inference.predictor import Predictor
 from inference.results import Row
@@ -36,7 +36,7 @@ from utils.batch import Inputs, takes_inputs
 from utils.checkpoint import find_weights, load_checkpoint
 from utils.decision import Task
 from utils.listener import FileContent
-from utils.runs.folder import model_file
+from utils.runs.cross_validation import model_files
 
 Array: TypeAlias = NDArray[np.generic]
 # An image [H, W] or [H, W, 3], as it is read or given → [C, H, W] for a user's own network.
@@ -71,12 +71,12 @@ class Prediction:
 
 
 class Pretrained(nn.Module):
-    """A trained network in evaluation mode, with what belongs to it.
+    """A trained network in evaluation mode, with what belongs to it; or several, whose probabilities are averaged.
 
     network: it itself; calling this module calls it: inputs that are prepared already → logits. classes: their names,
     in the order of the logits. preprocess: how an image becomes its input; None of a network that was trained from a
     user's own loader, unless `from_pretrained` was given one. operating_point: calibration and thresholds that its file
-    has. config: what it was made with.
+    has. config: what it was made with. Of several, these are the first one's. decision: what is called, of all.
     """
 
     def __init__(
@@ -84,21 +84,29 @@ class Pretrained(nn.Module):
         ensemble: Ensemble,
         config: Config,
         operating_point: OperatingPoint,
-        asked: AskedModel | None,
+        asked: Sequence[AskedModel],
         own_preprocess: OwnPreprocess | None = None,
         settings: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.network = ensemble.members[0].model
+        self._ensemble, self._asked, self._settings = ensemble, tuple(asked), tuple(settings)
+        self.networks = nn.ModuleList(member.model for member in ensemble.members)
+        self.decision = ensemble.decision
         self.classes, self.config, self.file = ensemble.class_names, config, ensemble.members[0].name
-        self.preprocess: AnyPreprocess | OwnPreprocess | None = own_preprocess if asked is None else asked.preprocess
+        self.preprocess: AnyPreprocess | OwnPreprocess | None = own_preprocess if not asked else asked[0].preprocess
         self.operating_point, self._own_preprocess = operating_point, own_preprocess
         self.takes_inputs = takes_inputs(self.network)  # see utils.batch.call_model
-        self._ensemble, self._asked, self._settings = ensemble, asked, tuple(settings)
         self.eval()
 
+    @property
+    def network(self) -> nn.Module:
+        """The network, of several the first."""
+        return self._ensemble.members[0].model
+
     def forward(self, x: Tensor | Inputs) -> object:
-        """Prepared inputs → logits, as the network gives them."""
+        """Prepared inputs → logits, as the network gives them. Raises PredictionError where there are several."""
+        if len(self.networks) > 1:
+            raise PredictionError(f"{len(self.networks)} networks have no logits in common: see predict")
         return self.network(x)
 
     def predict(
@@ -125,17 +133,17 @@ class Pretrained(nn.Module):
         if batch_size < 1 or num_workers < 0:
             raise PredictionError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0")
         self.eval()
-        asked_model = self._asked
-        if asked_model is not None and asked_model.of_studies:
-            rows = self._of_studies(asked_model, paths, table, batch_size, num_workers)
+        of_studies = bool(self._asked) and self._asked[0].of_studies
+        if of_studies:
+            rows = self._of_studies(paths, table, batch_size, num_workers)
         elif table is not None:
             raise PredictionError(f"table: '{self.file}' takes single images, this is for models of studies")
-        elif asked_model is None:
+        elif not self._asked:
             rows = self._by_own_preprocess(paths or [self._pixels(one) for one in items], batch_size)
         elif paths:
-            rows = self._of_files(asked_model, paths, batch_size, num_workers)
+            rows = self._of_files(paths, batch_size, num_workers)
         else:
-            rows = self._of_pixels(asked_model, [self._pixels(one) for one in items], batch_size)
+            rows = self._of_pixels([self._pixels(one) for one in items], batch_size)
         return [Prediction.of(row, self.classes) for row in rows]
 
     def _pixels(self, item: object) -> Pixels:
@@ -160,8 +168,8 @@ class Pretrained(nn.Module):
             raise DataError(f"an image is uint8, uint16, or floats in [0, 1], this is {item.dtype}")
         return item
 
-    def _of_files(self, model: AskedModel, paths: Sequence[str], batch_size: int, num_workers: int) -> list[Row]:
-        asked = AskedImages([model], paths, self._settings)
+    def _of_files(self, paths: Sequence[str], batch_size: int, num_workers: int) -> list[Row]:
+        asked = AskedImages(self._asked, paths, self._settings)
         rows = [Row(item.name, item.columns) for item in asked.items]
         for _, numbers, read in asked.loader(batch_size, num_workers, False, range(len(rows))).epoch(0):
             if read is not None:
@@ -171,15 +179,17 @@ class Pretrained(nn.Module):
                 row.error = asked.failure(number)
         return rows
 
-    def _of_pixels(self, model: AskedModel, pixels: Sequence[Pixels], batch_size: int) -> list[Row]:
+    def _of_pixels(self, pixels: Sequence[Pixels], batch_size: int) -> list[Row]:
         index, unread = _in_memory(pixels), UnreadableInputs()
         rows = [Row(study.name) for study in index.studies]
 
         def warnings(number: int, traits: Traits) -> list[str]:
             remarks = [f"{remark.kind}: {remark.detail}" for remark in unread.remarks.of(number)]
-            return [*remarks, *(model.profile.differences(traits) if model.profile is not None else ())]
+            profiles = (model.profile for model in self._asked if model.profile is not None)
+            return list(dict.fromkeys([*remarks, *(text for one in profiles for text in one.differences(traits))]))
 
-        loader = unlabelled_loader(index, JointPreprocess([model.preprocess]), unread, batch_size, 0)
+        joint = JointPreprocess(different([model.preprocess for model in self._asked]))
+        loader = unlabelled_loader(index, joint, unread, batch_size, 0)
         for _, numbers, read in loader.epoch(0):
             if read is not None:
                 self._fill(rows, numbers.tolist(), read.inputs, read.traits, warnings)
@@ -188,11 +198,11 @@ class Pretrained(nn.Module):
         return rows
 
     def _of_studies(
-        self, model: AskedModel, paths: Sequence[str], table: str | Path | None, batch_size: int, num_workers: int
+        self, paths: Sequence[str], table: str | Path | None, batch_size: int, num_workers: int
     ) -> list[Row]:
         if not paths:
             raise PredictionError("this model takes studies: give paths or tables of them, not arrays")
-        asked = Asked([model], paths, None if table is None else str(table), False, self._settings)
+        asked = Asked(self._asked, paths, None if table is None else str(table), False, self._settings)
         studies = asked.dataset_index.studies
         rows = [Row(one.name, asked.columns[n], images=asked.names(n)) for n, one in enumerate(studies)]
         for _, numbers, read in asked.loader(batch_size, num_workers, False).epoch(0):
@@ -258,7 +268,7 @@ def _in_memory(pixels: Sequence[Pixels]) -> DatasetIndex:
 
 
 def from_pretrained(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     model: nn.Module | None = None,
     preprocess: OwnPreprocess | None = None,
     *,
@@ -269,27 +279,36 @@ def from_pretrained(
 ) -> Pretrained:
     """The network of a run's folder (its best weights), or of a file of this program or the previous release.
 
+    path: several, or a cross-validation's folder: all of them, whose probabilities are averaged.
     model, preprocess: of a run that a Trainer made of a network or a loader of one's own: the network, which gets the
     file's weights, and what makes its input of an image. device, threshold, tta, settings ('SECTION.key=value'): as of
     predict.py.
     Raises HybridMedNetError in one line. Nothing in a file names code that is run.
     """
-    file = model_file(Path(path))
+    paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
+    files = [file for one in paths for file in model_files(one)]
+    if not files:
+        raise PredictionError("from_pretrained needs a run's folder or a model's file")
     if model is None and preprocess is None:
         try:
-            return _of_this_program(file, device, threshold, tta, settings)
+            return _of_this_program(files, device, threshold, tta, settings)
         except OwnLoaderError:
-            pass
-    return _of_own_training(file, model, preprocess, device, threshold, tta)
+            if len(files) > 1:
+                raise
+    if len(files) > 1:
+        raise PredictionError(f"model and preprocess are of one file, not of {len(files)}")
+    return _of_own_training(files[0], model, preprocess, device, threshold, tta)
 
 
 def _of_this_program(
-    file: Path, device: str, threshold: float | None, tta: bool, settings: Sequence[str]
+    files: Sequence[Path], device: str, threshold: float | None, tta: bool, settings: Sequence[str]
 ) -> Pretrained:
-    (saved,) = load_models([file], settings, PREDICT)
-    opened = OpenedModel.of(file, saved)
-    ensemble = Ensemble([opened.member(0, choose_device(device), tta)], threshold)
-    return Pretrained(ensemble, opened.asked.config, opened.point, opened.asked, settings=settings)
+    opened = [OpenedModel.of(file, saved) for file, saved in zip(files, load_models(files, settings, PREDICT))]
+    asked = [one.asked for one in opened]
+    check_alike(asked)
+    place = choose_device(device)
+    members = [one.member(number, place, tta) for one, number in zip(opened, input_numbers(asked))]
+    return Pretrained(Ensemble(members, threshold), asked[0].config, opened[0].point, asked, settings=settings)
 
 
 def _of_own_training(
@@ -321,7 +340,7 @@ def _of_own_training(
         tuple(point.thresholds) if chosen else (),
         f"{point.rule}, chosen on {point.split} ({point.images:,} images)" if chosen else "",
     )
-    return Pretrained(Ensemble([member], threshold), config, point, None, preprocess)
+    return Pretrained(Ensemble([member], threshold), config, point, (), preprocess)
 
 
 def _own_network(file: Path, content: FileContent, model: nn.Module | None, config: Config) -> nn.Module:

@@ -37,7 +37,9 @@ def checkpoint(phantom, tmp_path_factory) -> Path:
 
 
 def by_command(output: Path, checkpoint: Path, *arguments: object) -> list[dict[str, str]]:
-    given = [*arguments, "--checkpoint", checkpoint, "--output", output, "--device", "cpu"]
+    more = [one for one in arguments if str(one).endswith(".pth")]
+    asked = [one for one in arguments if one not in more]
+    given = [*asked, "--checkpoint", checkpoint, *more, "--output", output, "--device", "cpu"]
     assert predict.main([str(one) for one in given]) == 0
     with (output / "predictions.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -79,6 +81,24 @@ def test_arrays_and_images_of_pillow_are_predicted_as_their_files(checkpoint, ph
         assert found == [pytest.approx(one, abs=rounding, rel=0) for one in expected]
     assert model.predict(arrays[1])[0].probabilities == pytest.approx(expected[1], abs=1e-6)
     assert [one.name for one in model.predict(arrays)] == ["array 0", "array 1", "array 2"]
+
+
+def test_several_are_averaged_as_by_the_command(checkpoint, phantom, tmp_path):
+    other = write_model(tmp_path / "other.pth", phantom, "DATA.resize=letterbox", seed=1)
+    model = from_pretrained([checkpoint, other], device="cpu")
+    rows = by_command(tmp_path / "out", checkpoint, phantom / "images", other)
+    alone = by_command(tmp_path / "alone", checkpoint, phantom / "images")
+    found = model.predict(phantom / "images")
+    same(found, rows)
+    assert found[0].probabilities != pytest.approx(
+        {name: float(alone[0][f"probability {name}"]) for name in model.classes}, abs=1e-3
+    )
+    arrays = [np.asarray(Image.open(path)) for path in sorted((phantom / "images").glob("*.png"))]
+    assert [one.probabilities for one in model.predict(arrays)] == [one.probabilities for one in found]
+    with pytest.raises(PredictionError, match="2 networks have no logits in common"):
+        model(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(PredictionError, match="are of one file, not of 2"):
+        from_pretrained([checkpoint, other], model=nn.Linear(2, 2))
 
 
 def test_calling_it_gives_the_logits(checkpoint):
