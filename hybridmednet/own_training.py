@@ -342,7 +342,10 @@ def _asked(model: nn.Module, inputs: Inputs) -> Logits:
 def _settle_precision(config: Config, model: nn.Module, image: Tensor, checkpoint: FileContent | None) -> Config:
     """`resolve_precision`, where a probe can be made for the config's size of images; else contiguous."""
     if image.ndim == 4 and image.shape[1] in (1, 3):
-        return resolve_precision(config, model, False, checkpoint)
+        try:
+            return resolve_precision(config, model, False, checkpoint)
+        except ModelError as reason:  # on a CPU it begins with one image, which is too few for some
+            logger.warning("what is fastest is not probed: %s", reason)
     settled = config.model_copy(deep=True)
     if settled.TRAIN.channels_last is True and image.ndim != 4:
         raise ConfigError(f"TRAIN.channels_last is for images [B, C, H, W], not {of_shape(image)}")

@@ -19,6 +19,11 @@ def adopt_optimizer(optimizer: Optimizer, model: nn.Module) -> float:
     kind = type(optimizer).__name__
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TrainingError("LBFGS asks for the loss several times in a step: take an optimizer of gradients alone")
+    if any("initial_lr" in group and "rate_factor" not in group for group in optimizer.param_groups):
+        raise TrainingError(
+            f"the optimizer {kind} has a scheduler of torch's, which nobody would step: the learning rate follows "
+            "TRAIN.lr_scheduler; make the optimizer without one"
+        )
     names = {parameter: name for name, parameter in model.named_parameters()}
     _check_parameters(optimizer, names, kind)
     rates = [float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups]

@@ -14,6 +14,7 @@ from configs.errors import CheckpointError, ConfigError, DataError, HybridMedNet
 from hybridmednet.trainer import Trainer
 from tests.kill_harness import flatten, identical
 from utils.checkpoint import load_checkpoint
+from utils.gradient_checkpointing import apply_gradient_checkpointing
 from utils.runs.control import Control
 
 COUNT, BATCH, CLASSES, SIDE = 22, 4, 3, 4
@@ -216,6 +217,16 @@ def test_volumes_and_other_channels_are_taken(tmp_path):
         model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), CLASSES))
         config = settings(channels_last="auto")
         assert trainer(model, data, data, config=config).train(epochs=1, folder=tmp_path / str(number)).finished
+
+
+def test_a_network_that_cannot_be_probed_with_one_image_is_trained_all_the_same(tmp_path, caplog):
+    """Batch normalisation of maps of one place needs two images; planning its recomputation says so, too."""
+    blocks = [nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten()]
+    model = apply_gradient_checkpointing(nn.Sequential(*blocks, nn.Linear(4, CLASSES)))
+    data = loader(drop_last=True)
+    config = settings(channels_last="auto")
+    assert trainer(model, data, config=config).train(epochs=1, folder=tmp_path / "run").finished
+    assert "not probed" in caplog.text
 
 
 # ---- errors

@@ -58,5 +58,9 @@ def test_what_cannot_be_taken():
         adopt_optimizer(torch.optim.LBFGS(model.parameters()), model)
     with pytest.raises(TrainingError, match="learning rate of 0"):
         adopt_optimizer(torch.optim.Adam(model.parameters(), 0.0), model)
+    scheduled = torch.optim.Adam(model.parameters(), 0.1)
+    torch.optim.lr_scheduler.StepLR(scheduled, 1)
+    with pytest.raises(TrainingError, match="has a scheduler of torch's"):
+        adopt_optimizer(scheduled, model)
     model.bias.requires_grad_(False)
     assert adopt_optimizer(torch.optim.Adam([model.weight], 1.0), model) == 1.0
