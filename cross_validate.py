@@ -245,7 +245,7 @@ def train_all(campaign: Campaign, folder: RunFolder, control: Control) -> Interr
         logger.info("%s: run %d of %d", member.run, number, len(campaign.record.members))
         resumed = run if run.is_dir() and resumable(run) else None
         try:
-            result = train(settings_of(campaign, member, folder.path, resumed), resumed, control)
+            result = train(settings(campaign, member, folder.path, resumed), resumed, control)
         except (HybridMedNetError, OSError, MemoryError) as error:
             failed[member.run] = str(error) or type(error).__name__
             logger.error("%s failed: %s", member.run, failed[member.run])
@@ -261,26 +261,14 @@ def train_all(campaign: Campaign, folder: RunFolder, control: Control) -> Interr
     return None
 
 
-def settings_of(campaign: Campaign, member: Member, folder: Path, resumed: Path | None) -> Config:
-    """Of one run: those of all, with its split and seed; a resumed run's own, with what has changed."""
+def settings(campaign: Campaign, member: Member, folder: Path, resumed: Path | None) -> Config:
+    """Of one run, new or resumed."""
     from configs.default_config import Config
-    from utils.runs.cross_validation import split_path
+    from utils.runs.cross_validation import changed_settings, settings_of
 
     if resumed is not None and (resumed / CONFIG).is_file():
-        config = Config.from_yaml(resumed / CONFIG)
-        for one in campaign.changed:
-            *path, key = one.key.split(".")
-            section: Config = config
-            for name in path:
-                section = section[name]
-            section[key] = one.now
-        return config
-    config = campaign.config.model_copy(deep=True)
-    config.DATA.split_file = str(split_path(folder, member.fold))
-    config.TRAIN.seed = member.seed
-    config.CHECKPOINT.save_dir, config.LOGGING.run_name = str(folder), member.run
-    config.LOGGING.log_dir = str(Path(config.LOGGING.log_dir) / folder.name)
-    return config
+        return changed_settings(Config.from_yaml(resumed / CONFIG), campaign.changed)
+    return settings_of(campaign.config, campaign.record, member, folder)
 
 
 def report(options: argparse.Namespace, campaign: Campaign, folder: RunFolder, fit_options: FitOptions) -> None:
@@ -302,8 +290,11 @@ def report(options: argparse.Namespace, campaign: Campaign, folder: RunFolder, f
         for one, epoch in ((each.scores, each.epoch) for each in scored)
     ]
     seeds = {seed: [one for one in members if one.seed == seed] for seed in record.seeds}
-    of_seeds = {seed: evaluate_pool(own, plan.task, plan.data, split, settings).results for seed, own in seeds.items()}
     whole = evaluate_pool(members, plan.task, plan.data, split, settings, options.subgroups)
+    of_seeds = {
+        seed: evaluate_pool(own, plan.task, plan.data, split, settings).results if len(seeds) > 1 else whole.results
+        for seed, own in seeds.items()
+    }
     summary = summarise(whole.results, runs, of_seeds)
     write_report(options, campaign, folder, scored, whole, summary)
     if plan.has_test and record.part != "train" and not options.leave_test:

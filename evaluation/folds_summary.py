@@ -249,20 +249,27 @@ def _together(summary: Summary, folds: int) -> Table:
 
 
 def _classes(summary: Summary) -> Table:
+    several = len(summary["seeds"]) > 1
     rows = []
     for name, figures in summary["pooling"].items():
         one, spread = figures["auroc"], summary["over_folds"][name]["auroc"]
-        pooled = summary["pooled"][name]["auroc"]
+        pooled = number(one["pooled"]) if several else with_interval(summary["pooled"][name]["auroc"])
         difference = "–" if one["difference"] is None else f"{one['difference']:+.3f}"
         defined = f"{spread['runs']}"
         within = _of_spread(spread) if name != MEAN else number(one["within_folds"])
-        rows.append([name, with_interval(pooled), within, defined, difference])
+        rows.append([name, pooled, within, defined, difference])
     text = (
         "Pooled AUROC compares studies that were scored by different models, too: where their probabilities are not on "
         "one scale it is lower than within the folds. The difference is what pooling does, mean over seeds; in the "
         "last row it is over the classes that have both."
     )
-    heading = ["AUROC", "pooled", "mean within folds (SD)", "folds where defined", "pooled − within folds"]
+    heading = [
+        "AUROC",
+        "pooled, mean over seeds" if several else "pooled",
+        "mean within folds (SD)",
+        "folds where defined",
+        "pooled − within folds",
+    ]
     return Table("Pooled and within folds", heading, rows, text)
 
 

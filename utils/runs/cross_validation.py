@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from configs.default_config import Config
+from configs.differences import Difference
 from configs.errors import CheckpointError
+from configs.section import Section
 from utils.atomic_file import write_atomically
 from utils.runs.files import CONFIG, CONTROL, CROSS_VALIDATION, FOLD_SPLITS, LAST, LOG, PREVIOUS, STATUS, STEPS
 from utils.runs.folder import find_newest, model_file
@@ -114,6 +117,36 @@ def resumable(run: Path) -> bool:
     for name in (STATUS, STEPS, LOG, CONTROL):
         (run / name).unlink(missing_ok=True)
     return False
+
+
+def settings_of(config: Config, record: CrossValidation, member: Member, folder: Path) -> Config:
+    """Of a run that begins: those of all, with its split, its seed and its place.
+
+    What 'auto' times as training begins is taken over from the first run, so that all are made alike.
+    """
+    config = config.model_copy(deep=True)
+    config.DATA.split_file = str(split_path(folder, member.fold))
+    config.TRAIN.seed = member.seed
+    config.CHECKPOINT.save_dir, config.LOGGING.run_name = str(folder), member.run
+    config.LOGGING.log_dir = str(Path(config.LOGGING.log_dir) / folder.name)
+    first = folder / record.members[0].run / CONFIG
+    if first.is_file():
+        chosen = Config.from_yaml(first, saved=True).TRAIN
+        for key in ("mixed_precision", "channels_last"):
+            if config.TRAIN[key] == "auto":
+                config.TRAIN[key] = chosen[key]
+    return config
+
+
+def changed_settings(config: Config, changed: Iterable[Difference]) -> Config:
+    """A resumed run's own, with what is other than it was for all of them."""
+    for one in changed:
+        *path, key = one.key.split(".")
+        section: Section = config
+        for name in path:
+            section = section[name]
+        section[key] = one.now
+    return config
 
 
 def model_files(path: Path) -> list[Path]:
