@@ -240,7 +240,7 @@ def test_what_has_no_effect_may_change_and_seeds_may_be_added(whole, data, tmp_p
 @pytest.mark.parametrize("split", ["train", "val", "all"])
 def test_its_runs_as_one_model_are_not_scored_on_what_they_were_trained_on(whole, split, capsys, logging_as_it_was):
     assert evaluate.main([str(whole), "--split", split]) == 2
-    assert "for its runs as one model use --split test, or --data with other images" in capsys.readouterr().err
+    assert "for its runs as one model: --split test, or --data with other images" in capsys.readouterr().err
 
 
 def test_other_data_with_names_of_training_are_remarked_on(whole, data, tmp_path, logging_as_it_was):

@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 # Written for a clone, in which it looks for the scripts; what it writes goes into a temporary folder.
-IN_THE_CLONE = {"onnx_alone"}
+IN_THE_CLONE = {"onnx_alone", "cross_validation"}
 
 
 def test_they_are_notebooks_with_titles():

@@ -115,7 +115,7 @@ def check_unseen(split: SavedSplit, asked: str, folder: Path) -> None:
     what = "there is no test part in" if asked not in ("train", ALL) else "models were trained on these images in"
     raise EvaluationError(
         f"--split {asked}: {what} the cross-validation '{folder}'. Each of its studies was trained on by all runs but "
-        f"those that held it out, whose figures are in '{folder}'/report.html; for its runs as one model use {advice}"
+        f"those that held it out, whose figures are in '{folder / 'report.html'}'; for its runs as one model: {advice}"
     )
 
 
