@@ -276,6 +276,8 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
         run.write_json(DOCTOR, first_look(parts))
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
+    for line in learner.describe_rates():
+        logger.info("%s", line)
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(parts.dataset_index.class_names),

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from configs import attention_settings, consistency, fallbacks, plausibility, study_consistency
+from configs import attention_settings, consistency, fallbacks, plausibility, recipe_settings, study_consistency
 from configs.attention_settings import AttentionSupervision
 from configs.best_by import best_by_problems
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_sample_studies
@@ -138,6 +138,10 @@ class TrainSettings(Section):
     study_learning_rate_factor: float = _setting(
         3.0, "The learning rate of what joins views and adds the table is so many times the others'.", gt=0, le=100
     )
+    backbone_learning_rate_factor: float = recipe_settings.BACKBONE_FACTOR
+    layer_decay: float = recipe_settings.LAYER_DECAY
+    freeze: recipe_settings.Freeze = recipe_settings.FREEZE
+    unfreeze_epoch: int | None = recipe_settings.UNFREEZE_EPOCH
     min_learning_rate: float = _setting(0.0, "Where cosine and plateau end.", ge=0)
     weight_decay: float = _setting(1e-4, "Decoupled for adamw, L2 for sgd.", ge=0)
     momentum: float = _setting(0.9, "Momentum of sgd.", ge=0, lt=1)
@@ -482,6 +486,12 @@ class Config(RootSection):
                 train.optimizer, train.learning_rate, train.min_learning_rate, train.weight_decay, train.ema_decay
             ),
             *plausibility.schedule_problems(train.epochs, train.warmup_epochs),
+            *recipe_settings.freezing_problems(
+                train.freeze, train.unfreeze_epoch, train.epochs, model.init_from, loss.attention.trains
+            ),
+            *recipe_settings.rate_problems(
+                train.freeze, train.unfreeze_epoch, train.backbone_learning_rate_factor, train.layer_decay
+            ),
             *plausibility.patience_problems(train.lr_scheduler, train.plateau_patience, train.early_stopping_patience),
             *plausibility.weight_of_loss_problems(
                 model.hierarchical, loss.fine_weight, loss.coarse_weight, loss.consistency_weight

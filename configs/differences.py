@@ -55,7 +55,13 @@ _WHOLE = (
 
 
 # What runs of versions did that did not have these settings yet.
-_IMPLIED: dict[str, object] = {"CHECKPOINT.best_by": "mean_auroc"}
+_IMPLIED: dict[str, object] = {
+    "CHECKPOINT.best_by": "mean_auroc",
+    "TRAIN.freeze": "none",
+    "TRAIN.unfreeze_epoch": None,
+    "TRAIN.backbone_learning_rate_factor": 1.0,
+    "TRAIN.layer_decay": 1.0,
+}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from training.classes import positives_of
 from training.distillation import DistillationLoss, SavedNetwork, teacher_of
 from training.ema import ExponentialMovingAverage
 from training.evaluation import Evaluator
+from training.freezing import Freezing, frozen_part
+from training.layer_rates import backbone_rate_factors
 from training.learner import Learner
 from training.loop import LoopOptions, TrainingLoop
 from training.losses import (
@@ -76,8 +79,12 @@ def build_learner(
         settings.weight_decay,
         settings.momentum,
         settings.study_learning_rate_factor,
+        backbone_rate_factors(model, settings.backbone_learning_rate_factor, settings.layer_decay),
     )
     precision = choose_precision(settings.mixed_precision, device)
+    freezing = _freezing(settings, model)
+    if freezing is not None and freezing.until is None:
+        freezing.apply(0)  # else memory is planned for what is trained later
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
         _plan_checkpointing(model, config, precision, images_per_study)
     model.to(memory_format=choose_memory_format(settings.channels_last))
@@ -91,7 +98,14 @@ def build_learner(
         Adaptation(model, precision.dtype, settings.gradient_accumulation_steps, adapts, images_per_study),
         ExponentialMovingAverage(model, settings.ema_decay) if settings.ema_decay else None,
         sparsity,
+        freezing,
     )
+
+
+def _freezing(settings: TrainSettings, model: nn.Module) -> Freezing | None:
+    if settings.freeze == "none":
+        return None
+    return Freezing(frozen_part(model, settings.freeze), settings.unfreeze_epoch and settings.unfreeze_epoch - 1)
 
 
 def build_loop(
@@ -172,7 +186,9 @@ def resolve_precision(
         chosen = _as_started(settings, checkpoint.get("config"), prefers, device)
     else:
         shape = probe_shape(device, settings.batch_size, config.MODEL.in_channels, config.image_shape())
-        chosen = choose_fastest(model, *_candidates(config, prefers, device), shape, clock)
+        freezing = _freezing(settings, model)
+        with nullcontext() if freezing is None else freezing.applied():
+            chosen = choose_fastest(model, *_candidates(config, prefers, device), shape, clock)
     settled = config.model_copy(deep=True)
     settled.TRAIN.channels_last = chosen.channels_last
     if settings.mixed_precision == "auto":

@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from training.ema import ExponentialMovingAverage
+from training.freezing import Freezing
+from training.layer_rates import describe_rates
 from training.optim import LearningRateSchedule, earlier_group_names, regroup
 from training.out_of_memory import Adaptation
 from training.precision import Precision
@@ -25,7 +27,8 @@ class Learner:
     """A network in training with all that its next steps depend on, beside the data.
 
     model: on its device. precision: of forward passes; it says which loss scale is needed. adaptation: how far the
-    steps were made smaller to fit into memory. ema, sparsity: where there is an average, where weights are pruned.
+    steps were made smaller to fit into memory. ema, sparsity, freezing: where there is an average, where weights are
+    pruned, where a part is not trained.
     """
 
     def __init__(
@@ -37,12 +40,30 @@ class Learner:
         adaptation: Adaptation,
         ema: ExponentialMovingAverage | None = None,
         sparsity: SparseWeights | None = None,
+        freezing: Freezing | None = None,
     ) -> None:
+        self.freezing = freezing
         self.model, self.optimizer, self.schedule, self.precision = model, optimizer, schedule, precision
         self.adaptation, self.ema, self.sparsity = adaptation, ema, sparsity
         self.scaler = precision.scaler()
         self.device = next(model.parameters()).device
         self.state = TrainerState()
+
+    def train_mode(self) -> None:
+        """The model in training mode, but for what is frozen in this epoch."""
+        self.model.train()
+        if self.freezing is None:
+            return
+        if self.freezing.apply(self.state.epoch) and not self.freezing.is_frozen(self.state.epoch):
+            logger.info("epoch %d: %s is trained from here on", self.state.epoch + 1, self.freezing.part.title)
+
+    def describe_rates(self) -> list[str]:
+        """How many parameters are trained in the next epoch at which peak rate, and how many are frozen."""
+        if self.freezing is not None:
+            self.freezing.apply(self.state.epoch)
+        frozen = self.freezing is not None and self.freezing.is_frozen(self.state.epoch)
+        rates = describe_rates(self.optimizer.param_groups, self.schedule.peak)
+        return [*rates, str(self.freezing)] if frozen else rates
 
     @property
     def scored_weights(self) -> StateDict:
@@ -69,7 +90,8 @@ class Learner:
         Raises CheckpointError, before anything is changed, where that was another model, optimizer or version.
         """
         own = self.state_dict()
-        earlier = earlier_group_names(self.model)
+        optimized = {name for group in self.optimizer.param_groups for name in group["param_names"]}
+        earlier = earlier_group_names(self.model, optimized)
         saved = check_resumable(content, own, dict(self.model.named_parameters()), earlier)
         progress = saved["progress"]
         state = TrainerState(**{**progress, "sums": EpochSums(**progress["sums"])})
@@ -89,11 +111,19 @@ class Learner:
         set_random_state(saved["random"])
 
     def _load_optimizer(self, saved: FileContent, names: Sequence[Sequence[str]]) -> None:
-        """Its state, found by the parameters' names; what decays is what did when the run began, which is told."""
-        own = {name for name in self.optimizer.param_groups[0]["param_names"]}
-        if others := [name for name in names[0] if name not in own] + [name for name in own if name not in names[0]]:
+        """Its state, found by the parameters' names; what decays is what did when the run began, which is told.
+
+        Learning rates per group are this run's, however the groups were cut.
+        """
+        decaying = {name for group in names[::2] for name in group}
+        own = {name for group in self.optimizer.param_groups[::2] for name in group["param_names"]}
+        if others := [name for group in names for name in group if (name in decaying) is not (name in own)]:
             text = "the run began with another rule of weight decay, which stays: %d parameters (%s …)"
             logger.info(text, len(others), others[0])
         regroup(self.optimizer, names)
+        numbered = enumerate(name for group in names for name in group)
+        before = {name: saved["state"].get(number) for number, name in numbered}
         groups = self.optimizer.state_dict()["param_groups"]  # weight decay and the like are this run's config's
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        ordered = [name for group in groups for name in group["param_names"]]
+        state = {number: before[name] for number, name in enumerate(ordered) if before[name] is not None}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -94,7 +94,7 @@ class TrainingLoop:
 
     def train_epoch(self, loader: Loader) -> None:
         """One pass over the training split, or the rest of an interrupted one."""
-        self.model.train()
+        self.learner.train_mode()
         self._names = loader.names
         title = f"epoch {self.state.epoch + 1}/{self.options.epochs}"
         sums = self.state.sums

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypedDict
 
 import torch
@@ -24,12 +24,17 @@ class ParameterGroup(TypedDict):
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, study_rate_factor: float = 1.0, study: str = STUDY
+    model: nn.Module,
+    weight_decay: float,
+    study_rate_factor: float = 1.0,
+    study: str = STUDY,
+    rate_factors: Mapping[nn.Parameter, float] | None = None,
 ) -> list[ParameterGroup]:
     """The weights of convolutions and linear layers, which decay, and all other parameters, which do not.
 
     Two groups more, of the same kinds, where a network has parameters whose names begin with `study`: those of what
-    joins views and adds a table, whose learning rate is multiplied by study_rate_factor.
+    joins views and adds a table, whose learning rate is multiplied by study_rate_factor; and two for each value of
+    rate_factors, which parameters of neither kind may have.
 
     Such a weight has two axes or more and is called `weight`, or `…_weight` where a module has several. Biases, norms,
     embeddings, class tokens, position and relative-position tables, layer scales, state spaces and whatever a module
@@ -38,39 +43,61 @@ def parameter_groups(
     exempt, weights = _listed_by_modules(model), _matrices(model)
     names = [name for name, parameter in model.named_parameters() if parameter in weights and parameter not in exempt]
     groups = _groups(model, set(names), weight_decay)
-    own = [_part_of(group, lambda name: name.startswith(study), study_rate_factor) for group in groups]
-    if not any(group["params"] for group in own):
-        return groups
-    return [*(_part_of(group, lambda name: not name.startswith(study), 1.0) for group in groups), *own]
+    factors = rate_factors or {}
+    study_parameters = {p for name, p in model.named_parameters() if name.startswith(study)}
+    kinds = [_part_of(groups, lambda p: p not in study_parameters and p not in factors, 1.0)]
+    kinds.append(_part_of(groups, study_parameters.__contains__, study_rate_factor))
+    for factor in sorted(set(factors.values())):
+        kinds.append(_part_of(groups, {p for p, own in factors.items() if own == factor}.__contains__, factor))
+    filled = [kind for kind in kinds[1:] if any(group["params"] for group in kind)]
+    return [group for kind in (kinds[0], *filled) for group in kind]
 
 
-def _part_of(group: ParameterGroup, chosen: Callable[[str], bool], rate_factor: float) -> ParameterGroup:
-    pairs = [pair for pair in zip(group["params"], group["param_names"], strict=True) if chosen(pair[1])]
-    return {
-        "params": [parameter for parameter, _ in pairs],
-        "param_names": [name for _, name in pairs],
-        "weight_decay": group["weight_decay"],
-        "rate_factor": rate_factor,
-    }
+def _part_of(
+    groups: Sequence[ParameterGroup], chosen: Callable[[nn.Parameter], bool], rate_factor: float
+) -> list[ParameterGroup]:
+    """Of each group the chosen parameters."""
+    parts: list[ParameterGroup] = []
+    for group in groups:
+        pairs = [pair for pair in zip(group["params"], group["param_names"], strict=True) if chosen(pair[0])]
+        parts.append(
+            {
+                "params": [parameter for parameter, _ in pairs],
+                "param_names": [name for _, name in pairs],
+                "weight_decay": group["weight_decay"],
+                "rate_factor": rate_factor,
+            }
+        )
+    return parts
 
 
-def earlier_group_names(model: nn.Module) -> list[list[str]]:
+def earlier_group_names(model: nn.Module, optimized: Collection[str]) -> list[list[str]]:
     """The names in each group by the rule of before December 2026, when groups were saved without names.
+
+    optimized: the names of all parameters that are in the optimizer, frozen for a while or not.
 
     All parameters of two axes or more decayed but for those that a module lists. It can be deleted when no run of then
     is resumed any more.
     """
     exempt = _listed_by_modules(model)
-    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and parameter not in exempt}
-    return [group["param_names"] for group in _groups(model, decayed, 0.0)]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if name in optimized]
+    decayed = {name for name, parameter in named if parameter.ndim > 1 and parameter not in exempt}
+    return [[name for name, _ in named if (name in decayed) is decays] for decays in (True, False)]
 
 
 def regroup(optimizer: Optimizer, names: Sequence[Sequence[str]]) -> None:
-    """Put an optimizer's parameters into the groups of these names, in this order; hyperparameters stay the groups'."""
-    groups = optimizer.param_groups
-    named = {name: p for group in groups for name, p in zip(group["param_names"], group["params"], strict=True)}
-    for group, own in zip(groups, names, strict=True):
-        group["params"], group["param_names"] = [named[name] for name in own], list(own)
+    """Let the parameters decay that did in these groups, in their order; learning rates stay.
+
+    Groups of either come in pairs, as `parameter_groups` gives them: what decays, and what does not.
+    """
+    decaying = {name for group in names[::2] for name in group}
+    position = {name: number for number, name in enumerate(name for group in names for name in group)}
+    for pair in zip(optimizer.param_groups[::2], optimizer.param_groups[1::2], strict=True):
+        both = [entry for group in pair for entry in zip(group["param_names"], group["params"], strict=True)]
+        both.sort(key=lambda entry: position[entry[0]])
+        for group, decays in zip(pair, (True, False)):
+            own = [entry for entry in both if (entry[0] in decaying) is decays]
+            group["param_names"], group["params"] = [name for name, _ in own], [parameter for _, parameter in own]
 
 
 def _groups(model: nn.Module, decayed: set[str], weight_decay: float) -> list[ParameterGroup]:
@@ -125,9 +152,11 @@ def create_optimizer(
     weight_decay: float,
     momentum: float = 0.9,
     study_rate_factor: float = 1.0,
+    rate_factors: Mapping[nn.Parameter, float] | None = None,
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) or SGD with Nesterov momentum, fused kernels."""
-    groups = [dict(group) for group in parameter_groups(model, weight_decay, study_rate_factor)]
+    found = parameter_groups(model, weight_decay, study_rate_factor, rate_factors=rate_factors)
+    groups = [dict(group) for group in found]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if kind == "sgd":

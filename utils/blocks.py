@@ -6,7 +6,7 @@ with what later blocks need; what is no longer read is not in it, as a state at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -106,3 +106,14 @@ def run_plainly(blocks: Iterable[Block], state: State) -> State:
     for step in blocks:
         state = step.run(state)
     return state
+
+
+def leading_frozen(blocks: Sequence[Block]) -> int:
+    """How many blocks lie before the first that is trained: they end with one whose parameters want no gradient."""
+    frozen = 0
+    for number, one in enumerate(blocks, start=1):
+        wanted = [parameter.requires_grad for parameter in one.all_parameters()]
+        if any(wanted):
+            break
+        frozen = number if wanted else frozen
+    return frozen

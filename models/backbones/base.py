@@ -87,6 +87,10 @@ class BaseVisionBackbone(Checkpointable, nn.Module, ABC):
         """The attention weights of all blocks for x; None where there is none, or only within windows."""
         return None
 
+    def new_layers(self) -> list[nn.Module]:
+        """Those that published weights do not have: what is frozen, or learns slowly, as `backbone` are the others."""
+        return [self.projection]
+
     def cell_grids(self, size: Sequence[int]) -> list[CellGrid]:
         """Which pixels the cells of each level are centred on, for inputs of spatial `size`.
 

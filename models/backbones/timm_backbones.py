@@ -207,6 +207,9 @@ class TimmBackbone(BaseVisionBackbone):
         bottom, right = (_round_up(side, self.size_divisor) - side for side in x.shape[2:])
         return nn.functional.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
+    def new_layers(self) -> list[nn.Module]:
+        return [*super().new_layers(), *([] if self.pyramid is None else [self.pyramid])]
+
     def _taps(self, parts: list[Part]) -> list[Block]:
         """Blocks up to the last level, a level leaving where its feature is; or into the simple pyramid."""
         last = max(i for i, part in enumerate(parts) if part.feature in self.features)

@@ -233,6 +233,9 @@ class VisionMamba(BaseVisionBackbone):
         if weights is not False:
             load_released(self.body, weights, f"vim_{variant}")
 
+    def new_layers(self) -> list[nn.Module]:
+        return [*super().new_layers(), self.pyramid]
+
     def blocks(self, x: Tensor) -> list[Block]:
         self.refuse_other_sizes(x)
         layers = [block(f"layers.{i}", layer) for i, layer in enumerate(self.body.layers)]

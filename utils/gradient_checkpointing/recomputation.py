@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from utils.blocks import Block, State, run_plainly
+from utils.blocks import Block, State, leading_frozen, run_plainly
 from utils.gradient_checkpointing.activation_memory import recomputation
 from utils.torch_private import BatchNorm, TreeSpec, tree_flatten, tree_unflatten
 
@@ -24,10 +24,16 @@ def run_recomputed(
 ) -> State:
     """Run all blocks; those in `runs`, [first, end) from block 0 on, are recomputed in the backward pass.
 
-    The running statistics of batch normalisations in the blocks' modules are not touched by it.
+    The running statistics of batch normalisations in the blocks' modules are not touched by it. Blocks at the beginning
+    in which nothing is trained keep nothing for the backward pass, so there is nothing to be saved by doing them again.
     """
-    done = 0
+    frozen = 0 if any(tensor.requires_grad for tensor in state.tensors()) else leading_frozen(blocks)
+    state = run_plainly(blocks[:frozen], state)
+    done = frozen
     for start, end in runs:
+        if end <= frozen:
+            continue
+        start = max(start, frozen)
         assert start == done, "runs follow one another from the first block on"
         # Flat, as torch's checkpoint saves tensors among its arguments and merely holds what is nested in them.
         leaves, structure = tree_flatten(state)
