@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configs.errors import ModelError
 from utils.guidance import Guidance, SecondViews
+from utils.mixing import Mix
 
 # (images as they were read, parameters drawn for each) → the images that a model takes, on the device where both are.
 DeviceTransform = Callable[[Tensor, Tensor], Tensor]
@@ -151,7 +152,8 @@ class Batch:
 
     index: int64 [B], rows of the dataset index. device_transform: what makes the model's images of inputs.image (uint8
     or float32, [M, c, *spatial]) and augmentation_params ([M, P]) as soon as both are on a device; None where the
-    images are finished. guidance: for attention that is taught, else None.
+    images are finished. guidance: for attention that is taught, else None. mix: what is still to be done to the
+    finished images; the targets are mixed already.
     """
 
     inputs: Inputs
@@ -160,6 +162,7 @@ class Batch:
     augmentation_params: Tensor | None = None
     device_transform: DeviceTransform | None = None
     guidance: Guidance | None = None
+    mix: Mix | None = None
 
     def __len__(self) -> int:
         """Studies."""
@@ -174,6 +177,8 @@ class Batch:
             params = self.augmentation_params.to(device, non_blocking=True)
             image = self.device_transform(inputs.image, params).contiguous(memory_format=memory_format)
             inputs = inputs._replace(image=image)
+        if self.mix is not None:
+            inputs = inputs._replace(image=self.mix.images(inputs.image).contiguous(memory_format=memory_format))
         index = self.index.to(device, non_blocking=True)
         return Batch(inputs, self.targets.to(device), index, guidance=guidance)
 
@@ -197,6 +202,8 @@ class Batch:
         parts = min(parts, len(self.index))
         if parts <= 1:
             return [self]
+        if self.mix is not None:  # while the partners are together
+            return self.to(self.inputs.image.device).split(parts)
         inputs = self.inputs.split(parts)
         params: Sequence[Tensor | None] = [None] * parts
         if self.augmentation_params is not None:
