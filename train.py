@@ -195,7 +195,8 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
         logger.warning("%s", note)
     config = resolve_precision(config, model, backbone.prefers_channels_last, checkpoint)
-    labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device)
+    drawn = loaders.train.batches.weights
+    labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, device, drawn)
     mean_images = len(dataset_index.image_rows(loaders.train.indices)) / images
     learner = build_learner(config, model, len(loaders.train), mean_images)
     teacher = load_teacher(config)

@@ -299,6 +299,10 @@ class DataSettings(Section):
     horizontal_flip: float = _setting(
         0.0, "Probability of a mirror image; laterality matters in chest radiographs.", ge=0, le=1
     )
+    sampling: recipe_settings.Sampling = recipe_settings.SAMPLING
+    mixup: float = recipe_settings.MIXUP
+    cutmix: float = recipe_settings.CUTMIX
+    mix_probability: float = recipe_settings.MIX_PROBABILITY
     sample_count: PositiveInt | None = _setting(
         None,
         f"Images to draw when the sample data are made; null: {SAMPLE_IMAGES.count}, or "
@@ -336,6 +340,7 @@ class LossSettings(Section):
         "Exclusive classes: weight of each in cross_entropy and focal; a list, or auto = images / (classes · images of "
         "the class) in the training split.",
     )
+    correct_prior: bool = recipe_settings.CORRECT_PRIOR
     label_smoothing: float = _setting(0.0, "Towards 0.5 (multi-label) or uniform (multi-class).", ge=0, lt=1)
     focal_gamma: float = _setting(2.0, "Focal loss: focusing exponent.", ge=0)
     asymmetric_gamma_positive: float = _setting(0.0, "Asymmetric loss: exponent on positives.", ge=0)
@@ -488,6 +493,20 @@ class Config(RootSection):
             *plausibility.schedule_problems(train.epochs, train.warmup_epochs),
             *recipe_settings.freezing_problems(
                 train.freeze, train.unfreeze_epoch, train.epochs, model.init_from, loss.attention.trains
+            ),
+            *recipe_settings.sampling_problems(
+                data.sampling,
+                data.class_names,
+                {"pos_weight": loss.pos_weight, "class_weight": loss.class_weight},
+                loss.correct_prior,
+            ),
+            *recipe_settings.mixing_problems(
+                data.mixup,
+                data.cutmix,
+                data.mix_probability,
+                model.views.aggregator is not None or model.table.fusion is not None,
+                model.hierarchical and loss.consistency_weight > 0,
+                loss.attention.trains,
             ),
             *recipe_settings.rate_problems(
                 train.freeze, train.unfreeze_epoch, train.backbone_learning_rate_factor, train.layer_decay

@@ -51,6 +51,7 @@ _WHOLE = (
     "DATA.class_titles",
     "DATA.view_kinds",
     "DATA.table.columns",
+    "DATA.sampling",
 )
 
 
@@ -61,6 +62,11 @@ _IMPLIED: dict[str, object] = {
     "TRAIN.unfreeze_epoch": None,
     "TRAIN.backbone_learning_rate_factor": 1.0,
     "TRAIN.layer_decay": 1.0,
+    "DATA.sampling": "none",
+    "DATA.mixup": 0.0,
+    "DATA.cutmix": 0.0,
+    "DATA.mix_probability": 1.0,
+    "LOSS.correct_prior": True,
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from configs.section import setting
 
@@ -27,6 +28,29 @@ LAYER_DECAY: float = setting(
     gt=0,
     le=1,
 )
+
+
+Sampling = Literal["none", "balanced"] | dict[str, PositiveFloat]
+SAMPLING: Sampling = setting(
+    "none",
+    "Which training studies an epoch is made of. balanced: rare classes more often; class → weight: how many times as "
+    "often as others. docs/recipes.md.",
+)
+CORRECT_PRIOR: bool = setting(
+    True,
+    "With DATA.sampling: shift logits within the loss, so that probabilities are those of the training split's "
+    "prevalence; false: those of what was drawn.",
+)
+MIXUP: float = setting(
+    0.0, "α of mixup: images of a batch and their labels are averaged in pairs; 0: not.", ge=0, le=100
+)
+CUTMIX: float = setting(
+    0.0,
+    "α of CutMix: a box of another image of the batch is put into each; 0: not. With mixup, either by chance.",
+    ge=0,
+    le=100,
+)
+MIX_PROBABILITY: float = setting(1.0, "Share of the batches that mixup and CutMix are done to.", gt=0, le=1)
 
 
 def freezing_problems(
@@ -64,3 +88,54 @@ def rate_problems(freeze: str | int, unfreeze_epoch: int | None, factor: float, 
         for key, value in keys.items()
         if value != 1
     ]
+
+
+def sampling_problems(
+    sampling: str | Mapping[str, float],
+    class_names: Sequence[str] | None,
+    weights: Mapping[str, object],
+    correct_prior: bool,
+) -> list[str]:
+    """Classes that there are not, and two ways to balance at once.
+
+    weights: LOSS.pos_weight and class_weight by their names.
+    """
+    if sampling == "none":
+        return (
+            [] if correct_prior else ["LOSS.correct_prior false: DATA.sampling is none, so nothing is to be corrected"]
+        )
+    found = [
+        f"LOSS.{key} 'auto' and DATA.sampling both balance the classes, which would count twice: set one of them, or "
+        f"give {key} as numbers"
+        for key, value in weights.items()
+        if value == "auto"
+    ]
+    if isinstance(sampling, Mapping) and class_names is not None:
+        found += [
+            f"DATA.sampling: {name!r} is no class ({', '.join(class_names[:20])})"
+            for name in sampling
+            if name not in class_names
+        ]
+    return found
+
+
+def mixing_problems(
+    mixup: float, cutmix: float, probability: float, studies: bool, consistency: bool, attention: bool
+) -> list[str]:
+    """What cannot be mixed. studies: of several views or with a table. consistency: a hierarchical model's term is
+    used. attention: LOSS.attention teaches something.
+    """
+    if not (mixup or cutmix):
+        return ["DATA.mix_probability is for DATA.mixup and DATA.cutmix, which are 0"] if probability != 1 else []
+    keys = " and ".join(f"DATA.{key}" for key, value in (("mixup", mixup), ("cutmix", cutmix)) if value)
+    found = []
+    if studies:
+        found.append(f"{keys}: studies of several views or with a table cannot be mixed; set to 0")
+    if consistency:
+        found.append(
+            f"{keys}: of mixed images the coarse label is not the largest of the fine ones; set "
+            "LOSS.consistency_weight to 0"
+        )
+    if attention:
+        found.append(f"{keys}: LOSS.attention teaches regions and views of whole images; set its method to none")
+    return found

@@ -18,6 +18,8 @@ from data.cache.building import Builder, cached_in_memory, cached_on_disk
 from data.cache.reader import AnyPreprocess, cache_folder
 from data.labels import CoarseGroup, apply_uncertain, coarse_targets, default_groups
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, Labels, UnreadableImages
+from data.loading.mixing import Mixing
+from data.loading.sampling import study_weights
 from data.loading.studies import NO_DROPOUT, EncodedTable, StudyDataset, StudyDropout, StudyInputs
 from data.loading.worker_watch import WorkerFailures
 from data.phantom.radiographs import FINDINGS, write_phantom
@@ -306,14 +308,31 @@ def build_loaders(
         transform = taught if train else scored
         dataset = _dataset(studies, transform, config.TRAIN.seed, table, dropout if train else NO_DROPOUT)
         batch_size = config.TRAIN.batch_size * (1 if train else EVALUATION_BATCH_FACTOR)
-        batches = EpochBatchSampler(np.flatnonzero(assignment == split), batch_size, train, config.TRAIN.seed)
-        labels = _labels(config, dataset_index, groups, train)
+        rows, labels = np.flatnonzero(assignment == split), _labels(config, dataset_index, groups, train)
+        weights = _sampling(config, labels, rows) if train else None
+        batches = EpochBatchSampler(rows, batch_size, train, config.TRAIN.seed, weights)
         pinned = device_type == "cuda"
-        return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures)
+        mixing = _mixing(config) if train else None
+        return ImageLoader(dataset, labels, batches, bad, config.DATA.num_workers, pinned, failures, mixing)
 
     cached = dataset_index.with_image_index(_cached(config, loader("train", dataset_index), evaluation, bad))
     test = loader("test", cached) if (assignment == "test").any() else None
     return Loaders(loader("train", cached), loader("val", cached), test, evaluation, groups, dataset_index, encoding)
+
+
+def _sampling(config: Config, labels: Labels, rows: np.ndarray) -> np.ndarray | None:
+    """How often each training study is drawn; None: once."""
+    rule, names = config.DATA.sampling, config.DATA.class_names or []
+    if rule == "none":
+        return None
+    return study_weights(rule, labels.target[rows], labels.mask[rows], names, config.MODEL.task == "multi_class")
+
+
+def _mixing(config: Config) -> Mixing | None:
+    data = config.DATA
+    if not (data.mixup or data.cutmix):
+        return None
+    return Mixing(config.TRAIN.seed, data.mixup, data.cutmix, data.mix_probability)
 
 
 def taught_regions(config: Config, dataset_index: DatasetIndex) -> TaughtRegions | None:

@@ -281,6 +281,8 @@ class _NoLabels:
 
     target = np.empty((0, 1), np.float32)
     mask = np.empty((0, 1), np.bool_)
+    coarse_target = None
+    coarse_mask = None
 
 
 def _within(key: str, names: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -46,6 +47,7 @@ from training.losses import (
 from training.optim import LearningRateSchedule, create_optimizer
 from training.out_of_memory import Adaptation
 from training.precision import Precision, choose_available_precision, choose_memory_format, choose_precision
+from training.prior import prior_shift
 from training.probe import Candidate, choose_fastest, probe_shape
 from training.quantization_aware import QuantizationAware
 from training.sparsity import SparseWeights, prune_smallest
@@ -72,6 +74,11 @@ def build_learner(
     settings = config.TRAIN
     device = next(model.parameters()).device
     steps = -(-batches_per_epoch // settings.gradient_accumulation_steps)
+    if optimizer is not None and (settings.backbone_learning_rate_factor, settings.layer_decay) != (1, 1):
+        raise ConfigError(
+            "TRAIN.backbone_learning_rate_factor and TRAIN.layer_decay are for the optimizer that TRAIN names: give "
+            "your own one groups with learning rates, and leave both at 1"
+        )
     optimizer = optimizer or create_optimizer(
         model,
         settings.optimizer,
@@ -125,6 +132,7 @@ def build_loop(
     memory_format = choose_memory_format(settings.channels_last)
     training, scoring = _forwards(settings, learner)
     labels = loss.labels if isinstance(loss, DistillationLoss) else loss
+    labels = labels.unshifted() if isinstance(labels, TrainingLoss) else labels
     evaluator = Evaluator(
         model,
         labels,
@@ -315,12 +323,16 @@ def build_distillation(
 
 
 class KnownLabels(Protocol):
-    """Labels of a split: 1, 0 or anything where the mask is False, [N, K]."""
+    """Labels of a split: 1, 0 or anything where the mask is False, [N, K]; those of coarse classes [N, G], if any."""
 
     @property
     def target(self) -> Array: ...
     @property
     def mask(self) -> Array: ...
+    @property
+    def coarse_target(self) -> Array | None: ...
+    @property
+    def coarse_mask(self) -> Array | None: ...
 
 
 class Group(Protocol):
@@ -333,9 +345,15 @@ class Group(Protocol):
 
 
 def build_loss(
-    config: Config, train_labels: KnownLabels, coarse_groups: Sequence[Group], device: torch.device
+    config: Config,
+    train_labels: KnownLabels,
+    coarse_groups: Sequence[Group],
+    device: torch.device,
+    drawn: np.ndarray | None = None,
 ) -> TrainingLoss:
-    """The loss that LOSS and MODEL.task name. train_labels: of the training split, for LOSS.pos_weight."""
+    """The loss that LOSS and MODEL.task name. train_labels: of the training split, for LOSS.pos_weight. drawn: how
+    often each of its studies is drawn [N]; None: once.
+    """
     settings = config.LOSS
     exclusive = config.MODEL.task == "multi_class"
     groups = [GroupSpec(list(group.members), group.negated) for group in coarse_groups]
@@ -347,7 +365,28 @@ def build_loss(
             "consistency": settings.consistency_weight,
         }
     elementwise = _elementwise(config, train_labels, device)
-    return TrainingLoss(elementwise, weights, exclusive, settings.label_smoothing, groups)
+    loss = TrainingLoss(elementwise, weights, exclusive, settings.label_smoothing, groups)
+    if drawn is None:
+        return loss
+    return _for_what_is_drawn(config, loss, train_labels, drawn, device)
+
+
+def _for_what_is_drawn(
+    config: Config, loss: TrainingLoss, labels: KnownLabels, drawn: np.ndarray, device: torch.device
+) -> TrainingLoss:
+    """With logits shifted by the prevalence of what is drawn, where LOSS.correct_prior says so; tells of it."""
+    names = config.DATA.class_names or []
+    shift = prior_shift(labels.target, labels.mask, drawn, loss.exclusive)
+    kind = "corrected to that of the training split" if config.LOSS.correct_prior else "of what is drawn, not corrected"
+    listed = ", ".join(f"{name} {value:+.2f}" for name, value in zip(names[:20], shift))
+    logger.info("DATA.sampling: probabilities are %s; the draw shifts logits by %s", kind, listed)
+    if not config.LOSS.correct_prior:
+        return loss
+    corrected = replace(loss, shift=torch.tensor(shift, dtype=torch.float32, device=device))
+    if labels.coarse_target is None or labels.coarse_mask is None:
+        return corrected
+    coarse = prior_shift(labels.coarse_target, labels.coarse_mask, drawn, False)
+    return replace(corrected, coarse_shift=torch.tensor(coarse, dtype=torch.float32, device=device))
 
 
 def _elementwise(config: Config, train_labels: KnownLabels, device: torch.device) -> ElementwiseLoss:

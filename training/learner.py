@@ -115,15 +115,17 @@ class Learner:
 
         Learning rates per group are this run's, however the groups were cut.
         """
-        decaying = {name for group in names[::2] for name in group}
-        own = {name for group in self.optimizer.param_groups[::2] for name in group["param_names"]}
-        if others := [name for group in names for name in group if (name in decaying) is not (name in own)]:
+        before, now = (
+            {name for group in groups[::2] for name in group}
+            for groups in (names, [group["param_names"] for group in self.optimizer.param_groups])
+        )
+        if others := [name for group in names for name in group if (name in before) is not (name in now)]:
             text = "the run began with another rule of weight decay, which stays: %d parameters (%s …)"
             logger.info(text, len(others), others[0])
         regroup(self.optimizer, names)
         numbered = enumerate(name for group in names for name in group)
-        before = {name: saved["state"].get(number) for number, name in numbered}
+        states = {name: saved["state"].get(number) for number, name in numbered}
         groups = self.optimizer.state_dict()["param_groups"]  # weight decay and the like are this run's config's
         ordered = [name for group in groups for name in group["param_names"]]
-        state = {number: before[name] for number, name in enumerate(ordered) if before[name] is not None}
+        state = {number: states[name] for number, name in enumerate(ordered) if states[name] is not None}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -144,6 +144,7 @@ class TrainingLoss:
     elementwise: logits, targets → [B, K] (or [B, 1] for exclusive classes).
     groups: coarse classes of a hierarchical model, whose outputs are (coarse, fine); empty for a flat one.
     weights: 'labels' for a flat model; 'coarse', 'fine' and 'consistency' for a hierarchical one.
+    shift, coarse_shift: [K], [G], added to the logits, see `training.prior.prior_shift`; None: nothing is.
     """
 
     elementwise: ElementwiseLoss
@@ -151,6 +152,12 @@ class TrainingLoss:
     exclusive: bool = False
     label_smoothing: float = 0.0
     groups: Sequence[GroupSpec] = ()
+    shift: Tensor | None = None
+    coarse_shift: Tensor | None = None
+
+    def unshifted(self) -> TrainingLoss:
+        """For images as they are, not as training draws them."""
+        return replace(self, shift=None, coarse_shift=None)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -168,13 +175,13 @@ class TrainingLoss:
     def sums(self, logits: Logits, targets: Targets, inputs: Inputs | None = None) -> dict[str, Tensor]:
         """The sum of each term over a batch, float32. inputs: what the logits are of; not looked at here."""
         smooth = smooth_targets(targets.labels, self.label_smoothing, self.exclusive)
-        loss = self.elementwise(logits.fine.float(), smooth)
+        loss = self.elementwise(_shifted(logits.fine, self.shift), smooth)
         fine = torch.where(self._valid(targets.mask), loss, 0.0).sum()
         if not self.groups:
             return {"labels": fine}
         assert logits.coarse is not None and targets.coarse is not None and targets.coarse_mask is not None
         coarse = logits.coarse.float()
-        coarse_loss = binary_cross_entropy(coarse, targets.coarse)
+        coarse_loss = binary_cross_entropy(_shifted(coarse, self.coarse_shift), targets.coarse)
         return {
             "fine": fine,
             "coarse": torch.where(targets.coarse_mask, coarse_loss, 0.0).sum(),
@@ -188,6 +195,10 @@ class TrainingLoss:
 
     def _valid(self, mask: Tensor) -> Tensor:
         return mask.all(1, keepdim=True) if self.exclusive else mask
+
+
+def _shifted(logits: Tensor, shift: Tensor | None) -> Tensor:
+    return logits.float() if shift is None else logits.float() + shift
 
 
 def consistency(coarse: Tensor, fine: Tensor, groups: Sequence[GroupSpec]) -> Tensor:

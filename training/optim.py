@@ -86,18 +86,25 @@ def earlier_group_names(model: nn.Module, optimized: Collection[str]) -> list[li
 
 
 def regroup(optimizer: Optimizer, names: Sequence[Sequence[str]]) -> None:
-    """Let the parameters decay that did in these groups, in their order; learning rates stay.
+    """Put an optimizer's parameters into the groups of these names, in this order; hyperparameters stay the groups'.
 
-    Groups of either come in pairs, as `parameter_groups` gives them: what decays, and what does not.
+    Where there are fewer or more groups than these, for other learning rates, they stay apart by rate: then groups of
+    either come in pairs, as `parameter_groups` gives them, and what decays is what did.
     """
+    groups = optimizer.param_groups
+    if len(groups) == len(names):
+        named = {name: p for group in groups for name, p in zip(group["param_names"], group["params"], strict=True)}
+        for group, own in zip(groups, names, strict=True):
+            group["params"], group["param_names"] = [named[name] for name in own], list(own)
+        return
     decaying = {name for group in names[::2] for name in group}
     position = {name: number for number, name in enumerate(name for group in names for name in group)}
-    for pair in zip(optimizer.param_groups[::2], optimizer.param_groups[1::2], strict=True):
+    for pair in zip(groups[::2], groups[1::2], strict=True):
         both = [entry for group in pair for entry in zip(group["param_names"], group["params"], strict=True)]
         both.sort(key=lambda entry: position[entry[0]])
         for group, decays in zip(pair, (True, False)):
-            own = [entry for entry in both if (entry[0] in decaying) is decays]
-            group["param_names"], group["params"] = [name for name, _ in own], [parameter for _, parameter in own]
+            kept = [entry for entry in both if (entry[0] in decaying) is decays]
+            group["param_names"], group["params"] = [name for name, _ in kept], [parameter for _, parameter in kept]
 
 
 def _groups(model: nn.Module, decayed: set[str], weight_decay: float) -> list[ParameterGroup]:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from configs.errors import CacheError, DataError
+from data.loading.mixing import Mixing
 from data.loading.remarks import ImageRemarks
+from data.loading.sampling import draw, times_before
 from data.loading.sending import Piped, end_where_nothing_can_be_sent, send
 from data.loading.worker_watch import ResilientLoader, WorkerFailures
 from data.readers.remarks import Remark, collecting
@@ -27,6 +29,9 @@ from data.transforms.input_transform import AnyReadTransform, ReadBatch, Transfo
 from utils.batch import Batch, Targets
 
 logger = logging.getLogger(__name__)
+
+# In a number that stands for an epoch: how often a study has been drawn in it before. No run has so many epochs.
+_TIMES_SHIFT = 32
 
 Transform = TypeVar("Transform", bound=TransformTo[object], covariant=True)
 Content = TypeVar("Content")
@@ -113,10 +118,21 @@ class ImageDataset(Dataset[Item], Generic[Transform]):
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index), a list per batch, from batch `start` of epoch `epoch` on."""
+    """Lists of (epoch, index), a list per batch, from batch `start` of epoch `epoch` on.
 
-    def __init__(self, indices: Sequence[int] | np.ndarray, batch_size: int, shuffle: bool, seed: int) -> None:
-        self.indices = np.asarray(indices, np.int64)
+    weights: how often each index is drawn in an epoch, which is as long as ever, see `draw`; None: once. A study that
+    is drawn again has another number in place of the epoch, so that it is augmented in another way.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.indices, self.weights = np.asarray(indices, np.int64), weights
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.epoch, self.start = 0, 0
 
@@ -125,11 +141,16 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.indices
-        if self.shuffle:
+        order, times = self.indices, None
+        if self.weights is not None:
+            order = self.indices[draw(self.weights, self.seed, self.epoch)]
+            times = times_before(order)
+        elif self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for first in range(self.start * self.batch_size, len(order), self.batch_size):
-            yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
+            rows = order[first : first + self.batch_size].tolist()
+            again = [0] * len(rows) if times is None else times[first : first + self.batch_size].tolist()
+            yield [(self.epoch + (time << _TIMES_SHIFT), row) for row, time in zip(rows, again, strict=True)]
 
 
 class StudyLoader(Generic[Content]):
@@ -198,7 +219,10 @@ class StudyLoader(Generic[Content]):
 
 
 class ImageLoader:
-    """The batches of one split: what a StudyLoader reads, with the labels; see there for the parameters."""
+    """The batches of one split: what a StudyLoader reads, with the labels; see there for the parameters.
+
+    mixing: of single images, in training; None: they stay as they are.
+    """
 
     def __init__(
         self,
@@ -209,8 +233,9 @@ class ImageLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         failures: WorkerFailures | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
-        self.dataset, self.labels, self.batches, self.bad = dataset, labels, batches, bad
+        self.dataset, self.labels, self.batches, self.bad, self.mixing = dataset, labels, batches, bad, mixing
         self.studies: StudyLoader[ReadBatch] = StudyLoader(dataset, batches, bad, num_workers, pin_memory, failures)
 
     def __len__(self) -> int:
@@ -222,8 +247,10 @@ class ImageLoader:
         return self.batches.indices
 
     def own_labels(self) -> Labels:
-        """Those of this split, row by row; without coarse classes."""
-        return Labels(self.labels.target[self.indices], self.labels.mask[self.indices])
+        """Those of this split, row by row."""
+        labels, rows = self.labels, self.indices
+        coarse = (None if column is None else column[rows] for column in (labels.coarse_target, labels.coarse_mask))
+        return Labels(labels.target[rows], labels.mask[rows], *coarse)
 
     def names(self, index: Tensor) -> list[str]:
         """What the images of a batch are called."""
@@ -232,7 +259,13 @@ class ImageLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch | None]]:
         """(number of the batch in its epoch, the batch); None where none of its images could be read."""
         for number, rows, read in self.studies.epoch(epoch, start):
-            yield number, None if read is None else self._batch(rows, read)
+            yield number, None if read is None else self._mixed(self._batch(rows, read), epoch, number)
+
+    def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
+        if self.mixing is None:
+            return batch
+        mix = self.mixing.draw(epoch, number, len(batch), batch.inputs.image.shape[2:])
+        return batch if mix is None else replace(batch, targets=mix.targets(batch.targets), mix=mix)
 
     def _batch(self, rows: Tensor, read: ReadBatch) -> Batch:
         targets, device_transform = self.labels.of(rows.numpy()), self.dataset.transform.device_transform
