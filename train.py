@@ -257,6 +257,7 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     """Write config, split, labels and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
     from data.splits.resumed_data import LabelRecord, tell_label_changes
+    from training.builder import describe_sampling
     from training.classes import warn_of_classes
     from utils.environment import describe_environment
 
@@ -275,10 +276,11 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     warn_of_classes(parts.loaders.train_labels(), parts.dataset_index.class_names)
     if not (run.path / DOCTOR).is_file():
         run.write_json(DOCTOR, first_look(parts))
+    drawn = parts.loaders.train.batches.weights
+    if drawn is not None:
+        logger.info("%s", describe_sampling(config, parts.loaders.train_labels(), drawn))
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
-    for line in learner.describe_rates():
-        logger.info("%s", line)
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(parts.dataset_index.class_names),

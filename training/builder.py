@@ -366,27 +366,26 @@ def build_loss(
         }
     elementwise = _elementwise(config, train_labels, device)
     loss = TrainingLoss(elementwise, weights, exclusive, settings.label_smoothing, groups)
-    if drawn is None:
+    if drawn is None or not settings.correct_prior:
         return loss
-    return _for_what_is_drawn(config, loss, train_labels, drawn, device)
+    shift = prior_shift(train_labels.target, train_labels.mask, drawn, exclusive)
+    loss = replace(loss, shift=torch.tensor(shift, dtype=torch.float32, device=device))
+    if train_labels.coarse_target is None or train_labels.coarse_mask is None:
+        return loss
+    coarse = prior_shift(train_labels.coarse_target, train_labels.coarse_mask, drawn, False)
+    return replace(loss, coarse_shift=torch.tensor(coarse, dtype=torch.float32, device=device))
 
 
-def _for_what_is_drawn(
-    config: Config, loss: TrainingLoss, labels: KnownLabels, drawn: np.ndarray, device: torch.device
-) -> TrainingLoss:
-    """With logits shifted by the prevalence of what is drawn, where LOSS.correct_prior says so; tells of it."""
+def describe_sampling(config: Config, train_labels: KnownLabels, drawn: np.ndarray) -> str:
+    """How often each study is drawn, what that does to logits, and whether probabilities are corrected for it."""
     names = config.DATA.class_names or []
-    shift = prior_shift(labels.target, labels.mask, drawn, loss.exclusive)
+    shift = prior_shift(train_labels.target, train_labels.mask, drawn, config.MODEL.task == "multi_class")
     kind = "corrected to that of the training split" if config.LOSS.correct_prior else "of what is drawn, not corrected"
     listed = ", ".join(f"{name} {value:+.2f}" for name, value in zip(names[:20], shift))
-    logger.info("DATA.sampling: probabilities are %s; the draw shifts logits by %s", kind, listed)
-    if not config.LOSS.correct_prior:
-        return loss
-    corrected = replace(loss, shift=torch.tensor(shift, dtype=torch.float32, device=device))
-    if labels.coarse_target is None or labels.coarse_mask is None:
-        return corrected
-    coarse = prior_shift(labels.coarse_target, labels.coarse_mask, drawn, False)
-    return replace(corrected, coarse_shift=torch.tensor(coarse, dtype=torch.float32, device=device))
+    return (
+        f"DATA.sampling: a study is drawn {drawn.min():.2g} to {drawn.max():.2g} times an epoch; probabilities are "
+        f"{kind}; the draw shifts logits by {listed}"
+    )
 
 
 def _elementwise(config: Config, train_labels: KnownLabels, device: torch.device) -> ElementwiseLoss:

@@ -104,6 +104,8 @@ def run_training(prepare: Preparation, resumed: Path | None = None, control: Con
         until_the_end.enter_context(control.watching(run.path))
         until_the_end.enter_context(log_to_file(run.path / LOG, config.LOGGING.format))
         description = parts.describe(run)
+        for line in learner.describe_rates():
+            logger.info("%s", line)
         if resumed is not None:
             keep_best(run, config, description, learner.state, other_best)
         recorder = Recorder(run, config, description, parts.checkpoint, parts.operating_point)
