@@ -1,4 +1,4 @@
-"""Sampling and mixing in whole runs: a function of where training stands, and refused in one line where they cannot be."""
+"""Sampling and mixing in whole runs: a function of where training stands, and refused where they cannot be."""
 
 import pytest
 
