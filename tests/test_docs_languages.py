@@ -72,6 +72,7 @@ def code_of(language: str, block: str) -> str:
 
 
 def without_code(text: str) -> tuple[str, list[str]]:
+    text = re.sub(r"^```\{toctree\}.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)  # says where pages are, not what
     blocks = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     return re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE), [code_of(*block) for block in blocks]
 
@@ -194,6 +195,14 @@ def test_every_page_is_there_in_both_languages():
     assert lacking == [], "pages without a page x_zh.md beside them, and without a reason in ENGLISH_ONLY"
     alone = [path for path in ROOT.glob("docs/**/*_zh.md") if not path.with_name(in_english(path.name)).is_file()]
     assert alone == [] and all((ROOT / name).is_file() for name in ENGLISH_ONLY)
+
+
+@pytest.mark.parametrize(("index", "ending"), [("index.md", ""), ("index_zh.md", "_zh")])
+def test_every_page_is_in_the_index(index, ending):
+    """Sphinx shows only what an index names: docs/index.md and docs/index_zh.md."""
+    listed = set(re.findall(r"^(\w+)$", (ROOT / "docs" / index).read_text(encoding="utf-8"), re.MULTILINE))
+    here = {page.stem for page in pages() if page.parent == ROOT / "docs" and name_of(page) not in ENGLISH_ONLY}
+    assert {f"{stem}{ending}" for stem in here - {"index"}} - listed == set()
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if name_of(page) not in ENGLISH_ONLY], ids=name_of)
