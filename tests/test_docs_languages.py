@@ -102,7 +102,7 @@ def outline(text: str) -> Outline:
         table_rows=tables_of(prose),
         keys=set(_KEY.findall(bare)),
         options=set(_OPTION.findall(bare)),
-        files={in_english(name) for name in _FILE.findall(bare)},
+        files={in_english(name) for name in _FILE.findall(bare.replace("**", ""))},
         figures=set(_FIGURE.findall(bare)),
         links=links,
         images=images,
