@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from sphinx.application import Sphinx
 
+INVISIBLE = "\u200b"  # between two names of one field, as Sphinx reads what stands before a blank as a type
 _PARAMETER = re.compile(r"(\w+(?:, \w+)*): (.+)")
 _BULLET = re.compile(r"(?:[-•]|\d+\.) ")
 _ENUMERATED = re.compile(r"\w[.)](?: |$)|\(\w\) ")  # 'K. x' at the beginning of a line is no list
@@ -48,7 +49,7 @@ def restructured(lines: Iterable[str], parameters: set[str]) -> list[str]:
         found = _PARAMETER.fullmatch(stripped) if indent == 0 else None
         if found and set(found[1].split(", ")) <= parameters:
             result += ([""] if state == "text" and result and result[-1] else []) + [
-                f":param {found[1]}: {escaped(found[2])}"
+                f":param {found[1].replace(' ', INVISIBLE)}: {escaped(found[2])}"
             ]
             state = "field"
         elif _BULLET.match(stripped) and indent == 0:

@@ -35,7 +35,7 @@ def page_of(package: str, modules: list[str]) -> str:
         lines += [f".. automodule:: {package}", "   :members:", "   :ignore-module-all:", ""]
     for module in modules:
         name = module.rpartition(".")[2]
-        lines += [name, "-" * len(name), "", f".. automodule:: {module}", "   :members:", "   :show-inheritance:", ""]
+        lines += [name, "-" * len(name), "", f".. automodule:: {module}", "   :members:", ""]
     return "\n".join(lines)
 
 

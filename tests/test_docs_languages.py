@@ -197,14 +197,6 @@ def test_every_page_is_there_in_both_languages():
     assert alone == [] and all((ROOT / name).is_file() for name in ENGLISH_ONLY)
 
 
-@pytest.mark.parametrize(("index", "ending"), [("index.md", ""), ("index_zh.md", "_zh")])
-def test_every_page_is_in_the_index(index, ending):
-    """Sphinx shows only what an index names: docs/index.md and docs/index_zh.md."""
-    listed = set(re.findall(r"^(\w+)$", (ROOT / "docs" / index).read_text(encoding="utf-8"), re.MULTILINE))
-    here = {page.stem for page in pages() if page.parent == ROOT / "docs" and name_of(page) not in ENGLISH_ONLY}
-    assert {f"{stem}{ending}" for stem in here - {"index"}} - listed == set()
-
-
 @pytest.mark.parametrize("page", [page for page in pages() if name_of(page) not in ENGLISH_ONLY], ids=name_of)
 def test_both_languages_say_the_same(page):
     english, other = page.read_text(encoding="utf-8"), chinese(page).read_text(encoding="utf-8")

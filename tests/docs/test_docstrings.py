@@ -84,7 +84,7 @@ def test_parameters_become_fields_with_the_lines_that_go_on():
     fields = [(field[0].astext(), field[1].astext()) for field in document.findall(docutils.nodes.field)]
     assert fields == [
         ("param name", "one of the table,\nor timm/<name>."),
-        ("param size, width", "in pixels, as\nthe image has them."),
+        ("param size,\u200bwidth", "in pixels, as\nthe image has them."),
     ]
     assert document[-1].astext() == "Raises ModelError for others.\nnote: is no parameter"
 

@@ -22,7 +22,7 @@ def test_public_modules_are_shown_and_private_ones_are_not():
 
 @pytest.mark.parametrize("page", ["api.md", "api_zh.md"])
 def test_names_of_the_reference_are_defined_where_it_says(page):
-    names = re.findall(r"^   ([a-z_]+(?:\.\w+)+)$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+    names = re.findall(r"^   ~([a-z_]+(?:\.\w+)+)$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert len(names) > 40
     for name in names:
         module, _, member = name.rpartition(".")
