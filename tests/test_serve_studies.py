@@ -83,6 +83,11 @@ def test_answers_are_those_of_predict(client, run, data, tmp_path, capsys):
     assert np.ptp([list(row["probabilities"].values()) for row in expected[1:]], axis=0).max() > 0.01
 
 
+def test_the_model_says_that_it_takes_studies_and_how(client):
+    said = client.get("/model").json()
+    assert said["kind"] == "studies" and "images" in said["fields"]["studies"]
+
+
 def test_of_studies_none_of_which_can_be_read_each_says_why(client):
     sent = {"images": [{"name": "x.png", "data": "AAAA"}], "studies": {"s": {"images": {"x.png": "PA"}}}}
     answer = client.post("/predict", json=sent)

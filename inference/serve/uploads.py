@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -98,7 +99,7 @@ async def read_request(request: Request, limits: Limits) -> Asked:
     if kind == "multipart/form-data":
         asked = await _of_form(request, limits)
     elif kind == "application/json":
-        asked = _of_json(await request.body(), limits)
+        asked = await asyncio.to_thread(_of_json, await request.body(), limits)  # others are answered meanwhile
     elif kind.startswith("image/") or kind in _ONE_IMAGE:
         asked = Asked((Upload("image", await request.body()),))
     else:
