@@ -79,7 +79,7 @@ def create_app(service: Service, key: str | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
         yield
-        await asyncio.to_thread(service.batcher.stop)
+        await asyncio.to_thread(service.batcher.stop, 2 * service.limits.timeout_seconds)
 
     # No page of documentation: FastAPI's would load its scripts from a network.
     app = FastAPI(title="HybridMedNet", docs_url=None, redoc_url=None, lifespan=lifespan)

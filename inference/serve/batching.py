@@ -92,13 +92,14 @@ class Batcher(Generic[Question, Read]):
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Answer what waits, and end. Nothing is taken from now on."""
+    def stop(self, most_seconds: float = 60.0) -> None:
+        """Answer what waits, and end; what hangs is left after so many seconds. Nothing is taken from now on."""
         with self._lock:
             self._stopping = True
         self._to_read.put(None)
+        until = time.monotonic() + most_seconds
         for thread in self._threads:
-            thread.join()
+            thread.join(max(until - time.monotonic(), 0.0))
 
     @property
     def waiting(self) -> int:
