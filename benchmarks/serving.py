@@ -35,6 +35,7 @@ from benchmarks.pages import Verdict, markdown_table, report, verdict_table
 from configs.default_config import Config
 from data.transforms.images import Preprocess
 from models import HybridMedNet
+from training.precision import choose_memory_format
 from utils.checkpoint import save_checkpoint
 from utils.environment import EnvironmentRecord, describe_environment
 
@@ -133,8 +134,10 @@ def served(port: int, pid: int, content: bytes, clients: int, requests: int) -> 
 
 @torch.inference_mode()
 def bare(network: HybridMedNet, size: int, batch: int, images: int) -> Run:
-    """Forward passes over a batch that is there."""
-    x, seconds = torch.randn(batch, network.in_channels, size, size), []
+    """Forward passes over a batch that is there, in the memory format that the server has."""
+    layout = choose_memory_format("auto", network.backbone.prefers_channels_last)
+    x, seconds = torch.randn(batch, network.in_channels, size, size).contiguous(memory_format=layout), []
+    network.to(memory_format=layout)
     processor, begin = time.process_time(), time.perf_counter()
     for _ in range(max(1, images // batch)):
         start = time.perf_counter()
@@ -225,11 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args(arguments)
     found, load, machine = measure(options), os.getloadavg()[2], describe_environment("cpu", "fp32")
-    figures = {
-        "environment": machine,
-        "options": vars(options),
-        "ways": {way: asdict(run) for way, run in found.items()},
-    }
+    ways = {way: asdict(run) for way, run in found.items()}
+    figures = {"environment": machine, "load_average": load, "options": vars(options), "ways": ways}
     return report(None if options.no_write else PAGE, page(found, options, machine, load), figures, verdicts(found))
 
 
