@@ -7,12 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import export
 import predict
 from data.transforms.images import Preprocess
+from deployment.preparation import describe_input
 from tests.small_models import NAMES, POINT, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,3 +103,25 @@ def test_the_example_says_what_predict_says(preprocess, point, overrides, images
     apart = np.abs(values - expected).max(axis=1)
     print({path.name: f"{worst:.0e}" for path, worst in zip(files, apart)})
     assert (apart < 1e-5).all()
+
+
+def test_a_file_that_says_too_little_and_an_image_that_pillow_halves_are_refused(images, tmp_path):
+    onnx_model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Identity", ["image"], ["y"])],
+            "g",
+            [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(onnx_model, tmp_path / "old.onnx")
+    done = run_example(tmp_path / "old.onnx", [images / "grey.png"], tmp_path)
+    assert done.returncode == 1 and done.stderr.strip().endswith("this is for single images")
+    described = describe_input(Preprocess((8, 8), 3, [0.5], [0.5]).as_dict()).model_dump_json()
+    onnx.helper.set_model_props(onnx_model, {"input": described, "classes": "[]", "output": "probabilities"})
+    onnx.save(onnx_model, tmp_path / "new.onnx")
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((8, 8, 3), np.uint16))
+    done = run_example(tmp_path / "new.onnx", [tmp_path / "deep.png"], tmp_path)
+    assert done.returncode == 1 and "a colour PNG of 16 bits, of which Pillow keeps 8" in done.stderr

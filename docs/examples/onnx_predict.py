@@ -74,9 +74,9 @@ def prepare(path, how):  # → float32 [C, H, W]; how: the metadata's `input`
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(sys.argv[1])
     metadata = session.get_modelmeta().custom_metadata_map
-    how = json.loads(metadata["input"])
+    how = json.loads(metadata.get("input", '{"kind": "what its metadata do not say: export it again"}'))
     if how["kind"] != "images" or len(session.get_inputs()) > 1:
-        sys.exit(f"{sys.argv[1]} takes volumes or studies; this is for single images")
+        sys.exit(f"{sys.argv[1]} takes studies or {how['kind']}; this is for single images")
     for name in sys.argv[2:]:
         numbers = session.run(None, {"image": prepare(name, how)[None]})[0][0].tolist()
         print(json.dumps({"image": name, metadata["output"]: dict(zip(json.loads(metadata["classes"]), numbers))}))
