@@ -142,6 +142,13 @@ class Parts:
         """See `describe_run`."""
         return describe_run(run, self)
 
+    def describe_sampling(self) -> list[str]:
+        """A line where studies are drawn more or less often than once."""
+        from training.builder import describe_sampling
+
+        drawn = self.loaders.train.batches.weights
+        return [] if drawn is None else [describe_sampling(self.config, self.loaders.train_labels(), drawn)]
+
     def operating_point(self, validation: Scores) -> OperatingPointRecord:
         """What an epoch's weights call present, fitted on the validation split."""
         from evaluation.fitting import point_of_training
@@ -246,7 +253,8 @@ def look(config: Config, options: argparse.Namespace, resumed: Path | None) -> i
         splits = {split: int((parts.assignment == split).sum()) for split in SPLITS}
         description = describe_data(splits, parts.task.class_names, parts.positives, parts.model.summary())
         found = dry_run(build_loop(prepared, parts.learner, parts.loss), parts.loaders.train)
-        show("\n".join([*description, *found.lines(), "no run's folder was written"]))
+        recipe = [*parts.learner.describe_rates(), *parts.describe_sampling()]
+        show("\n".join([*description, *recipe, *found.lines(), "no run's folder was written"]))
     if options.print_config:
         of = origins(config_file(options, resumed), given_overrides(options))
         show(annotated_yaml(*resolved(config, of, prepared)))
@@ -257,7 +265,6 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     """Write config, split, labels and environment into the run's folder; what checkpoints carry of them."""
     from data.splits.assignment import write_split
     from data.splits.resumed_data import LabelRecord, tell_label_changes
-    from training.builder import describe_sampling
     from training.classes import warn_of_classes
     from utils.environment import describe_environment
 
@@ -276,9 +283,8 @@ def describe_run(run: RunFolder, parts: Parts) -> dict[str, object]:
     warn_of_classes(parts.loaders.train_labels(), parts.dataset_index.class_names)
     if not (run.path / DOCTOR).is_file():
         run.write_json(DOCTOR, first_look(parts))
-    drawn = parts.loaders.train.batches.weights
-    if drawn is not None:
-        logger.info("%s", describe_sampling(config, parts.loaders.train_labels(), drawn))
+    for line in parts.describe_sampling():
+        logger.info("%s", line)
     run.write_json("environment.json", describe_environment(str(learner.device), learner.precision.name))
     logger.info("run %s: %s on %s, %s", run.path, learner.precision.name, learner.device, model.summary())
     return {

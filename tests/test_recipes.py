@@ -52,6 +52,15 @@ def test_a_hierarchical_model_learns_from_mixed_and_drawn_images(data, tmp_path)
     assert all(0 < row["train_loss"] < 5 for row in metrics_of(tmp_path / "run") if "train_loss" in row)
 
 
+def test_a_dry_run_says_what_is_frozen_at_which_rates_and_what_is_drawn(data, tmp_path, capsys):
+    options = {"TRAIN__freeze": "level_2", "TRAIN__backbone_learning_rate_factor": 0.1, "DATA__sampling": "balanced"}
+    assert run_main([*arguments(data, tmp_path, "run", **options), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert " blocks of the backbone are frozen" in said
+    assert "learning rate 1e-05 (0.1 of 0.0001): " in said and "DATA.sampling: a study is drawn" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_class_that_there_is_not_ends_the_run_before_training(data, tmp_path, capsys):
     assert run_main(arguments(data, tmp_path, "run", DATA__sampling="{disc: 2}")) == 2
     assert "DATA.sampling: 'disc' is no class (Disc, Bar, Ring)" in capsys.readouterr().err

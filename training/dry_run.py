@@ -64,7 +64,7 @@ def dry_run(loop: TrainingLoop, loader: Loader) -> DryRun:
     Raises DataError where no image or no label of the first batches is of use, TrainingError where memory runs out.
     """
     learner, options, state = loop.learner, loop.options, loop.state
-    loop.model.train()
+    learner.train_mode()
     began = time.perf_counter()
     batches = loader.epoch(state.epoch, state.sums.batches)
     window = next(iter(windows(batches, options.accumulation_steps, loop.window.send, learner.device)), None)
