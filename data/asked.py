@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,15 +19,20 @@ from data.evaluation_data import WholeStudies
 from data.joint_inputs import JointPreprocess, JointStudies, UnreadableInputs, unlabelled_study_loader
 from data.loading.loaders import StudyLoader
 from data.profile import TrainingData, Traits
+from data.readers.dicom_identity import identifiers, is_dicom, naming_texts, read_attributes, read_headers
 from data.readers.fingerprints import fingerprint
 from data.readers.images import to_uint8
 from data.sources.asked_studies import asked_studies
 from data.sources.studies import StudySettings, check_known_views, check_view_kinds
-from data.sources.unlabelled import open_unlabelled
-from data.study import DatasetIndex, StudyImages
+from data.sources.unlabelled import AskedInputs, open_unlabelled
+from data.study import DatasetIndex, StudyImages, StudyReader
 from data.table_encoding import Categorical, TableEncoding
 from data.transforms.images import Preprocess
 from utils.batch import Inputs
+from utils.identifiers import without_names
+
+if TYPE_CHECKING:
+    from pydicom import FileDataset
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class AskedModel:
 
 class Asked:
     """models: one or more of studies. inputs: see `open_unlabelled`. table: a clinical table, or None. missing_columns:
-    what a table lacks is unknown rather than an error. overrides: the command's.
+    what a table lacks is unknown rather than an error. overrides: the command's. anonymous: see AskedImages.
 
     notes: what is to be told at once. Raises PredictionError where the models make studies in different ways, and
     DataError as `open_unlabelled` and `asked_studies` do.
@@ -59,12 +65,13 @@ class Asked:
     def __init__(
         self,
         models: Sequence[AskedModel],
-        inputs: Sequence[str],
+        inputs: AskedInputs,
         table: str | None,
         missing_columns: bool,
         overrides: Sequence[str],
+        anonymous: bool = False,
     ) -> None:
-        self.models = models
+        self.models, self.anonymous = models, anonymous
         tables = asked_tables(overrides)
         settings = replace(_common_settings(models, overrides), table_file=table, encoding=tables.encoding)
         volumes = models[0].config.has_volumes()
@@ -77,7 +84,7 @@ class Asked:
             check_view_kinds(model.view_kinds, self.dataset_index)
         if any(image.table.get("view") for image in self.images.index.studies):
             check_known_views(self.dataset_index)
-        self.unread = UnreadableInputs()
+        self.unread = UnreadableInputs(silent=anonymous)
         strange = [self._strange(model.encoding) for model in models]
         self.notes = tuple(
             dict.fromkeys([*self.dataset_index.notes, *(note for notes, _ in strange for note in notes)])
@@ -85,6 +92,10 @@ class Asked:
         self._strange_values = [
             list(dict.fromkeys(chain.from_iterable(texts))) for texts in zip(*(of for _, of in strange))
         ]
+        if anonymous:
+            self.columns = tuple({} for _ in self.columns)
+            self._strange_values = [[without_names(text) for text in texts] for texts in self._strange_values]
+            self.dataset_index = _with_numbers(self.dataset_index)
 
     @property
     def images(self) -> StudyImages:
@@ -112,12 +123,14 @@ class Asked:
         """What is to be said of a study that was read: images that could not be, those unlike training's, values."""
         rows = self.images.rows[number]
         read = [row for row in rows if row not in self.unread.reasons]
-        said = [f"left out: {self.unread.reasons[row]}" for row in rows if row in self.unread.reasons]
+        said = [f"left out: {self._reason(row)}" for row in rows if row in self.unread.reasons]
         for row, one in zip(read, traits, strict=True):
             image = self.images.index.studies[row]
             of_image = [f"{remark.kind}: {remark.detail}" for remark in self.unread.remarks.of(row)]
+            attributes, shown = read_attributes(Path(image.file)), not self.anonymous
             for profile in (model.profile for model in self.models if model.profile is not None):
-                of_image += profile.differences(one, image.table.get("view", "") if profile.views else "")
+                view = image.table.get("view", "") if profile.views else ""
+                of_image += profile.other_acquisition(attributes, shown) + profile.differences(one, view, shown)
             prefix = f"{image.name}: " if len(rows) > 1 else ""
             said += [f"{prefix}{text}" for text in dict.fromkeys(of_image)]
         return said + (self._strange_values[number] if self._strange_values else [])
@@ -137,8 +150,42 @@ class Asked:
 
     def failure(self, number: int) -> str:
         """Why nothing of a study could be read."""
-        reasons = [self.unread.reasons[row] for row in self.images.rows[number] if row in self.unread.reasons]
+        reasons = [self._reason(row) for row in self.images.rows[number] if row in self.unread.reasons]
         return "; ".join(reasons) or "nothing of it could be read"
+
+    def _reason(self, row: int) -> str:
+        """Why an image cannot be read."""
+        reason, path = self.unread.reasons[row], Path(self.images.index.studies[row].file)
+        return without_names(reason, naming_texts(read_attributes(path)), [path]) if self.anonymous else reason
+
+    @property
+    def has_identifiers(self) -> bool:
+        """Whether any file may say whose it is, and it is to be said."""
+        return not self.anonymous and any(is_dicom(Path(image.file)) for image in self.images.index.studies)
+
+    def attributes(self, number: int) -> list[dict[str, str]]:
+        """`read_attributes` of each image of a study."""
+        return [read_attributes(Path(self.images.index.studies[row].file)) for row in self.images.rows[number]]
+
+    def identifiers(self, number: int) -> dict[str, str]:
+        """Whose study it is, by keyword, as its files say; {} where that is not to be said."""
+        return {} if self.anonymous else identifiers(self.attributes(number))
+
+    def other_acquisition(self, number: int) -> list[str]:
+        """In words, whether an image of a study is of a modality or body part that no training image was of."""
+        profiles = [model.profile for model in self.models if model.profile is not None]
+        found = (one.other_acquisition(of, not self.anonymous) for of in self.attributes(number) for one in profiles)
+        return list(dict.fromkeys(text for texts in found for text in texts))
+
+    def headers(self, number: int) -> list[FileDataset]:
+        """The headers of a study's files; see `read_headers`."""
+        paths = [Path(self.images.index.studies[row].file) for row in self.images.rows[number]]
+        return [header for path in paths for header in read_headers(path)]
+
+    def not_dicom(self) -> list[str]:
+        """What images are called that are no DICOM files; those that cannot be opened are none of them."""
+        paths = ((one.name, Path(one.file)) for one in self.images.index.studies)
+        return [name for name, path in paths if path.exists() and not is_dicom(path)]
 
     def shown(self, number: int) -> list[tuple[Inputs, list[tuple[str, str, np.ndarray | None]]]]:
         """For a heatmap: a study of images as each of the models sees it, [1 study], and its views: (name, what the
@@ -149,7 +196,7 @@ class Asked:
             study = WholeStudies(self.dataset_index, model.preprocess, model.encoding).read(number)
             shown = [view.pixels if isinstance(view.pixels, np.ndarray) else None for view in study.views]
             images = [None if pixels is None else to_uint8(pixels) for pixels in shown]
-            views = [(view.name, view.value, image) for view, image in zip(study.views, images)]
+            views = [(v.name, "" if self.anonymous else v.value, image) for v, image in zip(study.views, images)]
             found.append((study.inputs, views))
         return found
 
@@ -171,6 +218,17 @@ class Asked:
         if encoding is None or table is None:
             return [], [[] for _ in names]
         return encoding.strange(table, names)
+
+
+def _with_numbers(dataset_index: DatasetIndex) -> DatasetIndex:
+    """Studies called by their numbers, their images '00007-1', '00007-2', …"""
+    images = dataset_index.images
+    assert images is not None, "a dataset index of studies"
+    names = {row: f"{n:05d}-{k}" for n, rows in enumerate(images.rows) for k, row in enumerate(rows, 1)}
+    of_images = tuple(replace(one, name=names.get(row, "")) for row, one in enumerate(images.index.studies))
+    images = replace(images, index=replace(images.index, studies=of_images))
+    studies = tuple(replace(one, name=f"{number:05d}") for number, one in enumerate(dataset_index.studies))
+    return replace(dataset_index, studies=studies, images=images, read=StudyReader(images))
 
 
 def _categories(models: Sequence[AskedModel]) -> dict[str, list[str]]:

@@ -128,19 +128,24 @@ class JointStudyTransform:
 
 
 class UnreadableInputs(UnreadableImages):
-    """Any number of unreadable files; the first few are said, all are kept in `reasons`."""
+    """Any number of unreadable files; the first few are said, all are kept in `reasons`. silent: nothing is said."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
         super().__init__(0)
+        self.silent = silent
 
     def add(self, index: int, reason: str) -> None:
         if index in self.reasons:
             return
         self.reasons[index] = reason
-        if len(self.reasons) <= _MAX_DISPLAYED:
+        if len(self.reasons) <= _MAX_DISPLAYED and not self.silent:
             logger.warning(
                 "%s%s", reason, "; further ones stand in the results only" * (len(self.reasons) == _MAX_DISPLAYED)
             )
+
+    def end_epoch(self) -> None:
+        if not self.silent:
+            super().end_epoch()
 
 
 def unlabelled_loader(

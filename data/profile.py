@@ -11,7 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import cv2
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from configs.errors import CheckpointError, DataError
 from data.loading.loaders import EpochBatchSampler, ImageDataset, ImageLoader, StudyLoader, UnreadableImages
+from data.readers.dicom_identity import BODY_PART, MODALITY, read_attributes
 from data.readers.images import scale_intensity
 from data.readers.volumes import Volume
 from data.study import DatasetIndex, Pixels
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # As many as tell the range, and as many pixels as are decoded in a few seconds.
 MOST_IMAGES, MOST_PIXELS, BATCH = 64, 10**8, 8
+MOST_HEADERS = 512
 _LOOKED_AT = 256  # pixels of an axis; of volumes as many voxels as of images
 _CELLS = 8  # rows and columns of the mean image: where it is bright, not whose it is
 _COLOURED = 0.02  # mean distance of the channels, of the full range; JPEG's rounding of a grey image is below
@@ -152,7 +154,8 @@ class TrainingDataRecord(TypedDict, total=False):
     """Training data as a checkpoint describes them; empty where nothing could be read.
 
     images: how many were looked at, `of` so many. ranges: trait → [smallest, largest]. kinds: trait → kind → images.
-    views: view → images. pattern: the mean image's cells.
+    views: view → images. pattern: the mean image's cells. modalities, body_parts: of those that are DICOM files, of 512
+    at most; absent where none is.
     """
 
     kind: Literal["images", "volumes"]
@@ -162,6 +165,8 @@ class TrainingDataRecord(TypedDict, total=False):
     kinds: dict[str, dict[str, int]]
     views: dict[str, int]
     pattern: list[float]
+    modalities: dict[str, int]
+    body_parts: dict[str, int]
 
 
 def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | None = None) -> TrainingDataRecord:
@@ -187,7 +192,7 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
     views = Counter(view_name(dataset_index.studies[i].table.get("view", "")) for i in everyone)
     ranges = {t.name: [float(c.min()), float(c.max())] for t, c in zip(traits, figures.T) if t.names is None}
     kinds = {t.name: _count(t.names, c) for t, c in zip(traits, figures.T) if t.names is not None}
-    return {
+    record: TrainingDataRecord = {
         "kind": "volumes" if volumes else "images",
         "images": len(figures),
         "of": len(everyone),
@@ -196,6 +201,34 @@ def describe_images(loader: ImageLoader, volumes: bool, source: DatasetIndex | N
         "views": {view: count for view, count in views.items() if view},
         "pattern": pattern,
     }
+    modalities, body_parts = _acquisitions(dataset_index, rows, everyone)
+    if modalities:
+        record["modalities"] = modalities
+    if body_parts:
+        record["body_parts"] = body_parts
+    return record
+
+
+def _acquisitions(
+    dataset_index: DatasetIndex, rows: Sequence[int] | np.ndarray, everyone: np.ndarray
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(modality → images, body part → images) by the headers of DICOM files: of more than `rows`, as what is rare among
+    training images is not unlike them; of none where none of `rows` is such a file.
+    """
+
+    def header(row: int) -> dict[str, str]:
+        files = dataset_index.files(row)
+        return read_attributes(files[0]) if files else {}
+
+    if not any(header(int(row)) for row in rows):
+        return {}, {}
+    if len(everyone) > MOST_HEADERS:
+        everyone = np.sort(np.random.default_rng(1).choice(everyone, MOST_HEADERS, replace=False))
+    headers = [header(int(row)) for row in everyone]
+    modalities, body_parts = (
+        dict(Counter(view_name(one[keyword]) for one in headers if keyword in one)) for keyword in (MODALITY, BODY_PART)
+    )
+    return modalities, body_parts
 
 
 def _with_likeness(figures: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, list[float]]:
@@ -249,6 +282,8 @@ class TrainingData:
     kinds: Mapping[str, Mapping[str, int]]
     views: Mapping[str, int]
     pattern: np.ndarray
+    modalities: Mapping[str, int] = field(default_factory=dict)
+    body_parts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     # Any: values of a file; each is checked below.
@@ -260,19 +295,36 @@ class TrainingData:
                 raise ValueError(f"it is of {values['kind']}")
             ranges = {t.name: _range(values["ranges"][t.name]) for t in traits if t.names is None}
             kinds = {t.name: _counts(values["kinds"][t.name]) for t in traits if t.names is not None}
-            return cls(traits, ranges, kinds, _counts(values["views"]), _pattern(values["pattern"], volumes))
+            views, pattern = _counts(values["views"]), _pattern(values["pattern"], volumes)
+            acquired = (_counts(values.get(key, {})) for key in ("modalities", "body_parts"))
+            return cls(traits, ranges, kinds, views, pattern, *acquired)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"what a checkpoint says of its training data cannot be read ({error!r})") from None
 
-    def differences(self, traits: Traits, view: str = "") -> list[str]:
-        """In words, how an image with these traits (see `measure`) and this view is unlike the training images."""
+    def other_acquisition(self, attributes: Mapping[str, str], shown: bool = True) -> list[str]:
+        """In words, whether a file with these attributes of DICOM is of a modality or body part that no training image
+        was of; nothing where the one or the others do not say. shown: with what the file says.
+        """
+        found = []
+        pairs = ((MODALITY, "modality", self.modalities), (BODY_PART, "body part", self.body_parts))
+        for keyword, word, known in pairs:
+            value = view_name(attributes.get(keyword, ""))
+            if value and known and value not in known:
+                named = f"{word} {value}" if shown else f"another {word}"
+                found.append(f"{named} (training: {', '.join(sorted(known))})")
+        return found
+
+    def differences(self, traits: Traits, view: str = "", shown: bool = True) -> list[str]:
+        """In words, how an image with these traits (see `measure`) and this view is unlike the training images. shown:
+        with its view.
+        """
         values = traits.figures.tolist()
         if len(self.pattern):
             values.append(likeness(traits.cells, self.pattern))
         found = [self._difference(trait, value) for trait, value in zip(self.traits, values, strict=True)]
         view = view_name(view)
         if view and self.views and view not in self.views:
-            found.append(f"view {view} (training: {', '.join(sorted(self.views))})")
+            found.append(f"{f'view {view}' if shown else 'another view'} (training: {', '.join(sorted(self.views))})")
         return [text for text in found if text]
 
     def _difference(self, trait: Trait, value: float) -> str:

@@ -129,7 +129,7 @@ class Journal:
 
 def set_aside(folder: Path) -> None:
     """Before results that do not go on from them: rows of a pass that was not finished get another name."""
-    if _settings(folder).get("finished") is False and (folder / ROWS).is_file():
+    if settings_in(folder).get("finished") is False and (folder / ROWS).is_file():
         (folder / ROWS).replace(folder / _UNFINISHED)
         logger.warning(
             "'%s' holds rows of a prediction that was not finished; without --resume it begins anew, and they are "
@@ -145,11 +145,11 @@ def resume(folder: Path, made_by: JsonObject, rows: Sequence[Row], names: Sequen
     Rows with an error are left to be tried again. Raises PredictionError where the earlier pass was of other models or
     settings.
     """
-    settings = _settings(folder)
+    settings = settings_in(folder)
     if not settings:
         logger.warning("--resume: there are no results in '%s' to go on from: it begins with the first image", folder)
         return
-    _check_settings(folder, settings.get("made_by"), made_by)
+    check_settings(folder, settings.get("made_by"), made_by)
     earlier = {str(record.get("fingerprint")): record for record in read_rows(folder / ROWS)}
     kept = [row for row in rows if row.fingerprint in earlier and _take_over(row, earlier[row.fingerprint], names)]
     known = {_name(record) for record in earlier.values()}
@@ -164,7 +164,8 @@ def resume(folder: Path, made_by: JsonObject, rows: Sequence[Row], names: Sequen
         logger.warning("%d are gone, and their results with them: %s", len(gone), _some(gone))
 
 
-def _settings(folder: Path) -> Mapping[str, object]:
+def settings_in(folder: Path) -> Mapping[str, object]:
+    """resume.json of a folder; {} where there is none."""
     try:
         content = json.loads((folder / SETTINGS).read_text("utf-8"))
     except (OSError, ValueError):
@@ -172,13 +173,14 @@ def _settings(folder: Path) -> Mapping[str, object]:
     return content if isinstance(content, Mapping) else {}
 
 
-def _check_settings(folder: Path, before: object, now: JsonObject) -> None:
+def check_settings(folder: Path, before: object, now: JsonObject) -> None:
+    """PredictionError where earlier results were made otherwise, with the first difference."""
     held = before if isinstance(before, Mapping) else {}
     for name, value in now.items():
         if held.get(name) != value:
             raise PredictionError(
-                f"--resume: the results in '{folder}' were made with {name} {_text(held.get(name))}, this is "
-                f"{_text(value)}: give the same, or leave out --resume to begin anew"
+                f"the results in '{folder}' were made with {name} {_text(held.get(name))}, this is {_text(value)}: "
+                "give the same, name another folder by --output, or (without --resume) begin anew"
             )
 
 
@@ -197,7 +199,22 @@ def _take_over(row: Row, record: JsonObject, names: Sequence[str]) -> bool:
     row.probabilities = np.array([found[name] for name in names], np.float64)
     row.findings = tuple(k for k, name in enumerate(names) if name in called)
     row.warnings, row.heatmaps, row.missing = warned, drawn, _texts(record.get("missing"))
+    row.dicom, said = _texts(record.get("dicom")), record.get("identifiers")
+    if row.identifiers is not None and isinstance(said, dict):
+        row.identifiers = {name: str(text) for name, text in said.items()}
     return True
+
+
+def row_from(record: JsonObject, names: Sequence[str], has_identifiers: bool) -> Row:
+    """A row as it was written."""
+    row = Row(_name(record), images=_texts(record["images"]) if "study" in record else None)
+    row.identifiers = {} if has_identifiers else None
+    _take_over(row, record, names)
+    row.error, row.missing = str(record.get("error") or ""), _texts(record.get("missing"))
+    said = record.get("identifiers")
+    if has_identifiers and isinstance(said, dict):
+        row.identifiers = {name: str(text) for name, text in said.items()}
+    return row
 
 
 def _texts(value: JsonValue) -> tuple[str, ...]:

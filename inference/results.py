@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from inference.ensemble import Ensemble
 from utils.atomic_file import write_atomically
 from utils.command_line import show
 from utils.csv_cells import csv_text, probability_text
+from utils.identifiers import IDENTIFIERS
 from utils.metrics import NEVER_SEEN
 from utils.text import printable
 
@@ -33,7 +34,8 @@ class Row:
 
     findings: the classes that are called. heatmaps: files, relative to the results' folder. images: what those of a
     study are called; None: the row is of an image. missing: columns and views that the study lacks. fingerprint: of its
-    files and of what is known of them, by which --resume knows them again.
+    files and of what is known of them, by which --resume knows them again. identifiers: of utils.identifiers, those its
+    files have; None where no file of any row has one, or they are left out. dicom: files, see dicom_output.py.
     """
 
     image: str
@@ -46,10 +48,13 @@ class Row:
     images: tuple[str, ...] | None = None
     missing: tuple[str, ...] = ()
     fingerprint: str = ""
+    identifiers: Mapping[str, str] | None = None
+    dicom: tuple[str, ...] = ()
 
     def clear(self) -> None:
         """As before it was predicted."""
-        self.probabilities, self.findings, self.warnings, self.error, self.heatmaps = None, (), (), "", ()
+        self.probabilities, self.findings, self.warnings, self.error = None, (), (), ""
+        self.heatmaps, self.dicom = (), ()
 
     def fill(self, probabilities: np.ndarray, warnings: Sequence[str], ensemble: Ensemble) -> bool:
         """Take over what the models say; whether that is of use: NaN is an error of the row."""
@@ -70,14 +75,18 @@ def make_folder(name: str) -> Path:
     return Path(name)
 
 
-def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> int:
-    """Print the results, for a single image its probabilities; the exit code, see `exit_code`."""
+def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path], failed: int = 0) -> int:
+    """Print the results, for a single image its probabilities; the exit code, see `exit_code`. failed: rows whose DICOM
+    output could not be made.
+    """
     counts, noun = count(rows), _noun(rows)
     number = f"1 {_ONE[noun]}" if len(rows) == 1 else f"{len(rows)} {noun}"
     if len(rows) == 1 and counts["predicted"]:
         show(image_table(rows[0], ensemble))
         for warning in rows[0].warnings:
             show(f"unlike the training images: {warning}")
+    if failed:
+        logger.warning("%d of %d %s have no DICOM output: see the column warnings", failed, len(rows), noun)
     if counts["warnings"]:
         logger.warning(
             "%d of %d %s are unlike the training images: see the column warnings",
@@ -94,7 +103,7 @@ def report(rows: Sequence[Row], ensemble: Ensemble, paths: Sequence[Path]) -> in
         names = ", ".join(map(printable, ensemble.not_learnt))
         show(f"{NEVER_SEEN} no positive image in training, so never learnt: {names}")
     show(f"results: {', '.join(map(printable, paths))}")
-    return exit_code(counts["predicted"], counts["errors"])
+    return exit_code(counts["predicted"], counts["errors"] + failed)
 
 
 def rows_to_draw(rows: Sequence[Row], limit: int | None) -> list[int]:
@@ -135,9 +144,9 @@ def cannot_write(folder: Path, error: OSError) -> PredictionError:
 class ResultTable:
     """predictions.csv of some rows: `header`, and `cells` of one.
 
-    Columns: image, or study, images and missing ('a|b'); those of the input tables; 'probability <class>' for each
-    class; findings ('A|B'), warnings ('a; b'), error. Probabilities have nine digits, see `probability_text`. A column
-    of an input table that is called like one of these is 'input <name>'.
+    Columns: image, or study, images and missing ('a|b'); identifiers; those of the input tables; 'probability <class>'
+    for each class; findings ('A|B'), warnings ('a; b'), error. Probabilities have nine digits, see `probability_text`.
+    A column of an input table that is called like one of these is 'input <name>'.
     """
 
     def __init__(self, rows: Sequence[Row], ensemble: Ensemble) -> None:
@@ -147,6 +156,8 @@ class ResultTable:
         first, last = ["image"], ["findings", "warnings", "error"]
         if _noun(rows) == "studies":
             first = ["study", "images", "missing"]
+        self.identifiers = IDENTIFIERS if any(row.identifiers is not None for row in rows) else ()
+        first += self.identifiers
         kept = [f"input {name}" if name in (*first, *own, *last) else name for name in self.columns]
         self.header = [*first, *kept, *own, *last]
         self.limits = [[] if math.isnan(limit) else [limit] for limit in ensemble.decision.limits]
@@ -159,6 +170,7 @@ class ResultTable:
             figures = list(map(probability_text, row.probabilities.tolist(), self.limits))
         findings = "|".join(self.names[k] for k in row.findings)
         begin = [row.image] if row.images is None else [row.image, "|".join(row.images), "|".join(row.missing)]
+        begin += [(row.identifiers or {}).get(name, "") for name in self.identifiers]
         return [*begin, *given, *figures, findings, "; ".join(row.warnings), row.error]
 
 
@@ -222,6 +234,8 @@ class Outcome(TypedDict):
     warnings: list[str]
     error: str | None
     heatmaps: list[str]
+    identifiers: NotRequired[dict[str, str]]
+    dicom: NotRequired[list[str]]
 
 
 def as_dict(row: Row, names: Sequence[str]) -> dict[str, object]:
@@ -235,6 +249,10 @@ def as_dict(row: Row, names: Sequence[str]) -> dict[str, object]:
         "error": row.error or None,
         "heatmaps": list(row.heatmaps),
     }
+    if row.identifiers is not None:
+        outcome["identifiers"] = dict(row.identifiers)
+    if row.dicom:
+        outcome["dicom"] = list(row.dicom)
     if row.images is None:
         return {"image": row.image, **outcome}
     return {"study": row.image, "images": list(row.images), "missing": list(row.missing), **outcome}

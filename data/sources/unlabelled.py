@@ -62,6 +62,18 @@ class Item:
 
 
 @dataclass(frozen=True)
+class FilesBelow:
+    """Files of a folder that are asked about, and folders of slices, called by their paths below it."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+
+
+# What is asked about: files, folders and tables by their names, or some files of a folder.
+AskedInputs = Sequence[str] | Sequence[Path] | FilesBelow
+
+
+@dataclass(frozen=True)
 class ItemReader(Reader):
     """DatasetIndex.read of items."""
 
@@ -86,7 +98,7 @@ class ItemReader(Reader):
 
 
 def open_unlabelled(
-    inputs: Sequence[str | Path], volumes: bool, settings: TableSettings = NO_SETTINGS
+    inputs: AskedInputs, volumes: bool, settings: TableSettings = NO_SETTINGS
 ) -> tuple[DatasetIndex, tuple[Item, ...]]:
     """(a dataset index without classes, its items), in the order of the inputs.
 
@@ -103,9 +115,14 @@ def open_unlabelled(
     """
     items: list[Item] = []
     notes: list[str] = []
-    for name in inputs:
+    listed: Sequence[str] | Sequence[Path] = ()
+    if isinstance(inputs, FilesBelow):
+        items += [_below(inputs.folder, path) for path in inputs.paths]
+    else:
+        listed = inputs
+    for name in listed:
         path = Path(name).expanduser()
-        prefix = f"{name}/" if len(inputs) > 1 else ""
+        prefix = f"{name}/" if len(listed) > 1 else ""
         if not path.exists():
             raise DataError(f"there is no file or folder '{path}'")
         if path.is_file() and path.name.lower().endswith((*TABLE_SUFFIXES, *JSON_SUFFIXES)):
@@ -122,21 +139,21 @@ def open_unlabelled(
 
 
 def _from_folder(folder: Path, prefix: str, volumes: bool, notes: list[str]) -> list[Item]:
-    root, left = folder.resolve(), LeftOut()
+    left = LeftOut()
     locations = dict.fromkeys(_volume_locations(folder, left) if volumes else _image_locations(folder, left))
     if found := left.notes():
         notes.append(f"'{folder}': {'; '.join(found)}")
     if not locations:
         expected = f"volumes ({VOLUME_WORDS})" if volumes else f"images ({', '.join(IMAGE_SUFFIXES)})"
         raise DataError(f"the folder '{folder}' holds no {expected}")
-    items = []
-    for path in locations:
-        inner = path.relative_to(folder).as_posix()
-        name = prefix + (root.name if inner == "." else inner)
-        out = leaves(root, path)
-        error = f"'{name}' is a link that leaves the folder, to '{os.path.realpath(path)}'" if out else ""
-        items.append(_named(Item(name, path, root, error=error)))
-    return items
+    return [_below(folder, path, prefix) for path in locations]
+
+
+def _below(folder: Path, path: Path, prefix: str = "") -> Item:
+    root, inner = folder.resolve(), path.relative_to(folder).as_posix()
+    name = prefix + (root.name if inner == "." else inner)
+    error = f"'{name}' is a link that leaves the folder, to '{os.path.realpath(path)}'" if leaves(root, path) else ""
+    return _named(Item(name, path, root, error=error))
 
 
 def _image_locations(folder: Path, left: LeftOut) -> Iterator[Path]:
