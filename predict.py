@@ -7,18 +7,18 @@ python predict.py images/ list.csv --checkpoint checkpoints/<run> --tta --heatma
 python predict.py images/ --checkpoint checkpoints/<run> checkpoints/<other run>     # an ensemble
 python predict.py images/ --checkpoint checkpoints/<cross-validation>                 # the runs of all its folds
 python predict.py list.csv --table clinical.csv --checkpoint checkpoints/<run of studies>
+python predict.py --watch incoming/ --checkpoint checkpoints/<run> --output results --dicom-output sr
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import DataError, PredictionError
+from configs.errors import PredictionError
 from configs.followed import OF_STUDIES, PREDICT
 from utils.arguments import Parser, Values, checkpoint, one_of, whole_number
 from utils.claim import claimed_alone
@@ -27,18 +27,12 @@ from utils.map_methods import HEATMAPS
 from utils.runs.cross_validation import model_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import torch
 
-    from data.asked import Asked, AskedModel
-    from data.asked_images import AskedImages
+    from data.asked import AskedModel
     from inference.ensemble import Ensemble
-    from inference.journal import Journal
-    from inference.results import Row
-    from utils.runs.json_lines import JsonObject
-
-    Draw = Callable[[int, Row], tuple[str, ...]]
 
 logger = logging.getLogger("predict")
 
@@ -55,7 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "input",
         metavar="INPUT",
-        nargs="+",
+        nargs="*",
         help="images (PNG, JPEG, WebP, TIFF, DICOM; volumes), folders, tables with `image`",
     )
     models = "a run's folder, a model's file, or a cross-validation's folder; several: mean"
@@ -76,6 +70,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         takes=lambda value: whole_number(value) or one_of(HEATMAPS)(value.partition(":")[0]),
         help="also draw where findings are (grad_cam); N: for the first N rows with a finding",
     )
+    add("--no-identifiers", action="store_true", help="rows by number: no names of files, patients, examinations")
+    add("--strict", action="store_true", help="refuse images of a modality or body part unlike the training images")
+    add("--dicom-output", choices=("sr", "sc", "both"), help="also as DICOM: structured report, heatmaps, both")
+    add("--watch", metavar="FOLDER", help="in place of INPUT: predict its files as they arrive, until SIGTERM")
+    add(
+        "--quiet",
+        metavar="S",
+        type=float,
+        help="seconds without change after which a file (5) or a study (30) is whole",
+    )
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (16)")
     add(
         "--num-workers", metavar="N", type=int, help="processes that read (one for 32 images, at most 4 and one a core)"
@@ -94,18 +98,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """The recipe: models → images or studies → probabilities, findings, warnings, row by row → heatmaps → files."""
+    from hybridmednet.asking import (
+        check_dicom,
+        dicom_writer,
+        draw_heatmaps,
+        drawer,
+        fill,
+        open_asked,
+        rows_of,
+        settings_of,
+        write_dicom,
+    )
+    from hybridmednet.watching import watch
     from inference.journal import Journal, resume, set_aside
     from inference.members import about_prediction
     from inference.results import make_folder, report, write_results
     from training.precision import choose_device
     from utils.process import prepare_process
 
+    check_inputs(options)
     device = choose_device(options.device)
     prepare_process(device)
     ensemble, models = open_models(options, device)
+    if options.watch is not None:
+        return watch(options, ensemble, models)
     folder, settings = Path(options.output), settings_of(options, ensemble)
-    asked = open_asked(options, models)
+    asked = open_asked(options, models, options.input)
     rows, draw = rows_of(asked), drawer(options.heatmaps, folder, ensemble, asked)
+    writer = dicom_writer(options.dicom_output, folder, ensemble)
+    if writer is not None:
+        check_dicom(asked)
     make_folder(options.output)
     taken = PredictionError(f"another process is writing into '{folder}': wait for it, or name another by --output")
     with claimed_alone(folder, taken):
@@ -114,83 +136,29 @@ def predict(options: argparse.Namespace) -> int:
         else:
             set_aside(folder)
         with Journal(folder, settings, rows, ensemble, "csv" in options.format) as journal:
-            fill(options, ensemble, asked, rows, journal)
+            fill(options, ensemble, asked, rows, journal.add)
             draw_heatmaps(options.heatmaps, draw, rows, journal)
-            about = about_prediction(options.input, device, ensemble)
+            failed = write_dicom(writer, rows, asked, journal)
+            about = about_prediction([] if options.no_identifiers else options.input, device, ensemble)
             paths = write_results(folder, options.format, rows, ensemble, about)
             journal.finish()
-        return report(rows, ensemble, paths)
+        return report(rows, ensemble, paths, failed)
 
 
-def open_asked(options: argparse.Namespace, models: Sequence[AskedModel]) -> AskedImages | Asked:
-    """The images or studies of the inputs; says what is to be said of them."""
-    from data.asked import Asked
-    from data.asked_images import AskedImages
-
+def check_inputs(options: argparse.Namespace) -> None:
+    """Raises PredictionError where options do not go together, whatever the models are."""
     if options.batch_size < 1 or (options.num_workers or 0) < 0:
         given = f"--batch-size {options.batch_size}", f"--num-workers {options.num_workers or 0}"
         raise PredictionError(f"{given[0]} must be at least 1, {given[1]} at least 0")
-    asked: AskedImages | Asked
-    if models[0].of_studies:
-        asked = Asked(models, options.input, options.table, options.missing_columns, options.set)
-    else:
-        asked = AskedImages(models, options.input, options.set)
-    for note in asked.notes:
-        logger.warning("%s", note)
-    return asked
-
-
-def rows_of(asked: AskedImages | Asked) -> list[Row]:
-    """A row an image or a study of the inputs, without its result."""
-    from data.asked_images import AskedImages
-    from inference.results import Row
-
-    if isinstance(asked, AskedImages):
-        rows = [Row(item.name, item.columns) for item in asked.items]
-    else:
-        studies = asked.dataset_index.studies
-        rows = [Row(one.name, asked.columns[n], images=asked.names(n)) for n, one in enumerate(studies)]
-    for number, row in enumerate(rows):
-        row.fingerprint = asked.fingerprint(number)
-    return rows
-
-
-def fill(
-    options: argparse.Namespace, ensemble: Ensemble, asked: AskedImages | Asked, rows: Sequence[Row], journal: Journal
-) -> None:
-    """The rows that have no result yet, batch by batch, each batch into the files before the next is done."""
-    from data.asked_images import AskedImages
-    from inference.prediction import batches_to_do, predict_rows
-
-    batches = batches_to_do(rows, options.batch_size)
-    numbers = [number for batch in batches for number in batch]
-    for number in numbers:
-        rows[number].clear()
-
-    def finish(batch: Sequence[int]) -> None:
-        for number in batch:
-            row = rows[number]
-            if not isinstance(asked, AskedImages):
-                row.missing = asked.missing(number)
-            if row.probabilities is None and not row.error:
-                row.error = asked.failure(number)
-        journal.add(batch)
-
-    device = ensemble.members[0].predictor.device.type
-    workers = min(4, os.cpu_count() or 1, len(numbers) // 32) if options.num_workers is None else options.num_workers
-    how = options.batch_size, workers, device == "cuda", numbers
-    if isinstance(asked, AskedImages):
-        predict_rows(asked.loader(*how), ensemble, rows, batches, asked.warnings, finish)
-    else:
-        predict_rows(asked.loader(*how), ensemble, rows, batches, asked.warnings, finish)
-
-
-def settings_of(options: argparse.Namespace, ensemble: Ensemble) -> JsonObject:
-    """What the results depend on beside the files, for --resume."""
-    from inference.members import made_by
-
-    method, _ = heatmaps_asked(options.heatmaps)
-    return made_by(ensemble, options.batch_size, {"--set": sorted(options.set), "--heatmaps": method})
+    if (options.watch is None) == (not options.input):
+        what = "both INPUT and --watch" if options.input else "neither INPUT nor --watch"
+        raise PredictionError(f"{what}: name what is to be predicted, or a folder whose files are as they arrive")
+    if options.quiet is not None and (options.watch is None or not options.quiet > 0):
+        raise PredictionError(f"--quiet {options.quiet:g}: seconds above 0, for --watch")
+    if options.dicom_output and options.no_identifiers:
+        raise PredictionError("--dicom-output is of a patient and a study: it cannot be had with --no-identifiers")
+    if options.dicom_output in ("sc", "both") and options.heatmaps is None:
+        options.heatmaps = "grad_cam"  # what secondary captures are of
 
 
 def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ensemble, list[AskedModel]]:
@@ -244,6 +212,8 @@ def check_options(options: argparse.Namespace, models: Sequence[AskedModel]) -> 
     for model in models:
         if model.config.MODEL.table.fusion is not None and model.encoding is None:
             raise PredictionError(f"'{model.file}' does not say how its table is encoded, so it cannot be asked")
+        if options.strict:
+            check_acquisition(model)
     if first.of_studies:
         if options.heatmaps and first.config.has_volumes():
             raise PredictionError("--heatmaps draws studies of images: `python -m explain` draws those of volumes")
@@ -255,61 +225,19 @@ def check_options(options: argparse.Namespace, models: Sequence[AskedModel]) -> 
         raise PredictionError(f"{', '.join(given)}: '{first.file}' takes single images, this is for models of studies")
 
 
-def heatmaps_asked(text: str | None) -> tuple[str | None, int | None]:
-    """(method, of how many rows) of --heatmaps; None: no heatmaps, and all rows."""
-    if text is None:
-        return None, None
-    method, _, count = ("grad_cam", "", text) if text.lstrip("+-").isdecimal() else text.partition(":")
-    if count and not (count.isdecimal() and int(count) > 0):
-        raise PredictionError(f"--heatmaps {text}: the number of rows to be drawn is a whole number above 0")
-    return method, int(count) if count else None
-
-
-def drawer(text: str | None, folder: Path, ensemble: Ensemble, asked: AskedImages | Asked) -> Draw | None:
-    """(row's number, row) → overlays of its findings, or of the likeliest class where there is none."""
-    from data.asked_images import AskedImages
-    from explain.prediction_heatmaps import DrawnStudy, PredictionHeatmaps
-
-    method, _ = heatmaps_asked(text)
-    if method is None:
-        return None
-    heatmaps = PredictionHeatmaps(folder, method, ensemble.members, ensemble.orders, asked.resize_modes)
-
-    def draw(number: int, row: Row) -> tuple[str, ...]:
-        assert row.probabilities is not None, "a predicted row"
-        classes = row.findings or (int(row.probabilities.argmax()),)
-        labels = [(ensemble.class_names[k], float(row.probabilities[k])) for k in classes]
-        title = row.image if row.findings else f"{row.image}: no finding, this is the likeliest class"
-        if isinstance(asked, AskedImages):
-            displayed, more, inputs = asked.shown(number)
-            maps = heatmaps.of_volume(inputs, classes) if more else heatmaps.of_image(displayed, inputs, classes)
-            return heatmaps.draw(number, title, displayed, maps, labels, **more)
-        return heatmaps.draw_study(number, title, [DrawnStudy(*one) for one in asked.shown(number)], classes, labels)
-
-    return draw
-
-
-def draw_heatmaps(text: str | None, draw: Draw | None, rows: Sequence[Row], journal: Journal) -> None:
-    """Of all predicted rows, or of the first N with a finding, in their order; those there are stay."""
-    from inference.results import rows_to_draw
-    from utils.progress import Progress
-
-    _, limit = heatmaps_asked(text)
-    chosen = rows_to_draw(rows, limit) if draw is not None else []
-    for number in {*range(len(rows))} - {*chosen}:
-        rows[number].heatmaps = ()
-    if draw is None or not chosen:
-        return
-    bar = Progress(len(chosen), "heatmaps", every=max(len(chosen) // 10, 1))
-    for number in chosen:
-        if not rows[number].heatmaps:
-            try:
-                rows[number].heatmaps = draw(number, rows[number])
-            except DataError as error:
-                logger.warning("no heatmap of '%s': %s", rows[number].image, error)
-            journal.add([number])
-        bar.advance(1)
-    bar.close()
+def check_acquisition(model: AskedModel) -> None:
+    """Raises PredictionError where nothing is known that --strict could compare; says where half of it is not."""
+    known = (
+        {} if model.profile is None else {"modality": model.profile.modalities, "body part": model.profile.body_parts}
+    )
+    lacking = [name for name in ("modality", "body part") if not known.get(name)]
+    if len(lacking) == 2:
+        raise PredictionError(
+            f"--strict: '{model.file}' does not say of which modality or body part its training images were (they were "
+            "no DICOM files, or it is older than that), so nothing could be refused: leave out --strict"
+        )
+    for name in lacking:
+        logger.warning("--strict: '%s' does not say of which %s its training images were", model.file, name)
 
 
 if __name__ == "__main__":
