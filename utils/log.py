@@ -63,7 +63,7 @@ class CommandLogFile(_LogFile):
 
 # Libraries that tell at INFO what they do.
 _NOISY = (
-    *("timm", "matplotlib", "fontTools", "PIL", "pydicom"),
+    *("timm", "matplotlib", "fontTools", "PIL", "pydicom", "highdicom"),
     *("httpx", "huggingface_hub", "torch", "onnxscript", "onnx_ir"),
 )
 
