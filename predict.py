@@ -163,40 +163,16 @@ def check_inputs(options: argparse.Namespace) -> None:
 
 def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ensemble, list[AskedModel]]:
     """(the Ensemble, what each member's file says of its data)."""
-    from configs.section import settled
-    from data.asked import AskedModel
     from data.asked_images import input_numbers
-    from data.builder import saved_preprocess, saved_table
-    from data.profile import TrainingData
-    from evaluation.fitting import stored_point
+    from hybridmednet.opened_model import OpenedModel
     from inference.ensemble import Ensemble
-    from inference.members import make_member
     from models.saved_model import load_models
-    from training.precision import choose_available_precision, choose_memory_format
 
     files = [file for name in options.checkpoint for file in model_files(Path(name))]
-    opened = list(zip(files, load_models(files, options.set, PREDICT)))
-    models = []
-    for file, saved in opened:
-        settings, backbone, description = saved.config, saved.model.backbone, saved.description
-        preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
-        profile = None
-        if description.get("training_data"):
-            profile = TrainingData.from_dict(description["training_data"], settings.has_volumes())
-        else:
-            logger.warning("'%s' does not describe its training images: it cannot warn about unlike ones", file)
-        encoding, kinds = saved_table(description.get("table")), description.get("view_kinds")
-        models.append(AskedModel(str(file), settings, preprocess, encoding, kinds, profile))
+    opened = [OpenedModel.of(file, saved) for file, saved in zip(files, load_models(files, options.set, PREDICT))]
+    models = [one.asked for one in opened]
     check_options(options, models)
-    inputs = input_numbers(models)
-    members = []
-    for (file, saved), number in zip(opened, inputs):
-        training = saved.config.TRAIN
-        precision = choose_available_precision(training.mixed_precision, device)
-        count = settled(saved.config.MODEL.num_classes, "MODEL.num_classes")
-        point = stored_point(saved.description.get("operating_point"), count)
-        layout = choose_memory_format(training.channels_last, saved.model.backbone.prefers_channels_last)
-        members.append(make_member(file, saved, point, number, device, precision, layout, options.tta))
+    members = [one.member(number, device, options.tta) for one, number in zip(opened, input_numbers(models))]
     return Ensemble(members, options.threshold), models
 
 

@@ -45,8 +45,6 @@ class OpenedModel:
             logger.warning("'%s' does not describe its training images: it cannot warn about unlike ones", file)
         encoding, kinds = saved_table(description.get("table")), description.get("view_kinds")
         asked = AskedModel(str(file), settings, preprocess, encoding, kinds, profile)
-        if settings.MODEL.table.fusion is not None and encoding is None:
-            raise PredictionError(f"'{file}' does not say how its table is encoded, so it cannot be asked")
         count = settled(settings.MODEL.num_classes, "MODEL.num_classes")
         return cls(file, saved, asked, stored_point(description.get("operating_point"), count))
 
@@ -59,9 +57,13 @@ class OpenedModel:
 
 
 def check_alike(models: Sequence[AskedModel]) -> None:
-    """Raises PredictionError where some take studies and others single images."""
+    """Raises PredictionError where some take studies and others single images, or one does not say how its table is
+    encoded.
+    """
     first = models[0]
-    for model in models[1:]:
+    for model in models:
+        if model.config.MODEL.table.fusion is not None and model.encoding is None:
+            raise PredictionError(f"'{model.file}' does not say how its table is encoded, so it cannot be asked")
         if model.of_studies != first.of_studies:
             one, other = (model.file, first.file) if model.of_studies else (first.file, model.file)
             raise PredictionError(f"'{one}' takes studies, '{other}' single images: ask them one by one")

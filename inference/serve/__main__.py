@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 from configs.errors import PredictionError
 from configs.followed import SERVE
-from configs.section import settled
 from utils.arguments import Parser
 from utils.command_line import add_overrides, run_script, show
-from utils.runs.folder import model_file
+from utils.runs.cross_validation import model_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from data.asked import AskedModel
     from data.asked_bytes import AskedBytes, AskedStudyBytes
-    from inference.ensemble import Ensemble, Member
+    from inference.ensemble import Ensemble
     from inference.serve.limits import Limits
     from inference.serve.service import ModelInfo, ReadRows, Service
     from inference.serve.uploads import Asked
@@ -233,35 +232,15 @@ def read_image(asked: AskedBytes, request: Asked) -> ReadRows:
 
 def open_models(options: argparse.Namespace, device: torch.device) -> tuple[Ensemble, list[AskedModel]]:
     """(the Ensemble, what each member's file says of its data), as predict.py opens them."""
-    from data.asked import AskedModel
-    from data.builder import saved_preprocess, saved_table
-    from data.profile import TrainingData
-    from evaluation.fitting import stored_point
+    from data.asked_images import input_numbers
+    from hybridmednet.opened_model import OpenedModel
     from inference.ensemble import Ensemble
-    from inference.members import make_member
     from models.saved_model import load_models
-    from training.precision import choose_available_precision, choose_memory_format
 
-    files = [model_file(Path(name)) for name in options.checkpoint]
-    models: list[AskedModel] = []
-    members: list[Member] = []
-    numbers: dict[str, int] = {}
-    for file, saved in zip(files, load_models(files, options.set, SERVE), strict=True):
-        settings, backbone, description = saved.config, saved.model.backbone, saved.description
-        preprocess = saved_preprocess(saved.preprocessing, settings, backbone.mean, backbone.std)
-        profile = None
-        if description.get("training_data"):
-            profile = TrainingData.from_dict(description["training_data"], settings.has_volumes())
-        else:
-            logger.warning("'%s' does not describe its training images: it cannot warn about unlike ones", file)
-        encoding, kinds = saved_table(description.get("table")), description.get("view_kinds")
-        model = AskedModel(str(file), settings, preprocess, encoding, kinds, profile)
-        number = len(members) if model.of_studies else numbers.setdefault(str(preprocess.as_dict()), len(numbers))
-        point = stored_point(description.get("operating_point"), settled(settings.MODEL.num_classes, "num_classes"))
-        precision = choose_available_precision(settings.TRAIN.mixed_precision, device)
-        layout = choose_memory_format(settings.TRAIN.channels_last, backbone.prefers_channels_last)
-        members.append(make_member(file, saved, point, number, device, precision, layout, options.tta))
-        models.append(model)
+    files = [file for name in options.checkpoint for file in model_files(Path(name))]
+    opened = [OpenedModel.of(file, saved) for file, saved in zip(files, load_models(files, options.set, SERVE))]
+    models = [one.asked for one in opened]
+    members = [one.member(number, device, options.tta) for one, number in zip(opened, input_numbers(models))]
     return Ensemble(members, options.threshold), models
 
 
