@@ -130,7 +130,7 @@ def mixing_problems(
     keys = " and ".join(f"DATA.{key}" for key, value in (("mixup", mixup), ("cutmix", cutmix)) if value)
     found = []
     if studies:
-        found.append(f"{keys}: studies of several views or with a table cannot be mixed; set to 0")
+        found.append(f"{keys}: studies of several views or with a table cannot be mixed; set it to 0")
     if consistency:
         found.append(
             f"{keys}: of mixed images the coarse label is not the largest of the fine ones; set "

@@ -10,6 +10,9 @@ from configs.errors import ConfigError
 from training.freezing import backbones_of, blocks_of
 from utils.blocks import Block
 
+# Layers of different rates that the log does not list one by one.
+_MANY = 4
+
 
 def backbone_rate_factors(model: nn.Module, factor: float = 1.0, decay: float = 1.0) -> dict[nn.Parameter, float]:
     """factor · decay^(n − i) for the parameters of layer i = 0 … n − 1 of n; {} where all of that is 1.
@@ -54,6 +57,7 @@ def _layers(blocks: Sequence[Block]) -> list[list[nn.Parameter]]:
 
 def describe_rates(groups: Sequence[Mapping[str, object]], peak: float) -> list[str]:
     """Per rate, the highest first: 'learning rate 1e-05 (0.1 of 0.0001): 3,371,024 parameters', those that are trained.
+    Of many layers one line, with their highest and lowest rate.
 
     groups: of an optimizer, with `rate_factor`. peak: the schedule's.
     """
@@ -63,8 +67,16 @@ def describe_rates(groups: Sequence[Mapping[str, object]], peak: float) -> list[
         assert isinstance(factor, float) and isinstance(parameters, list)
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         counts[factor] = counts.get(factor, 0) + trained
+    trained_at = {factor: count for factor, count in sorted(counts.items(), reverse=True) if count}
+    layers = {factor: count for factor, count in trained_at.items() if factor < 1}
+    if len(layers) < _MANY:
+        layers = {}
     lines = []
-    for factor, count in sorted(counts.items(), reverse=True):
+    for factor, count in trained_at.items():
         of_peak = "" if factor == 1 else f" ({factor:.3g} of {peak:g})"
-        lines += [f"learning rate {factor * peak:.3g}{of_peak}: {count:,} parameters"] if count else []
+        lines += [] if factor in layers else [f"learning rate {factor * peak:.3g}{of_peak}: {count:,} parameters"]
+    if layers:
+        high, low, count = max(layers), min(layers), sum(layers.values())
+        rates = f"{high * peak:.3g} to {low * peak:.3g} ({high:.3g} to {low:.3g} of {peak:g})"
+        lines.append(f"learning rates {rates} in {len(layers)} layers: {count:,} parameters")
     return lines

@@ -77,7 +77,12 @@ def test_the_schedule_multiplies_every_rate():
             assert group["lr"] == pytest.approx(schedule.learning_rate * group["rate_factor"])
         schedule.step()
     lines = describe_rates(optimizer.param_groups, 1e-3)
-    assert lines[0].startswith("learning rate 0.001: ") and lines[1].startswith("learning rate 5e-05 (0.05 of 0.001): ")
+    layers = len({group["rate_factor"] for group in optimizer.param_groups}) - 1
+    count = sum(parameter.numel() for parameter in model.backbone.parameters())
+    assert lines[0].startswith("learning rate 0.001: ") and len(lines) == 2
+    lowest = 0.1 * 0.5**layers
+    rates = f"learning rates 5e-05 to {1e-3 * lowest:.3g} (0.05 to {lowest:.3g} of 0.001) in {layers} layers"
+    assert lines[1] == f"{rates}: {count:,} parameters"
 
 
 def test_without_rates_the_groups_are_the_two_that_ever_were():
