@@ -26,8 +26,10 @@ def escaped(line: str) -> str:
     """The line with what reStructuredText would read as markup escaped, outside of backticks."""
     parts = re.split(r"(``[^`]*``|`[^`]*`)", line)
     plain = [re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", part) for part in parts[::2]]
-    code = [f"``{part.strip('`')}``" if part.strip("`") else part for part in parts[1::2]]
-    text = "".join(piece for pair in zip(plain, [*code, ""], strict=True) for piece in pair)
+    text = plain[0]
+    for part, after in zip(parts[1::2], plain[1:], strict=True):
+        code = f"``{part.strip('`')}``" if part.strip("`") else part
+        text += ("\\ " if text[-1:].isalnum() else "") + code + ("\\ " if after[:1].isalnum() else "") + after
     return f"\\{text}" if _ENUMERATED.match(text) and not _BULLET.match(text) else text
 
 

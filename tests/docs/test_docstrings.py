@@ -61,10 +61,10 @@ def test_no_docstring_is_at_fault():
 
 
 def test_text_is_shown_as_it_was_written():
-    lines = ["K. Weights [B, *spatial] of |Δ| < 1e-4, a_ and b*c; `draw_` and ``raw`` are code."]
+    lines = ["K. Weights [B, *spatial] of |Δ| < 1e-4, a_ and b*c; `draw_`s and ``raw`` are code."]
     document, messages = parsed("\n".join(restructured(lines, set())))
     assert messages == []
-    assert document.astext() == "K. Weights [B, *spatial] of |Δ| < 1e-4, a_ and b*c; draw_ and raw are code."
+    assert document.astext() == "K. Weights [B, *spatial] of |Δ| < 1e-4, a_ and b*c; draw_s and raw are code."
     assert [node.astext() for node in document.findall(docutils.nodes.literal)] == ["draw_", "raw"]
 
 
