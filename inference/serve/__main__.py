@@ -80,7 +80,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve; returns the exit code: 0 after SIGTERM, 2 for the user's errors, 130 after Ctrl-C."""
-    return run_script(lambda: serve(parse_arguments(arguments)))
+    return run_script(lambda: serve(parse_arguments(arguments)), arguments)
 
 
 def serve(options: argparse.Namespace) -> None:
