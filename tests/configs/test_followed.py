@@ -7,7 +7,7 @@ import export
 import predict
 from configs.default_config import Config
 from configs.errors import ConfigError
-from configs.followed import COMMANDS, EVALUATE, EXPLAIN, EXPORT, INSTEAD, PREDICT, Followed
+from configs.followed import COMMANDS, EVALUATE, EXPLAIN, EXPORT, INSTEAD, OF_EVERY_COMMAND, PREDICT, Followed
 from configs.run_data import with_data_of_run
 from explain import __main__ as explain
 from tests.configs.settings import SETTINGS
@@ -41,7 +41,11 @@ def test_every_setting_is_followed_or_refused(command: Followed, silent):
         else:
             followed.append(key)
         assert command.of(named, silent) == ([example(key)] if key in followed else [])
-    expected = {*command.keys, *(key for fact in silent if fact in command.facts for key in INSTEAD[fact])}
+    expected = {
+        *command.keys,
+        *OF_EVERY_COMMAND,
+        *(key for fact in silent if fact in command.facts for key in INSTEAD[fact]),
+    }
     assert set(followed) == expected and len(followed) + len(refused) == len(KEYS)
     assert not {"MODEL.backbone", "MODEL.dropout", "TRAIN.epochs", "LOSS.type", "CHECKPOINT.save_dir"} & set(followed)
 
