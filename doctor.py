@@ -105,9 +105,9 @@ class Case:
         """The run's."""
         return self.path if self.path is None or self.path.is_dir() else self.path.parent
 
-    @property
-    def progress(self) -> str:
-        return "auto" if self.config is None else self.config.LOGGING.progress
+    def has(self, key: str) -> bool:
+        """Whether the run's checkpoint says so."""
+        return self.checkpoint is not None and bool(self.checkpoint.get(key))
 
 
 def examine(case: Case) -> Report:
@@ -172,7 +172,8 @@ def check_backbone_name(case: Case, report: Report) -> None:
     from models import check_backbone
 
     assert case.config is not None
-    check_backbone(case.config.MODEL.backbone, case.config.image_shape())
+    if not case.has("own_model"):
+        check_backbone(case.config.MODEL.backbone, case.config.image_shape())
 
 
 def check_data(case: Case, report: Report) -> None:
@@ -182,11 +183,10 @@ def check_data(case: Case, report: Report) -> None:
     from data.splits.resumed_data import check_source_split, tell_label_changes
 
     assert case.config is not None
-    if case.checkpoint is not None and case.checkpoint.get("own_loader"):
+    if case.has("own_loader"):
         report.skipped["data"] = "the run was given loaders of its user's own"
         return
-    sample = undrawn_sample(case.config)
-    if sample is not None:
+    if (sample := undrawn_sample(case.config)) is not None:
         report.add(
             "note",
             "data",
@@ -200,8 +200,7 @@ def check_data(case: Case, report: Report) -> None:
         tell_label_changes(case.folder / LABELS, case.checkpoint.get("labels_sha256"), data, assignment)
     case.config, case.data, case.assignment = resolve_studies(config, data, assignment), data, assignment
     patients = len({study.group for study in data.studies})
-    kind = "image" if data.images is None else "study"
-    studies = counted(len(data.studies), kind, {"study": "studies"}.get(kind, ""))
+    studies = counted(len(data.studies), *(("image",) if data.images is None else ("study", "studies")))
     report.fact("data", f"{config.DATA.data_dir}: {studies} of {counted(patients, 'patient')}, {config.MODEL.task}")
 
 
@@ -213,9 +212,9 @@ def check_labels(case: Case, report: Report) -> None:
 
     assert case.data is not None and case.assignment is not None
     report.fact("classes", *class_counts(case.data, case.assignment))
-    report.extend(label_findings(case.data, case.assignment, FEWEST_PATIENTS))
-    report.extend(patient_findings(case.data.image_index.studies))
-    report.extend(header_findings(case.data, case.assignment, case.sample))
+    labels = label_findings(case.data, case.assignment, FEWEST_PATIENTS)
+    patients = patient_findings(case.data.image_index.studies)
+    report.extend([*labels, *patients, *header_findings(case.data, case.assignment, case.sample)])
 
 
 def check_table(case: Case, report: Report) -> None:
@@ -238,13 +237,13 @@ def check_images(case: Case, report: Report) -> None:
 
     assert case.config is not None and case.data is not None
     images, settings, volumes = case.data.image_index, case.config.DATA, case.config.has_volumes()
-    count = len(images.studies)
+    count, style = len(images.studies), case.config.LOGGING.progress
     rows = sample_rows(count, case.sample)
-    empty = empty_files(images, case.progress)
+    empty = empty_files(images, style)
     channels = [0.5] * case.config.MODEL.in_channels  # what is subtracted and divided by changes nothing here
     preprocess = saved_preprocess(None, case.config, channels, channels)
     workers = min(settings.num_workers, int(cores()))
-    scan = scan_images(images, rows, preprocess, workers, settings.worker_timeout, case.progress)
+    scan = scan_images(images, rows, preprocess, workers, settings.worker_timeout, style)
     scan.unreadable = {**empty, **scan.unreadable}
     report.scans.append(f"the first bytes of {counted(count, 'image')}")
     which = f"{len(rows):,} of them, drawn with seed 0 (--sample all: all)" if len(rows) < count else "all of them"
@@ -253,8 +252,7 @@ def check_images(case: Case, report: Report) -> None:
     report.extend(scan_findings(scan, volumes, settings.max_bad_images, case.config.image_shape()))
     scan.remarks.tell()
     if case.folder is not None:
-        files = read_record(case.folder).get("files")
-        report.extend(changed_files(images, files if isinstance(files, dict) else {}))
+        report.extend(changed_files(images, read_record(case.folder).get("files")))
 
 
 def check_network(case: Case, report: Report) -> None:
@@ -264,7 +262,7 @@ def check_network(case: Case, report: Report) -> None:
 
     assert case.config is not None and case.device is not None
     settings, config = case.config.MODEL, case.config
-    if case.checkpoint is not None and case.checkpoint.get("own_model"):
+    if case.has("own_model"):
         report.skipped["network"] = "the run trains a network of its user's own"
         return
     if case.data is None and (settings.views.aggregator or settings.table.fusion):
@@ -299,8 +297,7 @@ def check_memory(case: Case, report: Report) -> None:
     plan, recomputes = choose_plan(trace), config.MODEL.gradient_checkpointing.enabled
     step = step_memory(model, train.batch_size, plan, recomputes, train.optimizer, bool(train.ema_decay))
     report.fact("memory", str(step))
-    memory = memory_of(case.device)
-    if memory is None:
+    if (memory := memory_of(case.device)) is None:
         report.add("note", "memory", f"how much memory a {case.device.type} has cannot be told: compare it yourself")
         return
     adapts = train.on_oom == "adapt" and case.device.type != "cpu"  # a CPU's process is killed instead
@@ -316,8 +313,7 @@ def check_training(case: Case, report: Report) -> None:
     from training.builder import build_distillation, build_learner, build_loop, build_loss
     from training.resume import resume
 
-    assert case.config is not None and case.device is not None and case.model is not None
-    assert case.data is not None and case.assignment is not None
+    assert case.config and case.device and case.model and case.data and case.assignment is not None
     config, model = _settled(case.config, case.device), case.model
     backbone = model.backbone
     loaders = build_loaders(
@@ -330,15 +326,14 @@ def check_training(case: Case, report: Report) -> None:
         check_same_table(case.checkpoint.get("table"), loaders.encoding)
     labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, case.device)
     learner = build_learner(config, model, len(loaders.train))
-    teacher = load_teacher(config)
-    if teacher is not None:
+    if (teacher := load_teacher(config)) is not None:
         check_same_table(teacher.description.get("table"), loaders.encoding, of_teacher=True)
     loss = build_distillation(config, labels, teacher, loaders.preprocess.as_dict(), learner)
     if case.checkpoint is not None:
         resume(learner, case.checkpoint, config, images)
     build_loop(config, learner, loss)
     for loader in (loaders.train, loaders.val, loaders.test):
-        if loader is not None:
+        if loader is not None and not report.has_error("images"):  # which would be told again
             next(iter(loader.epoch(0)))
 
 
@@ -386,9 +381,9 @@ def check_disk(case: Case, report: Report) -> None:
 CHECKS: tuple[Check[Case], ...] = (
     Check("config", check_config),
     Check("versions", check_versions),
+    Check("run", check_run, ("config",)),
     Check("backbone", check_backbone_name, ("config",)),
     Check("device", check_device, ("config",)),
-    Check("run", check_run, ("config",)),
     Check("data", check_data, ("config",)),
     Check("labels", check_labels, ("data",)),
     Check("table", check_table, ("data",)),

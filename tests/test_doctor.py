@@ -7,8 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import doctor
+from configs.default_config import Config
+from hybridmednet import Trainer
 from tests.doctor_cases import CASES, NAMES, call, with_splits, write_table
 from tests.training_runs import process_state, run_main
 
@@ -72,6 +77,7 @@ def test_all_problems_of_data_are_told_at_once(tmp_path, examine):
     errors = messages(report, "error")
     assert code == 2 and f"missing: {NAMES[0]}" in errors and "p8" in errors and "more than one split" in errors
     assert "2 of 23 images cannot be read" in errors and NAMES[1] in errors and NAMES[2] in errors
+    assert len(errors.splitlines()) == 5, "each is told once"
     order = [("error", "warning", "note").index(one["severity"]) for one in report["findings"]]
     assert order == sorted(order) and report["scans"] == ["the first bytes of 23 images", "decoded: all of them"]
 
@@ -185,3 +191,14 @@ def test_damaged_files_of_a_run(run, examine, broken, code, severity, words):
 def test_a_run_that_would_not_be_resumed(run, examine):
     assert examine(run[1], "--set", "MODEL.fusion_channels=8")[0] == 2
     assert "there is no run" in messages(examine(run[0])[1], "error")
+
+
+@pytest.mark.slow
+def test_a_run_of_a_network_and_loaders_of_ones_own(tmp_path, examine):
+    images = DataLoader(TensorDataset(torch.randn(16, 1, 8, 8), torch.arange(16) % 2), 4)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    sgd = torch.optim.SGD(network.parameters(), 0.1)
+    settings = Config.from_overrides([f"CHECKPOINT.save_dir={tmp_path}", f"LOGGING.log_dir={tmp_path / 'logs'}"])
+    trained = Trainer(model=network, train_loader=images, val_loader=images, optimizer=sgd, config=settings)
+    code, report = examine(trained.train(epochs=1).folder)
+    assert code == 0 and report["skipped"]["network"] == "the run trains a network of its user's own"

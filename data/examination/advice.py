@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # A part of the message → what to do; the first key that fits counts.
 # Parts of what is logged as a warning and takes nothing from the result.
-TOLD = ("gives patient_id", "gives age", "gives sex", "columns taken as classes", "will be downloaded", "was read, not")
+TOLD = ("gives patient_id", "gives age", "gives sex", "columns taken as classes", "was read, not", "image left out (")
 
 ADVICE = {
     "stand in both": "keep one copy of each, or give the copies one patient_id, so that they stay on one side",

@@ -41,9 +41,9 @@ def record_files(image_index: DatasetIndex) -> FilesRecord:
     return {"images": len(image_index.studies), "sample": found}
 
 
-def changed_files(image_index: DatasetIndex, record: Mapping[str, object]) -> list[Finding]:
+def changed_files(image_index: DatasetIndex, record: object) -> list[Finding]:
     """What is not as a run's `record_files` says. A record that is none is a finding, too."""
-    sample = record.get("sample")
+    sample = record.get("sample") if isinstance(record, Mapping) else None
     if not isinstance(sample, Mapping):
         return [Finding("note", "data", "the run does not say what its files were: changes of them cannot be told")]
     paths = {study.name: image_index.files(row)[:1] for row, study in enumerate(image_index.studies)}

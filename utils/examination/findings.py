@@ -69,6 +69,10 @@ class Report:
         """How many findings are of a weight."""
         return sum(one.severity == severity for one in self.findings)
 
+    def has_error(self, subject: str) -> bool:
+        """Whether one is about this."""
+        return any((one.severity, one.subject) == ("error", subject) for one in self.findings)
+
     @property
     def exit_code(self) -> int:
         """WOULD_FAIL where there is an error, else 0."""
