@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from configs.differences import Difference, differences
 from configs.errors import ConfigError, HybridMedNetError, TrainingError
 from train import load_settings, train
-from utils.arguments import Parser, Values, split_known
+from utils.arguments import EXIT_CODES, Parser, Values, split_known
 from utils.command_line import run_script, show, use_log_format
 from utils.log import log_to_file
 from utils.runs.control import Control, Interrupted, discard_request
@@ -56,6 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_codes=f"{EXIT_CODES}, 143 after SIGTERM or a pause; --resume goes on",
         epilog="Folds, figures, and which variance is which: docs/cross_validation.md.",
     )
     add = parser.add_argument
