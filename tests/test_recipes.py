@@ -55,7 +55,8 @@ def test_a_hierarchical_model_learns_from_mixed_and_drawn_images(data, tmp_path)
 def test_a_dry_run_says_what_is_frozen_at_which_rates_and_what_is_drawn(data, tmp_path, capsys):
     options = {"TRAIN__freeze": "level_2", "TRAIN__backbone_learning_rate_factor": 0.1, "DATA__sampling": "balanced"}
     assert run_main([*arguments(data, tmp_path, "run", **options), "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "is frozen as it was drawn by chance" in warned  # MODEL.pretrained is false
     assert " blocks of the backbone are frozen" in said
     assert "learning rate 1e-05 (0.1 of 0.0001): " in said and "DATA.sampling: a study is drawn" in said
     assert not (tmp_path / "run").exists()

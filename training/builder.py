@@ -90,6 +90,11 @@ def build_learner(
     )
     precision = choose_precision(settings.mixed_precision, device)
     freezing = _freezing(settings, model)
+    if freezing is not None and not config.MODEL.pretrained and config.MODEL.init_from is None:
+        logger.warning(
+            "TRAIN.freeze: %s is frozen as it was drawn by chance: MODEL.pretrained is false and MODEL.init_from null",
+            freezing.part.title,
+        )
     if freezing is not None and freezing.until is None:
         freezing.apply(0)  # else memory is planned for what is trained later
     if isinstance(model, Checkpointable) and config.MODEL.gradient_checkpointing.enabled:
