@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         resumed = find_resumed(options)
         config = load_settings(options, resumed)
         use_log_format(config.LOGGING.format)
+        check_installed(config)
         if options.print_config or options.dry_run:
             return look(config, options, resumed)
         result = train(config, resumed, control)
@@ -229,6 +230,13 @@ def load_settings(options: argparse.Namespace, resumed: Path | None) -> Config:
 
     path, overrides = config_file(options, resumed), given_overrides(options)
     return Config.from_yaml(path, overrides) if path else Config.from_overrides(overrides)
+
+
+def check_installed(config: Config) -> None:
+    """Raises ConfigError where LOGGING.trackers needs a package that is missing: before the data are opened."""
+    from utils.runs.trackers import check_trackers
+
+    check_trackers(config)
 
 
 def config_file(options: argparse.Namespace, resumed: Path | None) -> str | Path | None:

@@ -11,11 +11,20 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from configs import attention_settings, consistency, fallbacks, plausibility, recipe_settings, study_consistency
+from configs import (
+    attention_settings,
+    consistency,
+    fallbacks,
+    logging_settings,
+    plausibility,
+    recipe_settings,
+    study_consistency,
+)
 from configs.attention_settings import AttentionSupervision
 from configs.best_by import best_by_problems
 from configs.fallbacks import SAMPLE_IMAGES, SAMPLE_STUDIES, SAMPLE_VOLUMES, is_sample_studies
 from configs.loading import RootSection
+from configs.logging_settings import LoggingSettings
 from configs.section import Section
 from configs.section import setting as _setting
 from configs.study_settings import ClinicalTableSettings, TableSettings, ViewSettings
@@ -386,20 +395,6 @@ class CheckpointSettings(Section):
     )
 
 
-class LoggingSettings(Section):
-    """Log lines, scalars and the name of the run."""
-
-    section_name: ClassVar[str] = "LOGGING"
-
-    log_dir: str = _setting("./logs", "TensorBoard files, one folder per run.")
-    tensorboard: bool = _setting(True, "Write TensorBoard scalars.")
-    print_freq: PositiveInt = _setting(10, "Optimizer steps between plain log lines and scalars.")
-    format: Literal["text", "json"] = _setting("text", "Log lines as text, or one JSON object per line.")
-    progress: Literal["auto", "bar", "plain"] = _setting("auto", "auto: a bar on a terminal, lines elsewhere.")
-    figure_format: Literal["png", "svg", "pdf"] = _setting("png", "Of the run's curves; svg, pdf: for a paper.")
-    run_name: str | None = _setting(None, "Folder of the run; null: name, backbone, attention and time.")
-
-
 class Config(RootSection):
     """All settings; two instances share nothing. See `from_yaml` for files and overrides."""
 
@@ -476,6 +471,7 @@ class Config(RootSection):
         shape = self.DATA.image_size or self.MODEL.input_size
         count = model.num_classes or (data.class_names and len(data.class_names)) or None
         return [
+            *logging_settings.tracker_problems(self.LOGGING),
             *attention_settings.attention_problems(
                 loss.attention,
                 isinstance(shape, tuple) and len(shape) == 3,

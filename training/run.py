@@ -32,6 +32,7 @@ from utils.runs.recorder import Recorder
 from utils.runs.result import RunResult, result_of
 from utils.runs.save_errors import on_save_error
 from utils.runs.status import Standing, StatusWriter
+from utils.runs.trackers import watching_trackers
 from utils.runs.trajectory import Trajectory
 
 logger = logging.getLogger("train")
@@ -109,8 +110,10 @@ def run_training(prepare: Preparation, resumed: Path | None = None, control: Con
         if resumed is not None:
             keep_best(run, config, description, learner.state, other_best)
         recorder = Recorder(run, config, description, parts.checkpoint, parts.operating_point)
+        trackers = until_the_end.enter_context(watching_trackers(config, run, resumed is not None))
         # The status comes last, so that it says nothing that is not on the disk.
-        loop = build_loop(config, learner, parts.loss, [recorder, status], control.request, parts.not_learnt)
+        listeners = [recorder, *trackers, status]
+        loop = build_loop(config, learner, parts.loss, listeners, control.request, parts.not_learnt)
 
         interrupted = fit(loop, loaders, control)
         if interrupted is None:
@@ -119,6 +122,8 @@ def run_training(prepare: Preparation, resumed: Path | None = None, control: Con
             best = recorder.best(learner.state.epoch)
             recorder.report(split, best.epoch, loop.evaluate(loader, split, best.weights))
             parts.report_operating_point(best.operating_point)
+            for tracker in trackers:
+                tracker.on_report(run.results[-1])
         status.on_phase(interrupted.left_as if interrupted else "finished")
         return result_of(run, learner.state.best_epoch + 1, interrupted)
 

@@ -95,5 +95,8 @@ class Listener:
     def on_epoch(self, end: EpochEnd) -> None:
         """An epoch is over; it is to be saved here, as `save` is not called for it."""
 
+    def on_report(self, record: Mapping[str, object]) -> None:
+        """The training is over: the report's row of metrics.jsonl, of a split and the best weights."""
+
     def save(self, content: CheckpointContent) -> None:
         """Write a checkpoint, within an epoch: it is due, or the loop is about to stop."""

@@ -106,7 +106,7 @@ class Recorder(Listener):
         self.figure_format = config.LOGGING.figure_format
         self._latest = _latest_scalars(checkpoint)
         self.writer = None
-        if config.LOGGING.tensorboard:
+        if "tensorboard" in config.LOGGING.told():
             self.writer = ScalarWriter(Path(config.LOGGING.log_dir) / run.path.name, *self._still_true(checkpoint))
 
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:
