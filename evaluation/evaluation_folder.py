@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from configs.errors import EvaluationError
-from evaluation.curves import curves_of
+from evaluation.curves import ClassCurves, curves_of
 from evaluation.forest_plots import classes_figure, subgroups_figure
+from evaluation.paper_roc import PAPER_DPI, FigureStyle, class_curves, paper_roc_figure
 from evaluation.plots import confusion_figure, precision_recall_figure, roc_figure
 from evaluation.predictions_table import predictions_csv
 from evaluation.probability_plots import calibration_figure, histogram_figure
@@ -25,6 +27,8 @@ from utils.figures import VectorFormat, encoded, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger("evaluate")
 
 Names = tuple[Sequence[str], Sequence[str], Sequence[str]]
 
@@ -71,13 +75,14 @@ def write_evaluation(
     names: Names,
     findings: Sequence[str],
     vector: VectorFormat | None = None,
+    style: FigureStyle = "screen",
 ) -> None:
     """Write all files into a folder that is there; those of an earlier evaluation are replaced one by one.
 
     scored: N images with their probabilities. before: uncalibrated ones of the same classes [N, K], where those are
     calibrated. results: of these, by `evaluate_scores`; metrics.json is that, with what `about` says. names: image,
     patient and split of each image; findings: the classes that are called, N texts each. vector: every figure as such
-    a file too. Raises EvaluationError.
+    a file too. style: 'paper' for roc_paper as well, all classes in one, as PNG, SVG and PDF. Raises EvaluationError.
     """
     metadata = {"evaluated": dict(about.facts), "warnings": list(about.warnings), "notes": list(about.notes)}
     thresholds = [math.nan if one["threshold"] is None else one["threshold"] for one in results["classes"]]
@@ -87,9 +92,12 @@ def write_evaluation(
     files = {f"{name}.png": figures[name] for name in IMAGES}
     if vector is not None:
         files |= {f"{name.replace(' ', '_')}.{vector}": encoded(one, vector) for name, one in drawn.items()}
+    curves = curves_of(scored, thresholds, before)
+    if style == "paper":
+        files |= paper_files(curves["classes"], results, about.titles)
     texts = {
         "metrics.json": _json({**metadata, **results}, 2),
-        "curves.json": _json(curves_of(scored, thresholds, before), None),
+        "curves.json": _json(curves, None),
         "predictions.csv": predictions_csv(scored, *names, findings, thresholds),
         "report.html": report_html(titled, about, figures),
     }
@@ -98,6 +106,16 @@ def write_evaluation(
             write_atomically(path / file, content)
     except OSError as error:
         raise EvaluationError(f"cannot write into '{path}': {error.strerror or error}") from None
+
+
+def paper_files(curves: Sequence[ClassCurves], results: Results, titles: Mapping[str, str]) -> dict[str, bytes]:
+    """roc_paper.png, .svg and .pdf; none, and a log line says why, where no class has a curve."""
+    drawn = class_curves(curves, results, titles=titles)
+    if not drawn:
+        logger.warning("--figure-style paper: no class has both positives and negatives, so there is no ROC")
+        return {}
+    figure = paper_roc_figure(drawn, results["interval"]["level"])
+    return {f"roc_paper.{kind}": encoded(figure, kind, PAPER_DPI) for kind in ("png", *get_args(VectorFormat))}
 
 
 def _json(content: Mapping[str, object], indent: int | None) -> str:

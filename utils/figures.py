@@ -119,7 +119,7 @@ def png(figure: Figure) -> bytes:
     return encoded(figure, "png")
 
 
-def encoded(figure: Figure, kind: Literal["png"] | VectorFormat) -> bytes:
+def encoded(figure: Figure, kind: Literal["png"] | VectorFormat, dpi: int = DPI) -> bytes:
     """A figure as the bytes of a file: 'png', 'svg' or 'pdf'. The same figure gives the same bytes.
 
     SVG and PDF hold text as text; SVG names its fonts, PDF brings their letters along.
@@ -130,15 +130,15 @@ def encoded(figure: Figure, kind: Literal["png"] | VectorFormat) -> bytes:
     buffer = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "HybridMedNet", "pdf.fonttype": 42}):
-        figure.savefig(buffer, dpi=DPI, format=kind, metadata=dates.get(kind))
+        figure.savefig(buffer, dpi=dpi, format=kind, metadata=dates.get(kind))
     return buffer.getvalue()
 
 
-def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def write_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> None:
     """Save under a temporary name in the same folder, then rename: a reader never sees half an image."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     kind = target.suffix.lstrip(".").lower() or "png"
     if kind not in FORMATS:
         raise ValueError(f"a figure is written as {', '.join(FORMATS)}, not as '{target.name}'")
-    write_atomically(target, encoded(figure, cast(Literal["png"] | VectorFormat, kind)))
+    write_atomically(target, encoded(figure, cast(Literal["png"] | VectorFormat, kind), dpi))
