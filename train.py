@@ -20,7 +20,7 @@ from utils.arguments import EXIT_CODES, Parser
 from utils.command_line import run_script, show, use_log_format
 from utils.runs.control import Control, Interrupted
 from utils.runs.files import DOCTOR, LABELS
-from utils.runs.folder import RunFolder, find_run, folder_of
+from utils.runs.folder import RunFolder, check_name_is_free, find_run, folder_of
 from utils.runs.result import RunResult
 from utils.training_arguments import add_training_settings, given_overrides
 
@@ -255,7 +255,7 @@ def look(config: Config, options: argparse.Namespace, resumed: Path | None) -> i
         from training.dry_run import describe_data, dry_run
 
         if resumed is None and config.LOGGING.run_name:
-            RunFolder.check_new(config.CHECKPOINT.save_dir, config.LOGGING.run_name)
+            check_name_is_free(config.CHECKPOINT.save_dir, config.LOGGING.run_name)
         parts = prepare(config, resumed)
         prepared = parts.config
         splits = {split: int((parts.assignment == split).sum()) for split in SPLITS}

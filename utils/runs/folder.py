@@ -49,12 +49,6 @@ class RunFolder:
             raise
         return cls(path, lock)
 
-    @staticmethod
-    def check_new(save_dir: str, name: str) -> None:
-        """Raises CheckpointError where `create` would refuse the name because there is a run."""
-        if (Path(save_dir) / name).is_dir():
-            _refuse_what_is_there(Path(save_dir) / name)
-
     @classmethod
     def create_numbered(cls, save_dir: str, name: str) -> RunFolder:
         """A new folder of this name, or name-2, name-3 … where there is one: no two callers get the same."""
