@@ -76,12 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--without", metavar="INPUT", action=Values, default=[], help=without)
     add("--vector", choices=("svg", "pdf"), help="write every figure as such a file too, for a paper")
-    add(
-        "--figure-style",
-        choices=("screen", "paper"),
-        default="screen",
-        help="paper: also one ROC of all classes, a column wide",
-    )
+    add("--figure-style", choices=("screen", "paper"), default="screen", help="paper: also one ROC, a column wide")
     add("--no-save", dest="save", action="store_false", help="leave the checkpoint as it is, whatever is fitted")
     add("--draws", metavar="N", type=int, default=2000, help="bootstrap draws for the intervals (2000)")
     add("--output", metavar="DIR", help="where to write; without it evaluation-<split> beside the checkpoint")
@@ -188,10 +183,8 @@ def measure(
         keep_operating_point(path, point.as_dict(), data.split.own, saved.model.state_dict(), alone)
     about = about_evaluation(path, saved, data, options.split, index, execution, notes)
     before = uncalibrated(logits, task.exclusive)[:, list(task.measured)] if point.calibration else None
-    findings = point.decision(task).texts(probabilities)
-    write_evaluation(
-        output, scored, before, results, about, data.names(index), findings, options.vector, options.figure_style
-    )
+    findings, style = point.decision(task).texts(probabilities), (options.vector, options.figure_style)
+    write_evaluation(output, scored, before, results, about, data.names(index), findings, *style)
     show(format_results_table(results))
     if attention is not None:
         show(attention_sentence(attention))
