@@ -41,7 +41,7 @@ NAMES = (
     "vim_tiny",
 )
 SCRIPTS = [path.name for path in sorted(ROOT.glob("*.py")) if "PYTHON_ARGCOMPLETE_OK" in path.read_text("utf-8")]
-MODULES = ["explain", "utils.checkpoint"]
+MODULES = ["evaluation", "explain", "inference.serve", "utils.checkpoint"]
 HELP = {
     **{f"{name} --help": [name, "--help"] for name in SCRIPTS},
     **{f"python -m {name} --help": ["-m", name, "--help"] for name in MODULES},

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Answer HTTP requests with one or several trained models, as predict.py would.
 
 python -m inference.serve checkpoints/<run>                                # http://127.0.0.1:8000
