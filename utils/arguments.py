@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -166,6 +167,10 @@ class _Run:
             found.insert(0, (place, value))
         return found
 
+    def existing(self) -> int:
+        """How many of these, from the last one back, are files or folders."""
+        return len([*takewhile(lambda found: Path(found[1]).exists(), reversed(self.spare()))])
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser in which options and positional arguments may come in any order, with --version.
@@ -258,19 +263,21 @@ class Parser(argparse.ArgumentParser):
         able = [run for run in runs if len(run.spare()) >= missing]
         if missing <= 0 or not able:
             return
-        there = [run for run in able if all(Path(value).exists() for _, value in run.values[-missing:])]
         endless = any(action.nargs == "+" for action in positional)
-        found = there if len(there) == 1 and not endless else able
-        words = [value for run in found for _, value in (run.spare() if endless else run.values[-missing:])]
-        name, run = _name(positional), found[0]
-        if len(words) > missing:
+        there = [run for run in able if run.existing() >= missing]
+        found = there if len(there) == 1 else able
+        run = found[0]
+        count = max(run.existing(), missing) if endless else missing
+        words = [value for one in found for _, value in (one.spare() if endless else one.values[-missing:])]
+        name = _name(positional)
+        if len(found) > 1 or (len(words) > count and run not in there):
             how = f"{run.option} {run.values[0][1]}"
             self.error(f"which of {', '.join(map(repr, words))} is {name}? Write {name} before the options ({how} …)")
         if run not in there:
             what = f"{words[-1]!r}, the last value of {run.option}, would be it and does not exist"
             self.error(f"the following arguments are required: {name} ({what})")
-        free += run.values[-missing:]
-        run.values = run.values[:-missing]
+        free += run.values[-count:]
+        run.values = run.values[:-count]
 
     def _too_many(self, positional: list[argparse.Action], runs: list[_Run], extra: list[str]) -> NoReturn:
         found = [(run.option, run.positional[0][1]) for run in runs if run.positional]

@@ -133,7 +133,8 @@ def test_no_option_takes_what_follows_without_asking(name, monkeypatch):
 
 
 def test_scripts_are_found():
-    assert {"train", "evaluate", "predict", "export", "explain.__main__", "utils.checkpoint.__main__"} <= {*SCRIPTS}
+    assert {"train", "evaluate", "predict", "export", "doctor", "cross_validate", "test_modern_models"} <= {*SCRIPTS}
+    assert {"evaluation.__main__", "explain.__main__", "utils.checkpoint.__main__"} <= {*SCRIPTS}
 
 
 # ---- each kind of value, and what cannot be told
@@ -171,6 +172,8 @@ def parse(*words: str, endless: bool = False) -> dict[str, object]:
         ("--method grad_cam image.png --method layer_cam", {"method": ["grad_cam", "layer_cam"]}),
         ("--method grad_cam layer_cm image.png", {"method": ["grad_cam", "layer_cm"], "input": ["image.png"]}),
         ("image.png", {"method": ["none"]}),
+        ("--group sex age image.png images", {"group": ["sex", "age"], "input": ["image.png", "images"]}),
+        ("--group sex --without a b images", {"group": ["sex"], "without": ["a", "b"], "input": ["images"]}),
     ],
 )
 def test_values_are_told_from_inputs(words, expected, here):
@@ -203,6 +206,8 @@ def test_any_text_leaves_the_last_word_where_it_is_needed(words, expected, here)
         ("--model run typo lost", True, ["which of 'typo', 'lost' is input?", "--model run"]),
         ("--group sex run --without table other", False, ["which of 'run', 'other' is input?"]),
         ("--group sex age", False, ["required: input", "'age', the last value of --group"]),
+        ("--group sex age view", True, ["which of 'age', 'view' is input?", "--group sex"]),
+        ("--group sex run --without a images", True, ["which of 'run', 'images' is input?"]),
         ("--group sex", False, ["required: input"]),
         ("--set A.b 4 run", False, ["unrecognized arguments: run", "'4' is none of the values of --set"]),
         ("--format csv xml run", False, ["unrecognized arguments: run", "'xml'", "--format"]),

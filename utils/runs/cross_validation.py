@@ -6,18 +6,17 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from configs.default_config import Config
-from configs.differences import Difference
 from configs.errors import CheckpointError
-from configs.section import Section
 from utils.atomic_file import write_atomically
 from utils.runs.files import CONFIG, CONTROL, CROSS_VALIDATION, FOLD_SPLITS, LAST, LOG, PREVIOUS, STATUS, STEPS
 from utils.runs.folder import find_newest, model_file
-from utils.runs.status import read_status
+
+if TYPE_CHECKING:  # --help does without pydantic
+    from configs.default_config import Config
+    from configs.differences import Difference
+    from configs.section import Section
 
 Validation = Literal["inner", "held-out"]
 Part = Literal["all", "train", "train+val"]
@@ -68,9 +67,11 @@ class CrossValidation:
     @classmethod
     def read(cls, folder: Path) -> CrossValidation:
         """Raises CheckpointError where it is not there or damaged."""
+        from pydantic import TypeAdapter, ValidationError  # not for --help
+
         path = folder / CROSS_VALIDATION
         try:
-            found = _RECORD.validate_json(path.read_bytes())
+            found = TypeAdapter(CrossValidation).validate_json(path.read_bytes())
         except OSError as error:
             raise CheckpointError(f"cannot read '{path}': {error.strerror}") from None
         except ValidationError as error:
@@ -78,9 +79,6 @@ class CrossValidation:
         if found.folds < 1 or not found.seeds or len(set(found.seeds)) < len(found.seeds):
             raise CheckpointError(f"'{path}' is damaged: it has no folds, or no seeds that differ")
         return found
-
-
-_RECORD = TypeAdapter(CrossValidation)
 
 
 def is_cross_validation(folder: Path) -> bool:
@@ -106,6 +104,8 @@ def split_path(folder: Path, fold: int) -> Path:
 
 def standing(run: Path) -> str:
     """Where a run stands: a phase of its status.json, or 'not begun'."""
+    from utils.runs.status import read_status
+
     status = read_status(run) if run.is_dir() else None
     return "not begun" if status is None else status.phase
 
@@ -124,6 +124,8 @@ def settings_of(config: Config, record: CrossValidation, member: Member, folder:
 
     What 'auto' times as training begins is taken over from the first run, so that all are made alike.
     """
+    from configs.default_config import Config
+
     config = config.model_copy(deep=True)
     config.DATA.split_file = str(split_path(folder, member.fold))
     config.TRAIN.seed = member.seed
