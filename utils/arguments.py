@@ -259,11 +259,11 @@ class Parser(argparse.ArgumentParser):
 
     def _hold_back(self, positional: list[argparse.Action], runs: list[_Run], free: list[tuple[int, str]]) -> None:
         """Where positional arguments are missing, the last values of an option that takes any text are these."""
-        missing = len([action for action in positional if action.nargs != "?"]) - len(free)
+        missing = len([action for action in positional if action.nargs not in ("?", "*")]) - len(free)
         able = [run for run in runs if len(run.spare()) >= missing]
         if missing <= 0 or not able:
             return
-        endless = any(action.nargs == "+" for action in positional)
+        endless = any(action.nargs in ("+", "*") for action in positional)
         there = [run for run in able if run.existing() >= missing]
         found = there if len(there) == 1 else able
         run = found[0]

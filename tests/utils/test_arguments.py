@@ -84,7 +84,7 @@ def samples(action: Values) -> list[str]:
 
 
 def input_of(action: argparse.Action) -> list[str]:
-    return ["image.png"] if action.nargs == "+" else ["images"] if action.dest == "new" else ["run"]
+    return ["image.png"] if action.nargs in ("+", "*") else ["images"] if action.dest == "new" else ["run"]
 
 
 def sentences(parser: argparse.ArgumentParser) -> list[tuple[list[str], list[str], dict[str, object]]]:
@@ -109,7 +109,7 @@ def test_the_input_may_stand_before_and_after_every_option(name, here, monkeypat
     for parser in parsers(name, monkeypatch):
         positional = [a for a in parser._actions if not a.option_strings]
         words = [word for action in positional for word in input_of(action)]
-        expected = {a.dest: input_of(a) if a.nargs == "+" else input_of(a)[0] for a in positional}
+        expected = {a.dest: input_of(a) if a.nargs in ("+", "*") else input_of(a)[0] for a in positional}
         for option, needed, value in sentences(parser):
             for order in itertools.permutations([option, needed, words]):
                 options = vars(parser.parse_args([word for part in order for word in part]))
