@@ -60,7 +60,20 @@ class _Loaded(HTMLParser):
 @pytest.mark.slow
 def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(tmp_path):
     """As `make docs` does; 0 of its pages need the network."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "trees")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-j",
+        "auto",
+        "-b",
+        "html",
+        "-d",
+        str(tmp_path / "trees"),
+    ]
     built = subprocess.run(
         [*command, "docs", str(tmp_path / "html")], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
