@@ -42,16 +42,17 @@ class LoggingSettings(Section):
     figure_format: Literal["png", "svg", "pdf"] = _setting("png", "Of the run's curves; svg, pdf: for a paper.")
     run_name: str | None = _setting(None, "Folder of the run; null: name, backbone, attention and time.")
 
-    def told(self) -> tuple[TrackerName, ...]:
-        """Who is told of the run, each once."""
-        if self.trackers is None:
-            return ("tensorboard",) if self.tensorboard else ()
-        return tuple(dict.fromkeys(self.trackers))
+
+def trackers_of(settings: LoggingSettings) -> tuple[TrackerName, ...]:
+    """Who is told of the run, each once."""
+    if settings.trackers is None:
+        return ("tensorboard",) if settings.tensorboard else ()
+    return tuple(dict.fromkeys(settings.trackers))
 
 
 def tracker_problems(settings: LoggingSettings) -> list[str]:
     """Settings that nothing would follow, or that say the opposite of each other."""
-    told, problems = settings.told(), []
+    told, problems = trackers_of(settings), []
     if not settings.tensorboard and "tensorboard" in told:
         problems.append("LOGGING.trackers names tensorboard and LOGGING.tensorboard is false: leave one of them out")
     if settings.mlflow_uri is not None and "mlflow" not in told:

@@ -240,5 +240,7 @@ def test_nothing_asks_whether_a_value_was_set():
     asked = re.compile(r"fields_set|\bis_set\b|exclude_unset")
     folders = ("configs", "data", "models", "training", "evaluation", "inference", "explain", "deployment", "utils")
     files = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    answers = ROOT / "inference" / "serve"  # its pydantic models are answers, no settings
+    files = [path for path in files if answers not in path.parents]
     assert len(files) > 100
     assert [str(path) for path in files if asked.search(path.read_text(encoding="utf-8"))] == []

@@ -14,6 +14,7 @@ import numpy as np
 from configs.best_by import MEAN_AUROC, NAMES
 from configs.default_config import Config
 from configs.errors import DamagedCheckpointError
+from configs.logging_settings import trackers_of
 from utils.best_metric import figure_of, title_of
 from utils.checkpoint import OPERATING_POINT, load_checkpoint, save_checkpoint, set_aside
 from utils.listener import (
@@ -106,7 +107,7 @@ class Recorder(Listener):
         self.figure_format = config.LOGGING.figure_format
         self._latest = _latest_scalars(checkpoint)
         self.writer = None
-        if "tensorboard" in config.LOGGING.told():
+        if "tensorboard" in trackers_of(config.LOGGING):
             self.writer = ScalarWriter(Path(config.LOGGING.log_dir) / run.path.name, *self._still_true(checkpoint))
 
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:

@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from configs.default_config import Config
 from configs.errors import ConfigError
+from configs.logging_settings import trackers_of
 from configs.origins import leaves
 from utils.listener import EpochEnd, Listener
 from utils.runs.files import BEST, CONFIG, LOG, METRICS, TRACKERS
@@ -101,7 +102,7 @@ class TrackerListener(Listener):
 
 def check_trackers(config: Config) -> None:
     """Raises ConfigError where LOGGING.trackers names one whose package is not installed."""
-    for name in config.LOGGING.told():
+    for name in trackers_of(config.LOGGING):
         needed: tuple[str, ...] = _PACKAGES.get(name, ())
         if name == "mlflow" and (config.LOGGING.mlflow_uri or "sqlite").startswith(_DATABASES):
             needed += _OF_DATABASES
@@ -126,7 +127,7 @@ def watching_trackers(config: Config, run: RunFolder, resumed: bool) -> Iterator
         "mlflow": lambda: MLflowTracker(settings.mlflow_uri, experiment, run.path),
         "wandb": lambda: WandbTracker(settings.wandb_mode, experiment, run.path),
     }
-    listeners = [TrackerListener(name, makers[name](), run) for name in settings.told() if name in makers]
+    listeners = [TrackerListener(name, makers[name](), run) for name in trackers_of(settings) if name in makers]
     ending: Ending = "failed"
     try:
         for listener in listeners:

@@ -11,6 +11,7 @@ import pytest
 import utils.runs.trackers as trackers
 from configs.default_config import Config
 from configs.errors import ConfigError
+from configs.logging_settings import trackers_of
 from data.phantom.radiographs import write_phantom
 from tests.training_runs import arguments, run_main
 from utils.listener import EpochEnd
@@ -168,7 +169,7 @@ def test_one_that_is_not_installed_is_told_before_anything_is_done(tmp_path, cap
     ],
 )
 def test_who_is_told(overrides, told):
-    assert Config.from_overrides(overrides).LOGGING.told() == told
+    assert trackers_of(Config.from_overrides(overrides).LOGGING) == told
 
 
 @pytest.mark.parametrize(
