@@ -14,6 +14,7 @@ PATHS = {
     "MODEL.init_from",
     "DATA.data_dir",
     "DATA.labels_file",
+    "DATA.split_file",
     "DATA.cache_dir",
     "CHECKPOINT.save_dir",
     "LOGGING.log_dir",

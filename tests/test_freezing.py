@@ -28,14 +28,14 @@ def data(tmp_path_factory):
     return folder
 
 
-def interrupted(monkeypatch, folder, after: int) -> None:
-    """Asks for a stop by the file 'control' after so many optimizer steps of a process."""
+def interrupted(monkeypatch, after: int) -> None:
+    """Asks for a stop after so many optimizer steps of a process."""
     train_step, made = TrainingLoop.train_step, []
 
     def step(loop, *window):
         made.append(train_step(loop, *window))
         if len(made) == after:
-            (folder / "control").write_text("stop")
+            monkeypatch.setattr(loop, "should_stop", lambda: "stop")
         return made[-1]
 
     monkeypatch.setattr(TrainingLoop, "train_step", step)
@@ -49,7 +49,7 @@ def test_a_run_interrupted_before_and_after_it_thaws_ends_as_the_undisturbed_one
     assert steps == 2
     for resume, after in ((False, 1), (True, 2)):  # in the first epoch, and in the second one
         with monkeypatch.context() as patch:
-            interrupted(patch, parts, after)
+            interrupted(patch, after)
             given = ["--resume", parts] if resume else arguments(data, tmp_path, "parts", **RUN, **others)
             assert run_main(given) == 130
     assert run_main(["--resume", parts]) == 0

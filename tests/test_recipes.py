@@ -28,7 +28,7 @@ def test_a_run_interrupted_in_an_epoch_goes_on_with_the_same_draws(data, tmp_pat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_main(arguments(data, tmp_path, "whole", DATA__augment_on="device", **RUN)) == 0
     with monkeypatch.context() as patch:
-        interrupted(patch, parts, 1)
+        interrupted(patch, 1)
         assert run_main(arguments(data, tmp_path, "parts", DATA__augment_on="device", **RUN)) == 130
     assert run_main(["--resume", parts, "--set", "DATA.num_workers=1"]) == 0
     same_outcome(whole, parts)

@@ -70,7 +70,7 @@ class AskedAtStep(Control):
     def request(self):
         self.left -= 1
         if self.left == 0:
-            self._file.write_text(self.word)
+            self._files[-1].write_text(self.word)
         return super().request()
 
 

@@ -88,7 +88,10 @@ def test_the_config_is_written_out(run, phantom, runs):
     assert config.MODEL.input_size == config.DATA.image_size == (SIZE, SIZE)
     given = Config.from_overrides(arguments(phantom, runs, "undisturbed", **HARD)[1:])
     assert Config.from_overrides(arguments(phantom, runs, "x")[1:]).TRAIN.ema_decay != given.TRAIN.ema_decay
-    assert config.model_dump() == given.resolve(tuple(config.DATA.class_names)).model_dump()
+    resolved = given.resolve(tuple(config.DATA.class_names))
+    assert (resolved.CHECKPOINT.best_by, config.CHECKPOINT.best_by) == (None, "mean_auroc")
+    resolved.CHECKPOINT.best_by = "mean_auroc"  # which the labels of the splits decide
+    assert config.model_dump() == resolved.model_dump()
 
 
 def test_the_split_is_by_patient(run, phantom):

@@ -205,6 +205,7 @@ class _Recording:
         self.depth = 0
         self.alive: list[Tensor] = []
         self.given: set[int] = set()
+        self.stack = ExitStack()  # what is open while a module of the chain runs
 
     def run(self, args: tuple, kwargs: dict) -> tuple[list[str], Trace]:
         """Names of the chain's modules and their trace; ModelError where there is no chain."""
@@ -242,6 +243,8 @@ class _Recording:
                 raise ModelError(
                     f"{type(self.model).__name__} cannot be planned without running it: {str(error)[:200]}"
                 ) from error
+            finally:
+                self.stack.close()  # a module that raised has left it open
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.depth += 1

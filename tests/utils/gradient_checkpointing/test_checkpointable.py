@@ -233,6 +233,16 @@ def test_an_error_in_the_forward_pass_leaves_nothing_open():
     assert torch.equal(step(model, X)[0], expected[0])
 
 
+def test_a_plan_that_fails_inside_a_module_leaves_nothing_open():
+    """Batch normalisation of one value. What counts saved tensors there would hold all later ones."""
+    recomputed = Functional(*sequence())
+    expected = peak(recomputed, X)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 24), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    with pytest.raises(ModelError, match="cannot be planned without running it: Expected more than 1 value"):
+        apply_gradient_checkpointing(plain)(X[:1])
+    assert peak(recomputed, X) == expected
+
+
 def test_the_function_by_hand_agrees():
     """An unused input, one without gradient, dropout and batch statistics in bf16."""
     torch.manual_seed(0)
