@@ -265,7 +265,7 @@ def test_wandb_offline_has_the_metrics_of_the_run(tmp_path, monkeypatch):
     tell(folder, 1, 2, "LOGGING.trackers=[wandb]")
     tell(folder, 3, 3, "LOGGING.trackers=[wandb]")
     name = json.loads((folder / "trackers.json").read_text())["wandb"]
-    files = sorted(folder.glob(f"wandb/offline-run-*-{name}/run-{name}.wandb"))
+    files = sorted(folder.glob(f"wandb/offline-run-*-{name}*/run-{name}.wandb"))
     assert files, "one run"
     history = [row for file in files for row in wandb_history(file) if "val_loss" in row]
     by_step = {row["step"]: row for row in history}
