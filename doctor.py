@@ -127,9 +127,11 @@ def check_config(case: Case, report: Report) -> None:
             raise CheckpointError(f"there is no run '{case.path}': name its folder, or a checkpoint in one")
         path = path or str(case.folder / CONFIG)
     from configs.default_config import Config
+    from utils.runs.trackers import check_trackers
 
     case.config = Config.from_yaml(path, case.overrides) if path else Config.from_overrides(case.overrides)
     config = case.config
+    check_trackers(config)
     size = " x ".join(map(str, reversed(config.image_shape())))
     report.fact(
         "config", f"{path or 'the defaults'}: {config.MODEL.backbone}, input {size}, {config.TRAIN.epochs} epochs"
@@ -196,7 +198,8 @@ def check_data(case: Case, report: Report) -> None:
     saved = case.folder / SPLIT if case.folder is not None and case.checkpoint is not None else None
     config, data, assignment = open_leniently(case.config, saved, report)
     if saved is not None and case.folder is not None and case.checkpoint is not None:
-        check_source_split(data, assignment, saved)
+        if config.DATA.split_file is None:
+            check_source_split(data, assignment, saved)
         tell_label_changes(case.folder / LABELS, case.checkpoint.get("labels_sha256"), data, assignment)
     case.config, case.data, case.assignment = resolve_studies(config, data, assignment), data, assignment
     patients = len({study.group for study in data.studies})
@@ -306,32 +309,14 @@ def check_memory(case: Case, report: Report) -> None:
 
 def check_training(case: Case, report: Report) -> None:
     """All that is built before the first step, and the first batch of each split."""
-    from configs.plausibility import step_notes
-    from data.builder import build_loaders, study_dropout
-    from data.table_encoding import check_same_table
-    from models import load_teacher
-    from training.builder import build_distillation, build_learner, build_loop, build_loss
-    from training.resume import resume
+    from train import build_parts
+    from training.builder import build_loop
 
     assert case.config and case.device and case.model and case.data and case.assignment is not None
-    config, model = _settled(case.config, case.device), case.model
-    backbone = model.backbone
-    loaders = build_loaders(
-        config, case.data, case.assignment, backbone.mean, backbone.std, case.device.type, study_dropout(config)
-    )
-    images = len(loaders.train.indices)
-    for note in step_notes(images, config.TRAIN.batch_size, config.TRAIN.gradient_accumulation_steps):
-        logger.warning("%s", note)
-    if case.checkpoint is not None:
-        check_same_table(case.checkpoint.get("table"), loaders.encoding)
-    labels = build_loss(config, loaders.train_labels(), loaders.coarse_groups, case.device)
-    learner = build_learner(config, model, len(loaders.train))
-    if (teacher := load_teacher(config)) is not None:
-        check_same_table(teacher.description.get("table"), loaders.encoding, of_teacher=True)
-    loss = build_distillation(config, labels, teacher, loaders.preprocess.as_dict(), learner)
-    if case.checkpoint is not None:
-        resume(learner, case.checkpoint, config, images)
-    build_loop(config, learner, loss)
+    config = _settled(case.config, case.device)
+    parts = build_parts(config, case.data, case.assignment, case.model, case.checkpoint)
+    build_loop(parts.config, parts.learner, parts.loss)
+    loaders = parts.loaders
     for loader in (loaders.train, loaders.val, loaders.test):
         if loader is not None and not report.has_error("images"):  # which would be told again
             next(iter(loader.epoch(0)))

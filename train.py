@@ -168,15 +168,10 @@ class Parts:
 
 def prepare(config: Config, resumed: Path | None) -> Parts:
     """The first half of the recipe: data → model → learner, as the checkpoint left it. No run's folder is written."""
-    from configs.plausibility import step_notes
-    from data.builder import build_loaders, open_data, resolve, resolve_studies, split_data, study_dropout
+    from data.builder import open_data, resolve, resolve_studies, split_data
     from data.splits.resumed_data import check_source_split
-    from data.table_encoding import check_same_table
-    from models import check_backbone, create_model, load_teacher
-    from training.builder import build_distillation, build_learner, build_loss, resolve_best_by, resolve_precision
-    from training.classes import positives_of
+    from models import check_backbone, create_model
     from training.precision import choose_device
-    from training.resume import resume
     from utils.checkpoint import load_resumable
     from utils.process import prepare_process
 
@@ -193,7 +188,26 @@ def prepare(config: Config, resumed: Path | None) -> Parts:
     config = resolve_studies(config, dataset_index, assignment)
 
     model = create_model(config, checkpoint).to(device)
-    backbone = model.backbone
+    return build_parts(config, dataset_index, assignment, model, checkpoint)
+
+
+def build_parts(
+    config: Config,
+    dataset_index: DatasetIndex,
+    assignment: np.ndarray,
+    model: HybridMedNet,
+    checkpoint: CheckpointContent | None,
+) -> Parts:
+    """The end of `prepare`, and of doctor.py: loaders, loss, learner, for data and a model that are there."""
+    from configs.plausibility import step_notes
+    from data.builder import build_loaders, study_dropout
+    from data.table_encoding import check_same_table
+    from models import load_teacher
+    from training.builder import build_distillation, build_learner, build_loss, resolve_best_by, resolve_precision
+    from training.classes import positives_of
+    from training.resume import resume
+
+    backbone, device = model.backbone, next(model.parameters()).device
     dropout = study_dropout(config)
     loaders = build_loaders(config, dataset_index, assignment, backbone.mean, backbone.std, device.type, dropout)
     if checkpoint is not None:

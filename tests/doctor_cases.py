@@ -214,6 +214,16 @@ def a_memory_budget_that_cannot_be_met(tmp: Path) -> list[str]:
     return call(tmp, write_npz(tmp / "data"), MODEL__gradient_checkpointing=budget)
 
 
+@case(2)
+def a_best_epoch_by_a_class_that_validation_lacks(tmp: Path) -> list[str]:
+    lines = []
+    for number, name in enumerate(NAMES):
+        split, of_train = ("val", "正常") if number >= 16 else ("train", ("正常", "肺炎", "结核")[number % 3])
+        lines.append(f"{name},{of_train if number != 17 else '肺炎'},p{number // 2},{split}")
+    root = write_table(tmp / "data", lines=lines, header="图像,标签,patient_id,split")
+    return call(tmp, root, CHECKPOINT__best_by="结核")
+
+
 # ---- broken weights
 
 

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import doctor
 from configs.default_config import Config
+from data.sources.formats import open_source
+from data.splits.assignment import write_split
 from hybridmednet import Trainer
 from tests.doctor_cases import CASES, NAMES, call, with_splits, write_table
 from tests.training_runs import process_state, run_main
@@ -66,6 +68,12 @@ def test_doctor_and_train_agree(name, tmp_path, examine):
     assert "unforeseen" not in messages(report, "error")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before, "doctor.py has written something"
     assert (found, run_main(arguments)) == (code, code)
+
+
+def test_a_tracker_that_is_not_installed_is_told(tmp_path, examine, monkeypatch):
+    monkeypatch.setattr("utils.runs.trackers.find_spec", lambda name: None)
+    code, report = examine("--set", "LOGGING.trackers=[wandb]")
+    assert code == 2 and "LOGGING.trackers: wandb needs wandb" in messages(report, "error", "config")
 
 
 def test_all_problems_of_data_are_told_at_once(tmp_path, examine):
@@ -138,6 +146,17 @@ def run(trained, tmp_path) -> tuple[Path, Path]:
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace(str(trained[0]), str(data)))
     return data, folder
+
+
+@pytest.mark.slow
+def test_a_run_by_a_split_file_is_not_compared_with_the_tables_split(tmp_path, examine):
+    root = with_splits(tmp_path / "data", shared=False)
+    dataset_index = open_source(root)
+    turned = np.array(["val" if study.split == "train" else "train" for study in dataset_index.studies])
+    write_split(tmp_path / "turned.csv", dataset_index, turned)
+    assert run_main(call(tmp_path, root, DATA__split_file=tmp_path / "turned.csv")) == 0
+    code, report = examine(tmp_path / "runs" / "run")
+    assert (code, messages(report, "error")) == (0, "")
 
 
 @pytest.mark.slow

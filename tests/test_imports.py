@@ -57,7 +57,7 @@ SCRIPTS = (
     "cross_validate",
 )
 # A script whose steps are the recipes of others.
-STEPS = {"cross_validate": {"train", "evaluate"}}
+STEPS = {"cross_validate": {"train", "evaluate"}, "doctor": {"train"}}
 SOURCES = sorted(
     path
     for folder in [*ALLOWED, "."]
