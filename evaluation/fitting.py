@@ -20,6 +20,7 @@ from evaluation.operating_points import (
 )
 from evaluation.scored_split import BootstrapSettings
 from utils.decision import DEFAULT_THRESHOLD, Task
+from utils.listener import Scores as ValidationScores
 
 NONE = "none"
 DEFAULT_RULE = "youden"
@@ -94,14 +95,18 @@ def operating_point(
     return fitted, True
 
 
-def point_of_training(
-    probabilities: np.ndarray, targets: np.ndarray, mask: np.ndarray, task: Task, split: str = "val"
-) -> OperatingPoint:
+def point_of_training(validation: ValidationScores, task: Task) -> OperatingPoint:
     """What leaves training with a model: Youden's thresholds on the validation split, as an evaluation would fit them.
 
-    All [N, K]; targets: 0 or 1 where known. A class with fewer than 5 positives or negatives has nan, which is 0.5.
+    A class with fewer than 5 positives or negatives has nan, which is 0.5.
     """
-    return point_of_probabilities(probabilities, targets, mask, parse_rule(DEFAULT_RULE), task, None, split, FEWEST)
+    targets, rule = validation.targets > 0.5, parse_rule(DEFAULT_RULE)
+    return point_of_probabilities(validation.scores, targets, validation.mask, rule, task, None, "val", FEWEST)
+
+
+def training_text(stored: Mapping[str, object] | None, task: Task) -> str | None:
+    """What leaves training with its best weights, in words; None where nothing was fitted. stored: as a file has it."""
+    return None if stored is None else fitted_text(stored_point(stored, len(task.class_names)), task)
 
 
 def fitted_text(point: OperatingPoint, task: Task) -> str:

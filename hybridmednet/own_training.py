@@ -85,16 +85,14 @@ class OwnParts:
     def _point(self, validation: Scores) -> CheckpointContent:
         from evaluation.fitting import point_of_training
 
-        point = point_of_training(validation.scores, validation.targets > 0.5, validation.mask, self.task)
-        return dict(point.as_dict())
+        return dict(point_of_training(validation, self.task).as_dict())
 
     def report_operating_point(self, stored: FileContent | None) -> None:
         """Say what leaves the training with its best weights."""
-        from evaluation.fitting import fitted_text, stored_point
+        from evaluation.fitting import training_text
 
-        if stored is not None:
-            point = stored_point(stored, len(self.task.class_names))
-            logger.info("with the best weights are saved: %s", fitted_text(point, self.task))
+        if (text := training_text(stored, self.task)) is not None:
+            logger.info("with the best weights are saved: %s", text)
 
     def describe(self, run: RunFolder) -> CheckpointContent:
         """Write config and environment into the run's folder; what checkpoints carry of them."""

@@ -27,6 +27,7 @@ from evaluation.fitting import stored_point
 from evaluation.operating_points import OperatingPoint
 from hybridmednet.opened_model import OpenedModel, check_alike
 from inference.ensemble import Ensemble, Member
+from inference.members import chosen_thresholds
 from inference.predictor import Predictor
 from inference.results import Row
 from models import HybridMedNet
@@ -331,14 +332,12 @@ def _of_own_training(
     precision = choose_available_precision(config.TRAIN.mixed_precision, place)
     layout = choose_memory_format(config.TRAIN.channels_last)
     predictor = Predictor([network.to(place).to(memory_format=layout)], precision, layout, tta)
-    chosen = point.split is not None
     member = Member(
         str(file),
         task,
         predictor,
         lambda logits: point.probabilities(logits, task.exclusive),
-        tuple(point.thresholds) if chosen else (),
-        f"{point.rule}, chosen on {point.split} ({point.images:,} images)" if chosen else "",
+        *chosen_thresholds(point, task),
     )
     return Pretrained(Ensemble([member], threshold), config, point, (), preprocess)
 

@@ -113,18 +113,23 @@ def make_member(
         logger.warning("'%s' does not name its classes: --set DATA.class_names=[…] does", file)
     if saved.preprocessing is None:
         logger.warning("'%s' does not say how images are preprocessed: as its settings and the backbone's say", file)
-    chosen = point.split is not None and point.positive_class in (None, task.positive_class)
     return Member(
         str(file),
         task,
         predictor,
         lambda logits: point.probabilities(logits, task.exclusive),
-        tuple(point.thresholds) if chosen else (),
-        f"{point.rule}, chosen on {point.split} ({point.images:,} images)" if chosen else "",
+        *chosen_thresholds(point, task),
         preprocess_index,
         _facts(file, saved, point),
         saved.not_learnt(),
     )
+
+
+def chosen_thresholds(point: OperatingPoint, task: Task) -> tuple[tuple[float, ...], str]:
+    """(thresholds, the rule and what it was chosen on); ((), "") where none were chosen for this positive class."""
+    if point.split is None or point.positive_class not in (None, task.positive_class):
+        return (), ""
+    return tuple(point.thresholds), f"{point.rule}, chosen on {point.split} ({point.images:,} images)"
 
 
 def _facts(file: Path, saved: SavedModel, point: OperatingPoint) -> ModelFacts:
