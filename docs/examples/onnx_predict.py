@@ -12,7 +12,8 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
-def read(path, size):  # → upright [H, W, 1 or 3], uint8, or float32 in [0, 1] of 16 bits
+def read(path, size):
+    """A file → upright [H, W, 1 or 3], uint8, or float32 in [0, 1] of 16 bits."""
     head = Path(path).read_bytes()[:26]
     if head[12:16] == b"IHDR" and head[24] == 16 and head[25]:
         sys.exit(f"{path}: a colour PNG of 16 bits, of which Pillow keeps 8")
@@ -28,7 +29,8 @@ def read(path, size):  # → upright [H, W, 1 or 3], uint8, or float32 in [0, 1]
     return np.atleast_3d(np.asarray(image.convert(mode)))
 
 
-def shrink(x, size):  # area means, summed in float32 and rounded as OpenCV's INTER_AREA does
+def shrink(x, size):
+    """Area means, summed in float32 and rounded as OpenCV's INTER_AREA does."""
     steps, mean = [old / new for old, new in zip(x.shape, size)], x.astype(np.float32)
     whole = all(step.is_integer() for step in steps)
     for axis in (1, 0):
@@ -45,7 +47,8 @@ def shrink(x, size):  # area means, summed in float32 and rounded as OpenCV's IN
     return np.rint(mean + halves).astype(np.uint8) if x.dtype == np.uint8 else mean
 
 
-def grow(x, size):  # linear as OpenCV's INTER_LINEAR, which has 11 bits for the weights of uint8
+def grow(x, size):
+    """Linear, as OpenCV's INTER_LINEAR, which has 11 bits for the weights of uint8."""
     taps, eight = [], x.dtype == np.uint8
     for old, new in zip(x.shape, size):
         at = ((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.float32 if eight else np.float64)
@@ -57,7 +60,8 @@ def grow(x, size):  # linear as OpenCV's INTER_LINEAR, which has 11 bits for the
     return ((pair[0] >> 16) + (pair[1] >> 16) + 2 >> 2).astype(np.uint8) if eight else sum(pair)
 
 
-def prepare(path, how):  # → float32 [C, H, W]; how: the metadata's `input`
+def prepare(path, how):
+    """A file → float32 [C, H, W]; how: the metadata's `input`."""
     image, inner = read(path, how["size"]), how["size"]
     if how["channels"] < image.shape[2]:
         grey = image.astype(np.uint32) @ np.uint32(how["colour_to_grey"]["weights"]) + 32768 >> 16
